@@ -1,0 +1,368 @@
+"""Training examples per second and core, against a plain loop of the same published operations.
+
+  python -m benchmarks.input_pipeline --output=input_pipeline.json
+  python -m benchmarks.input_pipeline --width=64 --height=64 --size=32 --exemplar_size=32
+
+The plain loop is what the released data set does (facts 4.2), with Pillow, OpenCV and numpy: the
+file decoded twice (OpenCV for the exemplar, Pillow for the image), the mask drawn over the whole
+picture, everything turned to floats at full size, then cut and resized. Its elastic field, which
+moves nothing by more than 0.02 pixels but costs much, is left out of the main figure and given
+apart. Times are processor seconds of one thread, so other programs disturb them little.
+"""
+
+import io
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import PIL
+import PIL.Image
+import PIL.ImageDraw
+import scipy.ndimage
+
+if not __package__:  # run by its path: this file would hide the package of the same name
+  sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from input_pipeline import augment, crops, doors, masks, open_images, tfrecord  # noqa: E402
+from input_pipeline.errors import DataError  # noqa: E402
+
+CLIP_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
+CLIP_STD = np.float32([0.26862954, 0.26130258, 0.27577711])
+Laps = dict[str, float]
+
+
+class Watch:
+  """Seconds by stage; a lap inside a lap counts for the outer one only."""
+
+  def __init__(self):
+    self.laps, self.running = defaultdict(float), False
+
+  def wrap(self, stage: str, function: Callable) -> Callable:
+    """The function, timed."""
+
+    def timed(*args, **kwargs):
+      if self.running:
+        return function(*args, **kwargs)
+      self.running, start = True, time.thread_time()
+      try:
+        return function(*args, **kwargs)
+      finally:
+        self.laps[stage] += time.thread_time() - start
+        self.running = False
+
+    return timed
+
+
+# Ours.
+
+
+def ours(
+  records: list[bytes], batch_size: int, watch: Watch | None = None, **settings
+) -> Iterator[dict]:
+  """Batches as input_pipeline.loader makes them, in this thread."""
+  parse, make, stack = tfrecord.parse_example, open_images.make_example, _stack
+  if watch:
+    parse, stack = watch.wrap('parsing', parse), watch.wrap('batching', stack)
+  for start in range(0, len(records), batch_size):
+    rows = range(start, min(start + batch_size, len(records)))
+    yield stack([make(parse(records[i]), np.random.default_rng([0, i]), **settings) for i in rows])
+
+
+def our_laps(records: list[bytes], batch_size: int, **settings) -> Laps:
+  """Seconds by stage, measured by putting a watch around the functions that make_example calls."""
+  watch, homes = Watch(), []
+  stages = {
+    'decode': [(open_images, 'decode')],
+    'crop': [(crops, 'square_window'), (crops, 'exemplar'), (crops, 'cut'), (crops, 'resize')],
+    'masks': [(masks, 'extend_box'), (masks, 'sample')],
+    'augmentation': [(augment, 'exemplar')],
+  }
+  for stage, functions in stages.items():
+    for module, name in functions:
+      homes.append((module, name, getattr(module, name)))
+      setattr(module, name, watch.wrap(stage, getattr(module, name)))
+  try:
+    for _ in ours(records, batch_size, watch, **settings):
+      pass
+  finally:
+    for module, name, function in homes:
+      setattr(module, name, function)
+  return dict(watch.laps)
+
+
+def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
+  return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+
+
+# The plain loop.
+
+
+def plain(
+  records: list[bytes], batch_size: int, watch: Watch, size=512, exemplar_size=224, elastic=False
+) -> Iterator[dict]:
+  """Batches of float32 [b 3 h w] as the released data set makes them, one picture after another."""
+  decode = watch.wrap('decode', _decode_twice)
+  reference = watch.wrap('augmentation', _augment)
+  draw, square = watch.wrap('masks', _draw_mask), watch.wrap('crop', _square)
+  tensors, stack = watch.wrap('crop', _full_size_tensors), watch.wrap('batching', _stack)
+  parse = watch.wrap('parsing', tfrecord.parse_example)
+  draws = random.Random(0)
+  batch = []
+  for record in records:
+    features = parse(record)
+    bgr, picture = decode(features['image'][0])
+    width, height = picture.size
+    y0, x0, y1, x1 = draws.choice(features['bobjects/bbox'].reshape(-1, 4).tolist())
+    box = [int(x0 * width), int(y0 * height), int(x1 * width), int(y1 * height)]
+    exemplar = reference(bgr, box, draws, exemplar_size, elastic)
+    free = (box[0], box[1], width - box[2], height - box[3])
+    moved = [draws.randint(0, int(0.4 * f)) for f in free]
+    extended = [box[0] - moved[0], box[1] - moved[1], box[2] + moved[2], box[3] + moved[3]]
+    mask = draw(width, height, box, extended, draws)
+    image, mask = tensors(picture, mask)
+    image, mask = square(image, mask, extended, draws, size)
+    batch.append(dict(image=image, masked=image * mask, mask=mask, exemplar=exemplar))
+    if len(batch) == batch_size:
+      yield stack(batch)
+      batch = []
+  if batch:
+    yield stack(batch)
+
+
+def _decode_twice(data: bytes) -> tuple[np.ndarray, PIL.Image.Image]:
+  bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+  return bgr, PIL.Image.open(io.BytesIO(data)).convert('RGB')
+
+
+def _augment(bgr: np.ndarray, box: list[int], draws: random.Random, size: int, elastic: bool):
+  """Cut, resize, flip, rotate, blur, affine (and the elastic field), to a normalised tensor."""
+  height, width = bgr.shape[:2]
+  x0, y0, x1, y1 = box
+  cut = bgr[max(0, y0 - 10) : min(height, y1 + 10), max(0, x0 - 10) : min(width, x1 + 10)]
+  image = cv2.cvtColor(cut, cv2.COLOR_BGR2RGB)
+  image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+  if draws.random() < 0.5:
+    image = np.ascontiguousarray(image[:, ::-1])
+  if draws.random() < 0.5:
+    turn = cv2.getRotationMatrix2D((size / 2, size / 2), draws.uniform(-20, 20), 1.0)
+    image = cv2.warpAffine(image, turn, (size, size), borderMode=cv2.BORDER_REFLECT_101)
+  if draws.random() < 0.3:
+    kernel = draws.choice([3, 5, 7])
+    image = cv2.blur(image, (kernel, kernel))
+  if draws.random() < 0.3:
+    numbers = np.random.RandomState(draws.randint(0, 10000))
+    middle, third = size // 2, size // 3
+    anchors = np.float32(
+      [[middle + third] * 2, [middle + third, middle - third], [middle - third] * 2]
+    )
+    jitter = 50 * size / 224
+    moved = anchors + numbers.uniform(-jitter, jitter, anchors.shape).astype(np.float32)
+    matrix = cv2.getAffineTransform(anchors, moved)
+    image = cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REFLECT_101)
+    if elastic:
+      dx, dy = (
+        np.float32(scipy.ndimage.gaussian_filter(numbers.rand(size, size) * 2 - 1, 50))
+        for _ in range(2)
+      )
+      x, y = np.meshgrid(np.arange(size), np.arange(size))
+      where = np.float32(x + dx), np.float32(y + dy)
+      image = cv2.remap(image, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+  tensor = image.transpose(2, 0, 1).astype(np.float32) / 255
+  return (tensor - CLIP_MEAN[:, None, None]) / CLIP_STD[:, None, None]
+
+
+def _draw_mask(
+  width: int, height: int, box: list, extended: list, draws: random.Random
+) -> np.ndarray:
+  """1 = keep, float32 [h w]: a polygon from four Bezier curves, or the extended box."""
+  if draws.uniform(0, 1) >= 0.5:
+    mask = np.ones((height, width), np.float32)
+    mask[extended[1] : extended[3], extended[0] : extended[2]] = 0
+    return mask
+  (x0, y0, x1, y1), (ex0, ey0, ex1, ey1) = box, extended
+  mx, my = (x0 + x1) / 2, (y0 + y1) / 2
+  points = []
+  for a, b, c in (
+    ((x0, y0), (mx, ey0), (x1, y0)),
+    ((x1, y0), (ex1, my), (x1, y1)),
+    ((x1, y1), (mx, ey1), (x0, y1)),
+    ((x0, y1), (ex0, my), (x0, y0)),
+  ):
+    for i in range(1, 19):
+      t = 0.05 * i
+      x, y = ((1 - t) ** 2 * p + 2 * t * (1 - t) * q + t * t * r for p, q, r in zip(a, b, c))
+      points.append((x + draws.randint(-5, 5), y + draws.randint(-5, 5)))
+  picture = PIL.Image.new('L', (width, height), 255)
+  PIL.ImageDraw.Draw(picture).polygon(points, fill=0)
+  return np.asarray(picture).astype(np.float32) / 255
+
+
+def _full_size_tensors(picture: PIL.Image.Image, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """ToTensor and Normalize(0.5, 0.5) over the whole picture, before it is cut."""
+  image = np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)).astype(np.float32) / 255
+  return (image - np.float32(0.5)) / np.float32(0.5), mask[None]
+
+
+def _square(image, mask, extended: list, draws: random.Random, size: int):
+  """The square cut around the extended box, then the bilinear resize of each channel."""
+  height, width = mask.shape[1:]
+  wide = width > height
+  long, short = max(width, height), min(width, height)
+  (a0, b0, a1, b1) = extended if wide else [extended[i] for i in (1, 0, 3, 2)]
+  first, last = max(0, a1 - short), min(long, a0 + short) - short
+  if width != height and first < last:
+    left = draws.randint(first, last)
+    free = min(b0, a0 - left, left + short - a1, short - b1)
+    r = draws.randint(0, int(0.6 * free))
+    along, across = slice(left + r, left + short - r), slice(r, short - r)
+    cut = (slice(None), across, along) if wide else (slice(None), along, across)
+    image, mask = image[cut], mask[cut]
+  both = np.concatenate([image, mask])
+  both = np.stack([cv2.resize(c, (size, size), interpolation=cv2.INTER_LINEAR) for c in both])
+  return both[:3], both[3:]
+
+
+# Measuring.
+
+
+def pictures(count: int, width: int, height: int, quality: int) -> list[bytes]:
+  """Records with a JPEG whose spectrum falls off as a photo's does, and one to three boxes."""
+  records = []
+  for i in range(count):
+    rng = np.random.default_rng([i, width, height])
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency[0, 0] = 1
+    fall = frequency**-1.1
+    noise = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(3, height, width))) * fall, (height, width))
+    noise = (noise - noise.mean((1, 2), keepdims=True)) / noise.std((1, 2), keepdims=True)
+    image = 128 + 50 * noise[0] + np.stack([15 * noise[1], 0 * noise[0], 15 * noise[2]])
+    image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+    data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    sides = rng.uniform(0.2, 0.8, (rng.integers(1, 4), 2))
+    corner = rng.uniform(0, 1 - sides)
+    boxes = np.concatenate([corner, corner + sides], 1).astype(np.float32)
+    records.append(
+      tfrecord.serialize_example(
+        {'image': data, 'image/filename': b'%d.jpg' % i, 'bobjects/bbox': boxes.ravel()}
+      )
+    )
+  return records
+
+
+def measure(run: Callable[[], None], rounds: int) -> float:
+  """The fastest of some rounds, in processor seconds of this thread."""
+  best = float('inf')
+  for _ in range(rounds):
+    start = time.thread_time()
+    run()
+    best = min(best, time.thread_time() - start)
+  return best
+
+
+def main(
+  output: str, count: int, rounds: int, batch_size: int, width: int, height: int, quality: int,
+  size: int, exemplar_size: int,
+) -> None:  # fmt: skip
+  """The door: measures both, prints the table, writes the JSON."""
+  if min(count, rounds, batch_size, width, height, size, exemplar_size) < 1:
+    raise DataError('every number must be at least 1')
+  cv2.setNumThreads(0)  # one core
+  records = pictures(count, width, height, quality)
+  sizes = dict(size=size, exemplar_size=exemplar_size)
+
+  def empty(batches: Iterator) -> None:
+    for _ in batches:
+      pass
+
+  seconds = dict(
+    ours=measure(lambda: empty(ours(records, batch_size, **sizes)), rounds),
+    plain=measure(lambda: empty(plain(records, batch_size, Watch(), **sizes)), rounds),
+    elastic=measure(lambda: empty(plain(records, batch_size, Watch(), elastic=True, **sizes)), 1),
+  )
+  laps = dict(ours=our_laps(records, batch_size, **sizes))
+  watch = Watch()
+  empty(plain(records, batch_size, watch, **sizes))
+  laps['plain'] = dict(watch.laps)
+  report = dict(
+    images_per_second_and_core={name: count / value for name, value in seconds.items()},
+    ratio=seconds['plain'] / seconds['ours'],
+    ratio_with_elastic_field=seconds['elastic'] / seconds['ours'],
+    milliseconds_by_stage={
+      who: {stage: 1e3 * value / count for stage, value in lap.items()} for who, lap in laps.items()
+    },
+    settings=dict(count=count, width=width, height=height, quality=quality, **sizes)
+    | dict(bytes_per_image=sum(map(len, records)) // count, batch_size=batch_size),
+    machine=_machine(),
+  )
+  print(_table(report))
+  if output:
+    with open(output, 'w') as file:
+      json.dump(report, file, indent=2)
+
+
+def _table(report: dict) -> str:
+  ms, rate = report['milliseconds_by_stage'], report['images_per_second_and_core']
+  lines = [f'{"ms per image":14}{"ours":>10}{"plain loop":>12}']
+  for stage in ('parsing', 'decode', 'crop', 'masks', 'augmentation', 'batching'):
+    lines.append(f'{stage:14}{ms["ours"][stage]:10.3f}{ms["plain"][stage]:12.3f}')
+  lines += [
+    f'{"images/s/core":14}{rate["ours"]:10.1f}{rate["plain"]:12.1f}',
+    f'{report["ratio"]:.2f} times the plain loop; {report["ratio_with_elastic_field"]:.2f} times '
+    f'the loop with its elastic field',
+    ', '.join(f'{name} {value}' for name, value in report['settings'].items()),
+    ', '.join(f'{name} {value}' for name, value in report['machine'].items()),
+  ]
+  return '\n'.join(lines)
+
+
+def _machine() -> dict[str, str | int]:
+  git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True)
+  return dict(
+    processor=_processor(),
+    cores=os.cpu_count() or 1,
+    python=platform.python_version(),
+    numpy=np.__version__,
+    opencv=cv2.__version__,
+    pillow=PIL.__version__,
+    commit=git.stdout.strip() if git.returncode == 0 else 'unknown',
+  )
+
+
+def _processor() -> str:
+  try:
+    with open('/proc/cpuinfo') as file:
+      names = [line.split(':')[1].strip() for line in file if line.startswith('model name')]
+    return names[0]
+  except (OSError, IndexError):
+    return platform.processor() or platform.machine()
+
+
+def _flags():
+  from absl import flags
+
+  values = flags.FlagValues()
+  flags.DEFINE_string('output', '', 'the JSON to write', flag_values=values)
+  for name, value, about in (
+    ('count', 64, 'pictures'),
+    ('rounds', 3, 'of which the fastest counts'),
+    ('batch_size', 16, 'examples'),
+    ('width', 1024, 'of a stored picture'),
+    ('height', 768, 'of a stored picture'),
+    ('quality', 80, 'of its JPEG; 80 gives about the 300 kB of an Open Images file'),
+    ('size', 512, 'of image and mask'),
+    ('exemplar_size', 224, 'of the exemplar'),
+  ):
+    flags.DEFINE_integer(name, value, about, flag_values=values)
+  return values
+
+
+if __name__ == '__main__':
+  doors.run(main, _flags(), __doc__, sys.argv)

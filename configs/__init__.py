@@ -1,0 +1,1 @@
+"""Configurations: one file per job, `get_config(variant)`, some twenty keys each."""

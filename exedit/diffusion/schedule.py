@@ -1,0 +1,129 @@
+"""The forward process: betas, timesteps, and what a network's output says of noise and image."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+PREDICTIONS = ('eps', 'v', 'x0')
+SPACINGS = ('leading', 'ldm')
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """Latent diffusion's discrete schedule (Rombach et al. 2022), x_t = √ᾱ_t z + √(1-ᾱ_t) noise.
+
+  Betas are linear in their square root ("linear" in LDM's configs, "scaled_linear" in diffusers);
+  what follows from them is computed in float64, and the methods work in their arrays' own dtype.
+  `prediction` is what the network's output means: the noise ('eps'), the image ('x0') or the
+  velocity √ᾱ_t noise - √(1-ᾱ_t) z ('v'; Salimans & Ho 2022, arXiv 2202.00512, appendix D).
+  A timestep `t` is an index in [0, num_steps), one per example, broadcast over the other axes.
+  """
+
+  num_steps: int = 1000
+  beta_start: float = 0.00085
+  beta_end: float = 0.012
+  prediction: str = 'eps'
+
+  def __post_init__(self):
+    if self.prediction not in PREDICTIONS:
+      raise ValueError(f'prediction={self.prediction!r} is unknown: use one of {PREDICTIONS}')
+    if self.num_steps < 1:
+      raise ValueError(f'num_steps={self.num_steps} must be at least 1')
+    if not 0 < self.beta_start <= self.beta_end < 1:
+      raise ValueError(
+        'betas must grow within (0, 1), '
+        f'got beta_start={self.beta_start} and beta_end={self.beta_end}'
+      )
+
+  @functools.cached_property
+  def betas(self) -> Float[np.ndarray, ' steps']:
+    """Noise variances in float64."""
+    return np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps) ** 2
+
+  @functools.cached_property
+  def signal_rate(self) -> Float[np.ndarray, ' steps']:
+    """√ᾱ in float64, the share of the image in x_t."""
+    return np.sqrt(np.cumprod(1 - self.betas))
+
+  @functools.cached_property
+  def noise_rate(self) -> Float[np.ndarray, ' steps']:
+    """√(1-ᾱ) in float64, the share of the noise in x_t."""
+    return np.sqrt(1 - np.cumprod(1 - self.betas))
+
+  @functools.cached_property
+  def alphas_cumprod(self) -> Float[np.ndarray, ' steps']:
+    """ᾱ, a float64 product rounded once to float32 as in the original (ddpm.py)."""
+    return np.cumprod(1 - self.betas).astype(np.float32)
+
+  def add_noise(
+    self, z: Float[Array, 'b ...'], noise: Float[Array, 'b ...'], t: Int[Array, ' b']
+  ) -> Float[Array, 'b ...']:
+    """x_t, the forward process in closed form (Ho et al. 2020, eq. 4)."""
+    return _at(self.signal_rate, t, z) * z + _at(self.noise_rate, t, z) * noise
+
+  def target(
+    self, z: Float[Array, 'b ...'], noise: Float[Array, 'b ...'], t: Int[Array, ' b']
+  ) -> Float[Array, 'b ...']:
+    """What the network is trained to output."""
+    if self.prediction == 'eps':
+      return noise
+    if self.prediction == 'x0':
+      return z
+    return _at(self.signal_rate, t, z) * noise - _at(self.noise_rate, t, z) * z
+
+  def eps(
+    self, output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Int[Array, ' b']
+  ) -> Float[Array, 'b ...']:
+    """The noise in x_t according to the network's output."""
+    if self.prediction == 'eps':
+      return output
+    if self.prediction == 'x0':
+      return (x_t - _at(self.signal_rate, t, x_t) * output) / _at(self.noise_rate, t, x_t)
+    return _at(self.signal_rate, t, x_t) * output + _at(self.noise_rate, t, x_t) * x_t
+
+  def x0(
+    self, output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Int[Array, ' b']
+  ) -> Float[Array, 'b ...']:
+    """The noiseless z in x_t according to the network's output."""
+    if self.prediction == 'eps':
+      return (x_t - _at(self.noise_rate, t, x_t) * output) / _at(self.signal_rate, t, x_t)
+    if self.prediction == 'x0':
+      return output
+    return _at(self.signal_rate, t, x_t) * x_t - _at(self.noise_rate, t, x_t) * output
+
+  def snr(self, t: Int[Array, ' b']) -> Float[Array, ' b']:
+    """Signal-to-noise ratio ᾱ / (1-ᾱ)."""
+    return jnp.asarray((self.signal_rate / self.noise_rate) ** 2, jnp.float32)[t]
+
+  def timesteps(self, steps: int, spacing: str = 'leading') -> Int[np.ndarray, ' steps']:
+    """Descending timesteps for DDIM and PLMS, `num_steps // steps` apart and ending at 1.
+
+    'leading' gives exactly `steps` of them (diffusers' name and rule). 'ldm' goes on to the end of
+    the schedule (the original's make_ddim_timesteps): the same where steps divides num_steps,
+    more than `steps` where it does not (30 -> 31).
+    """
+    if not 1 <= steps <= self.num_steps:
+      raise ValueError(f'steps={steps} must be between 1 and {self.num_steps}')
+    stride = self.num_steps // steps
+    if spacing == 'leading':
+      ascending = np.arange(steps) * stride + 1
+    elif spacing == 'ldm':
+      ascending = np.arange(0, self.num_steps, stride) + 1
+    else:
+      raise ValueError(f'spacing={spacing!r} is unknown: use one of {SPACINGS}')
+    if ascending[-1] >= self.num_steps:
+      raise ValueError(
+        f'steps={steps} with spacing={spacing!r} would start at t={ascending[-1]}, '
+        f'but the schedule ends at {self.num_steps - 1}: use another number of steps'
+        + (" or spacing='leading'" if spacing == 'ldm' else '')
+      )
+    return ascending[::-1].astype(np.int32)
+
+
+def _at(table, t, like):
+  """table[t] in the dtype of `like`, with as many axes as `like`."""
+  values = jnp.asarray(table, like.dtype)[t]
+  return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

@@ -1,0 +1,55 @@
+"""The one way in which a door says no: one line on stderr, exit status 2, no traceback."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+  """What the person at the door can mend: what was wrong, both values, the remedy, in one line."""
+
+
+def one_line(error: BaseException) -> str:
+  """The error's message with its line breaks folded away."""
+  return ' '.join(str(error).split()) or type(error).__name__
+
+
+def disk_is_full(error: BaseException) -> bool:
+  """Whether that is what the error says; libraries wrap the system's own words in theirs."""
+  full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+  text = str(error).lower()
+  return full or 'no space left' in text or 'disk quota' in text
+
+
+def explain(error: BaseException) -> str | None:
+  """One line for an error that the user can mend, None for one that is our own bug.
+
+  `input_pipeline` may not import exedit, so its errors are recognised here: DataError is a
+  ValueError of that package. Operating-system refusals (no space, no permission) name the path.
+  """
+  from input_pipeline.errors import DataError
+
+  if isinstance(error, (UserError, DataError)):
+    return one_line(error)
+  if disk_is_full(error):
+    where = getattr(error, 'filename', None) or 'the output'
+    return f'no space left on the disk while writing {where}: free some, or choose another folder'
+  if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    return f'cannot write or read {error.filename}: {error.strerror}; choose another folder'
+  return None
+
+
+def door(main: Callable) -> Callable:
+  """Wrap a door's `main(argv)`: a mendable error becomes one line and exit status 2."""
+
+  def guarded(argv):
+    try:
+      return main(argv)
+    except Exception as error:
+      line = explain(error)
+      if line is None:
+        raise
+      print(f'error: {line}', file=sys.stderr)
+      sys.exit(2)
+
+  return guarded

@@ -1,0 +1,1 @@
+"""Numbers about results: arrays in, numbers out; no files, no networks."""

@@ -1,0 +1,108 @@
+"""One attention; the one place where it may be edited."""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from exedit.models import blocks
+
+
+class Attention(nnx.Module):
+  """Multi-head attention over a context (or over x itself), softmax in float32.
+
+  LDM attention.py CrossAttention: `to_q, to_k, to_v` without bias unless `qkv_bias`, `to_out` with.
+  """
+
+  def __init__(
+    self,
+    features: int,
+    *,
+    heads: int,
+    context_features: int | None = None,
+    qkv_bias: bool = False,
+    implementation: Literal['xla', 'cudnn'] | None = None,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    context_features = context_features or features
+    linear = functools.partial(nnx.Linear, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
+    self.heads = heads
+    self.implementation: Literal['xla', 'cudnn'] | None = implementation
+    self.to_q = linear(features, features)
+    self.to_k = linear(context_features, features)
+    self.to_v = linear(context_features, features)
+    self.to_out = nnx.Linear(features, features, dtype=dtype, rngs=rngs)
+
+  def __call__(
+    self, x: Float[Array, 'b n c'], context: Float[Array, 'b m d'] | None = None
+  ) -> Float[Array, 'b n c']:
+    context = x if context is None else context
+    q, k, v = (self._split(a) for a in (self.to_q(x), self.to_k(context), self.to_v(context)))
+    y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+    return self.to_out(y.reshape(x.shape))
+
+  def constant(self, context: Float[Array, 'b 1 d']) -> Float[Array, 'b 1 c']:
+    """The output for a context of one token: softmax over one key is 1, so q and k drop out."""
+    return self.to_out(self.to_v(context))
+
+  def _split(self, a: Float[Array, 'b n c']) -> Float[Array, 'b n heads head']:
+    return a.reshape(*a.shape[:2], self.heads, -1)
+
+
+class GEGLU(nnx.Module):
+  """Gated feed-forward: value * GELU(gate), exact (erf) GELU (LDM attention.py FeedForward)."""
+
+  def __init__(self, features: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    self.proj = nnx.Linear(features, 8 * features, dtype=dtype, rngs=rngs)
+    self.out = nnx.Linear(4 * features, features, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'b n c']:
+    value, gate = jnp.split(self.proj(x), 2, -1)
+    return self.out(value * jax.nn.gelu(gate, approximate=False))
+
+
+class SpatialTransformer(nnx.Module):
+  """Self-attention, cross-attention and feed-forward over the pixels (LDM SpatialTransformer).
+
+  The context is `[b n d]` tokens, or this layer's precomputed constant `[b 1 c]` where there is
+  only one token (design: exact shortcut 1); the caller says which by `constant`.
+  """
+
+  def __init__(
+    self,
+    channels: int,
+    *,
+    heads: int,
+    context_dim: int,
+    groups: int = 32,
+    implementation: Literal['xla', 'cudnn'] | None = None,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    attention = functools.partial(
+      Attention, channels, heads=heads, implementation=implementation, dtype=dtype, rngs=rngs
+    )
+    self.norm = blocks.group_norm(channels, eps=1e-6, groups=groups, rngs=rngs)
+    self.proj_in = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
+    self.norm1 = blocks.layer_norm(channels, rngs=rngs)
+    self.attn1 = attention()
+    self.norm2 = blocks.layer_norm(channels, rngs=rngs)
+    self.attn2 = attention(context_features=context_dim)
+    self.norm3 = blocks.layer_norm(channels, rngs=rngs)
+    self.ff = GEGLU(channels, dtype=dtype, rngs=rngs)
+    self.proj_out = nnx.Linear(channels, channels, kernel_init=blocks.zeros, dtype=dtype, rngs=rngs)
+
+  def __call__(
+    self, x: Float[Array, 'b h w c'], context: Float[Array, 'b n d'], *, constant: bool
+  ) -> Float[Array, 'b h w c']:
+    b, h, w, c = x.shape
+    y = self.proj_in(self.norm(x)).reshape(b, h * w, c)
+    y = self.attn1(self.norm1(y)) + y
+    y = (context if constant else self.attn2(self.norm2(y), context)) + y
+    y = self.ff(self.norm3(y)) + y
+    return self.proj_out(y).reshape(b, h, w, c) + x

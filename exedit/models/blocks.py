@@ -1,0 +1,103 @@
+"""The pieces that the UNet and the autoencoder share: norms, convolutions, ResBlock, up, down."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+zeros = nnx.initializers.zeros_init()
+
+
+def group_norm(channels: int, *, eps: float, groups: int = 32, rngs: nnx.Rngs) -> nnx.GroupNorm:
+  """GroupNorm in float32, whatever comes in; two-pass variance, as PyTorch's (facts 8.1)."""
+  return nnx.GroupNorm(
+    channels,
+    num_groups=groups,
+    epsilon=eps,
+    dtype=jnp.float32,
+    use_fast_variance=False,
+    rngs=rngs,
+  )
+
+
+def layer_norm(features: int, *, eps: float = 1e-5, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """LayerNorm in float32 with PyTorch's eps and two-pass variance."""
+  return nnx.LayerNorm(features, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+
+def conv(inputs: int, outputs: int, size: int = 3, *, zero: bool = False, **kwargs) -> nnx.Conv:
+  """A convolution with explicit symmetric padding (`SAME` pads stride 2 on one side only)."""
+  kwargs.setdefault('padding', size // 2)
+  if zero:
+    kwargs['kernel_init'] = zeros
+  return nnx.Conv(inputs, outputs, (size, size), **kwargs)
+
+
+def timestep_embedding(t: Int[Array, ' b'], dim: int) -> Float[Array, 'b dim']:
+  """Sinusoids of the timestep, cosines first (LDM util.py; diffusers flip_sin_to_cos, shift 0)."""
+  half = dim // 2
+  frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
+  angles = t[:, None].astype(jnp.float32) * frequencies[None]
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+class ResBlock(nnx.Module):
+  """GN-SiLU-conv twice around a skip; the timestep enters between (LDM openaimodel.py ResBlock).
+
+  Without `temb` it is the autoencoder's block. Norms and SiLU in float32, convolutions in `dtype`.
+  """
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    temb: int | None = None,
+    eps: float = 1e-5,
+    groups: int = 32,
+    zero: bool = True,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.norm1 = group_norm(inputs, eps=eps, groups=groups, rngs=rngs)
+    self.conv1 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
+    if temb is not None:
+      self.time_proj = nnx.Linear(temb, outputs, dtype=dtype, rngs=rngs)
+    self.norm2 = group_norm(outputs, eps=eps, groups=groups, rngs=rngs)
+    self.conv2 = conv(outputs, outputs, zero=zero, dtype=dtype, rngs=rngs)
+    widen = inputs != outputs
+    self.shortcut = conv(inputs, outputs, 1, dtype=dtype, rngs=rngs) if widen else None
+
+  def __call__(
+    self, x: Float[Array, 'b h w c'], temb: Float[Array, 'b e'] | None = None
+  ) -> Float[Array, 'b h w d']:
+    h = self.conv1(jax.nn.silu(self.norm1(x)))
+    if temb is not None:
+      h = h + self.time_proj(jax.nn.silu(temb))[:, None, None, :]
+    h = checkpoint_name(h, 'conv1')
+    h = self.conv2(jax.nn.silu(self.norm2(h)))
+    return (x if self.shortcut is None else self.shortcut(x)) + h
+
+
+class Down(nnx.Module):
+  """Halve height and width by a strided convolution, padded by 1 on every side (the UNet's)."""
+
+  def __init__(self, channels: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    self.conv = conv(channels, channels, strides=2, padding=1, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
+    return self.conv(x)
+
+
+class Up(nnx.Module):
+  """Double height and width: nearest neighbour, then a convolution."""
+
+  def __init__(self, channels: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    self.conv = conv(channels, channels, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
+    return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))

@@ -1,0 +1,56 @@
+"""From an exemplar's features to the UNet's context: the bottleneck, its null vector included."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from exedit.models import blocks
+from exedit.models.attention import Attention
+
+
+class MapperBlock(nnx.Module):
+  """Pre-norm attention and MLP, exact GELU (PbE ldm/modules/encoders/xf.py, facts 1.4)."""
+
+  def __init__(self, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    self.norm1 = blocks.layer_norm(width, rngs=rngs)
+    self.attn = Attention(width, heads=1, qkv_bias=True, dtype=dtype, rngs=rngs)
+    self.norm2 = blocks.layer_norm(width, rngs=rngs)
+    self.fc1 = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
+    self.fc2 = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, 'b n c'], *, shortcut: bool = True) -> Float[Array, 'b n c']:
+    # Over one token softmax is 1: only the value path computes (design: exact shortcut 2).
+    attend = self.attn.constant if shortcut and x.shape[1] == 1 else self.attn
+    x = x + attend(self.norm1(x))
+    return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+
+
+class ExemplarConditioner(nnx.Module):
+  """The paper's bottleneck: CLIP's pooled vector to one context token.
+
+  `conditioner(features [b n width]) -> context [b n context_dim]`, n = 1 for the bottleneck, 257
+  for its ablation; `null [1 1 context_dim]` is the learned vector of classifier-free guidance.
+  """
+
+  def __init__(
+    self,
+    *,
+    width: int = 1024,
+    layers: int = 5,
+    context_dim: int = 768,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.mapper = nnx.List([MapperBlock(width, dtype=dtype, rngs=rngs) for _ in range(layers)])
+    self.final_norm = blocks.layer_norm(width, rngs=rngs)
+    self.proj_out = nnx.Linear(width, context_dim, dtype=dtype, rngs=rngs)
+    self.null = nnx.Param(jax.random.normal(rngs.params(), (1, 1, context_dim)))
+
+  def __call__(
+    self, features: Float[Array, 'b n width'], *, shortcut: bool = True
+  ) -> Float[Array, 'b n d']:
+    for block in self.mapper:
+      features = block(features, shortcut=shortcut)
+    return self.proj_out(self.final_norm(features))

@@ -1,0 +1,328 @@
+"""Paint by Example (arXiv 2211.13227): what is noised, what is still, the loss, the edit.
+
+A training batch holds uint8 `image [b h w 3]`, `mask [b h w]` (255 = repaint), `exemplar [b s s 3]`
+and int32 `id [b]`, the example's place in the global stream, which keys all its random numbers.
+"""
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key, UInt8
+
+from exedit import images
+from exedit.diffusion import guidance, sampling
+from exedit.diffusion.schedule import Schedule
+from exedit.errors import UserError
+from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
+from exedit.models.clip import CLIPVision
+from exedit.models.conditioner import ExemplarConditioner
+from exedit.models.unet import UNet
+from exedit.training import state
+from exedit.weights import folder
+
+AUTOENCODERS = {'kl': AutoencoderKL, 'space_to_depth': SpaceToDepth}
+DTYPES = ('float32', 'bfloat16', 'float16')
+SAMPLERS = {'plms': sampling.plms, 'ddim': sampling.ddim, 'dpm_solver_pp': sampling.dpm_solver_pp}
+
+
+class PaintByExample(nnx.Module):
+  """The parts of the system; `p_drop` is the share of examples trained without their exemplar."""
+
+  def __init__(self, unet, autoencoder, clip, conditioner, schedule, p_drop, drop, bottleneck):
+    self.unet = unet
+    self.autoencoder = autoencoder
+    self.clip = clip
+    self.conditioner = conditioner
+    self.schedule = schedule
+    self.p_drop = p_drop
+    self.drop = drop
+    self.bottleneck = bottleneck
+
+  def context(self, exemplar: Float[Array, 'b s s 3']) -> Float[Array, 'b n d']:
+    """The exemplar as context: one token, or all of CLIP's where the bottleneck is ablated."""
+    if self.bottleneck:
+      return self.conditioner(self.clip(exemplar)[:, None])
+    return self.conditioner(self.clip.tokens(exemplar))
+
+  def multiple(self) -> int:
+    """Height and width of an image must be multiples of this many pixels."""
+    return self.autoencoder.factor * self.unet.multiple
+
+
+def build(
+  *,
+  unet: Mapping[str, Any] = {},
+  autoencoder: Mapping[str, Any] = {},
+  clip: Mapping[str, Any] = {},
+  conditioner: Mapping[str, Any] = {},
+  schedule: Mapping[str, Any] = {},
+  context_dim: int = 768,
+  p_drop: float = 0.2,
+  drop: str = 'example',
+  bottleneck: bool = True,
+  dtype: str = 'float32',
+  rngs: nnx.Rngs,
+) -> PaintByExample:
+  """The whole model with fresh weights; the defaults are the published sizes (facts 1).
+
+  Each group is splatted into its network. `autoencoder.kind` is 'kl' or 'space_to_depth'. `dtype`
+  is what the networks compute in (norms and softmax stay float32, parameters are float32).
+  `drop` is 'example' (one coin each) or 'batch' (one coin for all, as the released code does).
+  """
+  if drop not in ('example', 'batch'):
+    raise ValueError(f"drop is '{drop}'; use 'example' or 'batch'")
+  if not 0 <= p_drop <= 1:
+    raise ValueError(f'p_drop is {p_drop}; it is a share, from 0 to 1')
+  if dtype not in DTYPES:
+    raise ValueError(f"dtype is '{dtype}'; use one of {', '.join(DTYPES)}")
+  compute = jnp.dtype(dtype)
+  settings = dict(autoencoder)
+  kind = settings.pop('kind', 'kl')
+  if kind not in AUTOENCODERS:
+    raise ValueError(f"autoencoder.kind is '{kind}'; use one of {', '.join(AUTOENCODERS)}")
+  encoder = AUTOENCODERS[kind](**settings, dtype=compute, rngs=rngs)
+  z = encoder.z_channels
+  tower = CLIPVision(**clip, dtype=compute, rngs=rngs)
+  return PaintByExample(
+    unet=UNet(
+      in_channels=2 * z + 1,
+      out_channels=z,
+      context_dim=context_dim,
+      **unet,
+      dtype=compute,
+      rngs=rngs,
+    ),
+    autoencoder=encoder,
+    clip=tower,
+    conditioner=ExemplarConditioner(
+      width=tower.width, context_dim=context_dim, **conditioner, dtype=compute, rngs=rngs
+    ),
+    schedule=Schedule(**schedule),
+    p_drop=p_drop,
+    drop=drop,
+    bottleneck=bottleneck,
+  )
+
+
+def load(path: str | os.PathLike, which: str = 'ema') -> PaintByExample:
+  """The model of a training run's workdir or of an exported folder, weights included.
+
+  which: 'ema' or 'params', for a workdir that keeps a moving average.
+  Raises:
+    UserError: one line, where there are no weights, damaged ones, or another model's.
+  """
+  config, params, _ = folder.read(path, which)
+  return assemble(config['model'], params, path)
+
+
+def assemble(
+  settings: Mapping[str, Any],
+  params: Mapping[str, np.ndarray],
+  where: str | os.PathLike = 'weights',
+) -> PaintByExample:
+  """The model of these `build` settings with these parameters, by their dotted paths."""
+  try:
+    graph, shapes = state.flatten(
+      nnx.eval_shape(lambda: build(**settings, rngs=state.Keys(jax.random.key(0))))
+    )
+  except (TypeError, ValueError) as error:
+    raise UserError(f'{where}: its config.json builds no model ({error})') from error
+  for name in sorted(set(shapes) | set(params)):
+    found = tuple(params[name].shape) if name in params else 'absent'
+    wanted = tuple(shapes[name].shape) if name in shapes else 'absent'
+    if found != wanted:
+      raise UserError(
+        f'{where} holds another model than its config.json says ({name}: there {found}, in the '
+        f'config {wanted}): restore the folder from a copy'
+      )
+  arrays = {name: jnp.asarray(array) for name, array in params.items()}
+  return cast(PaintByExample, state.merge(graph, arrays))
+
+
+def loss(
+  model: PaintByExample, batch: Mapping[str, Array], key: Key[Array, '']
+) -> tuple[Float[Array, ''], dict[str, Array]]:
+  """The paper's objective on one batch: predict the noise, given the hole and the exemplar's token.
+
+  Every random number is a function of (key, the example's id), so neither the order of the batch
+  nor its split over devices or micro-batches matters. Also returns the loss `per_example [b]` at
+  its timestep `t [b]`.
+  """
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['id'])
+  k_z, k_still, k_t, k_noise, k_drop = jnp.moveaxis(jax.vmap(_split_5)(keys), 1, 0)
+  image, mask = as_signed(batch['image']), batch['mask'][..., None].astype(jnp.float32) / 255
+  shape = latent_shape(model, image.shape)
+  noises = jnp.stack([normal(k_z, shape), normal(k_still, shape)], 1)
+  z, still = latents(model, image, mask, noises)
+  context = model.context(as_signed(batch['exemplar']))
+  coins = k_drop if model.drop == 'example' else jax.random.fold_in(key, 2**31)
+  context = guidance.drop(context, model.conditioner.null[...], coins, model.p_drop)
+  t = jax.vmap(lambda k: jax.random.randint(k, (), 0, model.schedule.num_steps))(k_t)
+  noise = normal(k_noise, shape)
+  x_t = model.schedule.add_noise(z, noise, t)
+  output = model.unet(join(x_t, still), t, context)
+  error = (output - model.schedule.target(z, noise, t)) ** 2
+  per_example = error.mean((1, 2, 3))
+  return per_example.mean(), dict(per_example=per_example, t=t)
+
+
+def latents(
+  model: PaintByExample,
+  image: Float[Array, 'b h w 3'],
+  mask: Float[Array, 'b h w 1'],
+  noises: Float[Array, 'b 2 lh lw z'] | None = None,
+) -> tuple[Float[Array, 'b lh lw z'], Float[Array, 'b lh lw s']]:
+  """What is noised (the image's latent) and what is still (the masked image's, and the mask).
+
+  Each posterior is sampled with its noise, or is its mean without. Both encodes are one call; the
+  pair is stacked on a new axis so that a batch sharded over devices stays where it is.
+  """
+  pair = jnp.stack([image, image * (1 - mask)], 1)
+  flat = lambda pair: pair.reshape(-1, *pair.shape[2:])
+  z = model.autoencoder.encode(flat(pair), None if noises is None else flat(noises))
+  z = jax.lax.stop_gradient(z)
+  z = z.reshape(len(image), 2, *z.shape[1:])
+  return z[:, 0], jnp.concatenate([z[:, 1], keep(mask, z.shape[2:4])], -1)
+
+
+def keep(
+  mask: Float[Array, 'b h w 1'], size: tuple[int, int], method: str = 'bilinear'
+) -> Float[Array, 'b lh lw 1']:
+  """The mask as the network sees it, at the latents' size.
+
+  The released weights saw 1 where the picture stays, so the sign flips here and nowhere else.
+  'bilinear' without antialiasing is the original's resize, 'nearest' is diffusers' (facts 8.1).
+  """
+  shape = (mask.shape[0], *size, 1)
+  if method == 'nearest':
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape[1:3]))
+    return 1 - mask[:, rows][:, :, columns]
+  return 1 - jax.image.resize(mask, shape, 'linear', antialias=False)
+
+
+def join(x_t: Float[Array, 'b h w z'], still: Float[Array, 'b h w s']) -> Float[Array, 'b h w c']:
+  """The UNet's input; the one place that knows the order of its channels (facts 0.1)."""
+  return jnp.concatenate([x_t, still], -1)
+
+
+def edit(
+  model: PaintByExample,
+  source: Float[Array, 'b h w 3'],
+  mask: Float[Array, 'm mh mw 1'],
+  exemplar: Float[Array, 'e eh ew 3'],
+  key: Key[Array, ''] | Key[Array, ' b'],
+  *,
+  steps: int = 50,
+  scale: float = 5.0,
+  sampler: str = 'plms',
+  noise: Float[Array, 'b lh lw z'] | None = None,
+  posterior_noise: Float[Array, 'b lh lw z'] | None = None,
+  paste: bool = True,
+  mask_resize: str = 'bilinear',
+) -> Float[Array, 'b h w 3']:
+  """Repaint the mask (1 = repaint) of each source with its exemplar's subject.
+
+  Images are float32 in [-1, 1]; the source may have any size (it is padded to what the network
+  needs and cropped back), the exemplar too (squashed to CLIP's square as in training). `key` is one
+  key for all, from which image i takes `fold_in(key, i)`, or one key per image: no image depends on
+  its batch neighbours. `noise` and `posterior_noise` replace the drawn initial latents and the
+  draw from the masked image's posterior (zeros: its mean). `paste=False` returns the raw decode;
+  otherwise every pixel outside the mask is the source's own.
+
+  Raises:
+    ValueError: for an unknown sampler or mask_resize, a mask of another size than the source, and
+      another number of exemplars than of sources.
+  """
+  if sampler not in SAMPLERS:
+    raise ValueError(f"sampler is '{sampler}'; use one of {', '.join(SAMPLERS)}")
+  if mask_resize not in ('bilinear', 'nearest'):
+    raise ValueError(f"mask_resize is '{mask_resize}'; use 'bilinear' or 'nearest'")
+  b, h, w, _ = source.shape
+  if mask.shape != (b, h, w, 1):
+    raise ValueError(f'mask has shape {mask.shape}; the source needs {(b, h, w, 1)}')
+  if len(exemplar) != b:
+    raise ValueError(f'{len(exemplar)} exemplars for {b} sources: give one exemplar per source')
+  keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(b))
+  padded = [images.pad_to_multiple(a, model.multiple()) for a in (source, mask)]
+  shape = latent_shape(model, padded[0].shape)
+  k_noise, k_posterior = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+  noise = normal(k_noise, shape) if noise is None else noise
+  posterior_noise = normal(k_posterior, shape) if posterior_noise is None else posterior_noise
+  graphdef, params = nnx.split(model)
+  result = _edit(
+    graphdef,
+    params,
+    *padded,
+    images.squash(exemplar, model.clip.image_size),
+    noise,
+    posterior_noise,
+    steps=steps,
+    scale=float(scale),
+    sampler=sampler,
+    mask_resize=mask_resize,
+  )[:, :h, :w]
+  return images.paste(result, source, mask) if paste else result
+
+
+@functools.partial(
+  jax.jit, static_argnames=('graphdef', 'steps', 'scale', 'sampler', 'mask_resize')
+)
+def _edit(
+  graphdef,
+  params,
+  source,
+  mask,
+  exemplar,
+  noise,
+  posterior_noise,
+  *,
+  steps,
+  scale,
+  sampler,
+  mask_resize,
+):
+  """The compiled part of `edit`: encode, sample, decode."""
+  model = nnx.merge(graphdef, params)
+  z = model.autoencoder.encode(source * (1 - mask), posterior_noise)
+  still = jnp.concatenate([z, keep(mask, z.shape[1:3], mask_resize)], -1)
+  context = model.context(exemplar)
+  null = jnp.broadcast_to(model.conditioner.null[...], context.shape)
+
+  def denoise(x, t, prepared):
+    return model.schedule.eps(model.unet.denoise(x, t, prepared), x, t)
+
+  guided = guidance.classifier_free(
+    denoise, model.unet.prepare(still, context), model.unet.prepare(still, null), scale
+  )
+  if sampler == 'dpm_solver_pp':
+    timesteps = sampling.dpm_timesteps(steps, model.schedule)
+  else:
+    timesteps = model.schedule.timesteps(steps)
+  z = SAMPLERS[sampler](guided, noise, timesteps, model.schedule)
+  return model.autoencoder.decode(z)
+
+
+def latent_shape(model: PaintByExample, shape: tuple[int, ...]) -> tuple[int, int, int]:
+  """Height, width and channels of the latent of an image [b h w 3]."""
+  f = model.autoencoder.factor
+  return shape[1] // f, shape[2] // f, model.autoencoder.z_channels
+
+
+def as_signed(pixels: UInt8[Array, '*b c']) -> Float[Array, '*b c']:
+  """uint8 pixels to float32 in [-1, 1]."""
+  return pixels.astype(jnp.float32) / 127.5 - 1
+
+
+def normal(keys: Key[Array, ' b'], shape: tuple[int, ...]) -> Float[Array, 'b ...']:
+  """Standard normal noise, each example from its own key."""
+  return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+
+
+def _split_5(key):
+  return jax.random.split(key, 5)

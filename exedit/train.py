@@ -1,0 +1,551 @@
+"""DOOR: train a system, or go on from where its workdir stands.
+
+  python -m exedit.train --config=configs/pbe.py:tiny --workdir=/tmp/tiny
+
+Any key of the config can be set: --config.optimizer.lr=3e-5. The same command goes on after a
+crash, a kill or SIGTERM (which saves first), and ends where the uninterrupted run would have.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
+
+from exedit import doors, images, paint_by_example, settings
+from exedit.errors import UserError
+from exedit.training import flops, log, optimizer, runtime, state
+from exedit.training import mesh as meshes
+from exedit.training.checkpoint import CheckpointError, Checkpoints, load_frozen, save_frozen
+from exedit.training.prefetch import Prefetch
+from exedit.training.state import Graph, Params, TrainState
+from input_pipeline import loader, synthetic
+from input_pipeline.errors import DataError
+
+SYSTEMS: dict[str, ModuleType] = {'paint_by_example': paint_by_example}
+
+
+def train(
+  workdir: str,
+  *,
+  system: str,
+  steps: int,
+  batch_size: int,
+  data: Mapping[str, Any],
+  model: Mapping[str, Any],
+  seed: int = 0,
+  trainable: str = 'unet|conditioner',
+  weights: str | None = None,
+  accumulate: int = 1,
+  log_every: int = 100,
+  save_every: int = 2000,
+  edit_every: int = 0,
+  max_bad_steps: int = 10,
+  compile_cache: bool = True,
+  optimizer: Mapping[str, Any] = {},
+  ema: Mapping[str, Any] = {},
+  mesh: Mapping[str, Any] = {},
+  checkpoint: Mapping[str, Any] = {},
+  edit: Mapping[str, Any] = {},
+  synthetic: Mapping[str, Any] | None = None,
+) -> TrainState:
+  """Train to step `steps`; the keys of a config are these arguments.
+
+  Args:
+    workdir: where everything goes, and where an earlier start is continued.
+    system: one of SYSTEMS; `model` are the arguments of its `build`, `edit` those of its `edit`
+      and `count`, how many held-out examples are edited.
+    batch_size: of all devices together; taken in `accumulate` equal parts, one after the other.
+    data: arguments of `loader.batches`. synthetic: of `synthetic.ensure`, to draw the data first.
+    trainable: which parameters train, see `state.split_trainable`.
+    weights: what to start from instead of random weights, read by the system's `load`.
+    max_bad_steps: so many steps in a row without a finite loss and gradient end the run.
+    compile_cache: keep compiled programs in the user's cache folder.
+    optimizer: arguments of `optimizer.make`. ema: of `state.Ema`. mesh: of `mesh.make`.
+    checkpoint: of `Checkpoints`.
+  Raises:
+    UserError: for a setting that cannot be, before anything is written; later for data,
+      checkpoints or a disk that cannot be used, and for a run that diverged.
+  """
+  config = {name: value for name, value in locals().items() if name != 'workdir'}
+  begin = time.perf_counter()
+  if compile_cache:
+    runtime.cache_compiled()
+  with settings.mendable(config):
+    check(config)
+    program = make_program(
+      SYSTEMS[system], model, optimizer, ema, mesh, trainable, batch_size, accumulate, seed, steps
+    )
+    draw(data, synthetic)
+    examples = held_out(data, edit) if edit_every else None
+    stream = functools.partial(batches, data, batch_size, seed)
+    one_each = {**data, 'workers': 0, 'threads': 1, 'prefetch': 1}  # shapes need no whole batch
+    try_step(program, next(batches(one_each, jax.process_count(), seed, 0)), batch_size)
+
+  say = log.Progress(steps, batch_size).say
+  open_workdir(workdir)
+  checkpoints = Checkpoints(workdir, **checkpoint, say=say)
+  checkpoints.require_space(program.now)
+  now, frozen = initial(program, workdir, checkpoints, seed, weights)
+  start = int(now.step)
+  if start >= steps:
+    say(f'{workdir} is at step {start} of {steps}: nothing to do; raise --config.steps to go on')
+    return now
+  record(workdir, program, config, start, say)
+
+  truncated = loader.truncated_shards(data['root'], data.get('split', 'train'))
+  feed = Prefetch(stream(start=start), meshes.batch_sharding(program.mesh))
+  book = log.Log(
+    workdir,
+    steps=steps,
+    batch_size=batch_size,
+    start=start,
+    log_every=log_every,
+    max_bad_steps=max_bad_steps,
+    peak=program.peak(),
+  )
+  try:
+    with runtime.Stop() as stop:
+      for step in range(start + 1, steps + 1):
+        batch = next(feed)
+        now, metrics = program.step(now, frozen, batch)
+        book.push(step, {**metrics, 'truncated_shards': truncated}, feed.waited)
+        if step == start + 1:
+          book.flops = program.flops(batch)
+        last = stop.requested(step) or step == steps
+        if last or step % save_every == 0:
+          book.flush()
+          with book.pause():
+            checkpoints.save(step, now)
+        if examples and (step % edit_every == 0 or step == steps):
+          book.flush()
+          with book.pause():
+            show_edits(program, now, frozen, examples, edit, workdir, book, step)
+        if last:
+          break
+      checkpoints.wait()  # inside, so that a second SIGTERM does not end the writing
+  finally:
+    feed.close()
+    book.close()
+    checkpoints.close()
+  if step < steps:
+    say(f'stopped and saved at step {step} of {steps}: the same command goes on from there')
+  else:
+    say(f'done: {steps} steps, {log.duration(time.perf_counter() - begin)} here, in {workdir}')
+  return now
+
+
+def train_step(
+  now: TrainState,
+  frozen: Params,
+  batch: Mapping[str, Array],
+  *,
+  loss: Callable,
+  graph: Graph,
+  tx: optax.GradientTransformation,
+  ema: state.Ema,
+  seed: int,
+  num_timesteps: int,
+  accumulate: int,
+  mesh: Mesh,
+) -> tuple[TrainState, dict[str, Array]]:
+  """One step on one batch, a pure function; every random number is keyed by (seed, step, id).
+
+  A step whose loss or gradient is not finite changes nothing but the counts.
+  """
+  key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), now.step)
+  compute = functools.partial(objective, loss=loss, graph=graph)
+  value, aux, grads = gradients(compute, now.params, frozen, batch, key, accumulate, mesh)
+  # The optimizer's layout: each device reduces only the part that it updates.
+  grads = jax.lax.with_sharding_constraint(grads, meshes.shardings(grads, mesh))
+  grad_norm = optax.tree.norm(grads)
+
+  updates, opt_state = tx.update(grads, now.opt_state, now.params)
+  params = optax.apply_updates(now.params, updates)
+  average = ema.update(now.ema, params, now.step - now.counts['skipped'])
+  new = dataclasses.replace(now, params=params, ema=average, opt_state=opt_state)
+  finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+  new = state.guarded(now, new, finite, batch['corrupt'].sum())
+
+  sums, counts = state.timestep_buckets(aux['per_example'], aux['t'], num_timesteps)
+  metrics = dict(
+    loss=value,
+    grad_norm=grad_norm,
+    lr=optimizer.learning_rate(opt_state),
+    bucket_sum=sums,
+    bucket_count=counts,
+    **new.counts,
+  )
+  return new, metrics
+
+
+def objective(
+  params: Params, frozen: Params, batch: Mapping[str, Array], key: Key[Array, ''], *, loss, graph
+) -> tuple[Float[Array, ''], dict[str, Array]]:
+  """The system's loss as a function of the trainable parameters."""
+  return loss(state.merge(graph, {**params, **frozen}), batch, key)
+
+
+def gradients(
+  compute: Callable,
+  params: Params,
+  frozen: Params,
+  batch: Mapping[str, Array],
+  key: Key[Array, ''],
+  accumulate: int,
+  mesh: Mesh,
+) -> tuple[Float[Array, ''], dict[str, Array], Params]:
+  """Loss, its parts by example, and the gradient: means over the batch, taken in equal parts."""
+  grad = jax.value_and_grad(compute, has_aux=True)
+  if accumulate == 1:
+    (value, aux), grads = grad(params, frozen, batch, key)
+    return value, aux, grads
+
+  def split(rows):  # example i to part i % accumulate, so that each part is spread as the batch is
+    parts = rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(parts, meshes.micro_batch_sharding(mesh))
+
+  def add(total, part):
+    (value, aux), grads = grad(params, frozen, part, key)
+    return jax.tree.map(jnp.add, total, (value, grads)), aux
+
+  zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+  total, aux = jax.lax.scan(add, zeros, jax.tree.map(split, dict(batch)))
+  value, grads = jax.tree.map(lambda x: x / accumulate, total)
+  return value, jax.tree.map(lambda x: x.reshape(-1), aux), grads
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a run computes, made from settings alone; nothing is allocated yet.
+
+  now and frozen are shapes with shardings. init(key) -> (state, frozen parameters), born sharded.
+  step(state, frozen, batch) -> (state, metrics) donates the state. compute is one part's loss.
+  """
+
+  system: ModuleType
+  mesh: Mesh
+  graph: Graph
+  now: TrainState
+  frozen: Params
+  init: Callable
+  step: Callable
+  compute: Callable
+  accumulate: int
+
+  def flops(self, batch: Mapping[str, Any]) -> float:
+    """Model FLOPs of one step, counted on one part (a loop's body would be counted once)."""
+    part = {
+      name: jax.ShapeDtypeStruct((rows.shape[0] // self.accumulate, *rows.shape[1:]), rows.dtype)
+      for name, rows in batch.items()
+    }
+
+    def loss(params, frozen, part, key):
+      return self.compute(params, frozen, part, key)[0]
+
+    once = flops.training(loss, self.now.params, self.frozen, part, jax.random.key(0))
+    return once * self.accumulate
+
+  def peak(self) -> float | None:
+    """FLOP/s of all devices together at their best, where that is known."""
+    one = flops.peak(self.mesh.devices.flat[0].device_kind)
+    return one and one * self.mesh.size
+
+
+def make_program(
+  system: ModuleType,
+  model: Mapping[str, Any],
+  optimizer_settings: Mapping[str, Any],
+  ema: Mapping[str, Any],
+  mesh: Mapping[str, Any],
+  trainable: str,
+  batch_size: int,
+  accumulate: int,
+  seed: int,
+  steps: int,
+) -> Program:
+  """Lay everything out on the mesh; ValueError or TypeError where a setting cannot be."""
+  devices = meshes.make(**mesh)
+  meshes.check_batch(devices, batch_size, accumulate)
+  tx = optimizer.make(**{'steps': steps, **optimizer_settings})
+  average = state.Ema(**ema)
+  abstract = nnx.eval_shape(lambda: system.build(**model, rngs=state.Keys(jax.random.key(0))))
+  graph, params = state.flatten(abstract)
+
+  def fresh(key):
+    _, params = state.flatten(system.build(**model, rngs=state.Keys(key)))
+    return begin(params)
+
+  def begin(params):
+    chosen, frozen = state.split_trainable(params, trainable)
+    return state.create(chosen, tx, ema=average.on), frozen
+
+  shapes, frozen = jax.eval_shape(begin, params)
+  everywhere = meshes.replicated(devices)
+  # Runs once: on a CPU half a minute of optimising hundreds of random draws is not worth it.
+  quick = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
+  layout = meshes.shardings(shapes, devices)
+  compute = functools.partial(objective, loss=system.loss, graph=graph)
+  step = functools.partial(
+    train_step,
+    loss=system.loss,
+    graph=graph,
+    tx=tx,
+    ema=average,
+    seed=seed,
+    num_timesteps=abstract.schedule.num_steps,
+    accumulate=accumulate,
+    mesh=devices,
+  )
+  return Program(
+    system=system,
+    mesh=devices,
+    graph=graph,
+    now=with_sharding(shapes, layout),
+    frozen=with_sharding(frozen, jax.tree.map(lambda _: everywhere, frozen)),
+    init=jax.jit(fresh, out_shardings=(layout, everywhere), compiler_options=quick),
+    step=jax.jit(
+      step,
+      in_shardings=(layout, everywhere, meshes.batch_sharding(devices)),
+      out_shardings=(layout, everywhere),
+      donate_argnums=0,
+    ),
+    compute=compute,
+    accumulate=accumulate,
+  )
+
+
+def initial(
+  program: Program, workdir: str, checkpoints: Checkpoints, seed: int, weights: str | None
+) -> tuple[TrainState, Params]:
+  """The state to start from: the workdir's own, else given weights, else random ones."""
+  restored = checkpoints.restore(program.now)
+  if restored is not None:
+    stored = load_frozen(workdir)
+    return restored, place(stored, program.frozen, f'{workdir}/frozen.safetensors')
+  # No step has this number, so the first weights share no random number with any step.
+  key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), 2**32 - 1)
+  now, frozen = program.init(key)
+  if weights:
+    _, given = state.flatten(program.system.load(weights))
+    frozen = place({n: a for n, a in given.items() if n in frozen}, program.frozen, weights)
+    params = place({n: a for n, a in given.items() if n not in frozen}, program.now.params, weights)
+    average = jax.tree.map(jnp.copy, params) if now.ema else {}
+    now = dataclasses.replace(now, params=params, ema=average)
+  save_frozen(workdir, frozen)
+  return now, frozen
+
+
+def place(arrays: Mapping[str, Any], like: Params, where: str) -> Params:
+  """Arrays onto the mesh as `like` says; UserError where they belong to another model."""
+  for name in sorted(set(arrays) | set(like)):
+    found = tuple(arrays[name].shape) if name in arrays else 'absent'
+    wanted = tuple(like[name].shape) if name in like else 'absent'
+    if found != wanted:
+      raise UserError(
+        f'{where} holds another model ({name}: there {found}, in the config {wanted}): '
+        'use the config it was made with'
+      )
+  return {
+    name: jax.device_put(np.asarray(arrays[name], shape.dtype), shape.sharding)
+    for name, shape in like.items()
+  }
+
+
+def with_sharding(shapes: Any, layout: Any) -> Any:
+  """Shapes that also say where they lie."""
+  return jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, layout
+  )
+
+
+def batches(
+  data: Mapping[str, Any], batch_size: int, seed: int, start: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """This process's rows of the batches from step `start` on."""
+  place = dict(shard_index=jax.process_index(), shard_count=jax.process_count())
+  return loader.batches(batch_size=batch_size, seed=seed, start_step=start, **place, **data)
+
+
+def try_step(program: Program, rows: Mapping[str, np.ndarray], batch_size: int) -> None:
+  """Trace one step on the shapes of a batch, so that sizes that do not fit say so at once."""
+  batch = {
+    name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
+    for name, array in rows.items()
+  }
+  jax.eval_shape(program.step, program.now, program.frozen, batch)
+
+
+def draw(data: Mapping[str, Any], scenes: Mapping[str, Any] | None) -> None:
+  """Draw the synthetic data where a config asks for them."""
+  if not data.get('root'):
+    raise ValueError('data.root is not set: give --config.data.root=DIR, the folder of the shards')
+  if scenes is None:
+    return
+  if jax.process_index() == 0:
+    synthetic.ensure(data['root'], **scenes)
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices('synthetic data')
+
+
+def held_out(data: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """The same few validation examples for every grid; as in training, but not augmented."""
+  same = dict(split='validation', augment=False, workers=0, threads=1, prefetch=1)
+  how = dict(batch_size=edit.get('count', 8), seed=0, shuffle=False)
+  try:
+    return next(loader.batches(**how, **{**data, **same}))
+  except DataError as error:
+    raise UserError(f'{error} (for the grids of edits; --config.edit_every=0 for none)') from error
+
+
+def show_edits(
+  program: Program,
+  now: TrainState,
+  frozen: Params,
+  examples: Mapping[str, np.ndarray],
+  edit: Mapping[str, Any],
+  workdir: str,
+  book: log.Log,
+  step: int,
+) -> None:
+  """Edit each held-out picture with its own exemplar and with its neighbour's; one grid of all."""
+  source = images.from_uint8(examples['image'])
+  mask = examples['mask'][..., None].astype(np.float32) / 255
+  exemplar = images.from_uint8(examples['exemplar'])
+  other = np.roll(exemplar, 1, axis=0)
+  how = {name: value for name, value in edit.items() if name != 'count'}
+  model = state.merge(program.graph, {**(now.ema or now.params), **frozen})
+  twice = [np.concatenate(pair) for pair in ((source,) * 2, (mask,) * 2, (exemplar, other))]
+  result = program.system.edit(model, *twice, key=jax.random.key(0), **how)
+  if jax.process_index() != 0:
+    return
+  own, others = np.split(np.asarray(result), 2)
+  rows = zip(source, source * (1 - mask), exemplar, own, other, others)
+  captions = ('source', 'hole', 'exemplar', 'edit', 'another', 'edit')
+  sheet = images.grid([list(row) for row in rows], captions)
+  os.makedirs(os.path.join(workdir, 'samples'), exist_ok=True)
+  images.save(sheet, os.path.join(workdir, 'samples', f'{step}.png'))
+  book.image(step, 'edits', sheet)
+
+
+def open_workdir(workdir: str) -> None:
+  """Make the folder and see that it can be written."""
+  if '://' in workdir:
+    raise UserError(f'{workdir} is not a folder: mount the bucket and name the mounted folder')
+  probe = os.path.join(workdir, f'.{jax.process_index()}.tmp')
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    with open(probe, 'w'):
+      pass
+    os.remove(probe)
+  except OSError as error:
+    raise UserError(
+      f'cannot write to the workdir {workdir} ({error.strerror}): choose another'
+    ) from error
+
+
+def record(
+  workdir: str, program: Program, config: Mapping[str, Any], start: int, say: Callable
+) -> None:
+  """Leave behind what the run is: config.json, versions.json, parameters.txt."""
+  if jax.process_index() != 0:
+    return
+  from clu import parameter_overview
+
+  path = os.path.join(workdir, 'config.json')
+  if start and os.path.exists(path):
+    with open(path, encoding='utf-8') as file:
+      changed = differences(json.load(file), json.loads(json.dumps(config)))
+    said = f', with other settings than before: {", ".join(changed)}' if changed else ''
+    say(f'going on from step {start}{said}')
+  log.write_json(path, config)
+  log.write_json(os.path.join(workdir, 'versions.json'), runtime.versions())
+  tables = [
+    f'{title}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}\n'
+    for title, params in (('trained', program.now.params), ('frozen', program.frozen))
+    if params
+  ]
+  log.write_text(os.path.join(workdir, 'parameters.txt'), '\n'.join(tables))
+  say(f'trained: {sizes(program.now.params)}; frozen: {sizes(program.frozen)}')
+  shape = ' x '.join(f'{name} {size}' for name, size in program.mesh.shape.items())
+  say(f'mesh: {shape}; everything goes to {workdir}; compiling the step')
+
+
+def sizes(params: Params) -> str:
+  """Number of parameters by part, 'unet 859,535,364, conditioner 63,770,368'."""
+  parts: dict[str, int] = {}
+  for name, array in params.items():
+    part = name.split('.')[0]
+    parts[part] = parts.get(part, 0) + int(np.prod(array.shape))
+  return ', '.join(f'{part} {count:,}' for part, count in parts.items()) or 'nothing'
+
+
+def differences(old: Any, new: Any, path: str = '') -> list[str]:
+  """What changed between two settings, as 'optimizer.lr 1e-05 -> 3e-05'."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    names = [n for n in {**old, **new}]
+    return [
+      line
+      for n in names
+      for line in differences(old.get(n), new.get(n), f'{path}.{n}' if path else n)
+    ]
+  return [] if old == new else [f'{path} {old} -> {new}']
+
+
+def check(config: Mapping[str, Any]) -> None:
+  """Say now what is wrong with the settings; hours may pass before some of them count."""
+  if config['system'] not in SYSTEMS:
+    known = ', '.join(SYSTEMS)
+    raise UserError(f"config.system is '{config['system']}'; use one of {known}")
+  once = ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'max_bad_steps')
+  least = {name: 1 for name in once} | dict(edit_every=0)
+  values = {name: config[name] for name in least}
+  values['edit.count'] = config['edit'].get('count', 1)
+  values['checkpoint.keep'] = config['checkpoint'].get('keep', 1)
+  for name, value in values.items():
+    if value < least.get(name, 1):
+      raise UserError(f'config.{name} is {value}; it must be at least {least.get(name, 1)}')
+  system = SYSTEMS[config['system']]
+  settings.check(config['model'], system.build, 'config.model')
+  settings.check(config['edit'], system.edit, 'config.edit', also=['count'])
+  settings.check(config['optimizer'], optimizer.make, 'config.optimizer')
+  settings.check(config['ema'], state.Ema, 'config.ema')
+  settings.check(config['mesh'], meshes.make, 'config.mesh')
+  settings.check(config['checkpoint'], Checkpoints, 'config.checkpoint')
+  doors.edit_settings(config, steps=None, scale=None, sampler=None)
+
+
+def main(argv: list[str]) -> None:
+  """Open the door: flags in, a run in the workdir out."""
+  if not flags.FLAGS.config or not flags.FLAGS.workdir:
+    raise UserError('train needs --config=configs/pbe.py:tiny (or another) and --workdir=DIR')
+  runtime.join_processes()
+  config = flags.FLAGS.config.to_dict()
+  settings.check(config, train, 'config')
+  settings.check_complete(config, train, 'config')
+  try:
+    train(flags.FLAGS.workdir, **config)
+  except (CheckpointError, log.NotFinite) as error:
+    raise UserError(str(error)) from error
+
+
+if __name__ == '__main__':
+  from ml_collections import config_flags
+
+  config_flags.DEFINE_config_file('config', None, 'the settings, configs/pbe.py:tiny')
+  flags.DEFINE_string('workdir', None, 'where the run goes, or goes on')
+  doors.run(main)

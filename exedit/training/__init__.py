@@ -1,0 +1,1 @@
+"""Pytrees, meshes, optimizer, checkpoints and the log; knows no network and no diffusion."""

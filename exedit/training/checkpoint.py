@@ -1,0 +1,348 @@
+"""Checkpoints of one run: asynchronous, atomic, verified when read, restorable onto another mesh.
+
+`<workdir>/checkpoints/<step>/state` is Orbax's; beside it stands `digest`, a JSON of every array's
+shape, type and checksum, because Orbax restores flipped bits without an error (engineering facts
+3.4). The frozen parameters are written once, to `<workdir>/frozen.safetensors`.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import Array, Shaped, UInt32
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from exedit.errors import disk_is_full
+from exedit.training.state import TrainState
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that cannot be used or written: one line with what was wrong and the remedy."""
+
+
+class Checkpoints:
+  """Saves and restores the state of the run in `workdir`.
+
+  keep: how many of the newest stay. keep_every: also every checkpoint whose step is a multiple.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    *,
+    keep: int = 3,
+    keep_every: int | None = None,
+    say: Callable[[str], None] = print,
+  ):
+    self.folder = Path(workdir).absolute() / 'checkpoints'
+    self._say = say
+    logging.getLogger('absl').addFilter(_not_orbax)
+    self._manager = ocp.CheckpointManager(
+      self.folder,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
+      ),
+    )
+
+  def save(self, step: int, state: TrainState) -> None:
+    """Start writing; returns as soon as the arrays are copied from the devices."""
+    if step in self._manager.all_steps():
+      return
+    self.require_space(state)
+    arrays = named(state)
+    values = digests(arrays)
+    seal = {
+      name: dict(shape=a.shape, dtype=str(a.dtype), digest=values[name])
+      for name, a in arrays.items()
+    }
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(seal))
+    self._writing(lambda: self._manager.save(step, args=items))
+
+  def wait(self) -> None:
+    """Return when everything saved so far is on the disk."""
+    self._writing(self._manager.wait_until_finished)
+
+  def close(self) -> None:
+    self._writing(self._manager.close)
+
+  def restore(self, like: TrainState) -> TrainState | None:
+    """The newest good checkpoint, laid out as `like` (arrays or shapes with shardings) says.
+
+    None where there is none. A damaged one is said aloud, set aside and the one before it used;
+    CheckpointError if all are damaged, or if they belong to another model or optimizer.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    damaged = {}
+    for step in steps:
+      try:
+        state = self._read(step, like)
+      except Damaged as why:
+        damaged[step] = why
+        continue
+      for other, why in damaged.items():
+        self._say(f'checkpoint {other} is damaged ({why}): using checkpoint {step} instead')
+        self._set_aside(other)
+      return state
+    if damaged:
+      step, why = next(iter(damaged.items()))
+      raise CheckpointError(
+        f'none of the {len(damaged)} checkpoints in {self.folder} can be read '
+        f'({step}: {why}): restore the folder from a copy, or start in another workdir'
+      )
+    return None
+
+  def _read(self, step: int, like: TrainState) -> TrainState:
+    seal = read_seal(self.folder / str(step))
+    _compare(seal, named(like), self.folder / str(step))
+    target = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
+    )
+    try:
+      items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+      state = self._manager.restore(step, args=items)['state']
+    except Exception as error:
+      raise _damage_or_memory(error) from error
+    verify(named(state), seal)
+    return state
+
+  def _set_aside(self, step: int) -> None:
+    """Move a damaged checkpoint out of the way, to where a person can look at it."""
+    if jax.process_index() == 0:
+      aside = self.folder.parent / 'damaged_checkpoints' / str(step)
+      shutil.rmtree(aside, ignore_errors=True)
+      aside.parent.mkdir(exist_ok=True)
+      os.replace(self.folder / str(step), aside)
+    if jax.process_count() > 1:
+      from jax.experimental import multihost_utils
+
+      multihost_utils.sync_global_devices(f'set aside checkpoint {step}')
+    self._manager.reload()
+
+  def require_space(self, state: TrainState) -> None:
+    """Refuse early what has no room: a checkpoint, its bookkeeping, and a little for the logs."""
+    arrays = jax.tree.leaves(state)
+    need = sum(a.size * a.dtype.itemsize for a in arrays) // jax.process_count()
+    need = int(1.05 * need) + 4096 * len(arrays) + 2**20
+    free = shutil.disk_usage(self.folder).free
+    if need > free:
+      raise CheckpointError(_no_space(self.folder, need, free))
+
+  def _writing(self, action: Callable[[], Any]) -> None:
+    """Do it; where the disk is full say so in one line and leave nothing half-written."""
+    try:
+      action()
+    except Exception as error:
+      if not disk_is_full(error):
+        raise
+      if jax.process_index() == 0:
+        for path in self.folder.glob('*orbax-checkpoint-tmp*'):
+          shutil.rmtree(path, ignore_errors=True)
+      free = shutil.disk_usage(self.folder).free
+      raise CheckpointError(_no_space(self.folder, None, free)) from error
+
+
+class Damaged(Exception):
+  """What was found wrong with one checkpoint."""
+
+
+def restore_params(
+  workdir: str | os.PathLike, which: str = 'ema', say: Callable[[str], None] = print
+) -> tuple[dict[str, np.ndarray], int]:
+  """All parameters of a run for sampling, on the host, and the step they are from.
+
+  which: 'ema' (the parameters themselves where the run keeps no average) or 'params'. Only these
+  of the newest good checkpoint are read; the frozen ones join them. CheckpointError without one.
+  """
+  if which not in ('ema', 'params'):
+    raise ValueError(f"which is '{which}'; use 'ema' or 'params'")
+  folder = Path(workdir).absolute() / 'checkpoints'
+  steps = sorted(_steps(folder), reverse=True)
+  if not steps:
+    raise CheckpointError(f'{workdir} holds no checkpoints: train there first, or name another')
+  problems = []
+  for step in steps:
+    try:
+      params = _read_part(folder / str(step), which)
+    except Damaged as why:
+      problems.append(f'checkpoint {step} is damaged ({why})')
+      continue
+    for problem in problems:
+      say(f'{problem}: using checkpoint {step} instead')
+    return {**load_frozen(workdir), **params}, step
+  raise CheckpointError(f'no checkpoint in {folder} can be read: {problems[0]}')
+
+
+def _read_part(path: Path, which: str) -> dict[str, np.ndarray]:
+  seal = read_seal(path)
+  part = {name: entry for name, entry in seal.items() if name.startswith(f'{which}/')}
+  if not part and which == 'ema':
+    return _read_part(path, 'params')
+  want = {
+    which: {
+      name.split('/', 1)[1]: jax.ShapeDtypeStruct(entry['shape'], jnp.dtype(entry['dtype']))
+      for name, entry in part.items()
+    }
+  }
+  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), want)
+  args = ocp.args.PyTreeRestore(item=want, restore_args=as_numpy, partial_restore=True)
+  try:
+    tree = ocp.PyTreeCheckpointer().restore(path / 'state', args=args)
+  except Exception as error:
+    raise _damage_or_memory(error) from error
+  verify(named(tree), part)
+  return tree[which]
+
+
+def save_frozen(workdir: str | os.PathLike, params: Mapping[str, jax.Array]) -> None:
+  """Write the frozen parameters, atomically, each with its CRC-32 in the header."""
+  if jax.process_index() != 0:
+    return
+  path = Path(workdir) / 'frozen.safetensors'
+  arrays = {name: np.asarray(value) for name, value in params.items()}
+  crc = {name: _crc32(a) for name, a in arrays.items()}
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  try:
+    save_file(arrays, temporary, metadata={'crc32': json.dumps(crc)})
+    temporary.chmod(0o644)  # safetensors writes for the owner alone
+    os.replace(temporary, path)
+  except Exception as error:
+    temporary.unlink(missing_ok=True)
+    if not disk_is_full(error):
+      raise
+    need = sum(a.nbytes for a in arrays.values())
+    raise CheckpointError(_no_space(path, need, shutil.disk_usage(workdir).free)) from error
+
+
+def load_frozen(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The frozen parameters of a run, verified; CheckpointError where they are missing or damaged."""
+  from safetensors import safe_open
+
+  path = Path(workdir) / 'frozen.safetensors'
+  if not path.exists():
+    raise CheckpointError(f'{path} is missing: copy it from where the run was started')
+  try:
+    arrays = load_file(path)
+    with safe_open(path, 'numpy') as file:
+      crc = json.loads((file.metadata() or {}).get('crc32', '{}'))
+  except (SafetensorError, ValueError) as error:
+    raise CheckpointError(f'{path} is damaged ({error}): restore it from a copy') from error
+  for name, array in arrays.items():
+    if _crc32(array) != crc.get(name):
+      raise CheckpointError(f'{path} is damaged (checksum of {name}): restore it from a copy')
+  return arrays
+
+
+def _crc32(array: np.ndarray) -> int:
+  return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def named(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by their path, 'params/unet.conv_in.kernel'."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def digests(arrays: Mapping[str, Any]) -> dict[str, int]:
+  """The digest of every array, computed where the array lies."""
+  return {
+    name: int(d) for name, d in jax.device_get({n: digest(a) for n, a in arrays.items()}).items()
+  }
+
+
+@jax.jit
+def digest(x: Shaped[Array, '...']) -> UInt32[Array, '']:
+  """Checksum of an array's bits and their places; the same on any mesh.
+
+  Each 32-bit word is joined with its index and scrambled by MurmurHash3's finalizer, a bijection,
+  so one changed word always changes the sum (modulo 2^32), and exchanged words all but surely.
+  """
+  bits = _words(x)
+  place = jnp.zeros(bits.shape, jnp.uint32)
+  for axis, n in enumerate(bits.shape):  # row-major index without a reshape, which would gather
+    place = place * np.uint32(n) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+  h = bits ^ (place * np.uint32(0x9E3779B1))
+  h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+  h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
+  return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
+
+
+def _words(x: Shaped[Array, '...']) -> UInt32[Array, '...']:
+  """The bits of any array as uint32; 8-byte numbers get a last axis of two."""
+  if x.dtype == jnp.bool_:
+    return x.astype(jnp.uint32)
+  size = x.dtype.itemsize
+  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32)
+  return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+
+
+def read_seal(path: Path) -> dict[str, dict]:
+  """Shape, type and digest of every array of one checkpoint."""
+  try:
+    seal = json.loads((path / 'digest' / 'metadata').read_text())
+    return {n: dict(e, shape=tuple(e['shape']), digest=int(e['digest'])) for n, e in seal.items()}
+  except FileNotFoundError:
+    raise Damaged('its digest is missing') from None
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise Damaged(f'its digest is unreadable: {error}') from error
+
+
+def verify(arrays: Mapping[str, Any], seal: Mapping[str, dict]) -> None:
+  """Raise Damaged at the first array whose bits are not those that were saved."""
+  for name, value in digests(arrays).items():
+    if value != seal[name]['digest']:
+      raise Damaged(f'checksum of {name} is {value:08x}, saved was {seal[name]["digest"]:08x}')
+
+
+def _compare(seal: Mapping[str, dict], wanted: Mapping[str, Any], path: Path) -> None:
+  """Refuse a checkpoint of another model or optimizer, naming the first difference."""
+  for name in sorted(set(seal) | set(wanted)):
+    saved = str(seal[name]['shape']) if name in seal else 'absent'
+    here = str(tuple(wanted[name].shape)) if name in wanted else 'absent'
+    if saved != here:
+      raise CheckpointError(
+        f'{path} was written with other settings ({name}: there {saved}, here {here}): '
+        'use the settings in its config.json, or another workdir'
+      )
+
+
+def _steps(folder: Path) -> list[int]:
+  if not folder.is_dir():
+    return []
+  return [int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir()]
+
+
+def _damage_or_memory(error: Exception) -> Exception:
+  """A failed read is damage, except where the machine was too small for a good checkpoint."""
+  text = f'{type(error).__name__}: {error}'
+  if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
+    return error
+  return Damaged(' '.join(text.split())[:200])
+
+
+def _no_space(path: Path, need: int | None, free: int) -> str:
+  needs = '' if need is None else f'needs {_size(need)}, '
+  return (
+    f'no space left for {path}: {needs}{_size(free)} free; free some, keep fewer '
+    'checkpoints (--config.checkpoint.keep), or choose another workdir'
+  )
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+  """Orbax logs every file it writes, and prints each error that it raises as well."""
+  return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def _size(count: int) -> str:
+  power = min(int(math.log(max(count, 1), 1000)), 4)
+  return f'{count / 1000**power:.3g} {("B", "kB", "MB", "GB", "TB")[power]}'

@@ -1,0 +1,80 @@
+"""The next batch is read and sent to the devices while the present step computes."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+Batch = dict[str, jax.Array]
+
+
+class Prefetch:
+  """Iterates over batches on the devices; `waited` is the seconds the caller spent waiting.
+
+  batches: this process's rows, as numpy. sharding: of the global batch. One batch is kept ahead.
+  An error while reading is raised where the batch would have come.
+  """
+
+  def __init__(self, batches: Iterator[Mapping[str, np.ndarray]], sharding: Sharding):
+    self.waited = 0.0
+    self._batches = batches
+    self._put = to_devices(sharding)
+    self._ready: queue.Queue = queue.Queue(maxsize=1)
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._read, name='prefetch', daemon=True)
+    self._thread.start()
+
+  def __iter__(self) -> 'Prefetch':
+    return self
+
+  def __next__(self) -> Batch:
+    start = time.perf_counter()
+    batch = self._ready.get()
+    self.waited += time.perf_counter() - start
+    if isinstance(batch, BaseException):
+      self._ready.put(batch)
+      raise batch
+    return batch
+
+  def close(self) -> None:
+    """Stop reading ahead."""
+    self._stop.set()
+    while not self._ready.empty():
+      self._ready.get_nowait()
+    self._thread.join(timeout=10)
+
+  def _read(self):
+    try:
+      for batch in self._batches:
+        self._offer(self._put(batch))
+        if self._stop.is_set():
+          break
+      else:
+        self._offer(StopIteration())
+    except BaseException as error:  # an error of any kind belongs to the loop that waits
+      self._offer(error)
+    finally:
+      getattr(self._batches, 'close', lambda: None)()
+
+  def _offer(self, item):
+    while not self._stop.is_set():
+      try:
+        return self._ready.put(item, timeout=0.1)
+      except queue.Full:
+        continue
+
+
+def to_devices(sharding: Sharding) -> Callable[[Mapping[str, np.ndarray]], Batch]:
+  """A function that makes global arrays of every process's own rows."""
+
+  def put(batch):
+    return {
+      name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+      for name, rows in batch.items()
+    }
+
+  return put

@@ -1,0 +1,188 @@
+"""Shards to batches: one global order, shared out by process; any step can be asked for."""
+
+import difflib
+import inspect
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from input_pipeline import open_images
+from input_pipeline.errors import DataError, Unusable
+from input_pipeline.tfrecord import CorruptRecord, Source, parse_example, shard_paths
+
+_STAND_INS = 256  # records tried in the place of one that cannot be used
+_WHY = 'S200'  # a reason, as fixed-size bytes that can be stacked
+
+
+def batches(
+  root: str,
+  split: str,
+  batch_size: int,
+  *,
+  seed: int = 0,
+  start_step: int = 0,
+  shard_index: int = 0,
+  shard_count: int = 1,
+  on_corrupt: str = 'skip',
+  workers: int = 0,
+  threads: int | None = None,
+  prefetch: int | None = None,
+  shuffle: bool = True,
+  make_example: Callable[..., dict] = open_images.make_example,
+  **example_settings,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Endless batches from the shards of one split; batch k is a pure function of (seed, k).
+
+  Example i of the stream, its randomness included, depends on (seed, i) alone. Batch k holds the
+  examples from k * batch_size on, of which this process gets every `shard_count`-th: the number of
+  hosts, workers and threads may change from run to run, and resuming replays nothing.
+
+  Yields dicts of `batch_size / shard_count` rows: image uint8 [b h w 3], mask uint8 [b h w]
+  (255 = repaint), exemplar uint8 [b s s 3], id int32 [b] (i modulo 2^31), corrupt int32 [b] (1
+  where another record stands in for the one asked for).
+
+  `on_corrupt`: 'skip' names a bad record or shard once in the log and goes on, 'fatal' raises it.
+  `workers` processes (0: none) of `threads` each (default: one per core in all) make one batch per
+  thread; `prefetch` batches are kept ready or in the making (default: one more than threads).
+  `example_settings` go to `make_example(features, rng, **example_settings)`.
+  """
+  _check(batch_size, start_step, shard_index, shard_count, on_corrupt)
+  _check_settings(make_example, example_settings)
+  source = Source(shard_paths(root, split))
+  if not len(source):
+    raise DataError(f'split {split!r} in {root!r} holds no whole record')
+  for error in source.damaged:
+    _corrupt(error, on_corrupt)
+
+  order = grain.MapDataset.range(len(source)).seed(seed % 2**32)
+  order = (order.shuffle() if shuffle else order).repeat().map_with_index(_numbered)
+  examples = order.random_map(_MakeExample(source, make_example, example_settings))
+  local = examples[start_step * batch_size + shard_index :: shard_count]
+
+  threads = threads or max(1, (os.cpu_count() or 1) // max(1, workers))
+  ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or threads + 1)
+  stream = local.batch(batch_size // shard_count, drop_remainder=True).to_iter_dataset(ahead)
+  if workers:
+    if not flags.FLAGS.is_parsed():  # a notebook or a test: grain's workers insist on parsed flags
+      flags.FLAGS.mark_as_parsed()
+    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
+  cv2.setNumThreads(0)  # the parallelism is over batches
+  return _reported(stream, source, on_corrupt)
+
+
+def truncated_shards(root: str, split: str) -> int:
+  """How many shards of a split end in the middle of a record; their whole records are read."""
+  return len(Source(shard_paths(root, split)).damaged)
+
+
+def _check(batch_size, start_step, shard_index, shard_count, on_corrupt):
+  if batch_size < 1 or start_step < 0:
+    raise DataError(
+      f'batch_size {batch_size} must be at least 1, start_step {start_step} at least 0'
+    )
+  if not 0 <= shard_index < shard_count:
+    raise DataError(f'shard_index {shard_index} must be in 0..{shard_count - 1} (shard_count - 1)')
+  if batch_size % shard_count:
+    raise DataError(
+      f'batch_size {batch_size} cannot be divided among {shard_count} processes; '
+      f'take a multiple of {shard_count}'
+    )
+  if on_corrupt not in ('skip', 'fatal'):
+    raise DataError(f"on_corrupt is {on_corrupt!r}; choose 'skip' or 'fatal'")
+
+
+def _check_settings(make_example: Callable, settings: dict):
+  """A mistyped setting fails here and by name, not inside a worker."""
+  known = inspect.signature(make_example).parameters
+  if any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values()):
+    return
+  names = [name for name, p in known.items() if p.kind == p.KEYWORD_ONLY]
+  for name in settings:
+    if name not in names:
+      near = difflib.get_close_matches(name, names, 1)
+      raise DataError(
+        f'unknown data setting {name!r}; '
+        + (f'did you mean {near[0]!r}?' if near else f'there are: {", ".join(names)}')
+      )
+
+
+def _numbered(index: int, position: int) -> tuple[int, int]:
+  return index, position
+
+
+def _start_worker(index: int, count: int):
+  """In each worker process: no threads but grain's, and no life after the trainer's."""
+  cv2.setNumThreads(0)
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to answer
+  threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent():
+  """A trainer killed with SIGKILL cannot stop its workers; they would wait for it for ever."""
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()
+    os._exit(1)
+
+
+class _MakeExample(grain.transforms.RandomMap):
+  """(place in the stream, record) -> example, or the next record that can be used in its stead."""
+
+  def __init__(self, source: Source, make_example: Callable, settings: dict):
+    self.source, self.make_example, self.settings = source, make_example, settings
+
+  def random_map(self, numbered: tuple[int, int], rng: np.random.Generator) -> dict:
+    index, position = numbered
+    count, why, bad = len(self.source), '', position
+    for step in range(min(count, _STAND_INS)):
+      try:
+        features = parse_example(self.source[(position + step) % count])
+        example = self.make_example(features, rng, **self.settings)
+        break
+      except Unusable as error:
+        last = error
+      except DataError as error:
+        last = error
+        if not why:
+          why = error.why if isinstance(error, CorruptRecord) else str(error)
+          bad = (position + step) % count
+    else:
+      raise DataError(f'no usable record among {step + 1} from number {position} on; last: {last}')
+    return example | dict(
+      id=np.int32(index % 2**31),
+      corrupt=np.int32(bool(why)),
+      position=np.int64(bad),
+      why=np.array(why.encode()[:200], _WHY),
+    )
+
+
+def _reported(stream: grain.IterDataset, source: Source, on_corrupt: str) -> Iterator[dict]:
+  """The batches without the notes on what was corrupt, each record of which is named once."""
+  named = set()
+  batches = iter(stream)
+  try:
+    for batch in batches:
+      positions, reasons = batch.pop('position'), batch.pop('why')
+      for row in np.flatnonzero(batch['corrupt']):
+        position = int(positions[row])
+        if position not in named:
+          named.add(position)
+          shard, offset, _ = source.locate(position)
+          _corrupt(CorruptRecord(shard, offset, reasons[row].decode(errors='replace')), on_corrupt)
+      yield batch
+  finally:
+    batches.close()
+
+
+def _corrupt(error: CorruptRecord, on_corrupt: str):
+  if on_corrupt == 'fatal':
+    raise error
+  logging.getLogger(__name__).warning('%s; skipped', error)

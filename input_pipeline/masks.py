@@ -1,0 +1,104 @@
+"""Training masks from boxes: Paint by Example (arXiv 2211.13227), as the released open-images.py.
+
+A box is `(x0, y0, x1, y1)` in whole pixels, `x1` and `y1` outside. A mask is uint8 [h w], 255 =
+repaint.
+"""
+
+import cv2
+import numpy as np
+
+# The released code samples t = 0.05, 0.10 ... 0.90: eighteen points, none at either end.
+_T = 0.05 * np.arange(1, 19)
+
+
+def extend_box(
+  box: tuple[int, int, int, int], shape: tuple[int, int], rng: np.random.Generator, extend=0.4
+) -> tuple[int, int, int, int]:
+  """Moves each side outward by whole pixels, uniform on 0..extend * (free space on that side)."""
+  height, width = shape
+  x0, y0, x1, y1 = box
+  free = (x0, y0, width - x1, height - y1)
+  left, up, right, down = (int(rng.integers(int(extend * f) + 1)) for f in free)
+  return x0 - left, y0 - up, x1 + right, y1 + down
+
+
+def rectangle(shape: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+  """The box as a mask."""
+  mask = np.zeros(shape, np.uint8)
+  x0, y0, x1, y1 = box
+  mask[y0:y1, x0:x1] = 255
+  return mask
+
+
+def outline(
+  box: tuple[int, int, int, int],
+  extended: tuple[int, int, int, int],
+  rng: np.random.Generator,
+  jitter=5,
+  dedupe=False,
+) -> np.ndarray:
+  """The arbitrary shape's outline: four quadratic Bezier curves over the sides, points jittered.
+
+  A curve runs from corner to corner of the box; its control point is the middle of the side, moved
+  out to the extended box. `jitter` is in pixels of the image. `dedupe` emulates the released code,
+  which drops a sample whose x or y occurred before on its curve (an exact comparison of floats, so
+  which ones go depends on rounding). Returns int32 [n 2], (x, y).
+  """
+  x0, y0, x1, y1 = box
+  ex0, ey0, ex1, ey1 = extended
+  cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+  nodes = np.array(
+    [
+      [(x0, y0), (cx, ey0), (x1, y0)],
+      [(x1, y0), (ex1, cy), (x1, y1)],
+      [(x1, y1), (cx, ey1), (x0, y1)],
+      [(x0, y1), (ex0, cy), (x0, y0)],
+    ],
+    np.float64,
+  )
+  curves = _bezier(nodes)  # [4 18 2]
+  points = np.concatenate([_drop_repeats(c) for c in curves]) if dedupe else curves.reshape(-1, 2)
+  points = np.floor(points + 1e-6).astype(np.int32)  # PIL draws from truncated coordinates
+  return points + rng.integers(-jitter, jitter + 1, points.shape, np.int32)
+
+
+def polygon(shape: tuple[int, int], points: np.ndarray) -> np.ndarray:
+  """The inside of an outline [n 2] as a mask; parts outside the image are cut off."""
+  mask = np.zeros(shape, np.uint8)
+  cv2.fillPoly(mask, [points], 255)
+  return mask
+
+
+def sample(
+  shape: tuple[int, int],
+  box: tuple[int, int, int, int],
+  extended: tuple[int, int, int, int],
+  rng: np.random.Generator,
+  *,
+  arbitrary=0.5,
+  jitter=5,
+  dedupe=False,
+) -> np.ndarray:
+  """An arbitrary-shape mask with probability `arbitrary`, else the extended box; never empty."""
+  if rng.random() < arbitrary:
+    mask = polygon(shape, outline(box, extended, rng, jitter, dedupe))
+    if mask.any():  # only a box of a few pixels can jitter away
+      return mask
+  return rectangle(shape, extended)
+
+
+def _bezier(nodes: np.ndarray) -> np.ndarray:
+  """Quadratic curves [n 3 2] at the eighteen t, rounding as the `bezier` library: [n 18 2]."""
+  s, t = 1.0 - _T[:, None], _T[:, None]
+  p0, p1, p2 = (nodes[:, None, i] for i in range(3))
+  return (p0 * s + 2.0 * t * p1) * s + t * t * p2
+
+
+def _drop_repeats(curve: np.ndarray) -> np.ndarray:
+  seen_x, seen_y, kept = set(), set(), []
+  for x, y in curve.tolist():
+    if x not in seen_x and y not in seen_y:
+      seen_x.add(x)
+      seen_y.add(y)
+      kept.append((x, y))
+  return np.array(kept)

@@ -1,0 +1,118 @@
+"""A record with boxes -> image, mask, exemplar: the training example of arXiv 2211.13227, 3.1.
+
+Agrees in distribution with the released ldm/data/open-images.py: a box, its exemplar, the extended
+box, the mask, the square cut, the resize. One decode without EXIF rotation serves both pictures.
+"""
+
+import io
+
+import cv2
+import numpy as np
+import PIL.Image
+
+from input_pipeline import augment as augmentation
+from input_pipeline import crops, masks
+from input_pipeline.errors import DataError, Unusable
+
+NON_SQUARE = ('squash', 'pad', 'skip')
+
+
+def make_example(
+  features: dict,
+  rng: np.random.Generator,
+  *,
+  size=512,
+  exemplar_size=224,
+  augment=True,
+  arbitrary_mask=0.5,
+  exemplar_pad=10,
+  extend=0.4,
+  zoom=0.6,
+  mask_jitter=5,
+  mask_dedupe=False,
+  affine_jitter=50,
+  blur_kernels=(3, 5, 7),
+  min_area=0.02,
+  max_area=0.8,
+  non_square='squash',
+) -> dict[str, np.ndarray]:
+  """One training example from the features of one record (TFDS open_images_v4 names).
+
+  exemplar_pad and mask_jitter are pixels of the stored image, affine_jitter pixels of a 224-pixel
+  exemplar, blur_kernels pixels of the exemplar. non_square says what happens where no square cut
+  holds the box: 'squash' the whole image (as released), 'pad' it by mirroring, or 'skip' to another
+  draw. Returns image uint8 [size size 3], mask uint8 [size size] (255 = repaint, soft edges) and
+  exemplar uint8 [s s 3]. DataError where the image cannot be decoded, Unusable where no box serves.
+  """
+  if non_square not in NON_SQUARE:
+    raise DataError(f'non_square={non_square!r}: must be one of {", ".join(NON_SQUARE)}')
+  name = _name(features)
+  if not features.get('image'):
+    raise DataError(f'{name}: the record has no image')
+  image = decode(features['image'][0], name)
+  shape = image.shape[:2]
+  boxes = usable_boxes(features.get('bobjects/bbox', ()), shape, min_area, max_area)
+  if not boxes:
+    raise Unusable(f'{name}: no box covers between {min_area:g} and {max_area:g} of the image')
+  for _ in range(10 if non_square == 'skip' else 1):
+    box = boxes[rng.integers(len(boxes))]
+    extended = masks.extend_box(box, shape, rng, extend)
+    window = crops.square_window(shape, extended, rng, zoom)
+    if window:
+      break
+  if window is None and non_square == 'skip':
+    raise Unusable(f'{name}: no square cut of the {shape[1]}x{shape[0]} image holds a box')
+  exemplar = crops.exemplar(image, box, exemplar_size, exemplar_pad)
+  if augment:
+    exemplar = augmentation.exemplar(
+      exemplar, rng, affine_jitter=affine_jitter, blur_kernels=blur_kernels
+    )
+  mask = masks.sample(
+    shape, box, extended, rng, arbitrary=arbitrary_mask, jitter=mask_jitter, dedupe=mask_dedupe
+  )
+  if window:
+    image, mask = crops.cut(image, window), crops.cut(mask, window)
+  elif non_square == 'pad':
+    image, mask = crops.pad_square(image), crops.pad_square(mask)
+  return dict(image=crops.resize(image, size), mask=crops.resize(mask, size), exemplar=exemplar)
+
+
+def usable_boxes(
+  bbox: np.ndarray, shape: tuple[int, int], min_area=0.02, max_area=0.8
+) -> list[tuple[int, int, int, int]]:
+  """Boxes of a fitting share of the image: (ymin, xmin, ymax, xmax) in 0..1 [n*4] -> whole pixels.
+
+  Pixel boxes are (x0, y0, x1, y1), truncated as released.
+  """
+  height, width = shape
+  boxes = np.asarray(bbox, np.float32).reshape(-1, 4)
+  area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+  boxes = boxes[(area >= min_area) & (area <= max_area)]
+  # The thousandth keeps truncation from eating a side that was whole before it became a float32.
+  sides = np.array([height, width, height, width], np.float32)
+  pixels = np.clip((boxes * sides + np.float32(1e-3)).astype(int), 0, sides.astype(int))
+  return [(x0, y0, x1, y1) for y0, x0, y1, x1 in pixels.tolist() if x1 > x0 and y1 > y0]
+
+
+def decode(data: bytes, name='image') -> np.ndarray:
+  """Encoded image -> uint8 [h w 3] RGB, EXIF rotation ignored; DataError if it is not whole."""
+  # OpenCV has the faster way to the same bytes, but it accepts truncated files: whole JPEGs only.
+  if data[:3] == b'\xff\xd8\xff' and data[-2:] == b'\xff\xd9':
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is not None:
+      return image
+  try:
+    image = PIL.Image.open(io.BytesIO(data))
+    if image.mode.startswith('I'):  # 16-bit grey, which convert() would clip to white
+      image = PIL.Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return np.asarray(image.convert('RGB'))
+  except PIL.UnidentifiedImageError:
+    raise DataError(f'{name}: {len(data)} bytes that are no image') from None
+  except Exception as error:  # PIL raises a dozen kinds for damaged files
+    raise DataError(f'{name}: not a readable image ({error})') from error
+
+
+def _name(features: dict) -> str:
+  filename = features.get('image/filename')
+  return filename[0].decode('utf-8', 'replace') if filename else 'record without a filename'

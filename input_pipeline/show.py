@@ -1,0 +1,165 @@
+"""A contact sheet of what the network will see, with statistics of boxes and masks.
+
+  python -m input_pipeline.show --config=configs/pbe.py:tiny --output=sheet.png --count=24
+
+Each example is four cells: image, mask, the image with the hole, exemplar after augmentation.
+"""
+
+import os
+import sys
+
+import cv2
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+from input_pipeline import doors, loader, open_images, synthetic, tfrecord
+from input_pipeline.errors import DataError
+
+_CELL = 112  # pixels of the sheet
+_GAP = 8
+_COLUMNS = 2  # examples side by side
+_TITLES = ('image', 'mask', 'masked image', 'exemplar')
+_INK, _PAPER, _BAR = (30, 30, 30), (255, 255, 255), (70, 110, 170)
+
+
+def contact_sheet(
+  batch: dict[str, np.ndarray], plots: dict[str, np.ndarray], lines: list[str]
+) -> PIL.Image.Image:
+  """The examples of a batch, a histogram over 0..1 for each entry of `plots`, and the lines."""
+  count = len(batch['image'])
+  rows = -(-count // _COLUMNS)
+  step = _CELL + _GAP
+  width = _COLUMNS * (4 * step + _GAP) + _GAP
+  top, below = 22, rows * step + 30
+  font = PIL.ImageFont.load_default(13)
+  sheet = PIL.Image.new('RGB', (width, below + 130 + 20 * len(lines)), _PAPER)
+  pen = PIL.ImageDraw.Draw(sheet)
+  for i in range(count):
+    x, y = _GAP + i % _COLUMNS * (4 * step + _GAP), top + i // _COLUMNS * step
+    for k, cell in enumerate(cells({name: value[i] for name, value in batch.items()})):
+      sheet.paste(PIL.Image.fromarray(cell), (x + k * step, y))
+      if i < _COLUMNS:
+        pen.text((x + k * step, 3), _TITLES[k], _INK, font)
+  for k, (title, values) in enumerate(plots.items()):
+    _histogram(pen, font, (_GAP + k * 250, below), title, values)
+  for k, line in enumerate(lines):
+    pen.text((_GAP, below + 120 + 20 * k), line, _INK, font)
+  return sheet
+
+
+def cells(example: dict[str, np.ndarray]) -> list[np.ndarray]:
+  """The four pictures of one example, uint8 [_CELL _CELL 3]; the hole is mid-grey."""
+  image, mask, exemplar = (example[name] for name in ('image', 'mask', 'exemplar'))
+  keep = 1 - mask[..., None] / 255.0
+  masked = (image * keep + 127.5 * (1 - keep)).astype(np.uint8)
+  return [_fit(cell) for cell in (image, np.repeat(mask[..., None], 3, -1), masked, exemplar)]
+
+
+def statistics(
+  root: str, split: str, batch: dict[str, np.ndarray], records=500
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Boxes of the first records and masks of a batch: values for histograms, lines of text."""
+  source = tfrecord.Source(tfrecord.shard_paths(root, split))
+  boxes, shapes, unreadable = [], [], 0
+  for i in range(min(records, len(source))):
+    try:
+      features = tfrecord.parse_example(source[i])
+      shapes.append(open_images.decode(features['image'][0]).shape[:2])
+      boxes.append(np.asarray(features['bobjects/bbox'], np.float32).reshape(-1, 4))
+    except (DataError, KeyError, IndexError):
+      unreadable += 1
+  sides = np.concatenate(boxes)[:, 2:] - np.concatenate(boxes)[:, :2] if boxes else np.zeros((0, 2))
+  area, share = sides.prod(1), (batch['mask'] / 255.0).mean((1, 2))
+  usable = (area >= 0.02) & (area <= 0.8)
+  full = np.mean([_fills_its_box(mask) for mask in batch['mask']])
+  heights, widths = np.array(shapes).T if shapes else ([0], [0])
+  lines = [
+    f'{root} {split}: {len(source)} records; of the first {len(boxes) + unreadable}: '
+    f'{unreadable} unreadable, {len(area)} boxes, {usable.sum()} of them usable',
+    f'images {min(widths)}..{max(widths)} wide, {min(heights)}..{max(heights)} high; '
+    f'box width {_quantiles(sides[:, 1])}, height {_quantiles(sides[:, 0])} of the image',
+    f'box area {_quantiles(area)} of the image; repainted {_quantiles(share)} of the crop',
+    f'masks: {full:.0%} rectangles; {np.mean(batch["corrupt"]):.0%} of the examples stand in for '
+    f'corrupt records',
+  ]
+  return {'box area / image': area, 'repainted share': share}, lines
+
+
+def main(config, output: str, split: str, count: int) -> None:
+  """The door: draws `count` examples of config.data into `output`."""
+  if config is None:
+    raise DataError('--config is missing, for instance --config=configs/pbe.py:tiny')
+  if not output or os.path.splitext(output)[1].lower() not in ('.png', '.jpg', '.jpeg'):
+    raise DataError(f'--output={output}: name a .png or .jpg file')
+  if count < 1:
+    raise DataError(f'--count={count}: must be at least 1')
+  config = config.to_dict()
+  data = config['data'] | dict(workers=0) | (dict(split=split) if split else {})
+  if config.get('synthetic'):
+    synthetic.ensure(data['root'], **config['synthetic'])
+  batch = next(loader.batches(batch_size=count, seed=config.get('seed', 0), **data))
+  plots, lines = statistics(data['root'], data['split'], batch)
+  print('\n'.join(lines))
+  _save(contact_sheet(batch, plots, lines), output)
+  print(output)
+
+
+def _fit(cell: np.ndarray) -> np.ndarray:
+  smaller = cell.shape[0] >= _CELL
+  how = cv2.INTER_AREA if smaller else cv2.INTER_NEAREST
+  return cv2.resize(cell, (_CELL, _CELL), interpolation=how)
+
+
+def _fills_its_box(mask: np.ndarray) -> bool:
+  rows, columns = np.nonzero(mask)
+  return bool(len(rows)) and len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+
+
+def _quantiles(values: np.ndarray) -> str:
+  if not len(values):
+    return 'none'
+  low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+  return f'{middle:.2f} ({low:.2f}..{high:.2f})'
+
+
+def _histogram(pen, font, corner: tuple[int, int], title: str, values: np.ndarray) -> None:
+  x, y = corner
+  counts = np.histogram(values, 20, (0, 1))[0]
+  pen.text((x, y), title, _INK, font)
+  for k, count in enumerate(counts):
+    height = 70 * count / max(1, counts.max())
+    pen.rectangle((x + 11 * k, y + 92 - height, x + 11 * k + 9, y + 92), _BAR)
+  for at in (0, 0.5, 1):
+    pen.text((x + 220 * at - 4, y + 95), f'{at:g}', _INK, font)
+
+
+def _save(sheet: PIL.Image.Image, path: str) -> None:
+  name, kind = os.path.splitext(path)
+  folder = os.path.dirname(path)
+  if folder:
+    os.makedirs(folder, exist_ok=True)
+  temporary = f'{name}.{os.getpid()}{kind}'
+  try:
+    sheet.save(temporary)
+    os.replace(temporary, path)
+  finally:
+    if os.path.exists(temporary):
+      os.remove(temporary)
+
+
+def _flags():
+  from absl import flags
+  from ml_collections import config_flags
+
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', None, 'a config with `data`', flag_values=values)
+  flags.DEFINE_string('output', '', 'the picture to write', flag_values=values)
+  flags.DEFINE_string('split', '', 'instead of config.data.split', flag_values=values)
+  flags.DEFINE_integer('count', 24, 'examples on the sheet', flag_values=values)
+  return values
+
+
+if __name__ == '__main__':
+  doors.run(main, _flags(), __doc__, sys.argv)

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Sets everything up and passes the tests.
+#
+#   launch/test.sh [--parity | --prepare | --lint] [pytest arguments]
+#
+# --parity adds PyTorch and diffusers and the tests of agreement with them. --prepare tests
+# launch/prepare_open_images.py with Apache Beam. --lint checks form and types instead. Each has a
+# virtual environment of its own; VENV names another, PYTHON the interpreter to make it with.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+export JAX_PLATFORMS=cpu
+
+case "${1:-}" in
+  --lint)
+    make_environment .venv-lint requirements.txt requirements-test.txt requirements-lint.txt
+    ruff check .
+    ruff format --check .
+    pyright --pythonpath "$(command -v python)"
+    ;;
+  --prepare)
+    shift
+    make_environment .venv-prepare requirements-prepare.txt requirements-pytest.txt
+    python -m pytest -o addopts= --noconftest tests/test_prepare_open_images.py "$@"
+    ;;
+  --parity)
+    shift
+    make_environment .venv-parity requirements.txt requirements-test.txt requirements-parity.txt
+    export EXEDIT_PARITY=1 # an agreement test that cannot run is then an error, not a skip
+    python -m pytest "$@"
+    ;;
+  *)
+    make_environment .venv-test requirements.txt requirements-test.txt
+    python -m pytest --ignore=tests/parity "$@"
+    ;;
+esac

@@ -1,0 +1,138 @@
+"""Agreement with diffusers' schedulers, step for step, on random trajectories."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+diffusers = pytest.importorskip('diffusers')
+
+from exedit.diffusion.sampling import ddim, dpm_solver_pp, dpm_timesteps, plms  # noqa: E402
+from exedit.diffusion.schedule import Schedule  # noqa: E402
+
+SHAPE = (2, 4, 4, 3)
+PNDM = dict(  # scheduler_config.json of the published weights
+  beta_start=0.00085,
+  beta_end=0.012,
+  beta_schedule='scaled_linear',
+  num_train_timesteps=1000,
+  set_alpha_to_one=False,
+  skip_prk_steps=True,
+  steps_offset=1,
+)
+
+
+def scheduler_of(kind, **settings):
+  """As a diffusers pipeline changes schedulers; the published json says clip_sample false."""
+  config = dict(diffusers.PNDMScheduler(**PNDM).config, clip_sample=False)
+  return kind.from_config(config, **settings)
+
+
+def random_network(seed):
+  """(ours, theirs): one output, random in t and nonlinear in x, in both libraries."""
+  table = np.random.default_rng(seed).normal(size=(1000, *SHAPE[1:])).astype(np.float32)
+  on_device = jnp.asarray(table)
+  ours = lambda x, t: 0.4 * jnp.tanh(x) + 0.8 * on_device[t]
+  theirs = lambda x, t: 0.4 * torch.tanh(x) + 0.8 * torch.from_numpy(table[t])
+  return ours, theirs
+
+
+def start(seed):
+  return np.random.default_rng(seed + 100).normal(size=SHAPE).astype(np.float32)
+
+
+def trajectory(scheduler, network, x, steps, **settings):
+  scheduler.set_timesteps(steps)
+  x = torch.from_numpy(x)
+  for i, t in enumerate(scheduler.timesteps):
+    now = {name: values[i] for name, values in settings.items()}
+    x = scheduler.step(network(x, int(t)), t, x, **now).prev_sample
+  return x.numpy()
+
+
+def assert_close(ours, theirs):
+  """Relative to the size of the latents: diffusers' ᾱ is a float32 product, ours a float64 one."""
+  np.testing.assert_allclose(ours, theirs, atol=5e-6 * np.abs(theirs).max(), rtol=0)
+
+
+def test_alphas_cumprod():
+  theirs = diffusers.PNDMScheduler(**PNDM).alphas_cumprod.numpy()
+  np.testing.assert_allclose(Schedule().alphas_cumprod, theirs, rtol=2e-6)
+
+
+@pytest.mark.parametrize('seed, steps', [(0, 50), (1, 50), (2, 20), (3, 30), (4, 3), (5, 2)])
+def test_plms_is_pndm(seed, steps):
+  ours, theirs = random_network(seed)
+  scheduler = scheduler_of(diffusers.PNDMScheduler)
+  expected = trajectory(scheduler, theirs, start(seed), steps)
+  timesteps = Schedule().timesteps(steps)
+  assert scheduler.timesteps.tolist() == [*timesteps[:2], *timesteps[1:]]
+  assert_close(plms(ours, jnp.asarray(start(seed)), timesteps, Schedule()), expected)
+
+
+@pytest.mark.parametrize('seed, steps', [(0, 50), (1, 20), (2, 30), (3, 7), (4, 1)])
+def test_ddim(seed, steps):
+  ours, theirs = random_network(seed)
+  scheduler = scheduler_of(diffusers.DDIMScheduler)
+  expected = trajectory(scheduler, theirs, start(seed), steps)
+  timesteps = Schedule().timesteps(steps)
+  assert scheduler.timesteps.tolist() == timesteps.tolist()
+  assert_close(ddim(ours, jnp.asarray(start(seed)), timesteps, Schedule()), expected)
+
+
+@pytest.mark.parametrize('seed, steps, eta', [(0, 50, 1.0), (1, 20, 0.3)])
+def test_ddim_with_eta(seed, steps, eta):
+  ours, theirs = random_network(seed)
+  key = jax.random.key(seed)
+  noise = [jax.random.normal(k, SHAPE) for k in jax.random.split(key, steps)]
+  expected = trajectory(
+    scheduler_of(diffusers.DDIMScheduler),
+    theirs,
+    start(seed),
+    steps,
+    eta=[eta] * steps,
+    variance_noise=[torch.from_numpy(np.array(n)) for n in noise],
+  )
+  result = ddim(
+    ours, jnp.asarray(start(seed)), Schedule().timesteps(steps), Schedule(), eta=eta, key=key
+  )
+  assert_close(result, expected)
+
+
+@pytest.mark.parametrize('seed, steps', [(0, 25), (1, 50), (2, 10), (3, 33), (4, 2), (5, 1)])
+def test_dpm_solver_pp(seed, steps):
+  ours, theirs = random_network(seed)
+  scheduler = scheduler_of(diffusers.DPMSolverMultistepScheduler)
+  expected = trajectory(scheduler, theirs, start(seed), steps)
+  timesteps = dpm_timesteps(steps, Schedule())
+  assert scheduler.timesteps.tolist() == timesteps.tolist()
+  assert_close(dpm_solver_pp(ours, jnp.asarray(start(seed)), timesteps, Schedule()), expected)
+
+
+@pytest.mark.parametrize('sampler', [ddim, dpm_solver_pp])
+def test_v_prediction(sampler):
+  """Not PLMS: diffusers' PNDM averages past velocities, ours (and its paper) past eps."""
+  kinds = {ddim: diffusers.DDIMScheduler, dpm_solver_pp: diffusers.DPMSolverMultistepScheduler}
+  output, theirs = random_network(6)
+  schedule = Schedule(prediction='v')
+  timesteps = dpm_timesteps(20, schedule) if sampler is dpm_solver_pp else schedule.timesteps(20)
+  scheduler = scheduler_of(kinds[sampler], prediction_type='v_prediction')
+  expected = trajectory(scheduler, theirs, start(6), 20)
+  denoise = lambda x, t: schedule.eps(output(x, t), x, t)
+  assert_close(sampler(denoise, jnp.asarray(start(6)), timesteps, schedule), expected)
+
+
+def test_add_noise_and_velocity():
+  rng = np.random.default_rng(0)
+  t = np.array([0, 1, 500, 999])
+  z, noise = rng.normal(size=(2, 4, *SHAPE[1:])).astype(np.float32)
+  scheduler = scheduler_of(diffusers.DDIMScheduler)
+  schedule = Schedule(prediction='v')
+  for ours, theirs in [
+    (schedule.add_noise, scheduler.add_noise),
+    (schedule.target, scheduler.get_velocity),
+  ]:
+    expected = theirs(*map(torch.from_numpy, (z, noise, t))).numpy()
+    result = ours(jnp.asarray(z), jnp.asarray(noise), jnp.asarray(t, jnp.int32))
+    np.testing.assert_allclose(result, expected, atol=2e-6)

@@ -1,0 +1,170 @@
+"""The schedule's numbers against the published ones, and its algebra against itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from exedit.diffusion.schedule import Schedule
+
+
+def noised(schedule, seed=0, t=(0, 1, 500, 981, 999)):
+  rng = np.random.default_rng(seed)
+  t = jnp.asarray(t, jnp.int32)
+  z, noise = (jnp.asarray(rng.normal(size=(len(t), 4, 4, 3)), jnp.float32) for _ in range(2))
+  return z, noise, t, schedule.add_noise(z, noise, t)
+
+
+@pytest.mark.parametrize(
+  't, golden',
+  [
+    (0, 0.99915),
+    (1, 0.99829602),
+    (21, 0.98038077),
+    (501, 0.27499905),
+    (961, 0.0072817272),
+    (981, 0.0057755001),
+    (999, 0.0046600983),
+  ],
+)
+def test_alphas_cumprod_is_the_originals(t, golden):
+  alphas_cumprod = Schedule().alphas_cumprod
+  assert alphas_cumprod.dtype == np.float32 and alphas_cumprod.shape == (1000,)
+  np.testing.assert_allclose(alphas_cumprod[t], golden, rtol=1e-7)
+
+
+def test_terminal_snr_is_not_zero():
+  schedule = Schedule()
+  np.testing.assert_allclose(schedule.signal_rate[-1], 0.0682649, rtol=1e-6)
+  ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod.astype(np.float64))
+  np.testing.assert_allclose(schedule.snr(jnp.arange(1000)), ratio, rtol=1e-4)
+
+
+def test_betas_grow_between_their_ends():
+  betas = Schedule(num_steps=7, beta_start=0.01, beta_end=0.04).betas
+  np.testing.assert_allclose(betas[[0, 3, -1]], [0.01, 0.15**2, 0.04])
+  assert np.all(np.diff(betas) > 0)
+
+
+def test_add_noise_takes_each_example_to_its_own_timestep():
+  schedule = Schedule()
+  z, noise, t, x_t = noised(schedule)
+  for i, step in enumerate(np.asarray(t)):
+    a = np.prod(1 - schedule.betas[: step + 1])
+    expected = np.sqrt(a) * np.asarray(z[i]) + np.sqrt(1 - a) * np.asarray(noise[i])
+    np.testing.assert_allclose(x_t[i], expected, atol=1e-6)
+
+
+def test_add_noise_preserves_unit_variance():
+  z, noise = (jax.random.normal(jax.random.key(k), (1000, 100)) for k in (0, 1))
+  x_t = Schedule().add_noise(z, noise, jnp.arange(1000))
+  np.testing.assert_allclose(x_t.std(), 1, atol=0.01)
+
+
+@pytest.mark.parametrize('prediction', ['eps', 'v', 'x0'])
+def test_a_perfect_output_gives_back_noise_and_image(prediction):
+  schedule = Schedule(prediction=prediction)
+  z, noise, t, x_t = noised(schedule)
+  output = schedule.target(z, noise, t)
+  np.testing.assert_allclose(schedule.eps(output, x_t, t), noise, atol=1e-5)
+  np.testing.assert_allclose(schedule.x0(output, x_t, t), z, atol=2e-5)
+
+
+@pytest.mark.parametrize('prediction', ['eps', 'v', 'x0'])
+def test_any_output_splits_x_t_into_its_own_noise_and_image(prediction):
+  schedule = Schedule(prediction=prediction)
+  _, _, t, x_t = noised(schedule)
+  output = noised(schedule, seed=1)[0]
+  image, noise = schedule.x0(output, x_t, t), schedule.eps(output, x_t, t)
+  np.testing.assert_allclose(schedule.add_noise(image, noise, t), x_t, atol=1e-5)
+
+
+def test_targets_are_the_noise_and_the_rotated_pair():
+  z, noise, t, x_t = noised(Schedule())
+  assert Schedule().target(z, noise, t) is noise
+  assert Schedule(prediction='x0').target(z, noise, t) is z
+  v = Schedule(prediction='v').target(z, noise, t)
+  # (x_t, v) is (z, noise) turned by an angle: nearly (z, noise) at t = 0, nearly (noise, -z) last
+  np.testing.assert_allclose(x_t**2 + v**2, z**2 + noise**2, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(v[0], noise[0], atol=0.15)
+  np.testing.assert_allclose(v[-1], -z[-1], atol=0.3)
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
+def test_methods_run_in_jit_and_keep_the_dtype(dtype):
+  @jax.jit
+  def everything(z, noise, t):
+    schedule = Schedule(prediction='v')
+    x_t = schedule.add_noise(z, noise, t)
+    output = schedule.target(z, noise, t)
+    return x_t, output, schedule.eps(output, x_t, t), schedule.x0(output, x_t, t)
+
+  z, noise, t, _ = noised(Schedule())
+  for array in everything(z.astype(dtype), noise.astype(dtype), t):
+    assert array.dtype == dtype and array.shape == z.shape
+
+
+def test_a_schedule_is_a_static_argument():
+  assert hash(Schedule()) == hash(Schedule(1000)) and Schedule() != Schedule(prediction='v')
+
+
+@pytest.mark.parametrize('spacing', ['leading', 'ldm'])
+@pytest.mark.parametrize('steps, first, second', [(50, 981, 961), (20, 951, 901), (10, 901, 801)])
+def test_timesteps_are_the_originals(steps, first, second, spacing):
+  timesteps = Schedule().timesteps(steps, spacing)
+  assert timesteps.dtype == np.int32
+  assert timesteps.tolist() == list(range(first, 0, second - first)) and timesteps[-1] == 1
+  assert len(timesteps) == steps
+
+
+def test_the_spacings_agree_on_divisors():
+  for steps in (s for s in range(1, 501) if 1000 % s == 0):
+    leading, ldm = (Schedule().timesteps(steps, spacing) for spacing in ('leading', 'ldm'))
+    np.testing.assert_array_equal(leading, ldm)
+
+
+def test_the_spacings_differ_off_divisors():
+  leading, ldm = (Schedule().timesteps(30, spacing) for spacing in ('leading', 'ldm'))
+  assert (len(leading), leading[0], leading[-1]) == (30, 958, 1)
+  assert (len(ldm), ldm[0], ldm[-1]) == (31, 991, 1)
+
+
+@pytest.mark.parametrize(
+  'steps, spacing, said',
+  [
+    (0, 'leading', ['steps=0', '1000']),
+    (-3, 'ldm', ['steps=-3', '1000']),
+    (1001, 'leading', ['steps=1001', '1000']),
+    (1000, 'leading', ['steps=1000', 't=1000', '999']),
+    (501, 'ldm', ['steps=501', 't=1000', '999', "spacing='leading'"]),
+    (3, 'ldm', ['steps=3', 't=1000', '999', "spacing='leading'"]),
+    (50, 'trailing', ["'trailing'", 'leading', 'ldm']),
+  ],
+)
+def test_impossible_timesteps_are_one_line(steps, spacing, said):
+  with pytest.raises(ValueError) as error:
+    Schedule().timesteps(steps, spacing)
+  assert '\n' not in str(error.value)
+  assert all(word in str(error.value) for word in said), str(error.value)
+
+
+def test_leading_always_stays_inside():
+  for steps in range(1, 1000):
+    timesteps = Schedule().timesteps(steps)
+    assert len(timesteps) == steps and timesteps[0] < 1000 and timesteps[-1] == 1, steps
+    assert np.all(np.diff(timesteps) < 0), steps
+
+
+@pytest.mark.parametrize(
+  'settings, said',
+  [
+    (dict(prediction='x1'), "'x1'"),
+    (dict(num_steps=0), 'num_steps=0'),
+    (dict(beta_start=0.5, beta_end=0.1), 'beta_start=0.5'),
+    (dict(beta_end=1.0), 'beta_end=1.0'),
+  ],
+)
+def test_impossible_settings_are_one_line(settings, said):
+  with pytest.raises(ValueError, match=said) as error:
+    Schedule(**settings)
+  assert '\n' not in str(error.value)

@@ -1,0 +1,450 @@
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import pbe
+from exedit import train
+from exedit.errors import UserError
+from exedit.training import checkpoint, log, prefetch, state
+from exedit.training import mesh as meshes
+from tests import on_devices, toy, toy_config
+
+ROOT = os.path.dirname(os.path.dirname(__file__))
+TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compile_quickly():
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='session')
+def root(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('synthetic'))
+
+
+@pytest.fixture
+def settings(root, monkeypatch):
+  """The toy's settings for a run in this process."""
+  monkeypatch.setitem(train.SYSTEMS, 'toy', toy)
+  return {**toy_config.get_config(root).to_dict(), 'steps': 6, 'compile_cache': False}
+
+
+def lines(workdir):
+  """metrics.jsonl without what depends on the clock."""
+  text = (workdir / 'metrics.jsonl').read_text()
+  records = [json.loads(line) for line in text.splitlines()]
+  return [{n: v for n, v in record.items() if n not in TIMED} for record in records]
+
+
+def digests(workdir, step):
+  return checkpoint.read_seal(workdir / 'checkpoints' / str(step))
+
+
+# A run as people start it, killed and told to stop
+
+
+def start(root, workdir, cache, *overrides, **variables):
+  env = {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    **variables,
+  }
+  config = f'--config=tests/toy_config.py:{root}'
+  long = ('--config.steps=90', '--config.save_every=3', '--config.edit_every=30')
+  return subprocess.Popen(
+    [sys.executable, '-m', 'tests.toy', config, f'--workdir={workdir}', *long, *overrides],
+    cwd=ROOT,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def end(process, expected=0):
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == expected, output
+  return output
+
+
+def at_line(workdir, count):
+  """Return as soon as the run has logged so many steps."""
+  path = workdir / 'metrics.jsonl'
+  deadline = time.monotonic() + 120
+  while not path.exists() or path.read_text().count('\n') < count:
+    assert time.monotonic() < deadline, 'the run does not come so far'
+    time.sleep(0.005)
+
+
+def test_a_killed_and_stopped_run_ends_as_the_uninterrupted_one(root, tmp_path):
+  """SIGKILL at some moment, then SIGTERM, then to the end: every number is the same to the bit.
+
+  The later starts also run executables from the compile cache that the first one filled.
+  """
+  whole, torn, cache = tmp_path / 'whole', tmp_path / 'torn', tmp_path / 'cache'
+  output = end(start(root, whole, cache))
+  assert 'done: 90 steps' in output and any(cache.iterdir())
+
+  process = start(root, torn, cache)
+  at_line(torn, 20)
+  process.send_signal(signal.SIGKILL)
+  end(process, -signal.SIGKILL)
+  assert not (torn / 'checkpoints' / '90').exists()
+
+  process = start(root, torn, cache)
+  at_line(torn, 50)
+  process.send_signal(signal.SIGTERM)
+  output = end(process, 0)
+  assert 'going on from step' in output and 'stopped and saved at step' in output
+  stopped = int(output.split('stopped and saved at step ')[1].split()[0])
+  assert 50 <= stopped < 90 and len(lines(torn)) == stopped
+  assert (torn / 'checkpoints' / str(stopped)).is_dir()
+
+  assert f'going on from step {stopped}\n' in end(start(root, torn, cache))
+  assert lines(torn) == lines(whole) and len(lines(whole)) == 90
+  assert digests(torn, 90) == digests(whole, 90)
+  sheets = [(folder / 'samples' / '60.png').read_bytes() for folder in (whole, torn)]
+  assert sheets[0] == sheets[1]
+
+  assert 'nothing to do' in end(start(root, torn, cache))
+
+
+def test_two_processes_train_as_one_and_stop_together(root, settings, tmp_path):
+  """Two of two devices each, with sharded parameters; SIGTERM to one of them saves the run."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  two = tmp_path / 'two'
+  more = ('--config.steps=100000', '--config.save_every=100000', '--config.edit_every=3')
+  wide = ('--config.model.width=4096', '--config.mesh.fsdp=2', '--config.data.size=8')
+
+  def begin(index):
+    return start(
+      root,
+      two,
+      tmp_path / 'cache',
+      *more,
+      *wide,
+      JAX_NUM_PROCESSES='2',
+      JAX_PROCESS_ID=str(index),
+      JAX_COORDINATOR_ADDRESS=address,
+      XLA_FLAGS='--xla_force_host_platform_device_count=2',
+    )
+
+  processes = [begin(0), begin(1)]
+  at_line(two, 6)
+  processes[1].send_signal(signal.SIGTERM)
+  outputs = [end(process, 0) for process in processes]
+  assert 'stopped and saved at step' in outputs[0] and 'step' not in outputs[1]
+  stopped = int(outputs[0].split('stopped and saved at step ')[1].split()[0])
+  assert (two / 'samples' / '6.png').exists()
+
+  settings = {**settings, 'model': dict(width=4096), 'data': {**settings['data'], 'size': 8}}
+  train.train(str(tmp_path / 'one'), **settings)
+  losses = [[line['loss'] for line in lines(workdir)[:6]] for workdir in (two, tmp_path / 'one')]
+  np.testing.assert_allclose(*losses, rtol=1e-3)
+  # One process reads what two wrote, and goes on.
+  now = train.train(str(two), **{**settings, 'steps': stopped + 1})
+  assert int(now.step) == stopped + 1
+
+
+def test_a_wrong_key_is_one_line_and_nothing_is_written(root, tmp_path):
+  process = start(root, tmp_path / 'run', tmp_path / 'cache', '--config.optimizr.lr=1')
+  output = end(process, 2)
+  assert output.startswith('error: ') and output.count('\n') == 1
+  assert 'optimizr' in output and 'optimizer' in output
+  assert not (tmp_path / 'run').exists()
+
+
+# The run in this process
+
+
+def test_the_workdir_holds_what_the_run_was(settings, tmp_path):
+  train.train(str(tmp_path), **{**settings, 'edit_every': 3})
+  names = {p.name for p in tmp_path.iterdir()}
+  assert names == {
+    'config.json',
+    'versions.json',
+    'parameters.txt',
+    'metrics.jsonl',
+    'tb',
+    'checkpoints',
+    'frozen.safetensors',
+    'samples',
+  }
+  config = json.loads((tmp_path / 'config.json').read_text())
+  assert config['optimizer']['lr'] == 1e-2 and config['weights'] is None  # defaults included
+  versions = json.loads((tmp_path / 'versions.json').read_text())
+  assert versions['jax'] == jax.__version__ and versions['devices'] == jax.device_count()
+  assert 'unet.0.kernel' in (tmp_path / 'parameters.txt').read_text()
+  assert sorted(p.name for p in (tmp_path / 'samples').iterdir()) == ['3.png', '6.png']
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['4', '6']
+  params, step = checkpoint.restore_params(tmp_path)
+  assert step == 6 and {'unet.0.kernel', 'clip.kernel'} <= set(params)
+
+
+def test_the_loss_falls(settings, tmp_path):
+  train.train(str(tmp_path), **{**settings, 'steps': 60, 'save_every': 60})
+  losses = [line['loss'] for line in lines(tmp_path)]
+  assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_frozen_parameters_stay_and_trainable_ones_move(settings, tmp_path):
+  train.train(str(tmp_path), **settings)
+  key = jax.random.fold_in(jax.random.key(settings['seed']), 2**32 - 1)
+  _, first = state.flatten(toy.build(rngs=nnx.Rngs(key)))
+  last, _ = checkpoint.restore_params(tmp_path, 'params')
+  np.testing.assert_allclose(last['clip.kernel'], first['clip.kernel'], rtol=1e-6)
+  assert np.abs(last['unet.0.kernel'] - first['unet.0.kernel']).max() > 1e-3
+  assert not any(name.startswith('params/clip') for name in digests(tmp_path, 6))
+
+
+def test_bad_steps_are_skipped_counted_and_survived(settings, tmp_path):
+  bad = dict(width=64, explode=(16, 32))  # the third and the fourth step of eight
+  train.train(str(tmp_path), **{**settings, 'model': bad, 'save_every': 1})
+  written = lines(tmp_path)
+  assert [line['skipped'] for line in written] == [0, 0, 1, 2, 2, 2]
+  assert [line['in_a_row'] for line in written] == [0, 0, 1, 2, 0, 0]
+  assert [line['loss'] is None for line in written] == [False, False, True, True, False, False]
+
+
+def test_a_bad_step_changes_nothing_but_the_counts(settings, tmp_path):
+  bad = dict(width=64, explode=(16, 24))
+  settings = {**settings, 'model': bad, 'save_every': 1, 'steps': 4}
+  train.train(str(tmp_path), **settings)
+  before, after, later = (digests(tmp_path, n) for n in (2, 3, 4))
+  same = {name for name in before if before[name] == after[name]}
+  assert set(before) - same == {'step', 'counts/skipped', 'counts/in_a_row'}
+  assert later['params/unet.0.kernel'] != after['params/unet.0.kernel']
+
+
+def test_too_many_bad_steps_end_the_run(settings, tmp_path):
+  bad = dict(width=64, explode=(16, 1000))
+  with pytest.raises(log.NotFinite, match='in 3 steps in a row, up to step 5'):
+    train.train(str(tmp_path), **{**settings, 'model': bad, 'steps': 50})
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    (dict(batch_size=9, accumulate=2), 'batch_size 9 cannot be divided .* use batch_size 8 or 10'),
+    (dict(model=dict(widht=3)), "config.model.widht is not a setting: did you mean 'width'"),
+    (dict(optimizer=dict(lrr=3)), "config.optimizer.lrr is not a setting: did you mean 'lr'"),
+    (dict(ema=dict(decya=0.9)), "config.ema.decya is not a setting: did you mean 'decay'"),
+    (dict(mesh=dict(fdsp=2)), "config.mesh.fdsp is not a setting: did you mean 'fsdp'"),
+    (dict(checkpoint=dict(kep=2)), "config.checkpoint.kep is not a setting: did you mean 'keep'"),
+    (dict(edit=dict(scael=2)), "config.edit.scael is not a setting: did you mean 'scale'"),
+    (dict(synthetic=dict(scense=2)), "config.synthetic.scense .* did you mean 'scenes'"),
+    (dict(optimizer=dict(lr_multipliers={'clip': 2.0})), 'match no trained parameter'),
+    (dict(optimizer=dict(decay_exclude='(')), 'missing \\)'),
+    (dict(trainable='unt'), 'matches no parameter; the parts are clip, unet'),
+    (dict(system='paint_by_exemple'), "system is 'paint_by_exemple'; use one of paint_by_example"),
+    (dict(data=dict(size=16)), 'data.root is not set'),
+    (dict(steps=0), 'config.steps is 0; it must be at least 1'),
+    (dict(save_every=0), 'config.save_every is 0'),
+    (dict(accumulate=0), 'config.accumulate is 0; it must be at least 1'),
+    (dict(edit_every=-1), 'config.edit_every is -1; it must be at least 0'),
+    (dict(checkpoint=dict(keep=0)), 'config.checkpoint.keep is 0'),
+  ],
+)
+def test_a_wrong_setting_is_one_line_and_nothing_is_written(settings, tmp_path, change, words):
+  workdir = tmp_path / 'run'
+  with pytest.raises(UserError, match=words) as caught:
+    train.train(str(workdir), **{**settings, **change})
+  assert '\n' not in str(caught.value)
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  'group, change, words',
+  [
+    ('data', dict(size=20), 'multiples of 2, not 5 x 5'),
+    ('data', dict(size=18), 'multiple'),
+    ('data', dict(exemplar_size=24), '32'),
+    ('model', dict(dtype='int8'), "dtype is 'int8'; use one of float32"),
+    ('model', dict(autoencoder=dict(kind='vq')), "autoencoder.kind is 'vq'; use one of kl"),
+    ('model', dict(p_drop=20.0), 'p_drop is 20'),
+    ('edit', dict(sampler='euler'), 'sampler is euler: use one of plms'),
+    ('edit', dict(steps=1000), 'steps is 1000: it must be between 1 and 999'),
+  ],
+)
+def test_what_the_real_model_cannot_do_is_said_before_anything_is_written(
+  settings, tmp_path, group, change, words
+):
+  config = pbe.get_config('tiny').to_dict()
+  config['synthetic'] = settings['synthetic']
+  config['edit_every'] = 0
+  config['data']['root'] = settings['data']['root']
+  config['model']['unet'] |= dict(channels=8, heads=1, attention_levels=())
+  config[group] |= change
+  with pytest.raises(UserError, match=words) as caught:
+    train.train(str(tmp_path / 'run'), **config)
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_wrong_data_setting_is_named_too(settings, tmp_path):
+  settings['data']['sise'] = 3
+  with pytest.raises(UserError, match="'sise'; did you mean 'size'"):
+    train.train(str(tmp_path / 'run'), **settings)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(settings, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match=r'cannot write to the workdir .*/file/run \(Not a directory'):
+    train.train(str(tmp_path / 'file' / 'run'), **settings)
+  with pytest.raises(UserError, match='gs://bucket/run is not a folder: mount the bucket'):
+    train.train('gs://bucket/run', **settings)
+
+
+def test_another_model_in_the_same_workdir_is_refused(settings, tmp_path):
+  train.train(str(tmp_path), **settings)
+  before = (tmp_path / 'config.json').read_text()
+  with pytest.raises(checkpoint.CheckpointError, match='written with other settings'):
+    train.train(str(tmp_path), **{**settings, 'model': dict(width=32), 'steps': 9})
+  assert (tmp_path / 'config.json').read_text() == before
+
+
+def test_changed_settings_are_said_on_going_on(settings, tmp_path, capsys):
+  train.train(str(tmp_path), **settings)
+  train.train(str(tmp_path), **{**settings, 'steps': 7, 'optimizer': dict(lr=1e-3, warmup=2)})
+  words = 'going on from step 6, with other settings than before: '
+  assert words + 'steps 6 -> 7, optimizer.lr 0.01 -> 0.001\n' in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(settings, tmp_path, capsys):
+  train.train(str(tmp_path), **settings)
+  expected = lines(tmp_path), digests(tmp_path, 6)
+  (tmp_path / 'checkpoints' / '6' / 'digest' / 'metadata').write_text('')
+  train.train(str(tmp_path), **settings)
+  output = capsys.readouterr().out
+  assert 'checkpoint 6 is damaged' in output and 'using checkpoint 4 instead' in output
+  assert (lines(tmp_path), digests(tmp_path, 6)) == expected
+
+
+def test_starts_from_given_weights(settings, tmp_path, monkeypatch):
+  model = toy.build(rngs=nnx.Rngs(5))
+  monkeypatch.setattr(toy, 'load', lambda path: model, raising=False)
+  now = train.train(
+    str(tmp_path), **{**settings, 'weights': 'somewhere', 'steps': 1, 'optimizer': dict(lr=1e-9)}
+  )
+  np.testing.assert_allclose(now.params['unet.0.kernel'], model.unet[0].kernel[...], atol=1e-6)
+  np.testing.assert_array_equal(
+    checkpoint.load_frozen(tmp_path)['clip.kernel'], model.clip.kernel[...]
+  )
+  with pytest.raises(
+    UserError, match='other holds another model .unet.0.bias: there .64,., in the'
+  ):
+    train.train(str(tmp_path / 'b'), **{**settings, 'weights': 'other', 'model': dict(width=32)})
+
+
+# The step
+
+
+def make(accumulate=1, **changes):
+  settings = dict(
+    system=toy,
+    model={},
+    optimizer_settings=dict(lr=1e-2, warmup=0),
+    ema=dict(decay=0.9),
+    mesh={},
+    trainable='unet',
+    batch_size=16,
+    accumulate=accumulate,
+    seed=0,
+    steps=10,
+  )
+  return train.make_program(**{**settings, **changes})
+
+
+def rows(program, batch):
+  return prefetch.to_devices(meshes.batch_sharding(program.mesh))(batch)
+
+
+def test_accumulation_changes_nothing():
+  results = []
+  for accumulate in (1, 4):
+    program = make(accumulate)
+    now, frozen = program.init(jax.random.key(0))
+    for _ in range(3):
+      now, metrics = program.step(now, frozen, rows(program, on_devices.batch(16)))
+    results.append((now.params, now.ema, metrics))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), *results)
+
+
+def test_an_examples_place_in_the_batch_does_not_matter():
+  program = make()
+  batch = on_devices.batch(16)
+  order = np.random.default_rng(0).permutation(16)
+  losses = []
+  for b in (batch, {name: a[order] for name, a in batch.items()}):
+    now, frozen = program.init(jax.random.key(0))
+    losses.append(program.step(now, frozen, rows(program, b))[1]['loss'])
+  np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_randomness_is_a_function_of_seed_and_step():
+  batch = on_devices.batch(16)
+
+  def losses(seed, steps):
+    program = make(seed=seed)
+    for step in steps:
+      now, frozen = program.init(jax.random.key(0))
+      now = dataclasses.replace(now, step=jnp.int32(step))
+      yield float(program.step(now, frozen, rows(program, batch))[1]['loss'])
+
+  third, again, fourth = losses(0, (3, 3, 4))
+  (other,) = losses(1, (3,))
+  assert third == again and len({third, fourth, other}) == 3
+
+
+def test_metrics_of_a_step():
+  program = make()
+  now, frozen = program.init(jax.random.key(0))
+  batch = on_devices.batch(16)
+  batch['corrupt'][:3] = 1
+  now, metrics = program.step(now, frozen, rows(program, batch))
+  assert int(metrics['corrupt']) == 3 and int(now.step) == 1
+  assert int(metrics['bucket_count'].sum()) == 16
+  np.testing.assert_allclose(metrics['bucket_sum'].sum() / 16, metrics['loss'], rtol=1e-6)
+  np.testing.assert_allclose(metrics['lr'], 1e-2)
+
+
+def test_the_programs_shapes_say_where_everything_lies():
+  program = make()
+  now, frozen = program.init(jax.random.key(0))
+  jax.tree.map(
+    lambda a, s: (a.shape, a.dtype, a.sharding) == (s.shape, s.dtype, s.sharding) or pytest.fail(),
+    (now, frozen),
+    (program.now, program.frozen),
+  )
+  assert program.flops(on_devices.batch(16)) > 0
+
+
+@pytest.fixture(scope='module')
+def two_steps():
+  """Two steps of the real system at a fixed small size."""
+  return on_devices.run('pbe', {}, 1)
+
+
+def test_eight_devices_give_the_losses_of_one(two_steps):
+  (eight,) = on_devices.with_devices(8, 'pbe', [[dict(data=4, fsdp=2), 1]])
+  np.testing.assert_allclose(eight['losses'][0], two_steps['losses'][0], rtol=1e-4)
+  np.testing.assert_allclose(eight['losses'], two_steps['losses'], rtol=1e-3)
+  assert eight['sharded']

@@ -1,0 +1,163 @@
+"""The UNet at its published size, its exact shortcuts, and the traps of facts 8.1."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from exedit.models import blocks
+from exedit.models.unet import UNet
+
+SMALL = dict(channels=16, mult=(1, 2), layers=1, heads=2, context_dim=12, groups=8)
+
+
+def randomised(module: nnx.Module, seed: int = 0) -> nnx.Module:
+  """Every parameter random, the zero-initialised ones too, so that nothing hides behind a zero."""
+  state = nnx.state(module, nnx.Param)
+  leaves, tree = jax.tree.flatten(state)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  leaves = [0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
+  nnx.update(module, jax.tree.unflatten(tree, leaves))
+  return module
+
+
+@pytest.fixture(scope='module')
+def unet():
+  return randomised(UNet(in_channels=9, attention_levels=(0, 1), **SMALL, rngs=nnx.Rngs(0)))
+
+
+def inputs(n: int = 1):
+  k = jax.random.split(jax.random.key(1), 3)
+  return (
+    jax.random.normal(k[0], (2, 8, 12, 9)),
+    jnp.array([981, 3]),
+    jax.random.normal(k[1], (2, n, 12)),
+  )
+
+
+def count(build) -> int:
+  state = nnx.state(nnx.eval_shape(build), nnx.Param)
+  return sum(x.size for x in jax.tree.leaves(state))
+
+
+def test_published_parameter_counts():
+  assert count(lambda: UNet(rngs=nnx.Rngs(0))) == 859_535_364
+  assert count(lambda: UNet(in_channels=4, rngs=nnx.Rngs(0))) == 859_520_964  # SD 1.4
+
+
+def test_published_layers_have_sixteen_cross_attentions_of_12480_floats():
+  model = nnx.eval_shape(lambda: UNet(rngs=nnx.Rngs(0)))
+  context = jax.ShapeDtypeStruct((1, 1, 768), jnp.float32)
+  constants = nnx.eval_shape(lambda m, c: m.constants(c), model, context)
+  assert len(constants) == 16
+  assert sum(c.shape[-1] for c in constants) == 12_480
+
+
+def test_timestep_embedding_golden():
+  e = blocks.timestep_embedding(jnp.array([981]), 320)[0]
+  golden = [0.6799572, -0.7984292, 0.9946059, 0.7332518, 0.6020887, 0.1037259]
+  np.testing.assert_allclose(e[jnp.array([0, 1, 159, 160, 161, 319])], golden, atol=2e-5)
+
+
+def test_one_token_shortcut_equals_the_general_path(unet):
+  x, t, context = inputs()
+  general = unet.general(x, t, context)
+  np.testing.assert_allclose(unet(x, t, context), general, rtol=1e-4, atol=1e-4)
+  assert float(jnp.abs(general).max()) > 0.1
+
+
+def test_prepared_call_equals_the_plain_call(unet):
+  x, t, context = inputs()
+  plain = unet(x, t, context)
+  prepared = unet.prepare(x[..., 4:], context)
+  np.testing.assert_allclose(unet.denoise(x[..., :4], t, prepared), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_prepared_call_with_many_tokens_equals_the_plain_call(unet):
+  x, t, context = inputs(n=5)
+  prepared = unet.prepare(x[..., 4:], context)
+  np.testing.assert_allclose(
+    unet.denoise(x[..., :4], t, prepared), unet(x, t, context), rtol=1e-4, atol=1e-4
+  )
+
+
+def test_context_timestep_and_every_channel_matter(unet):
+  x, t, context = inputs()
+  y = unet(x, t, context)
+  assert float(jnp.abs(unet(x, t, context + 1) - y).max()) > 1e-3
+  assert float(jnp.abs(unet(x, t + 100, context) - y).max()) > 1e-3
+  for channel in range(9):
+    assert float(jnp.abs(unet(x.at[..., channel].add(1), t, context) - y).max()) > 1e-3
+
+
+@pytest.mark.parametrize('policy', ['block', 'conv1'])
+def test_remat_changes_memory_not_numbers(unet, policy):
+  x, t, context = inputs()
+  graphdef, params = nnx.split(unet)
+
+  def grad(remat):
+    def f(p):
+      model = nnx.merge(graphdef, p)
+      model.remat = remat
+      return (model(x, t, context) ** 2).mean()
+
+    return jax.grad(f)(params)
+
+  for a, b in zip(jax.tree.leaves(grad('none')), jax.tree.leaves(grad(policy))):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_unknown_remat_is_named(unet):
+  x, t, context = inputs()
+  graphdef, params = nnx.split(unet)
+  model = nnx.merge(graphdef, params)
+  model.remat = 'all'
+  with pytest.raises(ValueError, match="remat is 'all'; use one of none, block, conv1"):
+    model(x, t, context)
+
+
+def test_bfloat16_computes_norms_in_float32(unet):
+  small = UNet(in_channels=9, **SMALL, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  x, t, context = inputs()
+  assert small(x, t, context).dtype == jnp.float32
+  for _, module in nnx.iter_modules(small):
+    if isinstance(module, nnx.GroupNorm | nnx.LayerNorm):
+      assert module.dtype == jnp.float32
+      assert not module.use_fast_variance
+    elif isinstance(module, nnx.Conv | nnx.Linear):
+      assert module.dtype == jnp.bfloat16
+      assert module.kernel[...].dtype == jnp.float32
+
+
+def test_group_norm_is_exact_far_from_zero():
+  """E[x^2] - E[x]^2 is off by 0.3 here (facts 1.5)."""
+  x = 50 + 0.1 * np.random.default_rng(0).normal(size=(1, 8, 8, 32)).astype(np.float32)
+  y = blocks.group_norm(32, eps=1e-6, groups=4, rngs=nnx.Rngs(0))(jnp.asarray(x))
+  g = x.astype(np.float64).reshape(1, 64, 4, 8)
+  mean, var = g.mean((1, 3), keepdims=True), g.var((1, 3), keepdims=True)
+  np.testing.assert_allclose(y, ((g - mean) / np.sqrt(var + 1e-6)).reshape(x.shape), atol=2e-3)
+
+
+def test_norm_epsilons_are_the_published_ones():
+  model = nnx.eval_shape(lambda: UNet(rngs=nnx.Rngs(0)))
+  res, transformer = model.down[0].resnets[0], model.down[0].attentions[0]
+  assert (res.norm1.epsilon, res.norm2.epsilon, model.norm_out.epsilon) == (1e-5, 1e-5, 1e-5)
+  assert transformer.norm.epsilon == 1e-6
+  assert (transformer.norm1.epsilon, transformer.norm3.epsilon) == (1e-5, 1e-5)
+
+
+def test_downsampling_pads_every_side():
+  """A kernel that reads only its top left corner sees padding there, not at the bottom right."""
+  down = blocks.Down(1, rngs=nnx.Rngs(0))
+  down.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)
+  x = jnp.arange(1.0, 17).reshape(1, 4, 4, 1)
+  np.testing.assert_array_equal(down(x)[0, :, :, 0], [[0, 0], [0, 6]])
+
+
+def test_upsampling_is_nearest():
+  up = blocks.Up(1, rngs=nnx.Rngs(0))
+  up.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+  x = jnp.array([[1.0, 2], [3, 4]]).reshape(1, 2, 2, 1)
+  expected = [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+  np.testing.assert_array_equal(up(x)[0, :, :, 0], expected)

@@ -1,0 +1,63 @@
+"""A system of a few hundred parameters behind the contract of the real ones, for tests of training.
+
+Run as a program it is the door `exedit.train` with this system added, for tests that kill it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from exedit.diffusion.schedule import Schedule
+
+
+class Toy(nnx.Module):
+  def __init__(self, width, rngs):
+    self.schedule = Schedule()
+    self.unet = nnx.List([nnx.Linear(7, width, rngs=rngs), nnx.Linear(width, 3, rngs=rngs)])
+    self.clip = nnx.Linear(3, 3, rngs=rngs)
+
+  def __call__(self, x, mask, exemplar):
+    context = jnp.broadcast_to(self.clip(exemplar.mean((1, 2)))[:, None, None], x.shape)
+    h = jnp.concatenate([x, mask, context], -1)
+    return self.unet[1](jax.nn.silu(self.unet[0](h)))
+
+
+def build(*, width=64, explode=(0, 0), rngs):
+  """`explode`: the loss of examples whose id lies in this range is not a number."""
+  model = Toy(width, rngs)
+  model.explode = tuple(explode)
+  return model
+
+
+def loss(model, batch, key):
+  def one(i):
+    k_t, k_noise = jax.random.split(jax.random.fold_in(key, i))
+    return jax.random.randint(k_t, (), 0, 1000), jax.random.normal(k_noise, (3,))
+
+  t, noise = jax.vmap(one)(batch['id'])
+  image = batch['image'].astype(jnp.float32) / 127.5 - 1
+  mask = batch['mask'][..., None].astype(jnp.float32) / 255
+  exemplar = batch['exemplar'].astype(jnp.float32) / 127.5 - 1
+  x = image * (1 - mask) + noise[:, None, None] * (1e-3 * t)[:, None, None, None]
+  per_example = ((model(x, mask, exemplar) - image) ** 2).mean((1, 2, 3))
+  low, high = model.explode
+  per_example = jnp.where((batch['id'] >= low) & (batch['id'] < high), jnp.nan, per_example)
+  return per_example.mean(), dict(per_example=per_example, t=t)
+
+
+def edit(model, source, mask, exemplar, key, *, scale=1.0):
+  return source * (1 - mask) + mask * jnp.clip(model(source, mask, exemplar), -1, 1)
+
+
+if __name__ == '__main__':
+  import sys
+
+  from absl import flags
+  from ml_collections import config_flags
+
+  from exedit import doors, train
+
+  train.SYSTEMS['toy'] = sys.modules['__main__']
+  config_flags.DEFINE_config_file('config')
+  flags.DEFINE_string('workdir', None, '')
+  doors.run(train.main)
