@@ -112,6 +112,8 @@ def _check_settings(make_example: Callable, settings: dict):
         f'unknown data setting {name!r}; '
         + (f'did you mean {near[0]!r}?' if near else f'there are: {", ".join(names)}')
       )
+  if make_example is open_images.make_example:
+    open_images.check_settings(**settings)
 
 
 def _numbered(index: int, position: int) -> tuple[int, int]:

@@ -17,6 +17,33 @@ from input_pipeline.errors import DataError, Unusable
 NON_SQUARE = ('squash', 'pad', 'skip')
 
 
+# From, to; None: no bound.
+LIMITS = dict(
+  size=(1, None),
+  exemplar_size=(1, None),
+  arbitrary_mask=(0, 1),
+  exemplar_pad=(0, None),
+  extend=(0, 1),
+  zoom=(0, 1),
+  mask_jitter=(0, None),
+  affine_jitter=(0, None),
+  min_area=(0, 1),
+  max_area=(0, 1),
+)
+
+
+def check_settings(**settings) -> None:
+  """DataError for a value that `make_example` cannot work with, before any worker starts."""
+  for name, (low, high) in LIMITS.items():
+    value = settings.get(name, low)
+    if value < low or (high is not None and value > high):
+      bound = f'at least {low}' if high is None else f'from {low} to {high}'
+      raise DataError(f'data.{name} is {value}: it must be {bound}')
+  non_square = settings.get('non_square', 'squash')
+  if non_square not in NON_SQUARE:
+    raise DataError(f'data.non_square is {non_square!r}: use one of {", ".join(NON_SQUARE)}')
+
+
 def make_example(
   features: dict,
   rng: np.random.Generator,
@@ -44,8 +71,7 @@ def make_example(
   draw. Returns image uint8 [size size 3], mask uint8 [size size] (255 = repaint, soft edges) and
   exemplar uint8 [s s 3]. DataError where the image cannot be decoded, Unusable where no box serves.
   """
-  if non_square not in NON_SQUARE:
-    raise DataError(f'non_square={non_square!r}: must be one of {", ".join(NON_SQUARE)}')
+  check_settings(non_square=non_square)
   name = _name(features)
   if not features.get('image'):
     raise DataError(f'{name}: the record has no image')

@@ -96,6 +96,8 @@ def main(config, output: str, split: str, count: int) -> None:
   if count < 1:
     raise DataError(f'--count={count}: must be at least 1')
   config = config.to_dict()
+  if 'data' not in config:
+    raise DataError('the config has no group data: name one such as configs/pbe.py:tiny')
   data = config['data'] | dict(workers=0) | (dict(split=split) if split else {})
   if config.get('synthetic'):
     synthetic.ensure(data['root'], **config['synthetic'])

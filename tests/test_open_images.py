@@ -145,7 +145,7 @@ def test_a_box_too_wide_for_a_square_is_squashed_padded_or_skipped(picture):
   assert rows[-1] == pytest.approx((50 + 240) / 4, abs=1)
   with pytest.raises(Unusable, match='no square cut of the 400x300 image holds a box'):
     make(non_square='skip')
-  with pytest.raises(DataError, match="non_square='crop': must be one of squash, pad, skip"):
+  with pytest.raises(DataError, match="non_square is 'crop': use one of squash, pad, skip"):
     make(non_square='crop')
 
 

@@ -71,6 +71,7 @@ def test_the_split_can_be_named(door, capsys):
     (['--config=config.py:huge'], '--config: no variant huge'),
     (['--config=config.py', '--config.data.rot=x'], 'the config has no key rot'),
     (['--config=config.py', '--config.data.size=x'], "invalid literal for int() with base 10: 'x'"),
+    (['--config=config.py', '--config.data.size=0'], 'data.size is 0: it must be at least 1'),
     (['--config=config.py', '--count=0'], '--count=0: must be at least 1'),
     (['--config=config.py', '--output=sheet.doc'], '--output=sheet.doc: name a .png or .jpg file'),
     (['--config=config.py', '--split=test'], "no shards of split 'test'"),
