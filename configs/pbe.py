@@ -39,7 +39,10 @@ def full() -> ml_collections.ConfigDict:
       edit_every=5_000,
       max_bad_steps=10,
       trainable='unet|conditioner',
-      weights=config_dict.placeholder(str),  # start from these instead of random ones
+      # Stable Diffusion 1.x or Paint by Example, in any layout; and the image tower that the former
+      # lacks. The paper's: CompVis/stable-diffusion-v1-4 and openai/clip-vit-large-patch14.
+      init_from=config_dict.placeholder(str),
+      init_clip=config_dict.placeholder(str),
       compile_cache=True,
       data=dict(
         root='data/open_images',

@@ -2,11 +2,25 @@
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+LONGEST = 20  # entries of a listing that are shown
 
 
 class UserError(Exception):
-  """What the person at the door can mend: what was wrong, both values, the remedy, in one line."""
+  """What the person at the door can mend: what was wrong, both values, the remedy, in one line.
+
+  `listing` are the entries that the line announces, one on each line below it.
+  """
+
+  def __init__(self, line: str, listing: Sequence[str] = ()):
+    super().__init__(line)
+    self.listing = tuple(listing)
+
+  def __str__(self) -> str:
+    more = len(self.listing) - LONGEST
+    shown = [*self.listing[:LONGEST], *([f'and {more} more'] if more > 0 else [])]
+    return '\n  '.join([*map(str, self.args), *shown])
 
 
 def one_line(error: BaseException) -> str:
@@ -22,13 +36,15 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str | None:
-  """One line for an error that the user can mend, None for one that is our own bug.
+  """One line (and its listing) for an error that the user can mend, None for one that is our bug.
 
   `input_pipeline` may not import exedit, so its errors are recognised here: DataError is a
   ValueError of that package. Operating-system refusals (no space, no permission) name the path.
   """
   from input_pipeline.errors import DataError
 
+  if isinstance(error, UserError) and error.listing:
+    return str(error)
   if isinstance(error, (UserError, DataError)):
     return one_line(error)
   if disk_is_full(error):

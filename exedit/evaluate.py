@@ -2,12 +2,12 @@
 
   python -m exedit.evaluate --config=configs/synthetic_bench.py --weights=weights/tiny
 
-Every held-out edit is made twice, with its own exemplar and with another edit's. The repainted
-region is compared with ten drawn truths, the right subject and nine others in the same place.
+Every held-out edit is made twice, with its own exemplar and with
+another edit's. The repainted region is compared with ten drawn truths, the right subject and nine
+others in the same place.
 """
 
 import dataclasses
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,10 @@ from tqdm import tqdm
 from exedit import doors, images, settings
 from exedit import paint_by_example as pbe
 from exedit.errors import UserError
-from exedit.metrics import identification
+from exedit.metrics import confidence, identification
 from exedit.metrics.psnr import psnr
 from exedit.training import log, runtime
-from exedit.weights import folder
+from exedit.weights import source
 from input_pipeline import synthetic
 
 SHOWN = 12  # rows of the picture
@@ -45,7 +45,7 @@ class Score:
 
   def summary(self) -> dict[str, Any]:
     n, hits = len(self.identified), int(self.identified.sum())
-    low, high = identification.wilson(hits, n)
+    low, high = confidence.wilson(hits, n)
     return dict(
       identification=hits / n,
       interval=[low, high],
@@ -79,13 +79,15 @@ def evaluate(
   Raises:
     UserError: for settings or weights that cannot be used, before anything is computed.
   """
-  config = folder.read_config(weights)
+  found = source.look(weights)
+  config = found.config
   sampling = doors.edit_settings(config, steps=steps, scale=scale, sampler=sampler)
+  if output is None and not os.path.isdir(weights):
+    raise UserError(f'--output is missing: {weights} is no folder to put the results beside')
   output = _output_folder(output or os.path.join(weights, 'evaluation'))
   _check(edits=(edits, 2), truths=(truths, 2), batch_size=(batch_size, 1), seed=(seed, 0))
   drawing = dict(drawn_like(config), seed=seed, truths=truths)
-  _, params, step = folder.read(weights)
-  model = pbe.assemble(config['model'], params, weights)
+  model = pbe.load(found)
 
   every = 0.1 if sys.stderr.isatty() else 10
   with tqdm(total=3 * edits, unit='edit', desc='drawing', mininterval=every) as bar:
@@ -105,7 +107,7 @@ def evaluate(
   results = dict(
     benchmark=benchmark,
     sampling=sampling,
-    weights=dict(path=weights, step=step, sha256=digest(params)),
+    weights=dict(path=weights, step=found.step, sha256=found.digest()),
     versions=runtime.versions(),
     chance=1 / truths,
     **{name: s.summary() for name, s in scores.items()},
@@ -208,15 +210,6 @@ def table(results: dict[str, Any]) -> str:
   return '\n'.join(line.rstrip() for line in lines)
 
 
-def digest(params: Mapping[str, np.ndarray]) -> str:
-  """SHA-256 over the names and values of all parameters: the same for a run and its export."""
-  sha = hashlib.sha256()
-  for name, value in sorted(params.items()):
-    sha.update(name.encode())
-    sha.update(np.ascontiguousarray(value).data)
-  return sha.hexdigest()
-
-
 def _floats(pixels):
   return jnp.asarray(images.from_uint8(np.stack(list(pixels))))
 
@@ -267,7 +260,7 @@ def _output_folder(path):
 def define_flags() -> None:
   """`--config` holds the benchmark's settings, the others say what to score and where to write."""
   values = flags.FLAGS
-  how = 'the benchmark, configs/synthetic_bench.py'
+  how = 'the benchmark, configs/synthetic_bench.py or configs/coco_ee.py'
   config_flags.DEFINE_config_file('config', None, how, values)
   flags.DEFINE_string('weights', None, "training run's folder or an exported one", values)
   flags.DEFINE_string('output', None, "folder (default: the weights', /evaluation)", values)
@@ -275,14 +268,15 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
   """Open the door: a benchmark in, one table out."""
-  if flags.FLAGS.config is None:
+  values = flags.FLAGS
+  if values.config is None:
     raise UserError('--config is missing: use --config=configs/synthetic_bench.py')
-  if not flags.FLAGS.weights:
+  config = values.config.to_dict()
+  if not values.weights:
     raise UserError('--weights is missing: name the folder of a run, or one such as weights/tiny')
   runtime.cache_compiled()
-  config = flags.FLAGS.config.to_dict()
   settings.check(config, evaluate, 'config')
-  evaluate(flags.FLAGS.weights, flags.FLAGS.output, **config)
+  evaluate(values.weights, values.output, **config)
 
 
 if __name__ == '__main__':

@@ -5,22 +5,24 @@ pixel that an edit leaves alone is saved as the byte that was loaded.
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import math
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from exedit.errors import UserError, one_line
+from exedit import decode
+from exedit.errors import UserError
 
-SMALLEST_SIDE = 8  # pixels; below this there is nothing to look at and nothing to encode
 FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
+LONGEST_SIDE = {'JPEG': 65500, 'WEBP': 16383}  # what the format's own fields can say
+TEXT = 'exedit'  # the key of an edit's recipe among a PNG file's texts
 
 AnyFloat = Float[Array, '*b h w c'] | Float[np.ndarray, '*b h w c']
 
@@ -66,142 +68,89 @@ def load_mask(path: str | os.PathLike, like: AnyFloat | None = None) -> Float[Ar
     UserError: as `load`, and for a mask of another size or one that repaints nothing.
   """
   repaint = read_mask(path)
-  if like is not None and repaint.shape != tuple(like.shape[-3:-1]):
-    raise UserError(_other_size(path, repaint.shape, like.shape[-3:-1]))
+  if like is not None:
+    check_size_of_mask(path, repaint.shape, like.shape[-3:-1])
   return jnp.asarray(repaint[None, :, :, None], jnp.float32)
 
 
 def read(path: str | os.PathLike) -> UInt8[np.ndarray, 'h w 3']:
   """`load` before it becomes float: the upright 8-bit RGB pixels."""
-  return np.asarray(_decode(path, 'RGB', 'white'))
+  return np.asarray(decode.upright(path, 'RGB', 'white'))
 
 
-def read_mask(path: str | os.PathLike) -> Bool[np.ndarray, 'h w']:
-  """`load_mask` before it becomes float: True = repaint."""
-  brightness = np.asarray(_decode(path, 'L', 'black'))
+def read_mask(path: str | os.PathLike, what: str = 'region to repaint') -> Bool[np.ndarray, 'h w']:
+  """`load_mask` before it becomes float: True = repaint (or `what` else the mask is of)."""
+  brightness = np.asarray(decode.upright(path, 'L', 'black'))
   repaint = brightness >= 128
   if not repaint.any():
     raise UserError(
-      f'{path}: the mask is empty (its brightest pixel is {brightness.max()} of 255; 128 or more'
-      ' means repaint): paint the region to repaint white'
+      f'{path}: the mask is empty (its brightest pixel is {brightness.max()} of 255, and 128 or'
+      f' more count): paint the {what} white'
     )
   return repaint
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+  """A photo with all that its edit should keep."""
+
+  rgb: UInt8[np.ndarray, 'h w 3']  # what is looked at: transparent pixels lie on white
+  rgba: UInt8[np.ndarray, 'h w 4'] | None  # as in the file, colours of transparent pixels included
+  icc_profile: bytes | None
+
+
+def read_photo(path: str | os.PathLike) -> Photo:
+  """`read`, and beside it the transparency and the colour profile; errors as `load`."""
+  with decode.opened(path) as file:
+    image = decode.eight_bit(file)
+    rgba = np.asarray(image.convert('RGBA')) if image.has_transparency_data else None
+    rgb = np.asarray(decode.flatten(image, 'white').convert('RGB'))
+    return Photo(rgb, rgba, decode.icc(file))
 
 
 def read_icc(path: str | os.PathLike) -> bytes | None:
   """The RGB colour profile of a readable image file, to be saved with its edit (or None)."""
   with Image.open(path) as file:
-    profile = file.info.get('icc_profile')
-    rgb = file.mode in ('RGB', 'RGBA', 'P', 'PA', 'RGBX')
-  return profile if profile and rgb and profile[16:20] == b'RGB ' else None
+    return decode.icc(file)
 
 
-def _decode(path, mode, background):
-  """The file as an upright Pillow image of `mode`; whatever goes wrong becomes one line."""
-  if os.path.isdir(path):
-    raise UserError(f'{path} is a folder: name an image file')
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')
-      warnings.simplefilter('error', Image.DecompressionBombWarning)
-      with Image.open(path) as file:
-        _check_size(path, file.size)
-        file.load()
-        return _flatten(_eight_bit(_upright(file)), background).convert(mode)
-  except UserError:
-    raise
-  except FileNotFoundError:
-    raise UserError(f'{path} does not exist: check the path') from None
-  except PermissionError:
-    raise UserError(f'{path} may not be read: check its permissions') from None
-  except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-    limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-    raise UserError(
-      f'{path} has more than the {limit:.0f} million pixels allowed: make it smaller'
-    ) from None
-  except UnidentifiedImageError:
-    empty = os.path.getsize(path) == 0
-    what = 'is empty (0 bytes)' if empty else 'is not an image of a kind that Pillow reads'
-    raise UserError(f'{path} {what}: give a PNG, JPEG or WebP file') from None
-  except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
-    raise UserError(
-      f'{path} cannot be decoded ({one_line(error)}): it is damaged, truncated or of a rare kind;'
-      ' fetch it again or save it as 8-bit PNG'
-    ) from None
-
-
-def _check_size(path, size):
-  if min(size) < SMALLEST_SIDE:
-    raise UserError(
-      f'{path} is {size[0]} x {size[1]} pixels: give an image of at least'
-      f' {SMALLEST_SIDE} x {SMALLEST_SIDE}'
-    )
-
-
-def _upright(image):
-  """As the camera held it; a damaged EXIF block is no reason to refuse the picture."""
-  upright = image.copy()
-  with contextlib.suppress(Exception):
-    ImageOps.exif_transpose(upright, in_place=True)
-  return upright
-
-
-def _eight_bit(image):
-  """16-bit grey scaled to 8 (Pillow's own conversion clips, which turns it white); CMYK to sRGB."""
-  if image.mode == 'CMYK' and image.info.get('icc_profile'):
-    return _to_srgb(image)
-  if image.mode != 'F' and not image.mode.startswith('I'):
-    return image
-  values = np.asarray(image)
-  if image.mode == 'F' or values.min() < 0 or values.max() > 65535:
-    raise ValueError(f'pixels of kind {image.mode!r} from {values.min():g} to {values.max():g}')
-  return Image.fromarray(np.round(values / 257).astype(np.uint8))
-
-
-def _to_srgb(image):
-  """CMYK through its own colour profile; a bad profile leaves Pillow's plain conversion."""
-  from PIL import ImageCms
-
-  try:
-    profile, srgb = io.BytesIO(image.info['icc_profile']), ImageCms.createProfile('sRGB')
-    return ImageCms.profileToProfile(image, profile, srgb, outputMode='RGB') or image
-  except (ImageCms.PyCMSError, OSError):
-    return image
-
-
-def _flatten(image, background):
-  if not image.has_transparency_data:
-    return image
-  canvas = Image.new('RGBA', image.size, background)
-  return Image.alpha_composite(canvas, image.convert('RGBA'))
-
-
-def _other_size(path, mask_shape, image_shape):
-  (mh, mw), (h, w) = mask_shape, image_shape
+def check_size_of_mask(
+  path: str | os.PathLike, mask: tuple[int, ...], image: tuple[int, ...], name: str = 'image'
+) -> None:
+  """UserError unless the mask (height, width) is as large as the image that it belongs to."""
+  (mh, mw), (h, w) = mask, image
+  if (mh, mw) == (h, w):
+    return
   if (mh, mw) == (w, h):
-    remedy = 'the two are turned against each other: paint the mask on the upright image'
+    remedy = f'the two are turned against each other: paint the mask on the upright {name}'
   else:
-    remedy = 'paint the mask on the image at its own size'
-  return f'{path} is {mw} x {mh} pixels (width x height) but the image is {w} x {h}: {remedy}'
+    remedy = f'paint the mask on the {name} at its own size'
+  raise UserError(
+    f'{path} is {mw} x {mh} pixels (width x height) but the {name} is {w} x {h}: {remedy}'
+  )
 
 
 # Files out
 
 
 def save(
-  image: AnyFloat | UInt8[np.ndarray, 'h w 3'],
+  image: AnyFloat | UInt8[np.ndarray, 'h w c'],
   path: str | os.PathLike,
   *,
   icc_profile: bytes | None = None,
+  recipe: str | None = None,
 ) -> str:
   """Write one image as PNG, JPEG or WebP by the name's ending, all of it or nothing.
 
   PNG and WebP are lossless; JPEG changes every pixel a little, edited or not.
 
   Args:
-    image: [1 h w 3] or [h w 3] in [-1, 1], or uint8.
+    image: [1 h w 3] or [h w 3] in [-1, 1], or uint8; with a fourth channel, transparency, for a
+      format that holds it.
     path: a name without an ending gets `.png`.
     icc_profile: from `read_icc`, so that colours are shown as the source's are.
+    recipe: JSON text to keep in a PNG file's metadata and in `recipe_path(path)`. Both files are
+      written before either takes its place, the image first: a recipe never lies beside less.
   Returns:
     The path written.
   """
@@ -209,47 +158,96 @@ def save(
   pixels = np.asarray(image)
   if pixels.ndim == 4 and len(pixels) == 1:
     pixels = pixels[0]
-  if pixels.ndim != 3 or pixels.shape[-1] != 3:
+  if pixels.ndim != 3 or pixels.shape[-1] not in (3, 3 + holds_alpha(path)):
     raise ValueError(f'save takes one image [1 h w 3] or [h w 3], got {list(pixels.shape)}')
   if pixels.dtype != np.uint8:
     if not np.isfinite(pixels).all():
       raise UserError(f'{path} is not written: the result is not finite; are the weights sound?')
     pixels = to_uint8(pixels)
-  options = dict(PNG={}, JPEG=dict(quality=95, subsampling=0), WEBP=dict(lossless=True))
-  kind = FORMATS[os.path.splitext(path)[1].lower()]
+  check_holds(path, pixels.shape[:2])
+  text = PngImagePlugin.PngInfo()
+  files = {}
+  if recipe is not None:
+    text.add_itxt(TEXT, recipe)
+    files[recipe_path(path)] = recipe.encode()
+  options = dict(
+    PNG=dict(pnginfo=text),
+    JPEG=dict(quality=95, subsampling=0),
+    WEBP=dict(lossless=True, exact=True),  # exact: the colours under transparency too
+  )
+  kind = format_of(path)
   encoded = io.BytesIO()
   Image.fromarray(pixels).save(encoded, kind, icc_profile=icc_profile, **options[kind])
-  _write(path, encoded.getbuffer())
+  _write({path: encoded.getbuffer(), **files})
   return path
+
+
+def recipe_path(path: str | os.PathLike) -> str:
+  """The file beside an output that says how it was made: `out.json` for `out.png`."""
+  return os.path.splitext(os.fspath(path))[0] + '.json'
+
+
+def holds_alpha(path: str | os.PathLike) -> bool:
+  """Whether a file of this name can be transparent."""
+  return format_of(path) != 'JPEG'
 
 
 def output_path(path: str | os.PathLike) -> str:
   """The path that `save` would write; refuses what it could not write, before any work is done."""
-  path = os.fspath(path)
-  if os.path.isdir(path) or not os.path.basename(path):
-    raise UserError(f'{path} is a folder: name the image to write, such as {path}/out.png')
+  path = check_ending(path)
   folder = os.path.dirname(path) or '.'
   if not os.path.isdir(folder):
     raise UserError(f'cannot write {path}: the folder {folder} does not exist; make it first')
+  return path
+
+
+def check_ending(path: str | os.PathLike) -> str:
+  """The path, with `.png` where it has no ending; UserError for one that is no image's name."""
+  path = os.fspath(path)
+  if os.path.isdir(path) or not os.path.basename(path):
+    raise UserError(f'{path} is a folder: name the image to write, such as {path}/out.png')
   ending = os.path.splitext(path)[1]
   if ending.lower() not in FORMATS and ending:
     raise UserError(f'cannot write {path}: {ending} is not one of {", ".join(FORMATS)}')
   return path if ending else path + '.png'
 
 
-def _write(path, data):
-  """Bytes under a temporary name in the same folder, then moved in place."""
-  temporary = f'{path}.{os.getpid()}.tmp'
+def check_holds(path: str | os.PathLike, size: tuple[int, ...]) -> None:
+  """UserError where the format of this name cannot hold an image of (height, width)."""
+  kind = format_of(path)
+  if max(size) > LONGEST_SIDE.get(kind, max(size)):
+    raise UserError(
+      f'cannot write {path}: it would be {size[1]} x {size[0]} pixels, and {kind} holds at most'
+      f' {LONGEST_SIDE[kind]} a side; name a .png'
+    )
+
+
+def format_of(path: str | os.PathLike) -> str:
+  """'PNG', 'JPEG' or 'WEBP', by the name's ending."""
+  return FORMATS[os.path.splitext(path)[1].lower()]
+
+
+def _write(files):
+  """Bytes under temporary names in the same folders, then all moved in place, in their order."""
+  temporary = {path: f'{path}.{os.getpid()}.tmp' for path in files}
+  moved = []
+  path = None
   try:
-    with open(temporary, 'wb') as file:
-      file.write(data)
-    os.replace(temporary, path)
+    for path, data in files.items():
+      with open(temporary[path], 'wb') as file:
+        file.write(data)
+    for path in files:
+      os.replace(temporary[path], path)
+      moved.append(path)
   except OSError as error:
     error.filename = path  # a full disk names no file, and a temporary name tells nobody anything
+    for path in moved:
+      os.remove(path)
     raise
   finally:
-    if os.path.exists(temporary):
-      os.remove(temporary)
+    for name in temporary.values():
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(name)
 
 
 # Sizes
@@ -276,8 +274,12 @@ def resize_mask(
   return np.stack(covered)[..., None].astype(np.float32)
 
 
-def squash(exemplar: AnyFloat, size: int) -> Float[np.ndarray, '*b {size} {size} 3']:
+def squash(
+  exemplar: AnyFloat, size: int
+) -> Float[np.ndarray, '*b {size} {size} 3'] | Float[Array, '*b {size} {size} 3']:
   """The exemplar as the exemplar tower sees it: square, its shape not kept (facts 8, row 5)."""
+  if exemplar.shape[-3:-1] == (size, size):  # as it is, so that an edit of it can be traced
+    return exemplar
   return resize(exemplar, size, size)
 
 

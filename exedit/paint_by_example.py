@@ -5,29 +5,38 @@ and int32 `id [b]`, the example's place in the global stream, which keys all its
 """
 
 import functools
+import inspect
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
-from exedit import images
+from exedit import framing, images
 from exedit.diffusion import guidance, sampling
 from exedit.diffusion.schedule import Schedule
-from exedit.errors import UserError
+from exedit.errors import UserError, one_line
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
 from exedit.models.clip import CLIPVision
 from exedit.models.conditioner import ExemplarConditioner
 from exedit.models.unet import UNet
-from exedit.training import state
-from exedit.weights import folder
+from exedit.training import runtime, state
+from exedit.weights import source, tables
+from exedit.weights import start as start_from
+from exedit.weights.files import Tensor
+from exedit.weights.source import Weights
 
 AUTOENCODERS = {'kl': AutoencoderKL, 'space_to_depth': SpaceToDepth}
 DTYPES = ('float32', 'bfloat16', 'float16')
+READERS = 4  # threads, each with one tensor in memory
+COMPUTING = ('dtype', 'rngs', 'remat', 'attention')  # settings that change no weight's meaning
 SAMPLERS = {'plms': sampling.plms, 'ddim': sampling.ddim, 'dpm_solver_pp': sampling.dpm_solver_pp}
 
 
@@ -110,39 +119,90 @@ def build(
   )
 
 
-def load(path: str | os.PathLike, which: str = 'ema') -> PaintByExample:
-  """The model of a training run's workdir or of an exported folder, weights included.
-
-  which: 'ema' or 'params', for a workdir that keeps a moving average.
-  Raises:
-    UserError: one line, where there are no weights, damaged ones, or another model's.
-  """
-  config, params, _ = folder.read(path, which)
-  return assemble(config['model'], params, path)
-
-
-def assemble(
-  settings: Mapping[str, Any],
-  params: Mapping[str, np.ndarray],
-  where: str | os.PathLike = 'weights',
+def load(
+  src: str | os.PathLike | Weights,
+  which: str = 'ema',
+  dtype: str | None = None,
+  revision: str | None = None,
 ) -> PaintByExample:
-  """The model of these `build` settings with these parameters, by their dotted paths."""
+  """The model of whatever weights there are, read a few tensors at a time.
+
+  src: a training run's workdir or an exported folder, the folder of a diffusers pipeline, an
+    original .ckpt or .safetensors, the id of a hub repository with one of these, or what
+    `source.look` found.
+  which: 'ema' or 'params', where a source keeps both. revision: of the hub repository.
+  dtype: what the networks compute in and their kernels are kept in (all else stays float32);
+    None: what the source's config says, and float32 kernels.
+  Raises:
+    UserError: where there are no weights, damaged ones, or those of another network.
+  """
+  weights = src if isinstance(src, Weights) else source.look(src, which, revision)
+  settings = dict(weights.config['model'])
+  if dtype is not None:
+    settings['dtype'] = dtype
+  graph, shapes = abstract(settings, weights.where)
+  tensors = weights.fit(shapes)
+
+  def place(name):
+    kept = dtype if dtype is not None and name.endswith('.kernel') else 'float32'
+    tensor = tables.cast({name: tensors[name]}, kept)[name]
+    # device_put, for jnp.asarray compiles by shape; waiting lets go of the host's copy.
+    return jax.device_put(tensor.read()).block_until_ready()
+
+  with ThreadPoolExecutor(READERS) as readers:
+    params = dict(zip(shapes, readers.map(place, shapes)))
+  return cast(PaintByExample, state.merge(graph, params))
+
+
+def abstract(
+  settings: Mapping[str, Any], where: str = 'config.model'
+) -> tuple[state.Graph, dict[str, Any]]:
+  """The model of these `build` settings without its parameters, and their shapes by path.
+
+  Raises:
+    UserError: for settings that build no model.
+  """
   try:
-    graph, shapes = state.flatten(
+    return state.flatten(
       nnx.eval_shape(lambda: build(**settings, rngs=state.Keys(jax.random.key(0))))
     )
-  except (TypeError, ValueError) as error:
-    raise UserError(f'{where}: its config.json builds no model ({error})') from error
-  for name in sorted(set(shapes) | set(params)):
-    found = tuple(params[name].shape) if name in params else 'absent'
-    wanted = tuple(shapes[name].shape) if name in shapes else 'absent'
-    if found != wanted:
-      raise UserError(
-        f'{where} holds another model than its config.json says ({name}: there {found}, in the '
-        f'config {wanted}): restore the folder from a copy'
-      )
-  arrays = {name: jnp.asarray(array) for name, array in params.items()}
-  return cast(PaintByExample, state.merge(graph, arrays))
+  except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+    raise UserError(f'{where}: its config builds no model ({one_line(error)})') from error
+
+
+def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings of `build` with all defaults said, except for those that only say how to compute."""
+  kind = settings.get('autoencoder', {}).get('kind', 'kl')
+  parts = dict(
+    unet=UNet,
+    autoencoder=AUTOENCODERS[kind],
+    clip=CLIPVision,
+    conditioner=ExemplarConditioner,
+    schedule=Schedule,
+  )
+  result = dict(settings, context_dim=settings.get('context_dim', 768))
+  for part, network in parts.items():
+    arguments = inspect.signature(network.__init__).parameters.values()
+    defaults = {p.name: p.default for p in arguments if p.default is not p.empty}
+    values = {**defaults, **settings.get(part, {})}
+    drop = (*COMPUTING, 'in_channels', 'out_channels', 'context_dim')  # the last three are build's
+    result[part] = {name: value for name, value in values.items() if name not in drop}
+  result['conditioner'].pop('width', None)
+  result['autoencoder']['kind'] = kind
+  return json.loads(json.dumps(result))  # tuples as lists
+
+
+def start(
+  init_from: str | None, init_clip: str | None, settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+  """Unread tensors to start a training with these `build` settings from; see weights/start.py."""
+  _, shapes = abstract(settings)
+  ours = complete(settings)
+
+  def check(theirs, parts, where):
+    start_from.require_same(complete(theirs), ours, parts, where)
+
+  return start_from.find(init_from, init_clip, shapes, check)
 
 
 def loss(
@@ -255,7 +315,8 @@ def edit(
   noise = normal(k_noise, shape) if noise is None else noise
   posterior_noise = normal(k_posterior, shape) if posterior_noise is None else posterior_noise
   graphdef, params = nnx.split(model)
-  result = _edit(
+  platform = None if isinstance(source, jax.core.Tracer) else jax.default_backend()
+  result = _compiled(platform)(
     graphdef,
     params,
     *padded,
@@ -270,9 +331,64 @@ def edit(
   return images.paste(result, source, mask) if paste else result
 
 
-@functools.partial(
-  jax.jit, static_argnames=('graphdef', 'steps', 'scale', 'sampler', 'mask_resize')
-)
+def edit_photo(
+  model: PaintByExample,
+  source: Float[Array, '1 h w 3'],
+  mask: Float[Array, '1 mh mw 1'],
+  exemplar: Float[Array, '1 eh ew 3'],
+  key: Key[Array, ''],
+  *,
+  trained: int = 512,
+  zoom: str = 'auto',
+  feather: float = framing.FEATHER,
+  match: str = 'colour',
+  fit: str = 'squash',
+  exemplar_mask: Float[Array, '1 sh sw 1'] | None = None,
+  **settings: Any,
+) -> Float[Array, '1 h w 3']:
+  """A finished edit of one photo of any size, at its own resolution.
+
+  The network works on the part of the photo that `framing.choose` picks, at about the size it was
+  `trained` at; `framing.stitch` puts the result back with `feather` and `match`. Every pixel
+  outside the mask is the source's own. The exemplar is fitted by `framing.fit_exemplar`, without
+  its background where `exemplar_mask` (1 = subject) is given. `settings` are those of `edit`.
+
+  Raises:
+    ValueError: for an unknown `zoom`, `match` or `fit`, an empty mask, and as `edit`.
+    UserError: for a window that is too long, and a result that is not finite.
+  """
+  if mask.shape[1:3] != source.shape[1:3]:
+    raise ValueError(f'mask has shape {mask.shape}; the source needs {source.shape[:3]} and 1')
+  framing.check(feather, match)
+  hole = np.asarray(mask[0, ..., 0] >= 0.5)
+  subject = None if exemplar_mask is None else np.asarray(exemplar_mask[0, ..., 0] >= 0.5)
+  frame = framing.choose(hole, trained, zoom)
+  pixels = images.to_uint8(source[0])
+  raw = edit(
+    model,
+    jnp.asarray(framing.cut(frame, pixels))[None],
+    jnp.asarray(framing.cut_mask(frame, hole))[None],
+    jnp.asarray(
+      framing.fit_exemplar(images.to_uint8(exemplar[0]), subject, model.clip.image_size, fit)
+    )[None],
+    key,
+    **settings,
+    paste=False,
+  )
+  result = framing.stitch(frame, np.asarray(raw[0]), pixels, hole, feather=feather, match=match)
+  return images.paste(jnp.asarray(images.from_uint8(result))[None], source, mask)
+
+
+@functools.cache
+def _compiled(platform: str | None):
+  """`_edit` compiled as suits a platform; None: inside another compiled function, as suits that."""
+  return jax.jit(
+    _edit,
+    static_argnames=('graphdef', 'steps', 'scale', 'sampler', 'mask_resize'),
+    compiler_options=runtime.compiler_options(platform) if platform else None,
+  )
+
+
 def _edit(
   graphdef,
   params,
@@ -292,20 +408,36 @@ def _edit(
   z = model.autoencoder.encode(source * (1 - mask), posterior_noise)
   still = jnp.concatenate([z, keep(mask, z.shape[1:3], mask_resize)], -1)
   context = model.context(exemplar)
-  null = jnp.broadcast_to(model.conditioner.null[...], context.shape)
-
-  def denoise(x, t, prepared):
-    return model.schedule.eps(model.unet.denoise(x, t, prepared), x, t)
-
-  guided = guidance.classifier_free(
-    denoise, model.unet.prepare(still, context), model.unet.prepare(still, null), scale
-  )
+  denoise = denoiser(model, still, context, scale)
   if sampler == 'dpm_solver_pp':
     timesteps = sampling.dpm_timesteps(steps, model.schedule)
   else:
     timesteps = model.schedule.timesteps(steps)
-  z = SAMPLERS[sampler](guided, noise, timesteps, model.schedule)
+  z = SAMPLERS[sampler](denoise, noise, timesteps, model.schedule)
   return model.autoencoder.decode(z)
+
+
+def denoiser(
+  model: PaintByExample,
+  still: Float[Array, 'b lh lw s'],
+  context: Float[Array, 'b n d'],
+  scale: float = 5.0,
+) -> Callable[[Float[Array, 'b lh lw z'], Int[Array, ' b']], Float[Array, 'b lh lw z']]:
+  """What a sampler takes: the guided noise prediction `(x, t) -> eps`, for one still and context.
+
+  Whatever no step changes is computed here (design: exact shortcuts 1 and 3), and what both halves
+  of guidance have in common once per step (5). Guidance is off where scale is 1.
+  """
+  if scale != 1:
+    context = guidance.doubled(context, model.conditioner.null[...])
+  prepared = model.unet.prepare(still, context)
+
+  def denoise(x, t):
+    # The halves see the same x: the network parts them where the context enters.
+    output = model.unet.denoise(x, t, prepared)
+    return model.schedule.eps(guidance.combined(output, scale) if scale != 1 else output, x, t)
+
+  return denoise
 
 
 def latent_shape(model: PaintByExample, shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -2,38 +2,42 @@ r"""Image files in, edited image files out.
 
   python -m exedit.sample --weights=weights/tiny --image=street.jpg --mask=hole.png \
       --exemplar=bulldog.jpg --output=out.png
+  python -m exedit.sample --weights=weights/tiny --edits=list.csv --output=results
+  python -m exedit.sample --replay=out.json
 
 White in the mask is repainted with the exemplar's subject; every other pixel keeps its own bytes.
+A list has the columns image, mask, exemplar and, where wanted, output, exemplar_mask and settings.
 """
 
+import collections
 import contextlib
+import dataclasses
 import inspect
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
+from tqdm import tqdm
 
-from exedit import doors, images
-from exedit import paint_by_example as pbe
+from exedit import doors, edits, images, recipe, repaint, replay
 from exedit.errors import UserError
+from exedit.session import Pace, Session, share_out, sweep, workers
 from exedit.training import runtime
-from exedit.weights import folder
 
 FILES = dict(
-  weights='folder of a training run, or an exported one such as weights/tiny',
+  weights='run, exported or diffusers folder, .ckpt or .safetensors file, or the id of a hub',
   image='photo to edit',
   mask='mask of the size of the photo, white where it is to be repainted',
   exemplar='picture of the subject to put there',
-  output='file to write',
+  output='file to write (with --edits: the folder)',
 )
-LONGEST = 4  # times the shorter side: beyond it the network sees nothing that it was trained on
+T = TypeVar('T')
+PER_DEVICE = 4  # edits of a list that a device makes at once, unless --batch_size says otherwise
 
 
 def sample(
@@ -43,63 +47,74 @@ def sample(
   exemplar: str,
   output: str,
   *,
-  steps: int | None = None,
-  scale: float | None = None,
-  sampler: str | None = None,
-  seed: int = 0,
+  exemplar_mask: str | None = None,
   num_samples: int = 1,
-  paste: bool = True,
-  mask_resize: str = 'bilinear',
+  precision: str | None = None,
+  which: str = 'ema',
+  revision: str | None = None,
+  batch_size: int | None = None,
+  keep_recipe: bool = True,
   say: Callable[[str], None] = print,
+  **settings: Any,
 ) -> list[str]:
   """Edit one image file `num_samples` times, with the seeds seed, seed + 1, ...; returns the paths.
 
-  The network works on a copy whose shorter side is the one it was trained at; inside the mask the
-  result is scaled back to the photo's size, outside it nothing is touched. `steps`, `scale` and
-  `sampler` are the weights' own where None. Every sample is an edit by itself, so it does not
-  depend on how many were asked for; at the trained size it is `paint_by_example.edit` with
-  `key=jax.random.key(seed)`.
+  The network works on the window that `framing.choose` finds, inside the mask the result is put
+  back at the photo's own size, outside it nothing is touched. `settings` are those of
+  `edits.Settings`; `steps`, `scale` and `sampler` are the weights' own unless given. Every sample
+  is an edit by itself, so it does not depend on how many were asked for; at the trained size,
+  without feather and match, it is `paint_by_example.edit` with `key=jax.random.key(seed)`.
 
   Raises:
     UserError: for any input that the person can mend, before anything is written.
   """
   outputs = output_paths(output, num_samples)
-  _keep_inputs(outputs, (image, mask, exemplar))
-  source = images.load(image)
-  hole = images.load_mask(mask, like=source)
-  subject, profile = images.load(exemplar), images.read_icc(image)
-  config = folder.read_config(weights)
-  height, width = source.shape[1:3]
-  size = working_size(image, (height, width), doors.trained_on(config, 'size'))
-  settings = doors.edit_settings(config, steps=steps, scale=scale, sampler=sampler)
-  for line in notes(hole, outputs, (height, width), size, paste):
+  session = Session(
+    weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe
+  )
+  own = session.settings(**settings)
+  one = edits.Edit(image, mask, exemplar, images.check_ending(output), own, exemplar_mask)
+  found = edits.samples([one], num_samples)
+  for fault in outputs_refused(found, (), keep_recipe):
+    raise UserError(fault.why)
+  first = edits.plan(found[0], session.trained)
+  inputs = repaint.read(first, session.exemplar_size)
+  jobs = runtime.own_share([edits.Job(edit, first.frame) for edit in found])
+  devices, rows, note = share_out(batch_size, 1, len(jobs))
+  where = _where(first.frame, inputs.mask.shape)
+  for line in [*session.found.notes, *first.notes, *where, *note]:
     say(f'note: {line}')
-  model = pbe.load(weights)
-  small = jnp.asarray(images.resize(source, *size)), jnp.asarray(images.resize_mask(hole, *size))
-  for i, path in enumerate(outputs):
-    begin = time.perf_counter()
-    with ticking(f'{path}  seed {seed + i}'):
-      key = jax.random.key(seed + i)
-      raw = pbe.edit(model, *small, subject, key, **settings, mask_resize=mask_resize, paste=False)
-      raw = np.asarray(raw)
-    if not np.isfinite(raw).all():
-      raise UserError(f'{path} is not written: the result is not finite; is {weights} sound?')
-    result = images.resize(raw, height, width)
-    result = images.paste(result, source, hole) if paste else result
-    images.save(result, path, icc_profile=profile)
-    first = ' with compiling' if i == 0 else ''
-    say(f'{path}  seed {seed + i}  {time.perf_counter() - begin:.1f} s{first}')
+  if jobs:
+    _make_samples(session, jobs, inputs, devices, rows, say)
+  runtime.wait_for_others('samples')
   return outputs
 
 
-def _keep_inputs(outputs, inputs):
-  for path in outputs:
-    place = os.path.dirname(path) or '.'
-    if not os.access(place, os.W_OK):
-      raise UserError(f'{place} cannot be written to: choose another --output')
-    for name in inputs:
-      if os.path.exists(path) and os.path.exists(name) and os.path.samefile(path, name):
-        raise UserError(f'--output {path} is also an input: choose another, so that it is kept')
+def _make_samples(session, jobs, inputs, devices, rows, say):
+  loaded = session.load(devices)
+  work = repaint.batches(repaint.groups(jobs, loaded.multiple), rows, len(devices))
+  outputs = [job.edit.output for job in jobs]
+  sweep(outputs)
+  pace = Pace()
+  made = session.run(loaded, work, bad=_refuse, pace=pace, inputs=inputs)
+  for batch in ticking(made, outputs[0]):
+    for result in batch:
+      say(f'{result.path}  seed {result.job.edit.settings.seed}')
+  say(pace.text())
+
+
+def _refuse(job, why):
+  raise UserError(why)
+
+
+def _where(frame, photo) -> Iterator[str]:
+  """What the network sees, if it is not the photo as it is."""
+  if frame.size == photo:
+    return
+  part = f'the photo of {photo[1]} x {photo[0]}'
+  if (frame.height, frame.width) != photo:
+    part = f'a window of {frame.width} x {frame.height} of {part}'
+  yield f'{part} is repainted at {frame.size[1]} x {frame.size[0]}, and the hole scaled back'
 
 
 def output_paths(output: str, num_samples: int) -> list[str]:
@@ -110,39 +125,168 @@ def output_paths(output: str, num_samples: int) -> list[str]:
   return [images.output_path(f'{stem}-{i}{ending}') for i in range(num_samples)]
 
 
-def working_size(path: str, size: tuple[int, int], trained: int) -> tuple[int, int]:
-  """Height and width at which the network works: the shorter side is the trained one."""
-  short, long = min(size), max(size)
-  if long > LONGEST * short:
-    raise UserError(
-      f'{path} is {size[1]} x {size[0]} pixels, more than {LONGEST} times as long as wide: cut out'
-      ' the part around the mask'
-    )
-  return round(size[0] * trained / short), round(size[1] * trained / short)
+def outputs_refused(
+  found: Sequence[edits.Edit], also: Sequence[str], keep_recipe: bool
+) -> list[edits.Fault]:
+  """Outputs that `edits.clashes` names, and recipes that would replace another's file."""
+  faults = edits.clashes(found, also, keep_recipe)
+  for edit in found if keep_recipe else ():
+    if why := recipe.stranger(edit.output):
+      faults.append(edits.Fault(edit.where, why))
+  return faults
 
 
-def notes(
-  mask: np.ndarray | jax.Array,
-  outputs: list[str],
-  size: tuple[int, int],
-  working: tuple[int, int],
-  paste: bool,
-) -> Iterator[str]:
-  """What a person may want to know before waiting."""
-  if mask.all():
-    yield 'the mask is white everywhere: nothing of the photo is kept'
-  if size != working:
-    yield (
-      f'the photo of {size[1]} x {size[0]} is repainted at {working[1]} x {working[0]}, near the'
-      ' size these weights were trained at, and the hole scaled back'
-    )
-  if paste and outputs[0].lower().endswith(('.jpg', '.jpeg')):
-    yield 'JPEG changes every pixel a little; a .png keeps the bytes outside the mask'
+# Many
+
+
+def sample_list(
+  weights: str,
+  listed: str,
+  output: str | None = None,
+  *,
+  num_samples: int = 1,
+  precision: str | None = None,
+  which: str = 'ema',
+  revision: str | None = None,
+  batch_size: int | None = None,
+  keep_recipe: bool = True,
+  skip_bad: bool = False,
+  say: Callable[[str], None] = print,
+  **settings: Any,
+) -> list[str]:
+  """Make the edits of a list (see `edits.read`); returns the outputs that are there at the end.
+
+  The whole list is checked before the weights are read. Outputs whose recipe says that they are
+  what this call would make are left as they are, so the same call goes on after an interruption.
+  Of several processes, each makes its share.
+
+  Raises:
+    UserError: for a list with faults, unless `skip_bad`; for files that turn out to be damaged,
+      once everything else is made; and as `sample`.
+  """
+  session = Session(
+    weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe
+  )
+  found, faults = edits.read(listed, output, session.settings(**settings))
+  total = len(found) + len(faults)
+  jobs, more = _checked(found, listed, num_samples, session)
+  faults += more
+  remedy = 'Mend them, or leave them out with --skip_bad'
+  if not skip_bad or not jobs:
+    edits.refuse(faults, listed, total, remedy)
+  jobs = runtime.own_share(jobs)
+  states = dict(zip(jobs, _states(session, jobs)))
+  for line in [*session.found.notes, *_counted(jobs, states)]:
+    say(f'note: {line}')
+  late = _make(session, jobs, states, batch_size, say)
+  runtime.wait_for_others('edits')
+  if not skip_bad:
+    edits.refuse(late, listed, total, f'All others are made. {remedy}')
+  for fault in edits.in_order([*faults, *late]):
+    say(f'left out: {fault}')
+  bad = {fault.where for fault in late}
+  return [job.edit.output for job in jobs if job.edit.where not in bad]
+
+
+def _checked(found, listed, num_samples, session):
+  """The jobs of edits that can be made, and the faults of the others."""
+  several = edits.samples(found, num_samples)
+  also = [listed] if os.path.isfile(listed) else []
+  faults = outputs_refused(several, also, session.keep_recipes)
+  bad = {fault.where for fault in faults}
+  with _bar(len(found), 'looking at the files') as bar:
+    good = [edit for edit in found if edit.where not in bad]
+    jobs, more = edits.plan_all(good, session.trained, bar.update)
+  jobs = [
+    edits.Job(edit, job.frame, job.notes)
+    for job in jobs
+    for edit in edits.samples([job.edit], num_samples)
+  ]
+  return jobs, faults + more
+
+
+def _states(session, jobs) -> list[str]:
+  """Of each output: is it made already?"""
+  if not session.keep_recipes:
+    return ['no'] * len(jobs)
+  with workers() as pool, _bar(len(jobs), 'looking at the outputs') as bar:
+    states = []
+    for state in pool.map(session.state, jobs):
+      states.append(state)
+      bar.update()
+  return states
+
+
+def _counted(jobs, states) -> Iterator[str]:
+  counts = collections.Counter(note for job in jobs for note in job.notes)
+  for note, count in counts.items():
+    yield f'{note} ({count} edits)'
+  if finished := sum(state != 'no' for state in states.values()):
+    yield f'{finished} of {len(jobs)} edits are finished already'
+  if changed := [job.edit.output for job in jobs if states[job] == 'changed']:
+    yield f'{len(changed)} of them were changed since and are kept, such as {changed[0]}'
+
+
+def _make(session, jobs, states, batch_size, say) -> list[edits.Fault]:
+  """Make the jobs that are not finished; returns those whose files turned out to be damaged."""
+  left = [job for job in jobs if states[job] == 'no']
+  if not left:
+    return []
+  devices, rows, note = share_out(batch_size, PER_DEVICE, len(jobs))
+  for folder in {os.path.dirname(job.edit.output) or '.' for job in left}:
+    os.makedirs(folder, exist_ok=True)
+  sweep([job.edit.output for job in left])
+  loaded = session.load(devices)
+  groups = repaint.groups(jobs, loaded.multiple)
+  work = repaint.batches(groups, rows, len(devices), lambda job: states[job] == 'no')
+  if len(groups) > 1:
+    note = [*note, f'{len(groups)} working sizes or settings, each compiled once']
+  for line in note:
+    say(f'note: {line}')
+  late: list[edits.Fault] = []
+  pace = Pace()
+  with _bar(len(left), 'editing', passing=False) as bar:
+
+    def bad(job, why):
+      late.append(edits.Fault(job.edit.where, why))
+      bar.update()
+
+    for batch in session.run(loaded, work, bad=bad, pace=pace, lag=1):
+      bar.update(len(batch))
+  say(f'{pace.count} edits: {pace.text()}' if pace.count else 'no edit could be made')
+  return late
+
+
+def _bar(total, what, passing=True):
+  """Edits per second and the time left; a passing one only where somebody looks on."""
+  seen = sys.stderr.isatty()
+  quiet = jax.process_index() > 0 or (passing and not seen)
+  return tqdm(
+    total=total,
+    unit='edit',
+    desc=what,
+    mininterval=0.1 if seen else 10,
+    disable=quiet,
+    leave=not passing,
+  )
+
+
+# The terminal
+
+
+def ticking(items: Iterable[T], text: str, every: float = 0.5) -> Iterator[T]:
+  """The items; on a terminal, with the seconds that each has been waited for."""
+  waiting = iter(items)
+  while True:
+    with _seconds(text, every):
+      item = next(waiting, None)
+    if item is None:
+      return
+    yield item
 
 
 @contextlib.contextmanager
-def ticking(text: str, every: float = 0.5) -> Iterator[None]:
-  """On a terminal, the seconds that the work has taken so far."""
+def _seconds(text, every):
   out, done = sys.stdout, threading.Event()
 
   def tick():
@@ -164,30 +308,86 @@ def ticking(text: str, every: float = 0.5) -> Iterator[None]:
       thread.join()
 
 
+# The door
+
+SETTINGS = tuple(field.name for field in dataclasses.fields(edits.Settings))
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(edits.Settings)[3:]}
+OTHERS = (
+  *('exemplar_mask', 'edits', 'replay', 'num_samples', 'precision', 'which', 'revision'),
+  *('batch_size', 'recipe', 'skip_bad'),
+)
+MODES: dict[str | None, tuple[Callable, dict[str, str], tuple[str, ...]]] = {
+  None: (sample, dict(recipe='keep_recipe'), tuple(FILES)),
+  'edits': (sample_list, dict(recipe='keep_recipe', edits='listed'), ('weights',)),
+  'replay': (replay.replay, dict(recipe='keep_recipe', replay='path'), ()),
+}
+CHOICES = dict(
+  sampler="(default: the weights' own)",
+  zoom='into a window around a small mask: where it pays, never, always',
+  match='the colours around the mask',
+  exemplar_fit='how a picture that is not square becomes so',
+  mask_resize="the mask to the latents' size: as the original does, or as diffusers",
+)
+
+
 def define_flags() -> None:
-  """The arguments of `sample`, as flags."""
+  """The arguments of `sample` and `sample_list`, as flags."""
+  values = flags.FLAGS
   for name, what in FILES.items():
-    flags.DEFINE_string(name, None, what, flags.FLAGS)
-  own, values = "(default: the weights' own)", flags.FLAGS
-  flags.DEFINE_integer('steps', None, f'denoising steps {own}', 1, 999, values)
+    flags.DEFINE_string(name, None, what, values)
+  flags.DEFINE_string('exemplar_mask', None, "white on the exemplar's subject", values)
+  flags.DEFINE_string('edits', None, 'a .jsonl or .csv list of edits, or a folder', values)
+  flags.DEFINE_string('replay', None, 'an out.json, or its out.png: make that edit again', values)
+  own = "(default: the weights' own)"
+  flags.DEFINE_integer('steps', None, f'denoising steps {own}', *edits.BOUNDS['steps'], values)
   flags.DEFINE_float('scale', None, f'of guidance; 1 turns it off {own}', flag_values=values)
-  flags.DEFINE_enum('sampler', None, sorted(pbe.SAMPLERS), own, values)
-  flags.DEFINE_integer('seed', 0, 'of the first sample; the next has seed + 1', 0, 2**31, values)
-  flags.DEFINE_integer('num_samples', 1, 'how many: out-0.png, out-1.png, ...', 1, None, values)
+  flags.DEFINE_integer('seed', 0, 'of the first sample', *edits.BOUNDS['seed'], values)
+  flags.DEFINE_integer(
+    'num_samples', 1, 'with seeds that count up: out-0.png, ...', 1, 10**6, values
+  )
+  what = "the network's pixels over which the result fades in, inside the mask"
+  flags.DEFINE_float('feather', DEFAULTS['feather'], what, flag_values=values)
   flags.DEFINE_bool('paste', True, 'keep every pixel outside the mask', values)
-  how = "the mask to the latents' size: as the original does, or as diffusers"
-  flags.DEFINE_enum('mask_resize', 'bilinear', ['bilinear', 'nearest'], how, values)
+  for name, what in CHOICES.items():
+    default = DEFAULTS.get(name)
+    flags.DEFINE_enum(name, default, list(edits.CHOICES[name]), what, values)
+  flags.DEFINE_enum('precision', None, ['float32', 'bfloat16'], f'to compute in {own}', values)
+  flags.DEFINE_enum('which', 'ema', ['ema', 'params'], 'average of a run, or its last step', values)
+  flags.DEFINE_string('revision', None, 'of weights on a hub', values)
+  flags.DEFINE_integer(
+    'batch_size', None, 'edits at once, on all devices together', 1, 2**20, values
+  )
+  flags.DEFINE_bool('recipe', True, 'write out.json, and the recipe into the PNG too', values)
+  flags.DEFINE_bool('skip_bad', False, 'leave out the edits of a list with faults', values)
 
 
 def main(_: list[str]) -> None:
   """Open the door: files in, files out."""
-  for name, what in FILES.items():
-    if not flags.FLAGS[name].value:
-      raise UserError(f'--{name} is missing: name the {what}')
+  runtime.join_processes()
   runtime.cache_compiled()
-  names = [name for name in inspect.signature(sample).parameters if name != 'say']
-  given: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
-  sample(**given)
+  names = (*FILES, *SETTINGS, *OTHERS)
+  given = {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].present}
+  mode = 'replay' if 'replay' in given else 'edits' if 'edits' in given else None
+  function, rename, needed = MODES[mode]
+  parameters = inspect.signature(function).parameters
+  for name in list(given):
+    own = rename.get(name, name)
+    if own not in parameters and not ('settings' in parameters and name in SETTINGS):
+      raise UserError(f'--{name} does not go with {f"--{mode}" if mode else "a single edit"}')
+    given[own] = given.pop(name)
+  for name in needed:
+    if not given.get(rename.get(name, name)):
+      raise UserError(f'--{name} is missing: name the {FILES[name]}')
+  if jax.process_index():
+    given['say'] = lambda line: None
+  try:
+    if mode != 'replay' or not jax.process_index():  # one edit is one process's work
+      function(**given)
+    runtime.wait_for_others('the end')
+  except KeyboardInterrupt:
+    line = 'stopped; the same command goes on' if mode == 'edits' else 'stopped'
+    print(f'\n{line}', file=sys.stderr)
+    sys.exit(130)
 
 
 if __name__ == '__main__':

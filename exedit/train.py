@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,10 +32,12 @@ from exedit.training import mesh as meshes
 from exedit.training.checkpoint import CheckpointError, Checkpoints, load_frozen, save_frozen
 from exedit.training.prefetch import Prefetch
 from exedit.training.state import Graph, Params, TrainState
+from exedit.weights.files import Tensor
 from input_pipeline import loader, synthetic
 from input_pipeline.errors import DataError
 
 SYSTEMS: dict[str, ModuleType] = {'paint_by_example': paint_by_example}
+SOURCES = ('init_from', 'init_clip')  # settings that name weights to start from
 
 
 def train(
@@ -47,7 +50,8 @@ def train(
   model: Mapping[str, Any],
   seed: int = 0,
   trainable: str = 'unet|conditioner',
-  weights: str | None = None,
+  init_from: str | None = None,
+  init_clip: str | None = None,
   accumulate: int = 1,
   log_every: int = 100,
   save_every: int = 2000,
@@ -70,7 +74,7 @@ def train(
     batch_size: of all devices together; taken in `accumulate` equal parts, one after the other.
     data: arguments of `loader.batches`. synthetic: of `synthetic.ensure`, to draw the data first.
     trainable: which parameters train, see `state.split_trainable`.
-    weights: what to start from instead of random weights, read by the system's `load`.
+    init_from, init_clip: weights to start from instead of random ones, see the system's `start`.
     max_bad_steps: so many steps in a row without a finite loss and gradient end the run.
     compile_cache: keep compiled programs in the user's cache folder.
     optimizer: arguments of `optimizer.make`. ema: of `state.Ema`. mesh: of `mesh.make`.
@@ -88,6 +92,7 @@ def train(
     program = make_program(
       SYSTEMS[system], model, optimizer, ema, mesh, trainable, batch_size, accumulate, seed, steps
     )
+    tensors = None if begun(workdir) else given(program, config)
     draw(data, synthetic)
     examples = held_out(data, edit) if edit_every else None
     stream = functools.partial(batches, data, batch_size, seed)
@@ -98,7 +103,7 @@ def train(
   open_workdir(workdir)
   checkpoints = Checkpoints(workdir, **checkpoint, say=say)
   checkpoints.require_space(program.now)
-  now, frozen = initial(program, workdir, checkpoints, seed, weights)
+  now, frozen = initial(program, workdir, checkpoints, config, tensors, say)
   start = int(now.step)
   if start >= steps:
     say(f'{workdir} is at step {start} of {steps}: nothing to do; raise --config.steps to go on')
@@ -231,7 +236,8 @@ def gradients(
 class Program:
   """What a run computes, made from settings alone; nothing is allocated yet.
 
-  now and frozen are shapes with shardings. init(key) -> (state, frozen parameters), born sharded.
+  now and frozen are shapes with shardings. init(key, given) -> (state, frozen parameters), born
+  sharded; parameters by name in `given` replace random ones, and their memory is taken over.
   step(state, frozen, batch) -> (state, metrics) donates the state. compute is one part's loss.
   """
 
@@ -284,9 +290,9 @@ def make_program(
   abstract = nnx.eval_shape(lambda: system.build(**model, rngs=state.Keys(jax.random.key(0))))
   graph, params = state.flatten(abstract)
 
-  def fresh(key):
+  def fresh(key, given={}):
     _, params = state.flatten(system.build(**model, rngs=state.Keys(key)))
-    return begin(params)
+    return begin({**params, **given})  # what is not used is never drawn
 
   def begin(params):
     chosen, frozen = state.split_trainable(params, trainable)
@@ -315,7 +321,12 @@ def make_program(
     graph=graph,
     now=with_sharding(shapes, layout),
     frozen=with_sharding(frozen, jax.tree.map(lambda _: everywhere, frozen)),
-    init=jax.jit(fresh, out_shardings=(layout, everywhere), compiler_options=quick),
+    init=jax.jit(
+      fresh,
+      out_shardings=(layout, everywhere),
+      donate_argnames='given',
+      compiler_options=quick,
+    ),
     step=jax.jit(
       step,
       in_shardings=(layout, everywhere, meshes.batch_sharding(devices)),
@@ -328,7 +339,12 @@ def make_program(
 
 
 def initial(
-  program: Program, workdir: str, checkpoints: Checkpoints, seed: int, weights: str | None
+  program: Program,
+  workdir: str,
+  checkpoints: Checkpoints,
+  config: Mapping[str, Any],
+  tensors: Mapping[str, Tensor] | None,
+  say: Callable,
 ) -> tuple[TrainState, Params]:
   """The state to start from: the workdir's own, else given weights, else random ones."""
   restored = checkpoints.restore(program.now)
@@ -336,20 +352,38 @@ def initial(
     stored = load_frozen(workdir)
     return restored, place(stored, program.frozen, f'{workdir}/frozen.safetensors')
   # No step has this number, so the first weights share no random number with any step.
-  key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), 2**32 - 1)
-  now, frozen = program.init(key)
-  if weights:
-    _, given = state.flatten(program.system.load(weights))
-    frozen = place({n: a for n, a in given.items() if n in frozen}, program.frozen, weights)
-    params = place({n: a for n, a in given.items() if n not in frozen}, program.now.params, weights)
-    average = jax.tree.map(jnp.copy, params) if now.ema else {}
-    now = dataclasses.replace(now, params=params, ema=average)
+  key = jax.random.fold_in(jax.random.key(config['seed'], impl='threefry2x32'), 2**32 - 1)
+  tensors = given(program, config) if tensors is None else tensors
+  everything = {**program.now.params, **program.frozen}
+  where = ' and '.join(config[name] for name in SOURCES if config[name])
+  like = {name: shape for name, shape in everything.items() if name in tensors}
+  placed = place(tensors, like, where)
+  if tensors:
+    fresh = {name: shape for name, shape in everything.items() if name not in tensors}
+    say(f'from {where}: {sizes(placed)}; random: {sizes(fresh)}')
+  elif program.frozen:
+    say(f'frozen and random, for no weights were given (init_from): {sizes(program.frozen)}')
+  now, frozen = program.init(key, placed)
   save_frozen(workdir, frozen)
   return now, frozen
 
 
+def begun(workdir: str) -> bool:
+  """Whether the workdir holds checkpoints, so that nothing else is asked for weights."""
+  return any(Path(workdir, 'checkpoints').glob('[0-9]*'))
+
+
+def given(program: Program, config: Mapping[str, Any]) -> dict[str, Tensor]:
+  """The weights to start from, found and checked but not read."""
+  sources = [config[name] for name in SOURCES]
+  return program.system.start(*sources, config['model']) if any(sources) else {}
+
+
 def place(arrays: Mapping[str, Any], like: Params, where: str) -> Params:
-  """Arrays onto the mesh as `like` says; UserError where they belong to another model."""
+  """Arrays or unread tensors onto the mesh as `like` says, each read once by every process.
+
+  UserError where they belong to another model.
+  """
   for name in sorted(set(arrays) | set(like)):
     found = tuple(arrays[name].shape) if name in arrays else 'absent'
     wanted = tuple(like[name].shape) if name in like else 'absent'
@@ -358,10 +392,14 @@ def place(arrays: Mapping[str, Any], like: Params, where: str) -> Params:
         f'{where} holds another model ({name}: there {found}, in the config {wanted}): '
         'use the config it was made with'
       )
-  return {
-    name: jax.device_put(np.asarray(arrays[name], shape.dtype), shape.sharding)
-    for name, shape in like.items()
-  }
+  return {name: place_one(arrays[name], shape) for name, shape in like.items()}
+
+
+def place_one(array: Any, like: Any) -> jax.Array:
+  """One array or unread tensor: each device gets its part, and the host's copy goes."""
+  host = np.asarray(array.read() if isinstance(array, Tensor) else array, like.dtype)
+  placed = jax.make_array_from_callback(like.shape, like.sharding, lambda part: host[part])
+  return placed.block_until_ready()
 
 
 def with_sharding(shapes: Any, layout: Any) -> Any:

@@ -26,6 +26,14 @@ case "${1:-}" in
   --parity)
     shift
     make_environment .venv-parity requirements.txt requirements-test.txt requirements-parity.txt
+    beside=$(dirname "$(dirname "$(command -v python)")")/torchvision # see the file
+    if ! cmp -s requirements-torchvision.txt "$beside/requirements.txt"; then
+      rm -rf "$beside"
+      python -m pip install --quiet --disable-pip-version-check --no-deps --target "$beside" \
+        -r requirements-torchvision.txt
+      cp requirements-torchvision.txt "$beside/requirements.txt"
+    fi
+    export EXEDIT_TORCHVISION=$beside
     export EXEDIT_PARITY=1 # an agreement test that cannot run is then an error, not a skip
     python -m pytest "$@"
     ;;

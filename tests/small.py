@@ -1,13 +1,17 @@
 """Weights of a very small model, in a folder: for tests of what stands around a model."""
 
+import contextlib
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from exedit import paint_by_example as pbe
 from exedit.training import checkpoint, log, state
-from exedit.weights import folder
+from exedit.weights import folder, source
 
 SIZE = 16
 MODEL = dict(
@@ -40,6 +44,24 @@ def export(path) -> str:
   """The folder of exported weights, made."""
   folder.write(path, CONFIG, params(), step=12)
   return str(path)
+
+
+@contextlib.contextmanager
+def quickly():
+  """Around tests of what stands around a model: each is loaded once, and XLA optimises little."""
+  models, load = {}, pbe.load
+
+  def once(src, which='ema', dtype=None, revision=None):
+    found = src if isinstance(src, source.Weights) else source.look(src, which, revision)
+    key = (found.digest(), dtype or 'float32')
+    models[key] = models.get(key) or load(found, dtype=dtype)
+    return models[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pbe, 'load', once)
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def workdir(path, steps) -> str:

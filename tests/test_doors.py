@@ -55,12 +55,11 @@ def grey_paint(monkeypatch):
   def edit(model, source, *_, **__):
     return source * 0
 
-  monkeypatch.setattr(pbe, 'load', lambda path: None)
   monkeypatch.setattr(pbe, 'edit', functools.wraps(pbe.edit)(edit))
 
 
 def one_line(stderr):
-  assert re.fullmatch(r'error: [^\n]{10,400}\n', stderr), stderr
+  assert re.fullmatch(r'error: [^\n]{10,400}\n(  [^\n]+\n)*', stderr), stderr
   return stderr
 
 
@@ -102,9 +101,9 @@ def test_help_says_what_the_door_is_for_and_names_the_flags(door):
     (('exedit.sample', '--wieghts=w'), 'weights'),
     (
       ('exedit.evaluate', '--config=configs/synthetic_bench.py', '--weights=w'),
-      'w is not a folder',
+      'w does not exist',
     ),
-    (('exedit.convert', '--from=nowhere', '--to=new'), 'nowhere is not a folder'),
+    (('exedit.convert', '--from=nowhere', '--to=new'), 'nowhere does not exist'),
     (('input_pipeline.synthetic', '--scenes=10'), '--output'),
     (('input_pipeline.show', '--config=configs/none.py', '--output=sheet.png'), 'configs/none.py'),
   ],
@@ -152,7 +151,7 @@ def bad_inputs(folder):
   Image.new('L', (24, 17), 255).save(folder / 'other_size.png')
   Image.new('L', (24, 16), 0).save(folder / 'black.png')
   Image.new('RGB', (1, 1)).save(folder / 'dot.png')
-  noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+  noise = np.random.default_rng(1).integers(0, 256, (16, 24, 3), dtype=np.uint8)
   for name in ('cut.jpg', 'cut.png', 'cut.webp', 'cut.tif', 'cut.gif', 'cut.bmp'):
     Image.fromarray(noise).save(folder / name)
     cut(folder / name)
@@ -177,7 +176,7 @@ def bad_inputs(folder):
       f'truncated {kind}': ('image', f'cut.{kind}', f'cut.{kind}')
       for kind in ('jpg', 'png', 'webp', 'tif', 'gif', 'bmp')
     },
-    'no weights': ('weights', 'nowhere', 'is not a folder'),
+    'no weights': ('weights', 'nowhere', 'does not exist'),
     'folder without weights': ('weights', '.', 'config.json'),
     'unknown ending': ('output', 'out/a.gif', '.gif'),
     'missing folder': ('output', 'no/a.png', 'does not exist'),
@@ -201,6 +200,37 @@ def test_a_missing_argument_is_named(arguments, monkeypatch, capsys):
   for name in arguments:
     rest = {other: value for other, value in arguments.items() if other != name}
     assert f'--{name} is missing' in knock(sample, rest, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+  'changes, says',
+  [
+    (dict(image=None, edits='list.csv'), '--mask does not go with --edits'),
+    (dict(skip_bad='true'), '--skip_bad does not go with a single edit'),
+    (dict(weights=None, image=None, replay='out.json', seed='3'), 'does not go with --replay'),
+  ],
+)
+def test_flags_that_do_not_go_together(changes, says, arguments, monkeypatch, capsys):
+  given = {name: value for name, value in (arguments | changes).items() if value is not None}
+  assert says in knock(sample, given, monkeypatch, capsys)
+
+
+def test_a_list_or_a_recipe_that_cannot_be_read(arguments, tmp_path, monkeypatch, capsys):
+  (tmp_path / 'bad.jsonl').write_text('{"image": "no.png", "mask": "m.png", "exemplar": "e.png"}')
+  (tmp_path / 'bad.json').write_text('{"exedit": 1}')
+  given = dict(weights=arguments['weights'], output=tmp_path / 'out')
+  line = knock(sample, given | dict(edits=tmp_path / 'bad.jsonl'), monkeypatch, capsys)
+  assert '1 of 1 edits cannot be made: line 1: ' in line and 'no.png does not exist' in line
+  assert 'none.csv does not exist' in knock(
+    sample, given | dict(edits=tmp_path / 'none.csv'), monkeypatch, capsys
+  )
+  assert '--weights is missing' in knock(
+    sample, dict(edits=tmp_path / 'bad.jsonl'), monkeypatch, capsys
+  )
+  assert 'bad.json is no recipe' in knock(
+    sample, dict(replay=tmp_path / 'bad.json'), monkeypatch, capsys
+  )
+  assert os.listdir(tmp_path / 'out') == []
 
 
 @pytest.mark.parametrize('spoil', ['no checkpoints', 'cut weights', 'cut config', 'other model'])
@@ -260,9 +290,9 @@ def test_every_kind_of_file_is_edited(arguments, tmp_path, monkeypatch):
     image.save(tmp_path / name, **options.get(name, {}))
     photo = dict(arguments, image=str(tmp_path / name), exemplar=str(tmp_path / name))
     (path,) = sample.sample(**photo, say=lambda line: None)
-    np.testing.assert_array_equal(
-      np.asarray(Image.open(path))[~hole], images.read(tmp_path / name)[~hole], err_msg=name
-    )
+    out, kept = np.asarray(Image.open(path)), images.read(tmp_path / name)
+    np.testing.assert_array_equal(out[~hole][:, :3], kept[~hole], err_msg=name)
+    assert out.shape[-1] == (4 if name == 'rgba.png' else 3)
 
 
 # flags and configs

@@ -355,6 +355,51 @@ def test_the_colour_profile_travels(tmp_path):
   assert images.read_icc(written) == profile
 
 
+def test_the_recipe_is_in_the_png_and_beside_every_kind(tmp_path):
+  for name in ('a.png', 'b.jpg', 'c.webp'):
+    images.save(picture(), tmp_path / name, recipe='{"ü": 1}')
+    assert (tmp_path / name).with_suffix('.json').read_text(encoding='utf-8') == '{"ü": 1}'
+  assert Image.open(tmp_path / 'a.png').info['exedit'] == '{"ü": 1}'
+  np.testing.assert_array_equal(images.read(tmp_path / 'a.png'), picture())
+
+
+@pytest.mark.parametrize('fails', [0, 1])
+def test_image_and_recipe_are_written_both_or_neither(tmp_path, monkeypatch, fails):
+  moves, move = [], os.replace
+
+  def replace(old, new):
+    moves.append(new)
+    if len(moves) > fails:
+      raise OSError(28, 'No space left on device')
+    move(old, new)
+
+  monkeypatch.setattr(os, 'replace', replace)
+  with pytest.raises(OSError):
+    images.save(picture(), tmp_path / 'a.png', recipe='{}')
+  assert [os.path.basename(path) for path in moves] == ['a.png', 'a.json'][: fails + 1]
+  assert os.listdir(tmp_path) == []
+
+
+def test_transparency_is_saved_where_the_format_holds_it(tmp_path):
+  rgba = np.random.default_rng(0).integers(0, 256, (24, 40, 4), dtype=np.uint8)
+  rgba[:12, :, 3] = 0
+  for name in ('a.png', 'b.webp'):
+    images.save(rgba, tmp_path / name)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), rgba)
+  with pytest.raises(ValueError, match=r'\[24, 40, 4\]'):
+    images.save(rgba, tmp_path / 'c.jpg')
+
+
+def test_what_a_format_cannot_hold_is_refused(tmp_path):
+  wide = np.zeros((8, 16384, 3), np.uint8)
+  with pytest.raises(UserError, match='WEBP holds at most 16383 a side'):
+    images.save(wide, tmp_path / 'a.webp')
+  images.check_holds('a.png', (10**6, 8))
+  with pytest.raises(UserError, match='8 x 70000 pixels, and JPEG'):
+    images.check_holds('a.jpg', (70000, 8))
+  assert os.listdir(tmp_path) == []
+
+
 # sizes and sheets
 
 

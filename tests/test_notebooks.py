@@ -1,12 +1,18 @@
 """The notebooks run from top to bottom, shortened through their parameter cell alone."""
 
 import pathlib
+import re
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 
-COLAB = pathlib.Path(__file__).parent.parent / 'launch' / 'colab'
+from exedit import images, sample
+
+ROOT = pathlib.Path(__file__).parent.parent
+COLAB = ROOT / 'launch' / 'colab'
+EXAMPLE = ('docs/example/image.png', 'docs/example/mask.png', 'docs/example/exemplar.png')
 
 
 def shortened(path: pathlib.Path, **parameters):
@@ -19,6 +25,19 @@ def shortened(path: pathlib.Path, **parameters):
   return notebook
 
 
+def outputs(notebook):
+  code = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  return [output for cell in code for output in cell.outputs]
+
+
+def pictures(notebook):
+  return [output for output in outputs(notebook) if 'image/png' in output.get('data', {})]
+
+
+def said(notebook):
+  return ''.join(output.get('text', '') for output in outputs(notebook))
+
+
 def test_train_tiny(tmp_path, monkeypatch):
   monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path / 'jupyter'))
   notebook = shortened(
@@ -28,15 +47,33 @@ def test_train_tiny(tmp_path, monkeypatch):
     notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(COLAB)}}
   )
   client.execute()
-  pictures = [
-    output
-    for cell in notebook.cells
-    if cell.cell_type == 'code'
-    for output in cell.outputs
-    if 'image/png' in output.get('data', {})
-  ]
-  assert len(pictures) == 5  # the data, the losses, the edit, the benchmark, guidance
+  assert len(pictures(notebook)) == 5  # the data, the losses, the edit, the benchmark, guidance
   assert (tmp_path / 'run' / 'evaluation' / 'results.json').exists()
+
+
+def test_edit(tmp_path, monkeypatch):
+  monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path / 'jupyter'))
+  output = str(tmp_path / 'edited.png')
+  notebook = shortened(
+    COLAB / 'edit.ipynb', STEPS=4, SCALES=[1.0, 3.0], SEEDS=[0, 1], OUTPUT=output
+  )
+  client = nbclient.NotebookClient(
+    notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(COLAB)}}
+  )
+  client.execute()
+  assert len(pictures(notebook)) == 6  # inputs, result, noise, guesses, decoded, the sweep
+  [line] = re.findall(r'largest difference of a pixel: (\S+)', said(notebook))
+  assert float(line) < 1e-3
+  door = sample.sample(
+    *(str(ROOT / path) for path in ('weights/tiny', *EXAMPLE)), str(tmp_path / 'door.png'), steps=4
+  )
+  np.testing.assert_array_equal(images.read(output), images.read(door[0]))
+
+
+def test_the_first_half_of_the_edit_notebook_has_six_cells():
+  notebook = nbformat.read(COLAB / 'edit.ipynb', as_version=4)
+  kinds = [cell.cell_type for cell in notebook.cells]
+  assert kinds[1:8] == ['code'] * 6 + ['markdown']
 
 
 @pytest.mark.parametrize('path', sorted(COLAB.glob('*.ipynb')), ids=lambda p: p.name)

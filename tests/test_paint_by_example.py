@@ -246,15 +246,15 @@ def test_exported_weights_come_back(model, tmp_path, dtype, tolerance):
   for name, array in params.items():
     np.testing.assert_allclose(back[name], array, atol=tolerance, rtol=tolerance)
     assert back[name].dtype == np.float32
-  assert folder.read(tmp_path / 'out')[2] == 7
+  assert folder.read(tmp_path / 'out').step == 7
   with pytest.raises(UserError, match='is there already'):
     folder.write(tmp_path / 'out', config, params, step=7)
 
 
 def test_weights_that_cannot_be_used_are_named(model, tmp_path):
-  with pytest.raises(UserError, match='is not a folder'):
+  with pytest.raises(UserError, match='does not exist'):
     pbe.load(tmp_path / 'nowhere')
-  with pytest.raises(UserError, match='holds no config.json'):
+  with pytest.raises(UserError, match='holds no weights: it has nothing, .* looks for config.json'):
     pbe.load(tmp_path)
   config = dict(model=SETTINGS, data={})
   (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -267,8 +267,10 @@ def test_weights_that_cannot_be_used_are_named(model, tmp_path):
   _, params = state.flatten(model)
   params = {name: np.asarray(array) for name, array in params.items()}
   folder.write(tmp_path / 'a', dict(model={**SETTINGS, 'context_dim': 16}, data={}), params, step=1)
-  with pytest.raises(UserError, match='holds another model than its config.json says'):
+  with pytest.raises(
+    UserError, match='does not fit .*\n  ! conditioner.null: shape .1, 1, 12., should'
+  ):
     pbe.load(tmp_path / 'a')
   folder.write(tmp_path / 'b', dict(model={**SETTINGS, 'contxt': 1}, data={}), params, step=1)
-  with pytest.raises(UserError, match='config.json builds no model'):
+  with pytest.raises(UserError, match='its config builds no model .*contxt'):
     pbe.load(tmp_path / 'b')

@@ -60,11 +60,19 @@ def updates(monkeypatch):
   return updates
 
 
-def test_the_compile_cache_is_in_the_users_cache_by_default(updates, monkeypatch):
-  monkeypatch.setenv('XDG_CACHE_HOME', '/cache')
+def test_the_compile_cache_is_in_the_users_cache_by_default(updates, monkeypatch, tmp_path):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   runtime.cache_compiled()
   folder = updates['jax_compilation_cache_dir']
-  assert folder.startswith(f'/cache/exedit/jax-{jax.__version__}-')
+  assert folder.startswith(f'{tmp_path}/exedit/jax-{jax.__version__}-')
+  assert os.path.isdir(folder)
+
+
+def test_a_cache_that_cannot_be_written_is_left_alone(updates, monkeypatch, tmp_path):
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  runtime.cache_compiled()
+  assert updates == {}
 
 
 def test_the_compile_cache_leaves_the_users_own_choice(updates, monkeypatch):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,8 @@ from exedit import train
 from exedit.errors import UserError
 from exedit.training import checkpoint, log, prefetch, state
 from exedit.training import mesh as meshes
-from tests import on_devices, toy, toy_config
+from exedit.weights import folder
+from tests import on_devices, released, toy, toy_config
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
 TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu')
@@ -130,8 +132,10 @@ def test_two_processes_train_as_one_and_stop_together(root, settings, tmp_path):
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
   two = tmp_path / 'two'
+  given, _ = export(tmp_path / 'given', width=4096)
   more = ('--config.steps=100000', '--config.save_every=100000', '--config.edit_every=3')
   wide = ('--config.model.width=4096', '--config.mesh.fsdp=2', '--config.data.size=8')
+  wide = (*wide, f'--config.init_from={given}')
 
   def begin(index):
     return start(
@@ -155,6 +159,7 @@ def test_two_processes_train_as_one_and_stop_together(root, settings, tmp_path):
   assert (two / 'samples' / '6.png').exists()
 
   settings = {**settings, 'model': dict(width=4096), 'data': {**settings['data'], 'size': 8}}
+  settings['init_from'] = given
   train.train(str(tmp_path / 'one'), **settings)
   losses = [[line['loss'] for line in lines(workdir)[:6]] for workdir in (two, tmp_path / 'one')]
   np.testing.assert_allclose(*losses, rtol=1e-3)
@@ -188,7 +193,7 @@ def test_the_workdir_holds_what_the_run_was(settings, tmp_path):
     'samples',
   }
   config = json.loads((tmp_path / 'config.json').read_text())
-  assert config['optimizer']['lr'] == 1e-2 and config['weights'] is None  # defaults included
+  assert config['optimizer']['lr'] == 1e-2 and config['init_from'] is None  # defaults included
   versions = json.loads((tmp_path / 'versions.json').read_text())
   assert versions['jax'] == jax.__version__ and versions['devices'] == jax.device_count()
   assert 'unet.0.kernel' in (tmp_path / 'parameters.txt').read_text()
@@ -338,20 +343,82 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(settings
   assert (lines(tmp_path), digests(tmp_path, 6)) == expected
 
 
-def test_starts_from_given_weights(settings, tmp_path, monkeypatch):
-  model = toy.build(rngs=nnx.Rngs(5))
-  monkeypatch.setattr(toy, 'load', lambda path: model, raising=False)
-  now = train.train(
-    str(tmp_path), **{**settings, 'weights': 'somewhere', 'steps': 1, 'optimizer': dict(lr=1e-9)}
-  )
-  np.testing.assert_allclose(now.params['unet.0.kernel'], model.unet[0].kernel[...], atol=1e-6)
-  np.testing.assert_array_equal(
-    checkpoint.load_frozen(tmp_path)['clip.kernel'], model.clip.kernel[...]
-  )
+def export(path, width=64, part=''):
+  """A folder with the toy's parameters, all of them or those of one part."""
+  _, params = state.flatten(toy.build(width=width, rngs=nnx.Rngs(5)))
+  params = {n: np.asarray(a) for n, a in params.items() if n.startswith(part)}
+  folder.write(path, dict(model=dict(width=width), data={}), params, step=3)
+  return str(path), params
+
+
+def test_starts_from_given_weights(settings, tmp_path, capsys):
+  path, params = export(tmp_path / 'given')
+  still = {**settings, 'steps': 1, 'optimizer': dict(lr=1e-9)}
+  now = train.train(str(tmp_path / 'a'), **{**still, 'init_from': path})
+  for trained in (now.params, now.ema):
+    np.testing.assert_allclose(trained['unet.0.kernel'], params['unet.0.kernel'], atol=1e-6)
+  frozen = checkpoint.load_frozen(tmp_path / 'a')
+  np.testing.assert_array_equal(frozen['clip.kernel'], params['clip.kernel'])
+  assert f'from {path}: unet 707, clip 12; random: nothing\n' in capsys.readouterr().out
+  config = json.loads((tmp_path / 'a' / 'config.json').read_text())
+  assert config['init_from'] == path and config['init_clip'] is None
+
   with pytest.raises(
-    UserError, match='other holds another model .unet.0.bias: there .64,., in the'
+    UserError, match='given holds another model .unet.0.bias: there .64,., in the'
   ):
-    train.train(str(tmp_path / 'b'), **{**settings, 'weights': 'other', 'model': dict(width=32)})
+    train.train(str(tmp_path / 'b'), **{**still, 'init_from': path, 'model': dict(width=32)})
+  shutil.rmtree(path)  # going on needs it no more
+  train.train(str(tmp_path / 'a'), **{**still, 'init_from': path, 'steps': 2})
+  with pytest.raises(UserError, match='given does not exist'):
+    train.train(str(tmp_path / 'c'), **{**still, 'init_from': path})
+  assert not (tmp_path / 'c').exists()
+
+
+def test_what_is_not_given_is_drawn_as_ever(settings, tmp_path, capsys):
+  still = {**settings, 'steps': 1, 'optimizer': dict(lr=1e-9)}
+  drawn = train.train(str(tmp_path / 'a'), **still)
+  assert (
+    'frozen and random, for no weights were given (init_from): clip 12' in capsys.readouterr().out
+  )
+  path, params = export(tmp_path / 'given', part='unet.0.')
+  now = train.train(str(tmp_path / 'b'), **{**still, 'init_from': path})
+  assert f'from {path}: unet 512; random: unet 195, clip 12\n' in capsys.readouterr().out
+  np.testing.assert_allclose(now.params['unet.0.kernel'], params['unet.0.kernel'], atol=1e-6)
+  np.testing.assert_allclose(now.params['unet.1.kernel'], drawn.params['unet.1.kernel'], atol=1e-6)
+  one, other = (checkpoint.load_frozen(tmp_path / name)['clip.kernel'] for name in 'ab')
+  np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_given_weights_are_taken_over_and_not_copied(tmp_path):
+  program = make(ema=dict(decay=0.0))
+  path, params = export(tmp_path / 'given', width=64)
+  given = train.place(toy.start(path, None, {}), {**program.now.params, **program.frozen}, path)
+  now, frozen = program.init(jax.random.key(0), given)
+  assert all(array.is_deleted() for array in given.values())
+  for name, array in {**now.params, **frozen}.items():
+    np.testing.assert_array_equal(array, params[name])
+
+
+def test_the_real_systems_weights_start_a_training(tmp_path):
+  """Bottleneck and null vector as drawn, all else Stable Diffusion's and CLIP's."""
+  program = make(
+    system=train.SYSTEMS['paint_by_example'], model=released.SMALL, trainable='unet|conditioner'
+  )
+  text = released.to_text_pipeline(released.write_pipeline(tmp_path / 'sd'))
+  clip = released.write_clip(tmp_path / 'clip')
+  tensors = program.system.start(str(text), str(clip), released.SMALL)
+  everything = {**program.now.params, **program.frozen}
+  given = train.place(tensors, {n: everything[n] for n in tensors}, 'sd')
+  now, frozen = program.init(jax.random.key(0), given)
+  plain = released.params()
+  assert 0.5 < np.std(now.params['conditioner.null']) < 2
+  for name, array in now.params.items():
+    if name.startswith('unet.') and name != 'unet.conv_in.kernel':
+      np.testing.assert_array_equal(array, plain[name])
+  assert not now.params['unet.conv_in.kernel'][:, :, 4:].any()
+  np.testing.assert_array_equal(
+    frozen['clip.class_embedding'], released.params(seed=3)['clip.class_embedding']
+  )
 
 
 # The step

@@ -1,5 +1,7 @@
 """The UNet at its published size, its exact shortcuts, and the traps of facts 8.1."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from flax import nnx
 
 from exedit.models import blocks
 from exedit.models.unet import UNet
+from tests.networks import with_random_weights
 
 SMALL = dict(channels=16, mult=(1, 2), layers=1, heads=2, context_dim=12, groups=8)
 
@@ -80,6 +83,39 @@ def test_prepared_call_with_many_tokens_equals_the_plain_call(unet):
   np.testing.assert_allclose(
     unet.denoise(x[..., :4], t, prepared), unet(x, t, context), rtol=1e-4, atol=1e-4
   )
+
+
+@pytest.mark.parametrize('n, attention_levels', [(1, (1,)), (1, ()), (5, (0, 1))])
+def test_examples_under_two_contexts_equal_the_doubled_batch(n, attention_levels):
+  """Exact shortcut 5, wherever the first cross-attention is; three examples, two contexts each."""
+  build = lambda: UNet(in_channels=9, attention_levels=attention_levels, **SMALL, rngs=nnx.Rngs(0))
+  model = with_random_weights(build)
+  random = np.random.default_rng(3)
+  x = random.normal(size=(3, 4, 6, 9)).astype(np.float32)
+  contexts = random.normal(size=(6, n, 12)).astype(np.float32)
+  t = np.array([981, 500, 3])
+  graphdef, params = nnx.split(model)
+
+  @jax.jit
+  def run(params, x, t, contexts):
+    model = nnx.merge(graphdef, params)
+    prepared = model.prepare(x[..., 4:], contexts)
+    shared = model(x, t, contexts), model.denoise(x[..., :4], t, prepared)
+    return model.general(jnp.tile(x, (2, 1, 1, 1)), jnp.tile(t, 2), contexts), *shared
+
+  expected, *shared = run(params, x, t, contexts)
+  for eps in shared:
+    np.testing.assert_allclose(eps, expected, rtol=1e-4, atol=1e-4)
+  assert np.abs(expected[:3] - expected[3:]).max() > 1e-2  # the contexts matter
+
+
+def test_first_resblock_and_self_attention_see_no_doubled_batch(unet):
+  x, t, context = inputs()
+  graphdef, params = nnx.split(unet)
+  call = lambda p, x, context: nnx.merge(graphdef, p)(x, t, context)
+  text = str(jax.make_jaxpr(call)(params, x, jnp.concatenate([context, context])))
+  convolved = re.findall(r':f32\[(\d+),8,12,16\] = conv_general_dilated', text)
+  assert convolved[:3] == ['2'] * 3 and set(convolved[3:]) == {'4'}  # conv_in and one ResBlock
 
 
 def test_context_timestep_and_every_channel_matter(unet):

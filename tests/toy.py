@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from exedit.diffusion.schedule import Schedule
+from exedit.weights import source
 
 
 class Toy(nnx.Module):
@@ -27,6 +28,11 @@ def build(*, width=64, explode=(0, 0), rngs):
   model = Toy(width, rngs)
   model.explode = tuple(explode)
   return model
+
+
+def start(init_from, init_clip, settings):
+  """What the folder holds, be it a part of the model."""
+  return source.look(init_from).tensors
 
 
 def loss(model, batch, key):

@@ -1,6 +1,7 @@
 """Settings for tests/toy.py, with the keys of configs/pbe.py."""
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config(root: str) -> ml_collections.ConfigDict:
@@ -17,6 +18,7 @@ def get_config(root: str) -> ml_collections.ConfigDict:
       edit_every=0,
       max_bad_steps=3,
       trainable='unet',
+      init_from=config_dict.placeholder(str),
       data=dict(root=root, split='train', size=16, exemplar_size=16, threads=1),
       synthetic=dict(scenes=32, val_scenes=8, seed=0, shards=1),
       model=dict(width=64, explode=(0, 0)),

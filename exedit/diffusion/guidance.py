@@ -23,17 +23,28 @@ def classifier_free(
   if isinstance(scale, float | int) and scale == 1.0:
     return lambda x, t: denoise(x, t, context)
 
-  def doubled(null, context):
-    return jnp.concatenate([jnp.broadcast_to(null, context.shape).astype(context.dtype), context])
-
-  contexts = jax.tree.map(doubled, null, context)
+  contexts = jax.tree.map(doubled, context, null)
 
   def guided(x, t):
     eps = denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), contexts)
-    eps_null, eps = jnp.split(eps.astype(x.dtype), 2)
-    return eps_null + jnp.asarray(scale, x.dtype) * (eps - eps_null)
+    return combined(eps.astype(x.dtype), scale)
 
   return guided
+
+
+def doubled(
+  context: Shaped[Array, 'b ...'], null: Shaped[Array, '_ ...']
+) -> Shaped[Array, 'b2 ...']:
+  """Both halves of guidance as one batch, the half with `null` first."""
+  return jnp.concatenate([jnp.broadcast_to(null, context.shape).astype(context.dtype), context])
+
+
+def combined(
+  eps: Float[Array, 'b2 ...'], scale: float | int | Float[Array, '']
+) -> Float[Array, 'b ...']:
+  """The guided prediction from those of both halves, null's first (their eq. 6)."""
+  eps_null, eps = jnp.split(eps, 2)
+  return eps_null + jnp.asarray(scale, eps.dtype) * (eps - eps_null)
 
 
 def drop(

@@ -1,7 +1,5 @@
 """Whose subject is it? A repainted region against several drawn truths, one of them right."""
 
-import math
-
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
@@ -29,11 +27,3 @@ def identified(
   others = distances.copy()
   others[rows, answer] = np.inf
   return distances[rows, answer] < others.min(1)
-
-
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-  """Wilson's score interval of a share (1927, JASA 22:209); z of the default holds 95 %."""
-  share, z2 = successes / n, z * z
-  centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-  half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-  return max(0.0, centre - half), min(1.0, centre + half)

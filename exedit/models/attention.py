@@ -11,6 +11,10 @@ from jaxtyping import Array, Float
 
 from exedit.models import blocks
 
+SMALL = 2**18  # logits of one head; with no more, all heads are computed together
+MANY = 2**26  # logits of all heads, 256 MiB in float32; with more, some queries after the others
+CPU_QUERIES = 64  # at a time: with 4096 keys their logits fill half of a core's L2 cache
+
 
 class Attention(nnx.Module):
   """Multi-head attention over a context (or over x itself), softmax in float32.
@@ -43,7 +47,7 @@ class Attention(nnx.Module):
   ) -> Float[Array, 'b n c']:
     context = x if context is None else context
     q, k, v = (self._split(a) for a in (self.to_q(x), self.to_k(context), self.to_v(context)))
-    y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+    y = attend(q, k, v, self.implementation)
     return self.to_out(y.reshape(x.shape))
 
   def constant(self, context: Float[Array, 'b 1 d']) -> Float[Array, 'b 1 c']:
@@ -52,6 +56,63 @@ class Attention(nnx.Module):
 
   def _split(self, a: Float[Array, 'b n c']) -> Float[Array, 'b n heads head']:
     return a.reshape(*a.shape[:2], self.heads, -1)
+
+
+def attend(
+  q: Float[Array, 'b n heads d'],
+  k: Float[Array, 'b m heads d'],
+  v: Float[Array, 'b m heads d'],
+  implementation: Literal['xla', 'cudnn'] | None = None,
+) -> Float[Array, 'b n heads d']:
+  """softmax(q k^T / sqrt(d)) v, the softmax in float32 (arXiv 1706.03762, eq. 1).
+
+  Where the logits are many they are never all there at once, neither here nor in the gradient,
+  which computes them again. That is exact: each query sees all keys, only not at the same time.
+  """
+  (b, n, heads, _), m = q.shape, k.shape[1]
+  whole = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+  if implementation == 'cudnn' or n * m <= SMALL:
+    return whole(q, k, v)
+  some = max(512, MANY // (b * heads * m))  # fewer would leave a fast device idle
+  rest = whole if n <= some else functools.partial(_by_queries, some, whole)
+  return jax.lax.platform_dependent(q, k, v, cpu=_by_head, default=rest)
+
+
+def _by_queries(some: int, whole, q, k, v):
+  """Attention for `some` queries at a time, of all heads."""
+  b, n, heads, d = q.shape
+  q = jnp.pad(q, ((0, 0), (0, -n % some), (0, 0), (0, 0))).reshape(b, -1, some, heads, d)
+  part = jax.checkpoint(lambda q: whole(q, k, v), prevent_cse=False)
+  y = jax.lax.map(part, jnp.moveaxis(q, 1, 0))  # [n/some b some heads d]
+  return jnp.moveaxis(y, 0, 1).reshape(b, -1, heads, d)[:, :n]
+
+
+def _by_head(q, k, v):
+  """Attention for one head and a few queries at a time, so that the logits stay in the cache.
+
+  Keys are rows and queries columns: maximum and sum then run along the processor's vectors.
+  """
+  b, n, heads, d = q.shape
+  some = CPU_QUERIES
+  q = jnp.pad(q, ((0, 0), (0, -n % some), (0, 0), (0, 0)))
+  q = q.reshape(b, -1, some, heads, d).transpose(0, 3, 1, 4, 2).reshape(b * heads, -1, d, some)
+  k = k.transpose(0, 2, 1, 3).reshape(b * heads, -1, d)
+  v = v.transpose(0, 2, 3, 1).reshape(b * heads, d, -1)
+  dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+  def head(qkv):
+    q, k, v = qkv
+
+    def part(q):
+      logits = dot(k, q)  # [m some]
+      p = jnp.exp((logits - logits.max(0, keepdims=True)) * d**-0.5)
+      return dot(v, p.astype(v.dtype)) / p.sum(0, keepdims=True)
+
+    return jax.lax.map(jax.checkpoint(part, prevent_cse=False), q)
+
+  y = jax.lax.map(head, (q, k, v)).astype(v.dtype)  # [b*heads n/some d some]
+  y = y.transpose(0, 1, 3, 2).reshape(b, heads, -1, d)
+  return y.transpose(0, 2, 1, 3)[:, :n]
 
 
 class GEGLU(nnx.Module):
@@ -69,8 +130,9 @@ class GEGLU(nnx.Module):
 class SpatialTransformer(nnx.Module):
   """Self-attention, cross-attention and feed-forward over the pixels (LDM SpatialTransformer).
 
-  The context is `[b n d]` tokens, or this layer's precomputed constant `[b 1 c]` where there is
-  only one token (design: exact shortcut 1); the caller says which by `constant`.
+  The context is `[bk n d]` tokens, or this layer's precomputed constant `[bk 1 c]` where there is
+  only one token (design: exact shortcut 1); the caller says which by `constant`. With k > 1 the
+  batch continues k times as large from where the context enters (exact shortcut 5).
   """
 
   def __init__(
@@ -98,11 +160,12 @@ class SpatialTransformer(nnx.Module):
     self.proj_out = nnx.Linear(channels, channels, kernel_init=blocks.zeros, dtype=dtype, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, 'b h w c'], context: Float[Array, 'b n d'], *, constant: bool
-  ) -> Float[Array, 'b h w c']:
+    self, x: Float[Array, 'b h w c'], context: Float[Array, 'bk n d'], *, constant: bool
+  ) -> Float[Array, 'bk h w c']:
     b, h, w, c = x.shape
     y = self.proj_in(self.norm(x)).reshape(b, h * w, c)
     y = self.attn1(self.norm1(y)) + y
+    x, y = blocks.tile(x, context), blocks.tile(y, context)
     y = (context if constant else self.attn2(self.norm2(y), context)) + y
     y = self.ff(self.norm3(y)) + y
-    return self.proj_out(y).reshape(b, h, w, c) + x
+    return self.proj_out(y).reshape(x.shape) + x

@@ -45,6 +45,12 @@ def timestep_embedding(t: Int[Array, ' b'], dim: int) -> Float[Array, 'b dim']:
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
+def tile(x: Float[Array, 'b ...'], like: Float[Array, 'bk ...']) -> Float[Array, 'bk ...']:
+  """The whole batch once more after itself, until it is as large as that of `like`."""
+  times = like.shape[0] // x.shape[0]
+  return x if times == 1 else jnp.concatenate([x] * times)
+
+
 class ResBlock(nnx.Module):
   """GN-SiLU-conv twice around a skip; the timestep enters between (LDM openaimodel.py ResBlock).
 

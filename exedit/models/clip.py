@@ -1,7 +1,8 @@
 """CLIP's image tower, any size: what the exemplar looks like, as one vector or as tokens."""
 
 import functools
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,13 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
+def quick_gelu(x: Float[Array, '*b']) -> Float[Array, '*b']:
+  """OpenAI's approximation of GELU: x * sigmoid(1.702 x)."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
 class Layer(nnx.Module):
-  """Pre-norm self-attention and MLP with quick GELU (transformers modeling_clip.py)."""
+  """Pre-norm self-attention and MLP (transformers modeling_clip.py); other ViTs differ in GELU."""
 
   def __init__(
     self,
@@ -28,15 +34,18 @@ class Layer(nnx.Module):
     heads: int,
     mlp: int,
     depth: int,
+    activation: Callable[[Array], Array] = quick_gelu,
+    eps: float = 1e-5,
     implementation: Literal['xla', 'cudnn'] | None,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
-    self.norm1 = blocks.layer_norm(width, rngs=rngs)
+    self.activation = activation
+    self.norm1 = blocks.layer_norm(width, eps=eps, rngs=rngs)
     self.attn = Attention(
       width, heads=heads, qkv_bias=True, implementation=implementation, dtype=dtype, rngs=rngs
     )
-    self.norm2 = blocks.layer_norm(width, rngs=rngs)
+    self.norm2 = blocks.layer_norm(width, eps=eps, rngs=rngs)
     self.fc1 = nnx.Linear(width, mlp, dtype=dtype, rngs=rngs)
     self.fc2 = nnx.Linear(mlp, width, dtype=dtype, rngs=rngs)
     for last in (self.attn.to_out, self.fc2):  # the residual stream starts as wide at any depth
@@ -44,7 +53,7 @@ class Layer(nnx.Module):
 
   def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'b n c']:
     x = x + self.attn(self.norm1(x))
-    return x + self.fc2(quick_gelu(self.fc1(self.norm2(x))))
+    return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 
 class CLIPVision(nnx.Module):
@@ -137,11 +146,31 @@ def _recomputed(layer: Layer, x: Float[Array, 'b n c']) -> Float[Array, 'b n c']
   return jax.checkpoint(lambda params, x: nnx.merge(graphdef, params)(x))(params, x)
 
 
-def normalise(image: Float[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:
-  """From [-1, 1] to the statistics that CLIP was trained with."""
-  return (image * 0.5 + (0.5 - MEAN).reshape(1, 1, 1, 3)) / STD.reshape(1, 1, 1, 3)
+class CLIPImageEncoder(nnx.Module):
+  """CLIP's `encode_image`: the pooled vector in the space that images share with texts.
+
+  `encoder(image [b s s 3] in [-1, 1]) -> [b dim]`, not normalised. `vision` is CLIPVision's.
+  """
+
+  def __init__(
+    self,
+    *,
+    dim: int = 512,
+    vision: Mapping[str, Any] = {},
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.vision = CLIPVision(**vision, dtype=dtype, rngs=rngs)
+    self.projection = nnx.Linear(self.vision.width, dim, use_bias=False, dtype=dtype, rngs=rngs)
+
+  def __call__(self, image: Float[Array, 'b s s 3']) -> Float[Array, 'b dim']:
+    return self.projection(self.vision(image))
 
 
-def quick_gelu(x: Float[Array, '*b']) -> Float[Array, '*b']:
-  """OpenAI's approximation of GELU: x * sigmoid(1.702 x)."""
-  return x * jax.nn.sigmoid(1.702 * x)
+def normalise(
+  image: Float[Array, 'b h w 3'],
+  mean: Float[np.ndarray, ' 3'] = MEAN,
+  std: Float[np.ndarray, ' 3'] = STD,
+) -> Float[Array, 'b h w 3']:
+  """From [-1, 1] to the statistics that a network was trained with, CLIP's if not told."""
+  return (image * 0.5 + (0.5 - mean).reshape(1, 1, 1, 3)) / std.reshape(1, 1, 1, 3)

@@ -22,8 +22,8 @@ class Prepared:
   """What stays the same while one edit is sampled (design: exact shortcuts 1 and 3).
 
   stem: conv_in's share of the still channels and its bias, [b h w channels].
-  context: one constant per cross-attention, in the order of the layers, [b 1 c] each; or the
-    tokens [b n d] themselves where there is more than one.
+  context: one constant per cross-attention, in the order of the layers, [bk 1 c] each; or the
+    tokens [bk n d] themselves where there is more than one.
   """
 
   stem: jax.Array
@@ -64,7 +64,9 @@ class UNet(nnx.Module):
 
   x [b h w in_channels], t [b] integers, context [b n context_dim]. h and w must be multiples of
   `2 ** (len(mult) - 1)`. A context of one token takes an exact shortcut: each cross-attention is
-  the constant `to_out(to_v(context))`.
+  the constant `to_out(to_v(context))`. The context's batch may be k b, all examples under their
+  first context, then all under their second, ...: what comes before the first cross-attention is
+  then computed once, and eps is [k b h w out_channels].
   """
 
   def __init__(
@@ -133,15 +135,15 @@ class UNet(nnx.Module):
     self,
     x: Float[Array, 'b h w c'],
     t: Int[Array, ' b'],
-    context: Float[Array, 'b n d'] | Constants,
-  ) -> Float[Array, 'b h w out']:
+    context: Float[Array, 'bk n d'] | Constants,
+  ) -> Float[Array, 'bk h w out']:
     return self._body(self.conv_in(x), t, context)
 
   def constants(self, context: Float[Array, 'b 1 d']) -> Constants:
     """Every cross-attention's output for a context of one token, in the order of the layers."""
     return tuple(layer.attn2.constant(context) for layer in self._transformers())
 
-  def prepare(self, still: Float[Array, 'b h w s'], context: Float[Array, 'b n d']) -> Prepared:
+  def prepare(self, still: Float[Array, 'b h w s'], context: Float[Array, 'bk n d']) -> Prepared:
     """Compute once per edit what no sampling step changes."""
     kernel = self.conv_in.kernel[...][:, :, -still.shape[-1] :]
     assert self.conv_in.bias is not None  # nnx.Conv could have been made without
@@ -150,15 +152,24 @@ class UNet(nnx.Module):
     return Prepared(stem, self.constants(context) if context.shape[1] == 1 else context)
 
   def denoise(
-    self, x_t: Float[Array, 'b h w z'], t: Int[Array, ' b'], prepared: Prepared
-  ) -> Float[Array, 'b h w out']:
-    """The same as calling on [x_t, still] and the context that were prepared."""
+    self,
+    x_t: Float[Array, 'b h w z'],
+    t: Int[Array, ' b'],
+    prepared: Prepared,
+    *,
+    shortcut: bool = True,
+  ) -> Float[Array, 'bk h w out']:
+    """The same as calling on [x_t, still] and the context that were prepared.
+
+    Without `shortcut` a context that is one token is attended to as any other is.
+    """
     kernel = self.conv_in.kernel[...][:, :, : x_t.shape[-1]]
-    return self._body(_conv(x_t, kernel, self.dtype) + prepared.stem, t, prepared.context)
+    h = _conv(x_t, kernel, self.dtype) + prepared.stem
+    return self._body(h, t, prepared.context, shortcut)
 
   def general(
-    self, x: Float[Array, 'b h w c'], t: Int[Array, ' b'], context: Float[Array, 'b n d']
-  ):
+    self, x: Float[Array, 'b h w c'], t: Int[Array, ' b'], context: Float[Array, 'bk n d']
+  ) -> Float[Array, 'bk h w out']:
     """Call without the one-token shortcut; what the shortcut must equal."""
     return self._body(self.conv_in(x), t, context, shortcut=False)
 
@@ -169,7 +180,7 @@ class UNet(nnx.Module):
     for level in self.up:
       yield from level.attentions
 
-  def _body(self, h, t, context, shortcut: bool = True) -> Float[Array, 'b h w out']:
+  def _body(self, h, t, context, shortcut: bool = True) -> Float[Array, 'bk h w out']:
     if h.shape[1] % self.multiple or h.shape[2] % self.multiple:
       raise ValueError(
         f'the UNet takes heights and widths that are multiples of {self.multiple}, '
@@ -183,7 +194,7 @@ class UNet(nnx.Module):
     remaining = iter(context if constant else ())
 
     def res(block, h):
-      return _remat(block, self.remat, h, temb)
+      return _remat(block, self.remat, h, blocks.tile(temb, h))
 
     def attend(block, h):
       own = next(remaining) if constant else context
@@ -201,7 +212,7 @@ class UNet(nnx.Module):
     h = res(self.mid2, attend(self.mid_attention, res(self.mid1, h)))
     for level in self.up:
       for j, block in enumerate(level.resnets):
-        h = res(block, jnp.concatenate([h, skips.pop()], -1))
+        h = res(block, jnp.concatenate([h, blocks.tile(skips.pop(), h)], -1))
         h = attend(level.attentions[j], h) if level.attentions else h
       h = h if level.resize is None else level.resize(h)
     return self.conv_out(jax.nn.silu(self.norm_out(h))).astype(jnp.float32)

@@ -1,5 +1,7 @@
 """What surrounds the step: processes, the signal to stop, the compile cache, versions."""
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -8,7 +10,9 @@ import platform
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -22,6 +26,7 @@ PACKAGES = (
   'orbax-checkpoint',
   'grain',
   'numpy',
+  'pillow',
   'ml_collections',
 )
 
@@ -41,6 +46,19 @@ def join_processes() -> None:
     int(env.get(name) or 1) > 1 for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
   ):
     jax.distributed.initialize()
+
+
+def own_share(items: Sequence[Any]) -> list[Any]:
+  """The items that are this process's: every n-th of n processes."""
+  return list(items[jax.process_index() :: jax.process_count()])
+
+
+def wait_for_others(name: str) -> None:
+  """Until every process is at this place; the first to leave would take the others with it."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
 
 
 def _tpu_machine() -> bool:
@@ -86,14 +104,35 @@ def cache_compiled(folder: str | None = None) -> None:
 
   JAX's own JAX_COMPILATION_CACHE_DIR, or JAX_ENABLE_COMPILATION_CACHE=false, goes first. The
   default folder names jax and the processor: XLA's CPU programs hold for one kind only, and home
-  folders are shared between machines.
+  folders are shared between machines. A folder that cannot be written is left alone.
   """
   allowed = getattr(jax.config, 'jax_enable_compilation_cache', True)
   if os.environ.get('JAX_COMPILATION_CACHE_DIR') or not allowed:
     return
   base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   folder = folder or os.path.join(base, 'exedit', f'jax-{jax.__version__}-{_processor()}')
-  jax.config.update('jax_compilation_cache_dir', folder)
+  with contextlib.suppress(OSError):
+    os.makedirs(folder, exist_ok=True)
+  if os.access(folder, os.W_OK):
+    jax.config.update('jax_compilation_cache_dir', folder)
+
+
+@functools.cache
+def compiler_options(platform: str) -> dict[str, str]:
+  """`compiler_options` for a jit at top level: what XLA should do otherwise on this platform.
+
+  On CPUs it gives products and convolutions to YNNPACK since jaxlib 0.10. Eigen, which it used
+  before and takes where YNNPACK may only reduce, needs 0.5 to 0.9 of the time for the UNet's
+  (benchmarks/sampling.py). A jaxlib that does not know the option is left alone.
+  """
+  if platform != 'cpu':
+    return {}
+  options = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+  try:
+    jax.jit(lambda: 0, compiler_options=options).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return {}
+  return options
 
 
 def _processor() -> str:
@@ -120,6 +159,7 @@ def versions() -> dict[str, object]:
   found |= dict(
     device=device.device_kind,
     platform=device.platform,
+    processor=f'{_processor()} x{os.cpu_count()}' if device.platform == 'cpu' else None,
     devices=jax.device_count(),
     processes=jax.process_count(),
     xla_flags=os.environ.get('XLA_FLAGS', ''),

@@ -13,7 +13,7 @@ LAYER: list[Row] = [
   *linear('mlp.fc2', 'fc2'),
 ]
 
-# transformers 5 has no `vision_model.` in memory; every file on disk has it.
+# transformers 5 has no `vision_model.`; the files that it did not write have it.
 TABLE: list[Row] = under(
   '[vision_model.|]',
   '',

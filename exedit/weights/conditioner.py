@@ -1,7 +1,9 @@
-"""CLIPVision and ExemplarConditioner <-> diffusers' PaintByExampleImageEncoder (facts 2.4)."""
+"""CLIPVision and ExemplarConditioner <-> diffusers' PaintByExampleImageEncoder and the original's
+
+FrozenCLIPImageEmbedder with what LatentDiffusion keeps beside it (facts 2.4)."""
 
 from exedit.weights import clip
-from exedit.weights.tables import SAME, Row, linear, norm, under
+from exedit.weights.tables import SAME, Row, fused, linear, norm, under
 
 BLOCK: list[Row] = [
   *norm('norm1', 'norm1'),
@@ -25,4 +27,22 @@ TABLE: list[Row] = [
 IMAGE_ENCODER: list[Row] = [
   *under('model.', 'clip.', clip.TABLE),
   *under('', 'conditioner.', TABLE),
+]
+
+ORIGINAL_BLOCK: list[Row] = [
+  *norm('ln_1', 'norm1'),
+  *fused('attn.c_qkv', ('attn.to_q', 'attn.to_k', 'attn.to_v')),
+  *linear('attn.c_proj', 'attn.to_out'),
+  *norm('ln_2', 'norm2'),
+  *linear('mlp.c_fc', 'fc1'),
+  *linear('mlp.c_proj', 'fc2'),
+]
+
+# Both networks in the original's checkpoint, where the last two belong to the diffusion model.
+ORIGINAL: list[Row] = [
+  *under('cond_stage_model.transformer.', 'clip.', clip.TABLE),
+  *under('cond_stage_model.mapper.resblocks.{i}.', 'conditioner.mapper.{i}.', ORIGINAL_BLOCK),
+  *norm('cond_stage_model.final_ln', 'conditioner.final_norm'),
+  *linear('proj_out', 'conditioner.proj_out'),
+  ('learnable_vector', 'conditioner.null', SAME),
 ]

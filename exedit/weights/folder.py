@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from exedit.errors import UserError
 from exedit.training import checkpoint
+from exedit.weights import configs, digests
+from exedit.weights.files import Tensor, open_tensors, save_tensors
+from exedit.weights.tables import Found, cast, identity
 
 CONFIG, MODEL = 'config.json', 'model.safetensors'
 
@@ -26,54 +27,88 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
   file = Path(path) / CONFIG
   try:
     config = json.loads(file.read_text(encoding='utf-8'))
-    return dict(config, model=dict(config['model']), data=dict(config['data']))
+    if 'model_type' in config:
+      raise UserError(
+        f'{path} is a model of transformers ({config["model_type"]!r:.50}): '
+        'a training takes a CLIP tower as --config.init_clip'
+      )
+    exported = dict(config.get('exported', {}))
+    exported = dict(exported, sha256=dict(exported.get('sha256', {})))
+    exported['step'] = int(exported.get('step', 0))
+    model = dict(config['model'])
+    configs.check_settings(model, str(file))
+    data, edit = dict(config['data']), dict(config.get('edit', {}))
+    configs.check_uses(data, edit, str(file))
+    return dict(config, model=model, data=data, edit=edit, exported=exported)
   except (FileNotFoundError, NotADirectoryError):
     what = f'holds no {CONFIG}' if Path(path).is_dir() else 'is not a folder'
     raise UserError(
       f"{path} {what}: name a training run's folder or an exported one, such as weights/tiny"
     ) from None
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f'{file} is damaged ({error}): restore it from a copy') from None
 
 
-def read(
-  path: str | os.PathLike, which: str = 'ema'
-) -> tuple[dict[str, Any], dict[str, np.ndarray], int]:
-  """(config, all parameters in float32, the step they are from) of a workdir or exported folder.
+def read(path: str | os.PathLike, which: str = 'ema') -> Found:
+  """What a workdir or an exported folder holds.
 
   which: 'ema' (the parameters themselves where no average was kept) or 'params', for a workdir.
+  A workdir's newest good checkpoint is read at once, for only so can it be known to be good.
+
   Raises:
     UserError: where there are no weights, or only damaged ones.
   """
-  config = read_config(path)
-  file = Path(path) / MODEL
+  path, config = Path(path), read_config(path)
+  file = path / MODEL
   if not file.exists():
-    try:
-      params, step = checkpoint.restore_params(path, which)
-    except checkpoint.CheckpointError as error:
-      raise UserError(str(error)) from error
-    return config, params, step
+    return _workdir(path, config, which)
+  tensors, exported = open_tensors(file), config['exported']
+  digest = exported['sha256'].get(MODEL)
+  known = {file: str(digest)} if digest else {}
+  return Found(config, tensors, identity(tensors), (file,), step=exported['step'], sha256=known)
+
+
+def _workdir(path: Path, config: dict[str, Any], which: str) -> Found:
+  """The newest good checkpoint; each array is given away once, so that no two copies stay."""
+  params, step = _restored(path, which)
+
+  def take(name):
+    if name not in params:
+      again, now = _restored(path, which)
+      if now != step:
+        raise UserError(f'{path} went on from step {step} to step {now} meanwhile: start again')
+      params.update(again)
+    return params.pop(name)
+
+  tensors = {
+    name: Tensor(array.shape, array.dtype, lambda name=name: take(name))
+    for name, array in params.items()
+  }
+  seal = path / 'checkpoints' / str(step) / 'digest' / 'metadata'
+  files = (seal, path / 'frozen.safetensors')
+  return Found(config, tensors, identity(tensors), files, step=step, which=which)
+
+
+def _restored(path: Path, which: str) -> tuple[dict[str, np.ndarray], int]:
   try:
-    params = load_file(file)
-  except (SafetensorError, ValueError, OSError) as error:
-    raise UserError(f'{file} is damaged ({error}): restore it from a copy') from error
-  params = {name: array.astype(np.float32) for name, array in params.items()}
-  return config, params, int(config.get('exported', {}).get('step', 0))
+    return checkpoint.restore_params(path, which)
+  except checkpoint.CheckpointError as error:
+    raise UserError(str(error)) from error
 
 
 def write(
   path: str | os.PathLike,
   config: Mapping[str, Any],
-  params: Mapping[str, np.ndarray],
+  params: Mapping[str, np.ndarray | Tensor],
   *,
   step: int,
-  dtype: str = 'float32',
+  dtype: str | None = None,
   log: str | os.PathLike | None = None,
 ) -> None:
   """Export weights with the config that made them, and the run's metrics beside them.
 
-  The folder appears whole or not at all. dtype: what the weights are stored in; they are read
-  back as float32.
+  The folder appears whole or not at all. dtype: what the weights are stored in, None for as they
+  are. The config gets the file's SHA-256, which is checked before the weights are used again.
   """
   path = Path(path)
   if path.exists():
@@ -81,9 +116,14 @@ def write(
   half = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
     half.mkdir(parents=True)
-    stored = {name: np.ascontiguousarray(a, dtype) for name, a in params.items()}
-    save_file(stored, half / MODEL)
-    exported = dict(step=step, dtype=dtype, parameters=sum(a.size for a in stored.values()))
+    stored = cast(params, dtype)
+    save_tensors(half / MODEL, stored)
+    exported = dict(
+      step=step,
+      dtype=', '.join(sorted({str(tensor.dtype) for tensor in stored.values()})),
+      parameters=sum(int(np.prod(tensor.shape)) for tensor in stored.values()),
+      sha256={MODEL: digests.sha256(half / MODEL)},
+    )
     text = json.dumps({**config, 'exported': exported}, indent=2)
     (half / CONFIG).write_text(text + '\n', encoding='utf-8')
     if log is not None and Path(log).exists():

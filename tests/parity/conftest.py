@@ -4,5 +4,5 @@ import importlib
 import os
 
 if os.environ.get('EXEDIT_PARITY'):
-  for name in ('torch', 'diffusers', 'transformers'):
+  for name in ('torch', 'diffusers', 'transformers', 'skimage', 'sklearn'):
     importlib.import_module(name)

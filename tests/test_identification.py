@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from exedit.metrics import identification
-from exedit.metrics.psnr import psnr
+from exedit.metrics import confidence, identification
 
 
 def scenes(b=3, k=4, seed=0):
@@ -49,7 +48,7 @@ def test_guessing_scores_chance():
   result = rng.integers(0, 256, (600, 12, 10, 3), dtype=np.uint8)
   answer = rng.integers(0, 10, 600)
   share = identification.identified(identification.distances(result, truths, mask), answer).mean()
-  low, high = identification.wilson(60, 600, z=4.0)
+  low, high = confidence.wilson(60, 600, z=4.0)
   assert low < share < high
 
 
@@ -58,21 +57,3 @@ def test_an_empty_mask_is_refused():
   mask[1] = False
   with pytest.raises(ValueError, match='empty'):
     identification.distances(truths[:, 0], truths, mask)
-
-
-def test_wilson_gives_the_published_figures():
-  # Newcombe 1998, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
-  published = {
-    (81, 263): (0.2553, 0.3662),
-    (15, 148): (0.0624, 0.1605),
-    (0, 20): (0.0, 0.1611),
-    (1, 29): (0.0061, 0.1718),
-  }
-  for (successes, n), interval in published.items():
-    np.testing.assert_allclose(identification.wilson(successes, n), interval, atol=5e-5)
-  assert identification.wilson(20, 20)[1] == 1.0
-
-
-def test_psnr_of_known_errors():
-  np.testing.assert_allclose(psnr(np.array([1.0, 0.01, 1e-4])), [0, 20, 40])
-  assert psnr(np.zeros(1))[0] == 100

@@ -1,0 +1,258 @@
+"""Many edits through one compiled function: read ahead, batched, split over devices, written."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float, UInt8
+
+from exedit import edits, framing, images
+from exedit import paint_by_example as pbe
+from exedit.errors import UserError, explain
+from exedit.training import runtime
+
+PER_COMPILATION = ('steps', 'scale', 'sampler', 'mask_resize')  # settings a program is made for
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """The decoded files of one edit, and what the network sees of them."""
+
+  photo: images.Photo
+  mask: Bool[np.ndarray, 'h w']
+  source: Float[np.ndarray, 'sh sw 3']
+  hole: Float[np.ndarray, 'sh sw 1']
+  exemplar: Float[np.ndarray, 's s 3']
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """The network's answer to one job, at the size that the network worked at."""
+
+  job: edits.Job
+  inputs: Inputs
+  raw: Float[np.ndarray, 'sh sw 3']
+  rows: int  # of the batch it was in
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Jobs that go through one compiled function together, filled up to so many rows."""
+
+  jobs: tuple[edits.Job, ...]
+  rows: int
+
+
+# Files to arrays, and back
+
+
+def read(job: edits.Job, exemplar_size: int) -> Inputs:
+  """Decode the files of one job; UserError where one is damaged."""
+  edit = job.edit
+  photo, mask = images.read_photo(edit.image), images.read_mask(edit.mask)
+  images.check_size_of_mask(edit.mask, mask.shape, photo.rgb.shape[:2])
+  exemplar, subject = images.read(edit.exemplar), None
+  if edit.exemplar_mask is not None:
+    subject = images.read_mask(edit.exemplar_mask, 'subject of the exemplar')
+  return Inputs(
+    photo=photo,
+    mask=mask,
+    source=framing.cut(job.frame, photo.rgb),
+    hole=framing.cut_mask(job.frame, mask),
+    exemplar=framing.fit_exemplar(exemplar, subject, exemplar_size, edit.settings.exemplar_fit),
+  )
+
+
+def pixels(result: Result) -> UInt8[np.ndarray, 'h w c']:
+  """The output's pixels: the result inside the mask, the file's own bytes outside it.
+
+  A photo with transparency keeps it where the output's format can, and what was repainted is
+  opaque. Without `paste` the whole window is the network's.
+
+  Raises:
+    UserError: for a result that is not finite.
+  """
+  job, inputs, settings = result.job, result.inputs, result.job.edit.settings
+  if not np.isfinite(result.raw).all():
+    raise UserError(
+      f'{job.edit.output} is not written: the result is not finite; are the weights sound?'
+    )
+  painted, feather, match = inputs.mask, settings.feather, settings.match
+  if not settings.paste:
+    painted, feather, match = np.zeros_like(inputs.mask), 0.0, 'none'
+    painted[job.frame.top : job.frame.bottom, job.frame.left : job.frame.right] = True
+  rgb = framing.stitch(
+    job.frame, result.raw, inputs.photo.rgb, painted, feather=feather, match=match
+  )
+  rgba = inputs.photo.rgba
+  if rgba is None or not images.holds_alpha(job.edit.output):
+    return rgb
+  opaque = np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], -1)
+  return np.where(painted[..., None], opaque, rgba)
+
+
+# Batches
+
+
+def groups(jobs: Iterable[edits.Job], multiple: int) -> dict[tuple, list[edits.Job]]:
+  """The jobs that share a compiled function: one working size, grown to multiples, and settings."""
+  found: dict[tuple, list[edits.Job]] = {}
+  for job in jobs:
+    size = tuple(side + -side % multiple for side in job.frame.size)
+    settings = job.edit.settings
+    key = (size, *(getattr(settings, name) for name in PER_COMPILATION))
+    found.setdefault(key, []).append(job)
+  return found
+
+
+def batches(
+  grouped: Mapping[tuple, Sequence[edits.Job]],
+  size: int,
+  devices: int = 1,
+  wanted: Callable[[edits.Job], bool] = lambda job: True,
+) -> list[Batch]:
+  """The wanted jobs of each group in batches of `size`, or of the whole group where it is smaller.
+
+  Both are made multiples of `devices`. How many rows a batch has does not depend on what is wanted,
+  so what is left of an interrupted list goes through the same program as the whole.
+  """
+  found = []
+  for jobs in grouped.values():
+    rows = min(size, len(jobs) + -len(jobs) % devices)
+    left = [job for job in jobs if wanted(job)]
+    found += [Batch(tuple(left[i : i + rows]), rows) for i in range(0, len(left), rows)]
+  return found
+
+
+def program(model: pbe.PaintByExample, devices: Sequence[Any]) -> Callable[..., jax.Array]:
+  """`edit` without pasting, for arrays of as many rows as the devices share out evenly.
+
+  On several devices each runs the program that one device would run on its share of the rows, with
+  its own copy of the weights and no word between them: the result does not depend on their number,
+  only on the rows per device.
+  """
+  if len(devices) == 1:
+    return lambda *arrays, **settings: pbe.edit(
+      model, *map(jnp.asarray, arrays), **settings, paste=False
+    )
+  mesh = Mesh(np.array(devices), ('batch',), axis_types=(AxisType.Auto,))
+  graphdef, params = nnx.split(model)
+  params = jax.device_put(params, NamedSharding(mesh, P()))
+  split = NamedSharding(mesh, P('batch'))
+
+  @functools.cache
+  def compiled(**settings):
+    def share(params, *arrays):
+      return pbe.edit(nnx.merge(graphdef, params), *arrays, **settings, paste=False)
+
+    specs = (P(), *[P('batch')] * 4)
+    shared = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=P('batch'))
+    return jax.jit(shared, compiler_options=runtime.compiler_options(devices[0].platform))
+
+  def edit(*arrays, **settings):
+    return compiled(**settings)(params, *jax.device_put(arrays, split))
+
+  return edit
+
+
+# The work
+
+
+def run(
+  work: Sequence[Batch],
+  edit: Callable[..., jax.Array],
+  read: Callable[[edits.Job], Inputs],
+  pool: Executor,
+  *,
+  multiple: int,
+  bad: Callable[[edits.Job, str], Any],
+) -> Iterator[list[Result]]:
+  """The results of each batch, while the files of the next are decoded and the device goes on.
+
+  Each edit has the random numbers of `edit` with the key of its own seed, so it does not depend on
+  its neighbours. What cannot be decoded goes to `bad` and is left out.
+  """
+  depth = 2 * max((batch.rows for batch in work), default=1)
+  inputs = ahead(pool, read, [job for batch in work for job in batch.jobs], depth)
+  waiting = None
+  for batch in work:
+    ready = []
+    for job, found in zip(batch.jobs, inputs):
+      if isinstance(found, str):
+        bad(job, found)
+      else:
+        ready.append((job, found))
+    started = (ready, start(ready, batch.rows, edit, multiple)) if ready else None
+    if waiting is not None:
+      yield _arrived(*waiting)
+    waiting = started
+  if waiting is not None:
+    yield _arrived(*waiting)
+
+
+def start(
+  ready: Sequence[tuple[edits.Job, Inputs]],
+  rows: int,
+  edit: Callable[..., jax.Array],
+  multiple: int,
+) -> jax.Array:
+  """Hand one batch to the device without waiting for it; the last edit fills the empty rows."""
+  filled = [*ready, *[ready[-1]] * (rows - len(ready))]
+  stack = lambda arrays: np.stack([images.pad_to_multiple(a, multiple) for a in arrays])
+  keys = jnp.stack([own_key(job.edit.settings.seed) for job, _ in filled])
+  settings = filled[0][0].edit.settings
+  return edit(
+    stack(inputs.source for _, inputs in filled),
+    stack(inputs.hole for _, inputs in filled),
+    np.stack([inputs.exemplar for _, inputs in filled]),
+    keys,
+    **{name: getattr(settings, name) for name in PER_COMPILATION},
+  )
+
+
+def own_key(seed: int) -> jax.Array:
+  """The key with which `edit` makes the first image of `jax.random.key(seed)`."""
+  return jax.random.fold_in(jax.random.key(seed), 0)
+
+
+def _arrived(ready, raw) -> list[Result]:
+  raw = np.asarray(raw)
+  return [
+    Result(job, inputs, row[: job.frame.size[0], : job.frame.size[1]], len(raw))
+    for (job, inputs), row in zip(ready, raw)
+  ]
+
+
+def ahead(
+  pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], depth: int
+) -> Iterator[Any]:
+  """function(item) for each item in order, up to `depth` of them begun before they are wanted.
+
+  What a person can mend comes out as its one line (str) instead of a value.
+  """
+  waiting: collections.deque[Future] = collections.deque()
+  for item in items:
+    waiting.append(pool.submit(function, item))
+    if len(waiting) > depth:
+      yield _outcome(waiting.popleft())
+  while waiting:
+    yield _outcome(waiting.popleft())
+
+
+def _outcome(future):
+  try:
+    return future.result()
+  except Exception as error:
+    why = explain(error)
+    if why is None:
+      raise
+    return why

@@ -1,0 +1,262 @@
+"""Pipelines that diffusers wrote load here, ours load in diffusers, and no bit changes on the way.
+
+The numbers that they compute are compared elsewhere; here every tensor is compared by its name.
+"""
+
+import json
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from exedit import paint_by_example as pbe
+from exedit.convert import convert
+from exedit.training import state
+from exedit.weights import original, source
+from exedit.weights.files import open_tensors, save_tensors
+from tests import released
+from tests.parity import references
+
+torch = pytest.importorskip('torch')
+diffusers = pytest.importorskip('diffusers')
+transformers = pytest.importorskip('transformers')
+
+try:  # diffusers moved it when it deprecated the pipeline
+  from diffusers.pipelines.deprecated.paint_by_example import image_encoder
+except ImportError:
+  from diffusers.pipelines.paint_by_example import image_encoder
+
+SHAPES = {
+  'two-levels': dict(mult=(1, 2), attends=(True, False), layers=1, clip_layers=4, dim=24),
+  'three-levels': dict(
+    mult=(1, 2, 2), attends=(False, True, True), layers=2, clip_layers=9, dim=16
+  ),
+}
+
+
+def build(mult, attends, layers, clip_layers, dim, heads=2):
+  """A small pipeline of diffusers' with random weights."""
+  unet = diffusers.UNet2DConditionModel(
+    in_channels=9,
+    out_channels=4,
+    sample_size=8,
+    block_out_channels=[16 * m for m in mult],
+    layers_per_block=layers,
+    down_block_types=['CrossAttnDownBlock2D' if a else 'DownBlock2D' for a in attends],
+    up_block_types=['CrossAttnUpBlock2D' if a else 'UpBlock2D' for a in attends[::-1]],
+    cross_attention_dim=dim,
+    attention_head_dim=heads,
+    norm_num_groups=8,
+  )
+  vae = diffusers.AutoencoderKL(
+    block_out_channels=[8 * m for m in mult],
+    layers_per_block=layers,
+    norm_num_groups=4,
+    down_block_types=['DownEncoderBlock2D'] * len(mult),
+    up_block_types=['UpDecoderBlock2D'] * len(mult),
+    latent_channels=4,
+    sample_size=8 * 2 ** (len(mult) - 1),
+    scaling_factor=0.2,
+  )
+  tower = transformers.CLIPVisionConfig(
+    hidden_size=64,
+    num_hidden_layers=clip_layers,
+    num_attention_heads=heads,
+    intermediate_size=32,
+    patch_size=8,
+    image_size=32,
+    projection_dim=dim,
+  )
+  encoder = image_encoder.PaintByExampleImageEncoder(tower, proj_size=dim)
+  for seed, module in enumerate((unet, vae, encoder)):
+    references.randomised(module, seed)
+  scheduler = diffusers.PNDMScheduler(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule='scaled_linear',
+    set_alpha_to_one=False,
+    skip_prk_steps=True,
+    steps_offset=1,
+  )
+  processor = transformers.CLIPImageProcessor(size=dict(shortest_edge=32), crop_size=32)
+  return diffusers.PaintByExamplePipeline(
+    vae, encoder, unet, scheduler, None, processor, requires_safety_checker=False
+  )
+
+
+@pytest.fixture(scope='module', params=SHAPES)
+def theirs(request):
+  return build(**SHAPES[request.param])
+
+
+def open_pipeline(path):
+  """`from_pretrained`, which since the pipeline's move no longer finds the encoder by itself."""
+  if not hasattr(diffusers.pipelines, 'paint_by_example'):
+    diffusers.pipelines.paint_by_example = image_encoder
+  return diffusers.PaintByExamplePipeline.from_pretrained(path, low_cpu_mem_usage=False)
+
+
+def assert_same_modules(a, b):
+  for part in ('unet', 'vae', 'image_encoder'):
+    one, other = getattr(a, part).state_dict(), getattr(b, part).state_dict()
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+      assert torch.equal(value, other[name]), f'{part} {name}'
+
+
+def sharded(folder, state_dict, stem):
+  """As torch's .bin in two shards with an index."""
+  names, index = sorted(state_dict), {}
+  for i, own in enumerate((names[::2], names[1::2])):
+    shard = f'{stem}-0000{i + 1}-of-00002.bin'
+    torch.save({name: state_dict[name] for name in own}, folder / shard)
+    index |= dict.fromkeys(own, shard)
+  (folder / f'{stem}.bin.index.json').write_text(json.dumps(dict(weight_map=index)))
+
+
+def save(pipeline, path, how):
+  """The pipeline's folder as diffusers writes it, and as it wrote it in other years."""
+  pipeline.save_pretrained(path, **dict(max_shard_size='100KB') if how == 'shards' else {})
+  if how in ('bin', 'bin shards'):
+    for part, stem in (
+      ('unet', 'diffusion_pytorch_model'),
+      ('vae', 'diffusion_pytorch_model'),
+      ('image_encoder', 'pytorch_model'),
+    ):
+      for file in (path / part).glob('*.safetensors'):
+        file.unlink()
+      arrays = getattr(pipeline, part).state_dict()
+      if part == 'image_encoder':  # the names that transformers wrote until its version 5
+        old = lambda n: n.replace('model.', 'model.vision_model.', 1) if n[:6] == 'model.' else n
+        arrays = {old(n): a for n, a in arrays.items()}
+        positions = torch.arange(17)[None]
+        arrays['model.vision_model.embeddings.position_ids'] = positions
+      if how == 'bin':
+        torch.save(arrays, path / part / f'{stem}.bin')
+      else:
+        sharded(path / part, arrays, stem)
+
+
+@pytest.mark.parametrize('how', ['safetensors', 'shards', 'bin', 'bin shards'])
+def test_their_folder_loads_here_and_comes_back_the_same(theirs, how, tmp_path):
+  save(theirs, tmp_path / 'theirs', how)
+  if how == 'shards':
+    assert len(list((tmp_path / 'theirs' / 'unet').glob('*-of-*.safetensors'))) > 1
+  weights = source.look(tmp_path / 'theirs')
+  assert weights.layout == 'diffusers' and weights.config['model']['autoencoder']['scale'] == 0.2
+  assert weights.config['data'] == dict(size=8 * theirs.vae_scale_factor, exemplar_size=32)
+  pbe.load(weights)  # every name and shape is a network's
+  convert(str(tmp_path / 'theirs'), str(tmp_path / 'ours'), layout='diffusers', say=str)
+  back = open_pipeline(tmp_path / 'ours')
+  assert_same_modules(theirs, back)
+  for part in ('unet', 'vae'):
+    one, other = getattr(theirs, part).config, getattr(back, part).config
+    same = lambda c: {
+      n: list(v) if isinstance(v, tuple) else v for n, v in c.items() if n[0] != '_'
+    }
+    assert same(one) == same(other)
+  for name, value in theirs.scheduler.config.items():
+    assert name[0] == '_' or back.scheduler.config[name] == value, name
+  tower, again = theirs.image_encoder.config.to_dict(), back.image_encoder.config.to_dict()
+  for name in ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'image_size'):
+    assert tower[name] == again[name]
+  assert back.image_encoder.proj_size == theirs.image_encoder.proj_size
+
+
+def test_our_folder_loads_there(tmp_path):
+  released.export(tmp_path / 'ours')
+  convert(str(tmp_path / 'ours'), str(tmp_path / 'theirs'), layout='diffusers', say=str)
+  back = open_pipeline(tmp_path / 'theirs')
+  kernel = released.params()['unet.down.0.attentions.0.attn2.to_k.kernel']  # a dead one
+  there = back.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight
+  np.testing.assert_array_equal(there.detach().numpy().T, kernel)
+  back.save_pretrained(tmp_path / 'again')
+  weights = source.look(tmp_path / 'again')
+  for name, array in released.params().items():
+    np.testing.assert_array_equal(weights.tensors[name].read(), array, err_msg=name)
+
+
+def test_the_original_layout_is_what_their_converter_reads(theirs, tmp_path, monkeypatch):
+  """Their converter of LDM checkpoints (convert_from_ckpt.py) is an independent reading."""
+  reference = pytest.importorskip('diffusers.pipelines.stable_diffusion.convert_from_ckpt')
+  save(theirs, tmp_path / 'theirs', 'safetensors')
+  convert(str(tmp_path / 'theirs'), str(tmp_path / 'ours.safetensors'), layout='original', say=str)
+  tensors = open_tensors(tmp_path / 'ours.safetensors')
+  checkpoint = {name: torch.from_numpy(tensor.read()) for name, tensor in tensors.items()}
+  unet = reference.convert_ldm_unet_checkpoint(dict(checkpoint), theirs.unet.config)
+  vae = reference.convert_ldm_vae_checkpoint(dict(checkpoint), theirs.vae.config)
+  config = theirs.image_encoder.config
+  strip = lambda name: name.replace('transformer.vision_model.', 'transformer.')
+  if not any('vision_model' in name for name in theirs.image_encoder.state_dict()):
+    checkpoint = {strip(name): value for name, value in checkpoint.items()}
+  monkeypatch.setattr(reference.CLIPVisionConfig, 'from_pretrained', lambda *args, **kwargs: config)
+  encoder = reference.convert_paint_by_example_checkpoint(checkpoint)
+  for ours, module in (
+    (unet, theirs.unet),
+    (vae, theirs.vae),
+    (encoder.state_dict(), theirs.image_encoder),
+  ):
+    expected = module.state_dict()
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+      assert torch.equal(ours[name], value), name
+
+
+class Callback:
+  """An object in a checkpoint that belongs to the trainer's library."""
+
+
+def lightning_checkpoint(path, monkeypatch):
+  """What pytorch_lightning 1.4 saved: weights among counters, callbacks and optimizer states."""
+  module = types.ModuleType('pytorch_lightning.callbacks.model_checkpoint')
+  Callback.__module__, Callback.__qualname__ = module.__name__, 'ModelCheckpoint'
+  module.ModelCheckpoint = Callback
+  for name in ('pytorch_lightning', 'pytorch_lightning.callbacks', module.__name__):
+    monkeypatch.setitem(sys.modules, name, module)
+  weights = {name: torch.from_numpy(array) for name, array in released.checkpoint().items()}
+  weights |= {name: torch.ones(1000) for name in original.BUFFERS if name != 'betas'}
+  betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+  weights['betas'] = betas.float()
+  tower = 'cond_stage_model.transformer.vision_model.'
+  weights[tower + 'embeddings.position_ids'] = torch.arange(17)[None]
+  moments = dict(step=7, exp_avg=torch.ones(3), exp_avg_sq=torch.ones(3))
+  torch.save(
+    dict(
+      epoch=3,
+      global_step=7,
+      state_dict=weights,
+      optimizer_states=[dict(state={0: moments}, param_groups=[dict(lr=1e-5, params=[0])])],
+      lr_schedulers=[dict(last_epoch=7)],
+      callbacks={Callback: dict(best_model_score=torch.tensor(0.5), best_model_path='x')},
+    ),
+    path,
+  )
+
+
+def test_a_lightning_checkpoint_is_read_without_torch(tmp_path, monkeypatch):
+  lightning_checkpoint(tmp_path / 'model.ckpt', monkeypatch)
+  weights = source.look(tmp_path / 'model.ckpt', heads=2, groups=4)
+  assert 'schedule: its betas' in weights.notes
+  _, params = state.flatten(pbe.load(weights))
+  expected = released.params()
+  assert params.keys() == expected.keys()
+  for name, array in expected.items():
+    np.testing.assert_array_equal(params[name], array, err_msg=name)
+  convert(str(tmp_path / 'model.ckpt'), str(tmp_path / 'a'), heads=2, groups=4, say=str)
+  convert(str(tmp_path / 'a'), str(tmp_path / 'b.safetensors'), layout='original', say=str)
+  expected = released.checkpoint()
+  tensors = open_tensors(tmp_path / 'b.safetensors')
+  assert tensors.keys() == expected.keys()
+  for name, array in expected.items():
+    np.testing.assert_array_equal(tensors[name].read(), array, err_msg=name)
+
+
+def test_torch_reads_what_we_write(tmp_path):
+  from safetensors.torch import load_file
+
+  arrays = {'a': np.arange(6, dtype=np.float32).reshape(2, 3)}
+  save_tensors(tmp_path / 'a.safetensors', arrays)
+  assert torch.equal(load_file(tmp_path / 'a.safetensors')['a'], torch.arange(6.0).reshape(2, 3))
+  assert os.listdir(tmp_path) == ['a.safetensors']

@@ -1,0 +1,204 @@
+"""What torch.save writes, read without torch, against what torch.load reads."""
+
+import collections
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from exedit.errors import UserError
+from exedit.weights.files import open_tensors, save_tensors
+from exedit.weights.torch_names import DTYPES
+
+torch = pytest.importorskip('torch')
+
+
+def assert_same(path, expected):
+  """The file's tensors are torch's, names, order, dtypes, shapes and bits."""
+  tensors = open_tensors(path)
+  assert list(tensors) == list(expected)
+  for name, theirs in expected.items():
+    tensor, theirs = tensors[name], theirs.detach()
+    ours = tensor.read()
+    assert ours.shape == tensor.shape == tuple(theirs.shape) and ours.flags['C_CONTIGUOUS']
+    assert ours.dtype == tensor.dtype == DTYPES[str(theirs.dtype).removeprefix('torch.')]
+    bits = theirs.contiguous().reshape(-1)
+    bits = bits.view(torch.uint8) if bits.numel() else bits
+    np.testing.assert_array_equal(ours.reshape(-1).view(np.uint8), bits.numpy(), err_msg=name)
+
+
+def refusal(path):
+  with pytest.raises(UserError) as caught:
+    open_tensors(path)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def every_dtype():
+  """A tensor of each dtype that has a counterpart in numpy."""
+  random = torch.randint(0, 256, (3, 16 * 5), dtype=torch.uint8)
+  tensors = {name: random.clone().view(getattr(torch, name)) for name in DTYPES if name != 'bool'}
+  return tensors | {'bool': random > 100}
+
+
+def views():
+  """Windows on one storage, and edges."""
+  base = torch.arange(120.0)
+  weight = torch.randn(8, 4, 3, 3)
+  return collections.OrderedDict(
+    base=base,
+    offset=base[7:19].view(3, 4),
+    transposed=base.view(10, 12).t(),
+    column=base.view(10, 12)[:, 5],
+    steps=base[3:100:7],
+    expanded=base[:12].expand(5, 12),
+    diagonal=base.view(10, 12).diagonal(),
+    channels_last=weight.to(memory_format=torch.channels_last),
+    permuted=weight.permute(2, 0, 3, 1),
+    scalar=torch.tensor(3.0),
+    element=base[17],
+    empty=torch.zeros(0, 4),
+    one=torch.ones(1, 1, 1),
+    parameter=torch.nn.Parameter(base[10:20]),
+  )
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_every_dtype_and_view_of_every_pickle_protocol(tmp_path, protocol):
+  for values in (every_dtype(), views()):
+    torch.save(values, tmp_path / 'a.pt', pickle_protocol=protocol)
+    assert_same(tmp_path / 'a.pt', values)
+
+
+def test_bfloat16_state_dicts_of_modules(tmp_path):
+  net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).bfloat16()
+  torch.save(net.state_dict(), tmp_path / 'a.bin')
+  assert_same(tmp_path / 'a.bin', net.state_dict())
+
+
+def test_through_safetensors_and_back_to_torch(tmp_path):
+  from safetensors.torch import load_file
+
+  values = every_dtype() | views()
+  values = {k: v for k, v in values.items() if v.dtype != torch.complex128}  # not in the format
+  torch.save(values, tmp_path / 'a.pt')
+  save_tensors(tmp_path / 'a.safetensors', open_tensors(tmp_path / 'a.pt'))
+  assert_same(
+    tmp_path / 'a.safetensors',
+    {name: values[name] for name in open_tensors(tmp_path / 'a.safetensors')},
+  )
+  for name, tensor in load_file(tmp_path / 'a.safetensors').items():
+    a, b = (x.detach().contiguous().reshape(-1) for x in (tensor, values[name]))
+    assert a.dtype == b.dtype and tensor.shape == values[name].shape
+    assert not a.numel() or torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def test_without_checksums_and_with_big_endian_bytes(tmp_path):
+  values = {'a': torch.arange(5), 'b': torch.randn(3).bfloat16(), 'c': torch.randn(2) * 1j}
+  torch.serialization.set_crc32_options(False)
+  try:
+    torch.save(values, tmp_path / 'a.pt')
+  finally:
+    torch.serialization.set_crc32_options(True)
+  assert_same(tmp_path / 'a.pt', values)
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+  """Classes under the names that stand in the released checkpoint; Lightning itself is not here."""
+  made = {}
+  for full in (
+    'pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint',
+    'pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor',
+    'omegaconf.listconfig.ListConfig',
+    'omegaconf.dictconfig.DictConfig',
+  ):
+    module, name = full.rsplit('.', 1)
+    made[name] = type(name, (), {'__module__': module})
+    parents = module.split('.')
+    for i in range(1, len(parents)):  # the pickler imports each, to be sure of the name
+      package = types.ModuleType('.'.join(parents[:i]))
+      package.__path__ = []
+      monkeypatch.setitem(sys.modules, package.__name__, package)
+    stub = types.ModuleType(module)
+    setattr(stub, name, made[name])
+    monkeypatch.setitem(sys.modules, module, stub)
+  return made
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_a_lightning_checkpoint_with_all_that_stands_in_it(tmp_path, lightning, protocol):
+  import argparse
+  import datetime
+  import pathlib
+
+  net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
+  optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
+  net(torch.ones(2, 4)).square().sum().backward()
+  optimizer.step()
+  schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+  config = lightning['DictConfig']()
+  config.__dict__.update(_content={'a': lightning['ListConfig']()}, _parent=config)
+  state = {
+    'best_model_score': torch.tensor(0.5),
+    'best_model_path': pathlib.PurePosixPath('logs/last.ckpt'),
+    'current_score': np.float64(0.25),
+    'scores': np.arange(4.0),
+    'counts': {np.int64(3): np.bool_(True)},
+  }
+  everything = {
+    'epoch': 39,
+    'global_step': 100_000,
+    'state_dict': net.state_dict(),
+    'callbacks': {lightning['ModelCheckpoint']: state, lightning['LearningRateMonitor']: {}},
+    'optimizer_states': [optimizer.state_dict()],
+    'lr_schedulers': [schedule.state_dict()],
+    'hyper_parameters': {'config': config, 'args': argparse.Namespace(seed=23, device='cuda')},
+    'more': [
+      collections.Counter('abc'),
+      collections.deque([1]),
+      collections.defaultdict(list, {'a': [1]}),
+      {1, 2},
+      frozenset('ab'),
+      bytearray(b'abc'),
+      1 + 2j,
+      slice(3),
+      datetime.timedelta(3),
+      torch.Size([2, 3]),
+      torch.float16,
+      torch.device('cpu'),
+      types.SimpleNamespace(a=1),
+    ],
+  }
+  torch.save(everything, tmp_path / 'last.ckpt', pickle_protocol=protocol)
+  assert_same(tmp_path / 'last.ckpt', net.state_dict())
+
+
+def test_shards_of_torch_files(tmp_path):
+  values = views()
+  where = {}
+  for i, name in enumerate(values):
+    file = f'pytorch_model-{i:05d}-of-{len(values):05d}.bin'
+    torch.save({name: values[name]}, tmp_path / file)
+    where[name] = file
+  (tmp_path / 'a.bin.index.json').write_text(json.dumps({'weight_map': where}))
+  assert_same(tmp_path / 'a.bin.index.json', values)
+
+
+def test_what_torch_writes_besides_is_refused_in_words(tmp_path):
+  path = tmp_path / 'a.pt'
+  net = torch.nn.Linear(2, 2)
+  torch.save(net, path)
+  assert "'torch.nn.modules.linear.Linear'" in refusal(path)
+  torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
+  assert 'before 1.6' in refusal(path)
+  torch.save(torch.ones(3), path)
+  assert 'not a dict of tensors' in refusal(path)
+  torch.save([torch.ones(3)], path)
+  assert 'not a dict of tensors' in refusal(path)
+  torch.save({'a': torch.ones(3).to_sparse()}, path)
+  assert '_rebuild_sparse_tensor' in refusal(path)
+  torch.jit.save(torch.jit.script(net), path)
+  assert 'pickle asks for' in refusal(path)

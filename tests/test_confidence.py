@@ -1,0 +1,158 @@
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from exedit.metrics import confidence
+from exedit.metrics.confidence import mean_interval, paired, sign_flip
+
+# Means
+
+
+@pytest.mark.parametrize('n', [12, 80, 250])
+def test_interval_is_scipys_bca(n):
+  scores = np.random.default_rng(n).exponential(size=n)
+  theirs = scipy.stats.bootstrap(
+    (scores,), np.mean, n_resamples=100_000, method='BCa', rng=np.random.default_rng(1)
+  ).confidence_interval
+  ours = mean_interval(scores, resamples=100_000)
+  assert ours.value == scores.mean() and ours.n == n
+  near = 0.02 * (theirs.high - theirs.low)  # quantiles of 100,000 random means
+  np.testing.assert_allclose((ours.low, ours.high), theirs, atol=near)
+
+
+def test_interval_holds_the_truth_as_often_as_it_says():
+  """Skewed scores, where symmetric intervals of so few fall short."""
+  rng = np.random.default_rng(0)
+  found = [mean_interval(rng.exponential(size=50), resamples=1000) for _ in range(400)]
+  assert 0.90 <= np.mean([i.low <= 1 <= i.high for i in found]) <= 0.98
+
+
+def test_interval_shrinks_with_the_root_of_n():
+  rng = np.random.default_rng(1)
+  widths = [
+    i.high - i.low for i in (mean_interval(rng.normal(size=n)) for n in (100, 400, 1600, 6400))
+  ]
+  np.testing.assert_allclose(np.divide(widths[:-1], widths[1:]), 2, rtol=0.2)
+
+
+def test_interval_moves_and_stretches_with_the_scores():
+  scores = np.random.default_rng(2).gamma(2, size=200)
+  a, b = mean_interval(scores), mean_interval(1e6 + 3 * scores)
+  np.testing.assert_allclose(
+    (b.value, b.low, b.high), [1e6 + 3 * x for x in (a.value, a.low, a.high)], rtol=1e-12
+  )
+
+
+def test_interval_is_a_function_of_scores_and_seed(monkeypatch):
+  scores = np.random.default_rng(3).normal(size=300).astype(np.float32)
+  first = mean_interval(scores)
+  assert first == mean_interval(scores) != mean_interval(scores, seed=1)
+  monkeypatch.setattr(confidence, 'CHUNK', 1000)  # drawn in many chunks: the same numbers
+  assert first == mean_interval(scores)
+
+
+def test_equal_scores_are_sure():
+  assert mean_interval(np.full(9, 0.3)) == confidence.Interval(0.3, 0.3, 0.3, 9)
+
+
+def test_two_scores_have_an_interval_and_one_has_none():
+  found = mean_interval(np.array([1.0, 2.0]))
+  assert (found.value, found.low, found.high) == (1.5, 1.0, 2.0)
+  for n in (0, 1):
+    with pytest.raises(ValueError, match=f'the scores: .* at least 2 scores, not {n}'):
+      mean_interval(np.ones(n))
+
+
+def test_nan_scores_are_named():
+  scores = np.ones(10)
+  scores[[4, 6]] = np.nan, np.inf
+  with pytest.raises(ValueError, match='2 of 10 are not finite, the first at row 4'):
+    mean_interval(scores)
+  with pytest.raises(ValueError, match='the second scores: 2 of 10'):
+    paired(np.ones(10), scores)
+
+
+# Pairs
+
+
+@pytest.mark.parametrize('n', [2, 5, 9])
+def test_small_sign_flips_are_exact(n):
+  d = np.random.default_rng(n).normal(size=n) + 0.7
+  means = [np.mean(np.array(signs) * d) for signs in itertools.product((1, -1), repeat=n)]
+  expected = np.mean(np.abs(means) >= abs(d.mean()) * (1 - 1e-9))
+  assert sign_flip(d) == expected
+  theirs = scipy.stats.permutation_test(
+    (d,), np.mean, permutation_type='samples', n_resamples=10**6
+  )
+  np.testing.assert_allclose(sign_flip(d), theirs.pvalue, rtol=1e-12)
+
+
+def test_ties_survive_rounding():
+  """0.1 + 0.2 - 0.3 is not 0 in binary, yet every pattern is as far as the observed one."""
+  assert sign_flip(np.array([0.1, 0.2, -0.3])) == 1
+  assert sign_flip(np.array([0.1, 0.1, 0.1])) == 2 / 8
+
+
+def test_large_sign_flips_are_those_of_a_t_test():
+  d = np.random.default_rng(4).normal(size=500) + 0.1
+  t = d.mean() / (d.std(ddof=1) / len(d) ** 0.5)
+  expected = 2 * scipy.stats.t.sf(abs(t), len(d) - 1)
+  assert 0.005 < expected < 0.1
+  np.testing.assert_allclose(sign_flip(d, resamples=50_000), expected, rtol=0.1)
+
+
+def test_exact_and_random_sign_flips_meet(monkeypatch):
+  d = np.random.default_rng(5).normal(size=18) + 0.4
+  exact = sign_flip(d)
+  monkeypatch.setattr(confidence, 'EXACT_UP_TO', 0)
+  assert 0.02 < exact < 0.5 and abs(sign_flip(d, resamples=100_000) - exact) < 0.01
+
+
+def test_p_is_uniform_where_nothing_differs():
+  rng = np.random.default_rng(6)
+  p = [sign_flip(rng.normal(size=40), resamples=500) for _ in range(400)]
+  assert scipy.stats.kstest(p, 'uniform').pvalue > 0.01
+
+
+def test_paired_finds_what_two_intervals_hide():
+  rng = np.random.default_rng(7)
+  edits = 10 * rng.normal(size=300)
+  a, b = edits + rng.normal(size=300) + 0.5, edits + rng.normal(size=300)
+  found = paired(a, b)
+  np.testing.assert_allclose(found.difference, a.mean() - b.mean())
+  assert 0 < found.low < found.difference < found.high and found.p < 0.001 and found.n == 300
+  assert mean_interval(a).low < mean_interval(b).value  # apart they show nothing
+  back = paired(b, a)
+  assert back.p == found.p
+  np.testing.assert_allclose(back.difference, -found.difference)
+  np.testing.assert_allclose((back.low, back.high), (-found.high, -found.low), rtol=0.1)
+
+
+def test_a_system_does_not_differ_from_itself():
+  a = np.random.default_rng(8).normal(size=30)
+  assert paired(a, a) == confidence.Paired(0.0, 0.0, 0.0, 1.0, 30)
+
+
+def test_pairs_must_match():
+  with pytest.raises(ValueError, match='30 scores against 29: they must be of the same edits'):
+    paired(np.ones(30), np.ones(29))
+  with pytest.raises(ValueError, match='at least 2 scores, not 1'):
+    paired(np.ones(1), np.zeros(1))
+
+
+# Shares
+
+
+def test_wilson_gives_the_published_figures():
+  # Newcombe 1998, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+  published = {
+    (81, 263): (0.2553, 0.3662),
+    (15, 148): (0.0624, 0.1605),
+    (0, 20): (0.0, 0.1611),
+    (1, 29): (0.0061, 0.1718),
+  }
+  for (successes, n), interval in published.items():
+    np.testing.assert_allclose(confidence.wilson(successes, n), interval, atol=5e-5)
+  assert confidence.wilson(20, 20)[1] == 1.0

@@ -1,0 +1,36 @@
+"""SHA-256 of weight files: right, and not computed twice."""
+
+import hashlib
+import os
+
+import pytest
+
+from exedit.weights import digests
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+  """The user's cache folder, where digests are remembered."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+
+
+def test_a_digest_is_remembered_by_place_size_and_time(tmp_path, monkeypatch):
+  file = tmp_path / 'a.bin'
+  file.write_bytes(b'weights')
+  os.utime(file, (1e9, 1e9))
+  expected = digests.sha256(file)
+  monkeypatch.setattr(hashlib, 'file_digest', None)
+  assert digests.sha256(file) == expected
+  with pytest.raises(TypeError):  # it must be read again
+    os.utime(file, (2e9, 1.5e9))
+    digests.sha256(file)
+
+
+def test_a_file_that_just_changed_is_not_remembered(tmp_path):
+  file = tmp_path / 'a.bin'
+  file.write_bytes(b'weights')
+  digests.sha256(file)
+  status = file.stat()
+  file.write_bytes(b'WEIGHTS')
+  os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+  assert digests.sha256(file) == hashlib.sha256(b'WEIGHTS').hexdigest()
