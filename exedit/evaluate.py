@@ -1,10 +1,14 @@
 """A benchmark in, one table out: does the edit show the exemplar's subject?
 
   python -m exedit.evaluate --config=configs/synthetic_bench.py --weights=weights/tiny
+  python -m exedit.evaluate --config=configs/coco_ee.py --weights=... --output=DIR
+  python -m exedit.evaluate --config=configs/coco_ee.py --images=PICTURES --output=DIR
+  python -m exedit.evaluate --compare a/results.json b/results.json
 
-Every held-out edit is made twice, with its own exemplar and with
+The first needs no photograph: every held-out edit is made twice, with its own exemplar and with
 another edit's. The repainted region is compared with ten drawn truths, the right subject and nine
-others in the same place.
+others in the same place. The others score a benchmark in COCOEE's layout with weights or with any
+system's pictures (evaluate_bench.py), and test the difference of two such results (compare.py).
 """
 
 import dataclasses
@@ -21,7 +25,7 @@ from jaxtyping import Bool, Float, UInt8
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from exedit import doors, images, settings
+from exedit import compare, doors, evaluate_bench, images, settings
 from exedit import paint_by_example as pbe
 from exedit.errors import UserError
 from exedit.metrics import confidence, identification
@@ -263,15 +267,30 @@ def define_flags() -> None:
   how = 'the benchmark, configs/synthetic_bench.py or configs/coco_ee.py'
   config_flags.DEFINE_config_file('config', None, how, values)
   flags.DEFINE_string('weights', None, "training run's folder or an exported one", values)
+  flags.DEFINE_string('images', None, 'score {id:012d}.png of this folder instead', values)
+  flags.DEFINE_multi_string('compare', None, 'two results.json of one benchmark', values)
   flags.DEFINE_string('output', None, "folder (default: the weights', /evaluation)", values)
 
 
 def main(_: list[str]) -> None:
   """Open the door: a benchmark in, one table out."""
   values = flags.FLAGS
+  if values.compare is not None:
+    if len(values.compare) != 2 or values.config or values.weights or values.images:
+      raise UserError('--compare takes two results.json and no other flag')
+    print(compare.table(compare.compare(*values.compare)))
+    return
   if values.config is None:
     raise UserError('--config is missing: use --config=configs/synthetic_bench.py')
   config = values.config.to_dict()
+  if 'data' in config:
+    runtime.join_processes()
+    runtime.cache_compiled()
+    settings.check(config, evaluate_bench.evaluate, 'config')
+    evaluate_bench.main(values.output, values.weights, values.images, config)
+    return
+  if values.images:
+    raise UserError('--images goes with --config=configs/coco_ee.py: this benchmark is drawn')
   if not values.weights:
     raise UserError('--weights is missing: name the folder of a run, or one such as weights/tiny')
   runtime.cache_compiled()
@@ -280,5 +299,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == '__main__':
+  sys.argv = compare.joined(sys.argv)
   define_flags()
   doors.run(main)

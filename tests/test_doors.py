@@ -22,6 +22,7 @@ DOORS = (
   'exedit.sample',
   'exedit.evaluate',
   'exedit.convert',
+  'exedit.gmm',
   'input_pipeline.synthetic',
   'input_pipeline.show',
 )

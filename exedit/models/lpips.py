@@ -1,0 +1,104 @@
+"""LPIPS: how different two images look to a network that was trained to tell objects apart."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from exedit.models import blocks
+
+# Mean and deviation of images in [-1, 1], as rounded in version 0.1 (lpips.py ScalingLayer).
+SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
+SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
+
+
+class Stage(NamedTuple):
+  """Convolutions with ReLU, behind a max pool of this side and stride 2 (0: none)."""
+
+  pool: int
+  convs: Sequence[tuple[int, int, int, int]]  # outputs, kernel, stride, padding
+
+
+# The output of every stage is compared (arXiv 1801.03924, section 3; pretrained_networks.py).
+STAGES = {
+  'alex': [
+    Stage(0, [(64, 11, 4, 2)]),
+    Stage(3, [(192, 5, 1, 2)]),
+    Stage(3, [(384, 3, 1, 1)]),
+    Stage(0, [(256, 3, 1, 1)]),
+    Stage(0, [(256, 3, 1, 1)]),
+  ],
+  'vgg': [
+    Stage(0, [(64, 3, 1, 1)] * 2),
+    Stage(2, [(128, 3, 1, 1)] * 2),
+    Stage(2, [(256, 3, 1, 1)] * 3),
+    Stage(2, [(512, 3, 1, 1)] * 3),
+    Stage(2, [(512, 3, 1, 1)] * 3),
+  ],
+}
+SMALLEST = {'alex': 31, 'vgg': 16}  # pixels a side: less, and a pool has nothing left to pool
+
+
+class LPIPS(nnx.Module):
+  """Learned perceptual distance, version 0.1 (arXiv 1801.03924; pip package lpips).
+
+  `lpips(a, b) -> [b]` for images [b h w 3] in [-1, 1]; `lpips.maps(a, b) -> [b h w]` says where
+  they differ, and `lpips.within(a, b, region)` averages that over a region. 0 for equal images;
+  there is no upper bound.
+  """
+
+  def __init__(self, net: Literal['alex', 'vgg'] = 'alex', *, rngs: nnx.Rngs):
+    self.net: Literal['alex', 'vgg'] = net
+    inputs, convs, weights = 3, [], []
+    for stage in STAGES[net]:
+      for outputs, size, stride, padding in stage.convs:
+        convs.append(blocks.conv(inputs, outputs, size, strides=stride, padding=padding, rngs=rngs))
+        inputs = outputs
+      weights.append(nnx.Param(jnp.ones(inputs)))
+    self.convs = nnx.List(convs)
+    self.weights = nnx.List(weights)
+
+  def __call__(self, a: Float[Array, 'b h w 3'], b: Float[Array, 'b h w 3']) -> Float[Array, ' b']:
+    return jnp.stack([x.mean((1, 2)) for x in self._differences(a, b)]).sum(0)
+
+  def maps(self, a: Float[Array, 'b h w 3'], b: Float[Array, 'b h w 3']) -> Float[Array, 'b h w']:
+    """The distance at every pixel: each stage's, bilinearly enlarged (lpips.py, spatial=True)."""
+    enlarge = lambda x: jax.image.resize(x, a.shape[:3], 'linear', antialias=False)
+    return jnp.stack([enlarge(x) for x in self._differences(a, b)]).sum(0)
+
+  def within(
+    self, a: Float[Array, 'b h w 3'], b: Float[Array, 'b h w 3'], region: Bool[Array, 'b h w']
+  ) -> Float[Array, ' b']:
+    """The mean of the maps over the region, which must not be empty."""
+    return (self.maps(a, b) * region).sum((1, 2)) / region.sum((1, 2))
+
+  def _differences(self, a, b) -> list[Array]:
+    """Each stage's weighted squared difference of directions [b h w], at its own resolution."""
+    height, width = a.shape[1:3]
+    if min(height, width) < SMALLEST[self.net]:
+      raise ValueError(
+        f'LPIPS ({self.net}) got images of {height}x{width} and needs {SMALLEST[self.net]} pixels'
+        ' a side'
+      )
+    both = (jnp.split(_direction(x), 2) for x in self._stages(jnp.concatenate([a, b])))
+    squares = [(x - y) ** 2 for x, y in both]
+    return [x @ w[...] for x, w in zip(squares, self.weights)]
+
+  def _stages(self, image: Float[Array, 'b h w 3']) -> list[Array]:
+    x, outputs, convs = (image - SHIFT) / SCALE, [], iter(self.convs)
+    for stage in STAGES[self.net]:
+      if stage.pool:
+        x = nnx.max_pool(x, (stage.pool, stage.pool), strides=(2, 2))
+      for _ in stage.convs:
+        x = jax.nn.relu(next(convs)(x))
+      outputs.append(x)
+    return outputs
+
+
+def _direction(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+  """Unit vectors over the channels (lpips normalize_tensor, its eps)."""
+  return x / (jnp.sqrt((x**2).sum(-1, keepdims=True)) + 1e-10)

@@ -1,0 +1,40 @@
+"""Small feature networks with random weights, in files as their publishers lay them out."""
+
+import jax
+import numpy as np
+
+from exedit.models.clip import CLIPImageEncoder
+from exedit.models.dino import DINO
+from exedit.models.lpips import LPIPS
+from exedit.training import state
+from exedit.weights import clip_image, dino, lpips, tables
+from exedit.weights.files import save_tensors
+from tests.networks import with_random_weights
+
+TOWER = dict(width=64, layers=2, heads=1, mlp=96, patch=8, image_size=32)
+DIM = 12  # of the CLIP's features
+CLIP, VIT = 'clip_64x2p8s32', 'dino_64x2p8s32'  # the names that are found for these sizes
+
+
+def write(folder, seed=0) -> dict[str, str]:
+  """The files of a CLIP, a DINO and an LPIPS: paths by the names of `config.features`."""
+  folder.mkdir(parents=True)
+  build = lambda cls, *args, **sizes: (
+    lambda: cls(*args, **sizes, rngs=state.Keys(jax.random.key(0)))
+  )
+  networks = dict(
+    clip=(build(CLIPImageEncoder, vision=TOWER, dim=DIM), clip_image.OPENAI, 0.2),
+    dino=(build(DINO, **TOWER), dino.ORIGINAL, 0.2),
+    lpips=(build(LPIPS, 'alex'), lpips.TABLES['alex'], 0.03),
+  )
+  paths = {}
+  for name, (make, table, scale) in networks.items():
+    model = with_random_weights(make, seed, scale)
+    arrays = {key: np.asarray(value) for key, value in state.flatten(model)[1].items()}
+    tensors = tables.to_theirs(table, arrays)
+    paths[name] = str(folder / f'{name}.safetensors')
+    save_tensors(
+      folder / f'{name}.safetensors',
+      {key: 50 * np.abs(x) if key.startswith('lin') else x for key, x in tensors.items()},
+    )
+  return paths

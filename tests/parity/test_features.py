@@ -1,0 +1,196 @@
+"""The feature networks against their originals, same random weights, float32: within 1e-4."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from exedit import features, preprocess
+from exedit.errors import UserError
+from exedit.models import clip, dino
+from exedit.weights import clip_image, lpips
+from exedit.weights import dino as dino_tables
+from exedit.weights import inception as inception_tables
+from exedit.weights.files import Tensor
+from exedit.weights.published import Published
+from tests.networks import count
+from tests.parity import references
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+
+PACKAGES = os.environ.get('EXEDIT_TORCHVISION', '')
+
+
+@pytest.fixture(scope='module')
+def out(tmp_path_factory):
+  """The folder that torchvision_references.py fills."""
+  if not PACKAGES and not os.environ.get('EXEDIT_PARITY'):
+    pytest.skip('EXEDIT_TORCHVISION is not set: launch/test.sh --parity sets it')
+  folder = tmp_path_factory.mktemp('references')
+  for net in ('alex', 'vgg'):
+    (folder / net).mkdir()
+  script = Path(__file__).with_name('torchvision_references.py')
+  subprocess.run([sys.executable, str(script), PACKAGES, str(folder)], check=True)
+  return folder
+
+
+def assert_close(ours, theirs, relative=1e-4):
+  """Relative to the largest: a feature may be near 0 by chance."""
+  assert ours.shape == theirs.shape
+  np.testing.assert_allclose(ours, theirs, atol=relative * np.abs(theirs).max(), rtol=0)
+  assert np.std(theirs, 0).max() > 0.05 * np.abs(theirs).max()  # images differ, so it could fail
+
+
+# Against the code that the published numbers were made with
+
+
+def test_inception_is_pytorch_fids(out):
+  network = features.load('inception', out / 'inception.pth')
+  expected = np.load(out / 'inception.npz')
+  assert_close(network(iter(expected['pictures'])), expected['features'])
+  assert (network.name, network.dim, network.size) == ('inception', 2048, 299)
+
+
+@pytest.mark.parametrize('net', ['alex', 'vgg'])
+def test_lpips_is_the_packages(out, net):
+  distance = features.load_lpips(f'lpips_{net}', out / net)  # backbone and weights in two files
+  expected = np.load(out / f'{net}.npz')
+  a, b = expected['a'], expected['b']
+  np.testing.assert_allclose(distance(zip(a, b)), expected['distances'], rtol=1e-4)
+  region = np.zeros(a.shape[:3], bool)
+  region[0, 10:30, 5:50] = region[1, :, 20:] = True
+  inside = [m[r].mean() for m, r in zip(expected['maps'], region)]
+  np.testing.assert_allclose(distance.within(zip(a, b, region)), inside, rtol=1e-4)
+  whole = features.load_lpips('lpips', out / f'{net}_whole.pth')  # the state dict of LPIPS itself
+  assert whole.name == f'lpips_{net}'
+  np.testing.assert_array_equal(whole(zip(a, b)), distance(zip(a, b)))
+
+
+def test_clip_in_openais_layout(out):
+  network = features.load('clip', out / 'clip.pt')
+  expected = np.load(out / 'clip.npz')
+  assert_close(network(iter(expected['pictures'])), expected['features'])
+  assert (network.name, network.dim) == ('clip_128x3p8s40', 24)
+  scripted = features.load('clip', out / 'clip_scripted.pt')  # a TorchScript archive, as theirs
+  pictures = expected['pictures']
+  np.testing.assert_array_equal(scripted(iter(pictures)), network(iter(pictures)))
+
+
+def test_dino_in_the_original_layout(out):
+  network = features.load('dino', out / 'dino.pth')
+  expected = np.load(out / 'dino.npz')
+  prepared = (p.astype(np.float32) / 127.5 - 1 for p in expected['pictures'])  # nothing cut off
+  assert_close(network.embed(prepared), expected['features'])
+  assert (network.name, network.dim) == ('dino_128x3p8s48', 128)
+
+
+def test_preprocessing_is_torchvisions(out):
+  views = np.load(out / 'views.npz')
+  for name in {key.split('/')[0] for key in views}:
+    picture = views[f'{name}/picture']
+    mask = np.zeros(picture.shape[:2], bool)
+    mask[5:34, 7:39] = True
+    for kind, image, mean, std in [
+      ('clip', preprocess.centre(picture, 32), clip.MEAN, clip.STD),
+      ('clip224', preprocess.centre(picture, 224), clip.MEAN, clip.STD),
+      ('dino', preprocess.centre(picture, 32, shorter=36), dino.MEAN, dino.STD),
+      ('dino224', preprocess.centre(picture, 224, shorter=256), dino.MEAN, dino.STD),
+      ('squash', preprocess.squash(picture, 224), clip.MEAN, clip.STD),
+      ('region', preprocess.score_region(picture, mask, 224), clip.MEAN, clip.STD),
+    ]:
+      ours = clip.normalise(jnp.asarray(image)[None], mean, std)[0]
+      expected = views[f'{name}/{kind}']
+      np.testing.assert_allclose(ours, expected, atol=2e-5, err_msg=f'{name} {kind}')
+
+
+def test_published_names_shapes_and_numbers_of_parameters(out):
+  """At full size, without weights; 21,785,568 and the statistics of Inception's norms."""
+  tables = {
+    'clip_b32': (clip_image.OPENAI, 87_849_216),
+    'inception': (inception_tables.TABLE, 21_785_568 + 34_432),
+    'dino_s16': (dino_tables.ORIGINAL, 21_665_664),
+    'lpips_alex': (lpips.TABLES['alex'], 2_469_696 + 1152),
+    'lpips_vgg': (lpips.TABLES['vgg'], 14_714_688 + 1472),
+  }
+  weights = dict(lpips_alex=[64, 192, 384, 256, 256], lpips_vgg=[64, 128, 256, 512, 512])
+  for name, shapes in json.loads((out / 'shapes.json').read_text()).items():
+    shapes |= {f'lin{i}.model.1.weight': [1, n, 1, 1] for i, n in enumerate(weights.get(name, []))}
+    arrays = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+    tensors = {key: Tensor(a.shape, a.dtype, lambda a=a: a) for key, a in arrays.items()}
+    family, (table, parameters) = features.FAMILIES[name.split('_')[0]], tables[name]
+    network = family.recognise(Published(tensors, {}, (), name))
+    assert network.name == name
+    build = lambda: family.build(**network.settings, rngs=nnx.Rngs(0))  # noqa: B023
+    assert count(references.ours(build, table, arrays)) == parameters
+
+
+# Against transformers
+
+
+def tower(**settings):
+  return dict(
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=100,
+    image_size=40,
+    patch_size=8,
+    **settings,
+  )
+
+
+@pytest.mark.parametrize('whole', [True, False])
+def test_clip_in_transformers_folders(tmp_path, whole):
+  if whole:
+    text = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+    config = transformers.CLIPConfig(vision_config=tower(), text_config=text, projection_dim=24)
+    theirs = references.randomised(transformers.CLIPModel(config))
+    call = theirs.get_image_features
+  else:
+    config = transformers.CLIPVisionConfig(**tower(projection_dim=24))
+    theirs = references.randomised(transformers.CLIPVisionModelWithProjection(config))
+    call = theirs
+  theirs.save_pretrained(tmp_path)
+  network = features.load('clip', tmp_path)
+  pictures = np.random.default_rng(1).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
+  pixels = clip.normalise(jnp.asarray(pictures / 127.5 - 1, jnp.float32))
+  with torch.no_grad():
+    result = call(references.channels_first(np.asarray(pixels)))
+  expected = result.pooler_output if whole else result.image_embeds
+  assert_close(network(iter(pictures)), expected.numpy())
+
+
+def test_dino_in_a_transformers_folder(tmp_path):
+  config = transformers.ViTConfig(**tower(hidden_act='gelu'))
+  theirs = references.randomised(transformers.ViTModel(config))
+  theirs.save_pretrained(tmp_path)
+  network = features.load('dino', tmp_path)
+  image = np.random.default_rng(1).uniform(-1, 1, (3, 40, 40, 3)).astype(np.float32)
+  pixels = clip.normalise(jnp.asarray(image), dino.MEAN, dino.STD)
+  with torch.no_grad():
+    hidden = theirs(references.channels_first(np.asarray(pixels))).last_hidden_state
+  assert_close(network.embed(iter(image)), hidden[:, 0].numpy())
+
+
+# What is refused
+
+
+def test_torchvisions_own_inception_is_not_fids(tmp_path):
+  tensors = {'fc.weight': torch.zeros(1000, 2048), 'fc.bias': torch.zeros(1000)}
+  torch.save(tensors, tmp_path / 'inception_v3_google.pth')
+  with pytest.raises(UserError, match='needs pt_inception-2015-12-05.* 1000 classes'):
+    features.load('inception', tmp_path / 'inception_v3_google.pth')
+
+
+def test_clip_with_another_gelu_is_refused(tmp_path):
+  config = transformers.CLIPVisionConfig(**tower(projection_dim=24, hidden_act='gelu'))
+  transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path)
+  with pytest.raises(UserError, match="needs OpenAI's CLIP.*hidden_act is 'gelu'"):
+    features.load('clip', tmp_path)

@@ -1,0 +1,198 @@
+"""What the published feature networks say about random weights and images, written to a folder.
+
+  python tests/parity/torchvision_references.py FOLDER_OF_PACKAGES OUT
+
+A process of its own, so that torchvision comes into no other test's imports. The packages are those
+of requirements-torchvision.txt. Weight files are written in their publishers' formats.
+"""
+
+import json
+import sys
+
+import numpy as np
+
+OUT, SIZES = sys.argv[2], [(40, 60), (75, 75), (301, 224), (97, 300)]
+sys.path.append(sys.argv[1])  # the last: one of the packages brings a `tests` along
+
+import torch  # noqa: E402
+
+
+def import_torchvision():
+  """Beside a torch without CUDA its operators do not load; two names of them are enough."""
+  try:
+    import torchvision
+  except RuntimeError:
+    for module in [name for name in sys.modules if name.startswith('torchvision')]:
+      del sys.modules[module]
+    for name in ('nms', 'qnms'):
+      signature = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
+      torch.library.define(f'torchvision::{name}', signature)
+    import torchvision
+  return torchvision
+
+
+torchvision = import_torchvision()
+
+import lpips  # noqa: E402
+import pytorch_fid.inception  # noqa: E402
+import timm  # noqa: E402
+import torch_fidelity.feature_extractor_clip as openai  # noqa: E402
+from torchvision import transforms as T  # noqa: E402
+
+CLIP = T.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET = T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def randomised(module):
+  """Every weight and statistic random, of a scale that keeps activations near 1."""
+  generator = torch.Generator().manual_seed(0)
+  with torch.no_grad():
+    for name, p in [*module.named_parameters(), *module.named_buffers()]:
+      noise = torch.randn(p.shape, generator=generator)
+      if p.ndim > 1 and name.endswith('weight'):
+        p.copy_(noise * (2 / p[0].numel()) ** 0.5)
+      elif name.endswith('running_var'):
+        p.copy_(noise.abs() + 0.5)
+      elif p.is_floating_point() and 'scaling_layer' not in name:
+        p.add_(0.2 * noise)
+  return module.eval()
+
+
+def pictures(count, size):
+  """Noise and pictures that are none by turns: networks tell them apart."""
+  noise = np.random.default_rng(1).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+  return np.stack([smooth(size, i) if i % 2 else noise[i] for i in range(count)])
+
+
+def smooth(size, seed=0):
+  """A picture that is not noise, so that resizing has something to keep."""
+  coarse = torch.rand((1, 3, 9, 9), generator=torch.Generator().manual_seed(seed))
+  fine = torch.nn.functional.interpolate(coarse, size, mode='bicubic').clamp(0, 1)
+  return (255 * fine[0]).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def floats(batch):
+  return torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
+
+
+def save_old(tensors, name):
+  torch.save(tensors, f'{OUT}/{name}', _use_new_zipfile_serialization=False)
+
+
+def inception():
+  network = torchvision.models.inception_v3(
+    num_classes=1008, aux_logits=False, weights=None, init_weights=False
+  )
+  weights = randomised(network).state_dict()
+  save_old(weights, 'inception.pth')
+  pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: weights
+  network = pytorch_fid.inception.InceptionV3().eval()
+  batch = pictures(2, (90, 120))
+  with torch.no_grad():
+    pool3 = network(floats(batch))[0][:, :, 0, 0]
+  np.savez(f'{OUT}/inception.npz', pictures=batch, features=pool3)
+
+
+def distances(net):
+  network = randomised(lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False))
+  linear = {k: v for k, v in network.state_dict().items() if k.startswith('lin') and k[3] != 's'}
+  torch.save(network.state_dict(), f'{OUT}/{net}_whole.pth')
+  save_old(linear, f'{net}/linear.pth')
+  features = {}
+  for name, value in network.net.state_dict().items():
+    features[f'features.{name.split(".", 1)[1]}'] = value
+  save_old(features | {'classifier.1.weight': torch.zeros(5, 4)}, f'{net}/features.pth')
+  a, b = pictures(4, (48, 70)).reshape(2, 2, 48, 70, 3)
+  left, right = 2 * floats(a) - 1, 2 * floats(b) - 1
+  with torch.no_grad():
+    whole = network(left, right)[:, 0, 0, 0]
+    network.spatial = True
+    maps = network(left, right)[:, 0]
+  np.savez(f'{OUT}/{net}.npz', a=a, b=b, distances=whole, maps=maps)
+
+
+def clip():
+  network = randomised(openai.VisionTransformer(40, 8, 128, 3, 2, 24))
+  weights = {f'visual.{name}': value for name, value in network.state_dict().items()}
+  others = dict(logit_scale=torch.ones(()), text_projection=torch.zeros(3, 2))
+  others |= {'transformer.resblocks.0.ln_1.weight': torch.ones(3)}
+  torch.save(weights | others, f'{OUT}/clip.pt')
+  batch = pictures(3, (40, 40))
+  whole = torch.nn.Module()  # the parts of OpenAI's archive
+  whole.visual, whole.logit_scale = network, torch.nn.Parameter(torch.ones(()))
+  whole.register_buffer('input_resolution', torch.tensor(40))
+  whole.forward = lambda image: whole.visual(image) * whole.logit_scale
+  torch.jit.trace(whole, floats(batch)).save(f'{OUT}/clip_scripted.pt')
+  with torch.no_grad():
+    features = network(CLIP(floats(batch)))
+  np.savez(f'{OUT}/clip.npz', pictures=batch, features=features)
+
+
+def dino():
+  network = timm.models.vision_transformer.VisionTransformer(
+    img_size=48, patch_size=8, embed_dim=128, depth=3, num_heads=2, num_classes=0
+  )
+  torch.save(randomised(network).state_dict(), f'{OUT}/dino.pth')
+  batch = pictures(3, (48, 48))
+  with torch.no_grad():
+    tokens = network.forward_features(IMAGENET(floats(batch)))
+  np.savez(f'{OUT}/dino.npz', pictures=batch, features=tokens[:, 0])
+
+
+def views():
+  """Every preprocessing of the published code, on pictures of several shapes."""
+  bicubic = T.InterpolationMode.BICUBIC
+  results: dict[str, np.ndarray] = {}
+  for size in SIZES:
+    array = smooth(size, size[0])
+    picture, name = T.functional.to_pil_image(array), f'{size[0]}x{size[1]}'
+    results[f'{name}/picture'] = array
+    for kind, shorter, side, norm in [
+      ('clip', 32, 32, CLIP),
+      ('dino', 36, 32, IMAGENET),
+      ('clip224', 224, 224, CLIP),
+      ('dino224', 256, 224, IMAGENET),
+    ]:
+      steps = [T.Resize(shorter, bicubic), T.CenterCrop(side), T.ToTensor(), norm]
+      results[f'{name}/{kind}'] = T.Compose(steps)(picture).permute(1, 2, 0).numpy()
+    squashed = CLIP(T.ToTensor()(picture.resize((224, 224), 3)))
+    results[f'{name}/squash'] = squashed.permute(1, 2, 0).numpy()
+    y0, x0, y1, x1 = 5, 7, 33, 38  # first and last white pixel; facts 6.4: both ends as they are
+    crop = CLIP(T.ToTensor()(picture))[:, y0:y1, x0:x1]
+    region = T.Resize([224, 224], antialias=False)(crop)
+    results[f'{name}/region'] = region.permute(1, 2, 0).numpy()
+  np.savez(f'{OUT}/views.npz', **results)  # pyright: ignore[reportArgumentType]
+
+
+def published_shapes():
+  """Names and shapes of the networks at their published sizes, which the meta device costs."""
+  with torch.device('meta'):
+    networks = dict(
+      inception=torchvision.models.inception_v3(
+        num_classes=1008, aux_logits=False, weights=None, init_weights=False
+      ),
+      lpips_alex=torchvision.models.alexnet(weights=None),
+      lpips_vgg=torchvision.models.vgg16(weights=None),
+      clip_b32=torch.nn.ModuleDict(
+        dict(visual=openai.VisionTransformer(224, 32, 768, 12, 12, 512))
+      ),
+      dino_s16=timm.models.vision_transformer.VisionTransformer(
+        patch_size=16, embed_dim=384, num_heads=6, num_classes=0
+      ),
+    )
+  shapes = {
+    name: {key: list(value.shape) for key, value in network.state_dict().items()}
+    for name, network in networks.items()
+  }
+  with open(f'{OUT}/shapes.json', 'w') as file:
+    json.dump(shapes, file)
+
+
+if __name__ == '__main__':
+  inception()
+  distances('alex')
+  distances('vgg')
+  clip()
+  dino()
+  views()
+  published_shapes()
