@@ -64,12 +64,6 @@ WIDTHS: dict[str, dict[str, Any]] = {
     clip=dict(width=256, layers=24, heads=4, mlp=1024),
     context_dim=192,
   ),
-  'half': dict(
-    unet=dict(channels=160, **LEVELS),
-    autoencoder=dict(channels=64, **LEVELS),
-    clip=dict(width=512, layers=24, heads=8, mlp=2048),
-    context_dim=384,
-  ),
   'full': {},  # the published sizes
 }
 
@@ -132,11 +126,12 @@ def exedit(spec: Mapping[str, Any]) -> dict[str, float]:
   loaded = time.perf_counter() - start
   given = {name: jnp.asarray(a) for name, a in np.load(spec['inputs']).items()}
   noises = {name: given.pop(name) for name in ('noise', 'posterior_noise')}
-  settings = dict(steps=spec['steps'], scale=SCALE, sampler='plms', paste=False)
-  settings |= dict(mask_resize='nearest')  # diffusers'
+  settings: dict[str, Any] = dict(steps=spec['steps'], scale=SCALE, sampler='plms', paste=False)
+  settings['mask_resize'] = 'nearest'  # diffusers'
 
   def edit():
-    return pbe.edit(model, *given.values(), jax.random.key(0), **noises, **settings)
+    images = given['source'], given['mask'], given['exemplar']
+    return pbe.edit(model, *images, jax.random.key(0), **noises, **settings)
 
   step, _ = evaluation(model, given | noises)
   found = sampling_diffusers.timed(edit, step, jax.block_until_ready)
@@ -152,14 +147,19 @@ def evaluation(model, given, name='as it is') -> tuple[Callable[[], jax.Array], 
   context = jax.jit(lambda p: nnx.merge(graphdef, p).context(given['exemplar']))(params)
   step, prepared = variant(name, graphdef, params, still, context)
   x, t = given['noise'], jnp.full(len(still), 501)
+  leaves, tree = jax.tree.flatten(prepared)  # arguments are looked at leaf by leaf
+
+  def call(params, leaves, x, t):
+    return step(params, jax.tree.unflatten(tree, leaves), x, t)
+
   with whole_attention() if name == 'all logits at once' else contextlib.nullcontext():
-    lowered = jax.jit(step).lower(params, prepared, x, t)
+    lowered = jax.jit(call).lower(params, leaves, x, t)
   options = {} if name == "XLA's own choice of library" else compiler_options()
   program = lowered.compile(compiler_options=options)
-  return lambda: program(params, prepared, x, t), program
+  return lambda: program(params, leaves, x, t), program
 
 
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, Any]:
   """Those that `edit` compiles with here."""
   return runtime.compiler_options(jax.default_backend())
 
@@ -281,20 +281,22 @@ def planned(width, size, batch, precision, steps, sharding=None) -> dict[str, in
   options = {} if sharding is not None else compiler_options()
 
   def edit(params, source, mask, exemplar, noise, posterior):
-    model, noises = nnx.merge(graphdef, params), dict(noise=noise, posterior_noise=posterior)
-    key, settings = jax.random.key(0), dict(steps=steps, scale=SCALE, sampler='plms', paste=False)
-    return pbe.edit(model, source, mask, exemplar, key, **noises, **settings)
+    model: Any = nnx.merge(graphdef, params)
+    noises = dict(noise=noise, posterior_noise=posterior)
+    settings: dict[str, Any] = dict(steps=steps, scale=SCALE, sampler='plms', paste=False)
+    return pbe.edit(model, source, mask, exemplar, jax.random.key(0), **noises, **settings)
 
   compiled = jax.jit(edit).lower(params, *given).compile(compiler_options=options)
   found = compiled.memory_analysis()
-  weights = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params))
-  return dict(
-    weights=weights,
-    inputs=found.argument_size_in_bytes - weights,
+  assert found is not None  # every platform of the plan has it
+  size = lambda tree: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+  parts = dict(
+    weights=size(params),  # also those that the program does not read: they are there
+    inputs=size(given),
     outputs=found.output_size_in_bytes,
     temporaries=found.temp_size_in_bytes,
-    together=found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes,
   )
+  return dict(parts, together=sum(parts.values()))
 
 
 # The door.
@@ -374,7 +376,7 @@ def in_own_process(spec: Mapping[str, Any]) -> dict[str, Any]:
   environment = os.environ | dict(XLA_PYTHON_CLIENT_PREALLOCATE='false')
   environment |= dict(JAX_ENABLE_COMPILATION_CACHE='false')
   with tempfile.NamedTemporaryFile(suffix='.npz') as file:
-    np.savez(file, **arrays(spec['width'], spec['size'], spec['batch']))
+    np.savez(file, allow_pickle=False, **arrays(spec['width'], spec['size'], spec['batch']))
     file.flush()
     text = json.dumps(dict(spec, inputs=file.name))
     ours = spec['system'] in WORKERS
@@ -436,22 +438,22 @@ def _flags():
   from absl import flags
 
   values = flags.FlagValues()
-  flags.DEFINE_string('output', '', 'the JSON to write', flag_values=values)
+  for define, name, value, about in (
+    (flags.DEFINE_string, 'output', '', 'the JSON to write'),
+    (flags.DEFINE_integer, 'size', 512, 'height and width of the source'),
+    (flags.DEFINE_integer, 'steps', 50, 'of PLMS'),
+    (flags.DEFINE_list, 'batch', '1,4', 'edits at once'),
+    (flags.DEFINE_integer, 'rounds', 1, 'turns of each system; the fastest counts'),
+    (flags.DEFINE_integer, 'shortcut_rounds', 3, 'turns of each shortcut; 0: without that table'),
+    (flags.DEFINE_bool, 'compiled', False, 'torch.compile on a CPU too'),
+    (flags.DEFINE_bool, 'plan', False, 'only ask the compiler for memory'),
+    (flags.DEFINE_string, 'weights', '', 'a diffusers pipeline, or where to keep the random one'),
+    (flags.DEFINE_string, 'worker', '', 'used inside'),
+  ):
+    define(name, value, about, flag_values=values)
   flags.DEFINE_enum('width', 'full', list(WIDTHS), 'of the networks', flag_values=values)
-  flags.DEFINE_integer('size', 512, 'height and width of the source', flag_values=values)
-  flags.DEFINE_integer('steps', 50, 'of PLMS', flag_values=values)
-  flags.DEFINE_list('batch', '1,4', 'edits at once', flag_values=values)
-  about = 'that the networks compute in'
-  flags.DEFINE_enum('precision', 'float32', ['float32', 'bfloat16'], about, flag_values=values)
-  flags.DEFINE_integer('rounds', 1, 'turns of each system; the fastest counts', flag_values=values)
-  about = 'turns of each shortcut; 0: leave that table out'
-  flags.DEFINE_integer('shortcut_rounds', 3, about, flag_values=values)
-  about = 'torch.compile on a CPU too'
-  flags.DEFINE_bool('compiled', False, about, flag_values=values)
-  flags.DEFINE_bool('plan', False, 'only ask the compiler for memory', flag_values=values)
-  flags.DEFINE_string('worker', '', 'used inside', flag_values=values)
-  about = 'a folder to keep the random weights in, or with a diffusers pipeline'
-  flags.DEFINE_string('weights', '', about, flag_values=values)
+  precisions = ['float32', 'bfloat16']
+  flags.DEFINE_enum('precision', 'float32', precisions, 'of the networks', flag_values=values)
   return values
 
 

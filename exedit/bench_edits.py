@@ -52,7 +52,7 @@ def claim(output: str, made_with: dict[str, Any]) -> None:
     os.makedirs(pictures, exist_ok=True)
     log.write_json(path, made_with)
   for name in os.listdir(pictures):  # what a killed run left half-written
-    if re.fullmatch(r'\d+\.png\.\d+\.tmp', name):
+    if re.fullmatch(r'\d+\.png\.\d+\.\d+\.tmp', name):
       os.remove(os.path.join(pictures, name))
 
 

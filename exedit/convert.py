@@ -9,8 +9,6 @@ moved to the bit, those that no computation uses too, unless --dtype asks for an
 """
 
 import contextlib
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -51,8 +49,7 @@ def convert(
     UserError: where the weights cannot be used, the layout cannot hold them, or `to` is there.
   """
   target = Path(to)
-  if target.exists() or target.is_symlink():
-    raise UserError(f'{to} is there already: remove it or name another')
+  folder.check_new(target)
   weights = source.look(src, which, revision, heads=heads, groups=groups)
   for note in weights.notes:
     say(f'{weights.where}: {note}')
@@ -85,13 +82,8 @@ def require_kl(model: Mapping[str, Any], layout: str, where: str) -> None:
 
 def in_new_folder(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
   """The folder of a pipeline, under its name only when it is whole."""
-  half = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    half.mkdir(parents=True)
+  with folder.whole(path) as half:
     pipeline.write(half, config, tensors)
-    os.replace(half, path)
-  finally:
-    shutil.rmtree(half, ignore_errors=True)
 
 
 @contextlib.contextmanager

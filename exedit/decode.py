@@ -39,10 +39,22 @@ def header(path: str | os.PathLike) -> Header:
 
 def _on_its_side(file):
   """Whether upright pixels have width and height exchanged, as far as the header knows."""
-  if file.format == 'PNG' and not {'exif', 'XML:com.adobe.xmp'} & set(file.info):
+  early = {'exif', 'XML:com.adobe.xmp'} & set(file.info)
+  if file.format == 'PNG' and not early and not _late_exif(file.filename):
     return False  # getexif would decode the whole file to look for a block behind the pixels
   with contextlib.suppress(Exception):  # as _turned: damaged EXIF is no reason to refuse
     return file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+  return False
+
+
+def _late_exif(path):
+  """Whether a PNG file has a block eXIf somewhere; looks at the blocks' names alone."""
+  with open(path, 'rb') as file:
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b'IEND':
+      if head[4:] == b'eXIf':
+        return True
+      file.seek(int.from_bytes(head[:4]) + 4, os.SEEK_CUR)
   return False
 
 
@@ -68,6 +80,8 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
   """
   if os.path.isdir(path):
     raise UserError(f'{path} is a folder: name an image file')
+  if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+    raise UserError(f'{path} is a pipe or device: save it to a file first')
   try:
     with _QUIET, Image.open(path, formats=_kinds()) as file:
       _check_size(path, file.size)

@@ -1,7 +1,6 @@
 """What doors share: flags are read, a mistake in them is one line, `--help` exits with 0."""
 
 import inspect
-import math
 import os
 import re
 import sys
@@ -11,7 +10,9 @@ from typing import Any
 from absl import app, flags, logging
 
 from exedit import paint_by_example as pbe
+from exedit.diffusion.schedule import Schedule
 from exedit.errors import UserError, door
+from exedit.weights import configs
 from input_pipeline import open_images
 
 HELP = ('-h', '-help', '--help', '--helpshort', '--helpfull')
@@ -65,11 +66,15 @@ def edit_settings(
   settings = {name: inspect.signature(pbe.edit).parameters[name].default for name in given}
   settings |= {name: value for name, value in config.get('edit', {}).items() if name in given}
   settings |= {name: value for name, value in given.items() if value is not None}
+  num_steps = config.get('model', {}).get('schedule', {}).get('num_steps', Schedule.num_steps)
+  if type(settings['steps']) is not int or not 1 <= settings['steps'] < num_steps:
+    raise UserError(
+      f'steps is {settings["steps"]!r:.50}: it must be between 1 and {num_steps - 1}, for the '
+      f"weights' schedule has {num_steps} steps"
+    )
+  if not configs.finite(settings['scale']):
+    raise UserError(f'scale is {settings["scale"]!r:.50}: it must be a number such as 5')
   settings['scale'] = float(settings['scale'])
-  if not 1 <= settings['steps'] < 1000:
-    raise UserError(f'steps is {settings["steps"]}: it must be between 1 and 999')
-  if not math.isfinite(settings['scale']):
-    raise UserError(f'scale is {settings["scale"]}: it must be a number such as 5')
   if settings['sampler'] not in pbe.SAMPLERS:
     raise UserError(f'sampler is {settings["sampler"]}: use one of {", ".join(pbe.SAMPLERS)}')
   return settings

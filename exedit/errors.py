@@ -50,6 +50,8 @@ def explain(error: BaseException) -> str | None:
   if disk_is_full(error):
     where = getattr(error, 'filename', None) or 'the output'
     return f'no space left on the disk while writing {where}: free some, or choose another folder'
+  if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):
+    return f'cannot write or read {error.filename}: {error.strerror}; choose another name'
   if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
     return f'cannot write or read {error.filename}: {error.strerror}; choose another folder'
   return None

@@ -10,6 +10,7 @@ import io
 import itertools
 import math
 import os
+import threading
 from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from exedit.errors import UserError
 
 FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
 LONGEST_SIDE = {'JPEG': 65500, 'WEBP': 16383}  # what the format's own fields can say
+LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
 TEXT = 'exedit'  # the key of an edit's recipe among a PNG file's texts
 
 AnyFloat = Float[Array, '*b h w c'] | Float[np.ndarray, '*b h w c']
@@ -206,6 +208,8 @@ def check_ending(path: str | os.PathLike) -> str:
   path = os.fspath(path)
   if os.path.isdir(path) or not os.path.basename(path):
     raise UserError(f'{path} is a folder: name the image to write, such as {path}/out.png')
+  if len(os.fsencode(os.path.basename(path))) > LONGEST_NAME:
+    raise UserError(f'cannot write {path}: its name has more than {LONGEST_NAME} bytes; shorten it')
   ending = os.path.splitext(path)[1]
   if ending.lower() not in FORMATS and ending:
     raise UserError(f'cannot write {path}: {ending} is not one of {", ".join(FORMATS)}')
@@ -229,7 +233,8 @@ def format_of(path: str | os.PathLike) -> str:
 
 def _write(files):
   """Bytes under temporary names in the same folders, then all moved in place, in their order."""
-  temporary = {path: f'{path}.{os.getpid()}.tmp' for path in files}
+  mine = f'{os.getpid()}.{threading.get_ident()}'
+  temporary = {path: f'{path}.{mine}.tmp' for path in files}
   moved = []
   path = None
   try:
@@ -246,7 +251,7 @@ def _write(files):
     raise
   finally:
     for name in temporary.values():
-      with contextlib.suppress(FileNotFoundError):
+      with contextlib.suppress(OSError):
         os.remove(name)
 
 

@@ -1,5 +1,6 @@
 """The recipe of an edit: all that its pixels depend on, kept in and beside the output."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +18,7 @@ from exedit.training import runtime
 
 FORMAT = 1
 LARGEST = 1 << 20  # bytes; a recipe has about two thousand
+MOST = 1024  # images in a batch
 VERSIONS = (
   *('exedit', 'python', 'jax', 'jaxlib', 'flax', 'numpy', 'pillow'),
   *('platform', 'device', 'processor', 'xla_flags', 'commit'),
@@ -27,7 +29,7 @@ VERSIONS = (
 class Recipe:
   """What an output was made of. Nothing in it says when or where, so it can be made again.
 
-  weights: source, which, revision, step and digest (SHA-256 over all parameters).
+  weights: source, which, revision, step and digest (see `identity`).
   inputs: name -> path (relative to the recipe's folder) and sha256 of the file.
   batch: images per device; another number may round differently.
   output: ending, height, width, channels, and sha256 of the pixels (`pixel_digest`).
@@ -60,6 +62,11 @@ def versions() -> dict[str, Any]:
   """What the numbers depend on besides the recipe's own settings."""
   found = runtime.versions()
   return {name: found[name] for name in VERSIONS}
+
+
+def identity(files: str, model: Mapping[str, Any]) -> str:
+  """What names weights: the digest of their files, and settings that give them their meaning."""
+  return hashlib.sha256(f'{files} {json.dumps(model, sort_keys=True)}'.encode()).hexdigest()
 
 
 def fingerprint(path: str | os.PathLike) -> str:
@@ -154,13 +161,16 @@ def parse(found: Any) -> Recipe:
   if not set(edits.NEEDED) <= set(inputs) <= set(edits.INPUTS):
     raise ValueError(f'its inputs are {", ".join(inputs)}, not {", ".join(edits.NEEDED)}')
   output = dict(ending=str, height=int, width=int, channels=int, sha256=str)
+  ending = _take(top['output'], 'output', output)['ending']
+  if ending not in images.FORMATS:  # it becomes part of a path
+    raise ValueError(f'output.ending is {ending!r:.40}')
   return Recipe(
     weights=weights | {n: v for n, v in dict(revision=None, step=0).items() if n not in weights},
     inputs=inputs,
     settings=_settings(top['settings']),
     precision=top['precision'],
-    frame=_frame(top['frame'], _take(top['output'], 'output', output)),
-    batch=_within('batch', top['batch'], 1, 1024),
+    frame=_frame(top['frame'], top['output']),
+    batch=_within('batch', top['batch'], 1, MOST),
     versions=top['versions'],
     output=top['output'],
   )
@@ -233,6 +243,13 @@ def finished(path: str, asked: Mapping[str, Any]) -> str:
   exact = pixels.ndim == 3 and pixel_digest(pixels) == recipe.output['sha256']
   lossy = recipe.output['ending'] in ('.jpg', '.jpeg')
   return 'yes' if exact or lossy else 'changed'
+
+
+def forget(path: str) -> None:
+  """Remove our own recipe beside an output that is about to be made again without one."""
+  if stranger(path) is None:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(images.recipe_path(path))
 
 
 def stranger(path: str) -> str | None:

@@ -63,6 +63,7 @@ def read(job: edits.Job, exemplar_size: int) -> Inputs:
   exemplar, subject = images.read(edit.exemplar), None
   if edit.exemplar_mask is not None:
     subject = images.read_mask(edit.exemplar_mask, 'subject of the exemplar')
+    images.check_size_of_mask(edit.exemplar_mask, subject.shape, exemplar.shape[:2], 'exemplar')
   return Inputs(
     photo=photo,
     mask=mask,

@@ -45,7 +45,11 @@ def replay(
     raise UserError(fault.why)
   if keep_recipe and (why := recipes.stranger(edit.output)):
     raise UserError(why)
-  session = _session(old, weights or recipes.locate(old.weights['source'], os.path.dirname(path)))
+  if weights is None:
+    weights = recipes.locate(old.weights['source'], os.path.dirname(path))
+    if not os.path.exists(weights):  # a stranger's recipe shall not fetch gigabytes by itself
+      raise UserError(f'the weights of {path}, {weights}, are not here: name them with --weights')
+  session = _session(old, weights)
   session.keep_recipes = keep_recipe
   job = _job(edit, old, session.trained, say)
   for line in recipes.other_versions(old, session.versions):

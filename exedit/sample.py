@@ -355,7 +355,7 @@ def define_flags() -> None:
   flags.DEFINE_enum('which', 'ema', ['ema', 'params'], 'average of a run, or its last step', values)
   flags.DEFINE_string('revision', None, 'of weights on a hub', values)
   flags.DEFINE_integer(
-    'batch_size', None, 'edits at once, on all devices together', 1, 2**20, values
+    'batch_size', None, 'edits at once, on all devices together', 1, recipe.MOST, values
   )
   flags.DEFINE_bool('recipe', True, 'write out.json, and the recipe into the PNG too', values)
   flags.DEFINE_bool('skip_bad', False, 'leave out the edits of a list with faults', values)

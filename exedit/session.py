@@ -100,7 +100,9 @@ class Session:
   def digest(self) -> str:
     """What names the weights in a recipe; hashed once, whichever thread asks first."""
     with self._lock:
-      self._digest = self._digest or self.found.digest()
+      if not self._digest:
+        model = pbe.complete(self.config['model'])
+        self._digest = recipes.identity(self.found.digest(), model)
     return self._digest
 
   @functools.cached_property
@@ -189,6 +191,8 @@ class Session:
       output=recipes.describe(edit.output, pixels),
     )
     text = recipe.text() if self.keep_recipes else None
+    if text is None:
+      recipes.forget(edit.output)
     path = images.save(pixels, edit.output, icc_profile=photo.icc_profile, recipe=text)
     return Made(result.job, path, recipe)
 
@@ -224,6 +228,18 @@ def sweep(outputs: Sequence[str]) -> None:
   for output in outputs:
     for path in (output, images.recipe_path(output)):
       for left in glob.glob(f'{glob.escape(path)}.*.tmp'):
-        if re.fullmatch(r'\.\d+\.tmp', left[len(path) :]):
+        found = re.fullmatch(r'\.(\d+)\.\d+\.tmp', left[len(path) :])
+        if found and not _runs(int(found[1])):
           with contextlib.suppress(OSError):
             os.remove(left)
+
+
+def _runs(process: int) -> bool:
+  """Whether it is running on this machine, and not this one itself."""
+  try:
+    os.kill(process, 0)
+  except (ProcessLookupError, OverflowError):
+    return False
+  except OSError:  # somebody else's
+    return True
+  return process != os.getpid()

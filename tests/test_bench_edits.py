@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_without_repeating_a_finished_edit(
   monkeypatch.undo()
   place = bench_edits.folder(output)
   assert sorted(os.listdir(place)) == sorted(made) and len(made) == 2
-  half = os.path.join(place, f'{17:012d}.png.123.tmp')
+  half = os.path.join(place, f'{17:012d}.png.123.4.tmp')
   with open(half, 'w') as file:
     file.write('half')
   times = {name: os.stat(os.path.join(place, name)).st_mtime_ns for name in made}

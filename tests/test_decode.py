@@ -1,4 +1,6 @@
+import os
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -85,3 +87,21 @@ def test_far_too_many_pixels_are_refused_too(tmp_path, monkeypatch):
   for look in (decode.header, images.read, images.read_mask, images.read_photo):
     with pytest.raises(UserError, match='large.png has more than'):
       look(tmp_path / 'large.png')
+
+
+def test_a_png_turned_by_a_block_behind_its_pixels(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  block = b'eXIf' + exif.tobytes().removeprefix(b'Exif\0\0')
+  path = tmp_path / 'late.png'
+  Image.fromarray(picture()).save(path)  # 24 x 40
+  data, end = path.read_bytes(), 12  # the length of IEND
+  length, crc = (n.to_bytes(4) for n in (len(block) - 4, zlib.crc32(block)))
+  path.write_bytes(data[:-end] + length + block + crc + data[-end:])
+  assert decode.header(path).size == images.read(path).shape[:2] == (40, 24)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.png')
+  with pytest.raises(UserError, match='is a pipe or device'):
+    images.read(tmp_path / 'pipe.png')

@@ -195,3 +195,17 @@ def test_what_is_there_and_what_is_needed(folder, how, words):
   with pytest.raises(UserError, match=words) as error:
     source.look(folder)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('part', 'change', 'words'),
+  [
+    ('unet', dict(sample_size=4096), 'sample_size is 4096, 8192 pixels .* up to 4096'),
+    ('image_encoder', dict(image_size=2**20), 'image_size is 1048576; .* at most 1024'),
+  ],
+)
+def test_sizes_that_would_cost_all_memory(folder, part, change, words):
+  released.change_json(folder / part / 'config.json', **change)
+  with pytest.raises(UserError, match=words) as error:
+    source.look(folder)
+  assert '\n' not in str(error.value)

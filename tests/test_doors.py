@@ -14,6 +14,9 @@ from PIL import Image
 
 from exedit import doors, evaluate, images, sample
 from exedit import paint_by_example as pbe
+from exedit.diffusion import sampling
+from exedit.diffusion.schedule import Schedule
+from exedit.errors import UserError
 from tests import small
 
 ROOT = Path(__file__).parent.parent
@@ -331,3 +334,34 @@ def test_a_config_file_that_is_missing_or_no_python(tmp_path, monkeypatch, capsy
   assert '--config is missing' in knock(evaluate, {}, monkeypatch, capsys)
   config = dict(config='configs/synthetic_bench.py')
   assert '--weights is missing' in knock(evaluate, config, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+  ('num_steps', 'given', 'says'),
+  [
+    (20, dict(steps=20), "steps is 20: .* between 1 and 19, for the weights' schedule has 20"),
+    (20, dict(steps=None), 'steps is 50: .* between 1 and 19'),  # edit's default
+    (None, dict(steps=1000), 'steps is 1000: .* between 1 and 999'),
+    (None, dict(scale=float('nan')), 'scale is nan'),
+    (None, dict(scale=10**400), 'scale is 1000'),
+    (None, dict(scale='a'), "scale is 'a'"),
+  ],
+)
+def test_settings_that_the_weights_cannot_do(num_steps, given, says):
+  schedule = {} if num_steps is None else dict(num_steps=num_steps)
+  config = dict(
+    model=dict(schedule=schedule), edit={n: v for n, v in given.items() if n == 'scale'}
+  )
+  asked = dict(steps=given.get('steps'), scale=None, sampler=None)
+  with pytest.raises(UserError, match=says):
+    doors.edit_settings(config, **asked)
+
+
+def test_the_most_steps_are_those_that_every_sampler_takes():
+  config = dict(model=dict(schedule=dict(num_steps=20)))
+  steps = doors.edit_settings(config, steps=19, scale=None, sampler=None)['steps']
+  schedule = Schedule(num_steps=20)
+  assert len(schedule.timesteps(steps)) == len(sampling.dpm_timesteps(steps, schedule)) == 19
+  for timesteps in (schedule.timesteps, lambda n: sampling.dpm_timesteps(n, schedule)):
+    with pytest.raises(ValueError):
+      timesteps(20)

@@ -64,6 +64,14 @@ def test_a_jsonl_list_with_paths_in_its_folder_and_settings_of_its_own(folder):
   assert second.settings == dataclasses.replace(OWN, **changed)
 
 
+def test_a_line_ends_at_a_line_feed_alone(folder):
+  path = folder / 'list.jsonl'
+  row = ROW | dict(output='a\u2028b\x85.png')
+  path.write_text(json.dumps(row, ensure_ascii=False) + '\r\n', encoding='utf-8')
+  found, faults = edits.read(str(path), 'out', OWN)
+  assert not faults and [edit.output for edit in found] == [os.path.join('out', row['output'])]
+
+
 def test_a_csv_list_says_the_same(folder):
   text = '\ufeffimage, mask,exemplar,output,seed,paste,scale\r\n'
   text += 'a.png,m.png,e.png,"b, c.png",7,false,\r\n\r\na.png,m.png,e.png,,,,2.5\r\n'

@@ -145,3 +145,44 @@ def test_half_a_checkpoint_says_what_is_missing(tmp_path):
   with pytest.raises(UserError, match='does not fit') as error:
     pbe.load(look(tmp_path / 'a.safetensors', rest))
   assert error.value.listing[0] == '- cond_stage_model.mapper.resblocks.0.mlp.c_fc.bias'
+
+
+def nested_aliases(depth=9, width=9):
+  """A few hundred bytes that mean width**depth strings."""
+  anchors = [f'x0: &x0 [{", ".join(["lol"] * width)}]']
+  for i in range(1, depth):
+    anchors.append(f'x{i}: &x{i} [{", ".join([f"*x{i - 1}"] * width)}]')
+  net = f'unet_config: {{params: {{num_head_channels: *x{depth - 1}}}}}'
+  rest = 'first_stage_config: {params: {ddconfig: {}}}'
+  return '\n'.join([*anchors, f'model: {{params: {{{net}, {rest}}}}}'])
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    (nested_aliases(), r'it has aliases \(\*name\)'),
+    ('# ' + 'x' * 10**6, 'it is larger than 65536 bytes'),
+    ('model: {params: {unet_config: {params: {1: 2}}}}', 'first_stage_config'),
+  ],
+)
+def test_a_yaml_of_any_size_is_refused_at_once(tmp_path, text, words):
+  (tmp_path / 'a.yaml').write_text(text)
+  with pytest.raises(UserError, match=words) as error:
+    look(tmp_path / 'a.safetensors')
+  assert '\n' not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize('scale', [0, float('nan'), float('inf'), 10**400])
+def test_a_yaml_with_a_scale_that_is_none(tmp_path, scale):
+  write_yaml(tmp_path / 'a.yaml', scale_factor=scale)
+  with pytest.raises(UserError, match='a.yaml is no config of latent diffusion'):
+    look(tmp_path / 'a.safetensors')
+
+
+def test_foreign_values_are_shown_short(tmp_path):
+  write_yaml(
+    tmp_path / 'a.yaml', dict(num_head_channels=[['x' * 100 for _ in range(20)] for _ in range(20)])
+  )
+  with pytest.raises(UserError, match='num_head_channels is') as error:
+    look(tmp_path / 'a.safetensors')
+  assert len(str(error.value)) < 1000

@@ -107,6 +107,11 @@ def test_norecipe_leaves_neither(folder):
   assert 'exedit' not in Image.open(folder / 'plain.png').info
 
 
+def test_norecipe_takes_the_stale_recipe_of_what_it_replaces_away(folder):
+  make(folder, 'out.png', keep_recipe=False)
+  assert not (folder / 'out.json').exists()
+
+
 def test_a_digest_knows_shape_and_values():
   a = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
   assert recipe.pixel_digest(a) == recipe.pixel_digest(a.copy())
@@ -221,6 +226,21 @@ def test_other_weights_are_refused(folder):
   assert not (folder / 'out-replay.png').exists()
 
 
+def test_weights_whose_settings_mean_something_else_are_other_weights(folder):
+  config = folder / 'small' / 'config.json'
+  found = json.loads(config.read_text())
+  found['model']['schedule'] = dict(prediction='x0')
+  config.write_text(json.dumps(found))
+  with pytest.raises(UserError, match='holds other weights'):
+    again(folder / 'out.json')
+
+
+def test_a_strangers_recipe_fetches_no_weights(folder):
+  change(folder / 'out.json', weights__source='somebody/something')
+  with pytest.raises(UserError, match='somebody/something, are not here: name them with --weights'):
+    again(folder / 'out.json')
+
+
 def test_nothing_that_went_in_is_overwritten(folder):
   before = {path: path.read_bytes() for path in folder.glob('*.*')}
   for output, says in (
@@ -265,6 +285,8 @@ def test_nothing_that_went_in_is_overwritten(folder):
     (dict(frame__top=20, frame__height=4), 'leaves the frame'),
     (dict(output__height=23, frame__height=23), 'not of the size'),
     (dict(precision='int4'), 'int4'),
+    (dict(output__ending='/../../photo.png'), 'output.ending is'),
+    (dict(output__ending='.tiff'), 'output.ending is'),
   ],
 )
 def test_a_damaged_recipe_is_one_line(folder, values, says):

@@ -2,6 +2,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from exedit.training import runtime
@@ -85,3 +86,19 @@ def test_versions_name_packages_and_devices():
   found = runtime.versions()
   assert found['jax'] == jax.__version__ and found['flax'] and found['optax']
   assert found['devices'] == jax.device_count() and 'commit' in found
+
+
+def test_products_on_a_cpu_are_not_ynnpacks():
+  options = runtime.compiler_options('cpu')
+  assert options and runtime.compiler_options('tpu') == runtime.compiler_options('gpu') == {}
+  product = jax.jit(lambda a, b: a @ b).lower(*[jnp.ones((256, 256))] * 2)
+  assert '__ynn_fusion' not in product.compile(compiler_options=options).as_text()
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+  monkeypatch.setattr(runtime, 'CPU_OPTIONS', {'xla_cpu_no_such_option': True})
+  runtime.compiler_options.cache_clear()
+  try:
+    assert runtime.compiler_options('cpu') == {}
+  finally:
+    runtime.compiler_options.cache_clear()

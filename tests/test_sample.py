@@ -413,7 +413,7 @@ def test_an_interrupted_list_goes_on_and_ends_as_the_whole_one(files, listed, tm
   for name in ('c.webp', 'a.json', 'deep/b.png'):
     (whole / name).unlink()
   (whole / 'd.png').write_bytes((whole / 'd.png').read_bytes()[:200])
-  (whole / 'c.webp.123.tmp').write_bytes(b'half')
+  (whole / 'c.webp.4194305.7.tmp').write_bytes(b'half')
   kept = (whole / 'tall.png').stat().st_mtime_ns
   made, said = run_list(files, listed, whole, batch_size=2)
   assert len(made) == 5 and contents(whole) == expected

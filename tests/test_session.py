@@ -41,10 +41,14 @@ def test_a_batch_is_shared_out_evenly(monkeypatch, asked, per_device, count, dev
 
 
 def test_sweep_removes_only_what_a_killed_run_left(tmp_path):
-  for name in ('a.png', 'a.png.12.tmp', 'a.json.7.tmp', 'a.png.x.tmp', 'b.png.12.tmp', 'a[1].png'):
+  alive = f'a.png.{os.getppid()}.1.tmp'  # of a run beside this one
+  dead = 4194305  # no process has this number
+  left = f'a.png.{dead}.12.tmp', f'a.json.{dead}.7.tmp', f'a.png.{os.getpid()}.2.tmp'
+  kept = 'a.png', 'a.png.x.tmp', f'b.png.{dead}.12.tmp', 'a[1].png', alive
+  for name in left + kept:
     (tmp_path / name).write_text('')
   session.sweep([str(tmp_path / 'a.png'), str(tmp_path / 'a[1].png')])
-  assert sorted(os.listdir(tmp_path)) == ['a.png', 'a.png.x.tmp', 'a[1].png', 'b.png.12.tmp']
+  assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
 def test_settings_are_given_or_the_weights_own_or_the_defaults(tmp_path):

@@ -1,6 +1,7 @@
 """Weights of every layout are found out for what they are; all others are refused in words."""
 
 import hashlib
+import json
 import shutil
 
 import jax.numpy as jnp
@@ -203,3 +204,29 @@ def test_an_inpainting_model_is_not_mistaken_for_paint_by_example(folder, tmp_pa
   ):
     with pytest.raises(UserError, match='is an inpainting model of Stable Diffusion: 9 channels'):
       source.look(src, heads=2, groups=4)
+
+
+@pytest.mark.parametrize(
+  ('group', 'name', 'value', 'words'),
+  [
+    ('data', 'size', 65536, 'size is 65536, which must be whole and at most 4096'),
+    ('data', 'exemplar_size', 65536, 'size is 65536, which must be whole and at most 4096'),
+    ('clip', 'image_size', 2048, 'image_size is 2048, which must be whole and at most 1024'),
+    ('autoencoder', 'scale', 'a', "autoencoder.scale is 'a', which must be a finite number"),
+    ('autoencoder', 'scale', 10**400, 'autoencoder.scale is 1000'),
+    ('autoencoder', 'scale', 0, 'autoencoder.scale is 0'),
+    ('autoencoder', 'mean', float('nan'), 'autoencoder.mean is nan'),
+    ('schedule', 'beta_start', True, 'schedule.beta_start is True'),
+    ('schedule', 'beta_end', None, 'schedule.beta_end is None'),
+    ('edit', 'scale', 10**400, r'\(scale is 1000'),
+    ('edit', 'scale', float('inf'), r'\(scale is inf'),
+  ],
+)
+def test_numbers_that_would_cost_all_memory_or_are_none(tmp_path, group, name, value, words):
+  config = released.config()
+  config['model']['schedule'] = {}
+  (config if group in ('data', 'edit') else config['model'])[group][name] = value
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match=words) as error:
+    source.read_config(tmp_path)
+  assert '\n' not in str(error.value) and len(str(error.value)) < 400

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from exedit.models import blocks
 from exedit.models.attention import SpatialTransformer
 
-Constants = tuple[Float[Array, 'b 1 _'], ...]
+Constants = tuple[Float[Array, 'bk 1 _'], ...]
 
 
 @jax.tree_util.register_dataclass
@@ -135,7 +135,7 @@ class UNet(nnx.Module):
     self,
     x: Float[Array, 'b h w c'],
     t: Int[Array, ' b'],
-    context: Float[Array, 'bk n d'] | Constants,
+    context: Float[Array, 'bk n d'] | tuple[Float[Array, 'bk 1 _'], ...],
   ) -> Float[Array, 'bk h w out']:
     return self._body(self.conv_in(x), t, context)
 

@@ -30,6 +30,8 @@ PACKAGES = (
   'ml_collections',
 )
 
+CPU_OPTIONS: dict[str, Any] = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+
 
 def join_processes() -> None:
   """Connect this process with its peers where it was started as one of several.
@@ -118,7 +120,7 @@ def cache_compiled(folder: str | None = None) -> None:
 
 
 @functools.cache
-def compiler_options(platform: str) -> dict[str, str]:
+def compiler_options(platform: str) -> dict[str, Any]:
   """`compiler_options` for a jit at top level: what XLA should do otherwise on this platform.
 
   On CPUs it gives products and convolutions to YNNPACK since jaxlib 0.10. Eigen, which it used
@@ -127,12 +129,11 @@ def compiler_options(platform: str) -> dict[str, str]:
   """
   if platform != 'cpu':
     return {}
-  options = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
   try:
-    jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
   except jax.errors.JaxRuntimeError:
     return {}
-  return options
+  return CPU_OPTIONS
 
 
 def _processor() -> str:

@@ -4,12 +4,17 @@ Every setting of theirs is read, ignored by name, or at the value that our netwo
 anything else is refused, for it would be another network with the same tensors.
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from exedit.errors import UserError
 
-MOST = dict(layers_per_block=64, num_hidden_layers=512, layers=512)  # other numbers: 2**20
+LARGEST = 2**20  # of a number that is not in MOST
+MOST = dict(layers_per_block=64, num_hidden_layers=512, layers=512, image_size=1024)
+SIZES = dict(size=4096, exemplar_size=4096)  # in pixels, at most: what an edit allocates grows so
+NUMBERS = ('scale', 'mean', 'beta_start', 'beta_end')  # our settings that are real numbers
+FLOAT32 = 3.4e38  # at most
 LEVELS = 16  # at most
 WHOLE = (  # our settings that are positive whole numbers
   *('channels', 'layers', 'heads', 'groups', 'z_channels', 'width', 'mlp', 'patch', 'image_size'),
@@ -162,11 +167,11 @@ def values(known: Known, config: Mapping[str, Any], where: str) -> dict[str, Any
       continue
     if allowed is not None and not any(_uniform(value) == each for each in allowed):
       raise UserError(
-        f'{where}: {name} is {value!r}, and exedit implements {_either(allowed)}: this is another '
-        'network than Paint by Example and Stable Diffusion 1.x have'
+        f'{where}: {name} is {shown(value)}, and exedit implements {_either(allowed)}: this is '
+        'another network than Paint by Example and Stable Diffusion 1.x have'
       )
     if allowed is None and known.strict and value is not None and value is not False:
-      raise UserError(f'{where}: {name} is {value!r}, a setting that exedit does not know')
+      raise UserError(f'{where}: {name} is {shown(value)}, a setting that exedit does not know')
   return {name: config.get(name, default) for name, default in known.read.items()}
 
 
@@ -182,8 +187,8 @@ def unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   mirrored = [(ATTEND if a else PLAIN).format('Up') for a in attend[::-1]]
   if list(downs) != [(ATTEND if a else PLAIN).format('Down') for a in attend] or ups != mirrored:
     raise UserError(
-      f'{where}: down_block_types {downs} and up_block_types {ups}: exedit implements '
-      'CrossAttnDownBlock2D and DownBlock2D, and the same mirrored on the way up'
+      f'{where}: down_block_types {shown(downs)} and up_block_types {shown(ups)}: exedit '
+      'implements CrossAttnDownBlock2D and DownBlock2D, and the same mirrored on the way up'
     )
   result = dict(
     in_channels=integer(read, 'in_channels', where),
@@ -205,32 +210,52 @@ def check_settings(model: Any, where: str) -> None:
   for part in ('unet', 'autoencoder', 'clip', 'conditioner', 'schedule'):
     group = model.get(part, {})
     if not isinstance(group, Mapping):
-      raise UserError(f'{where} is damaged (model.{part} is {group!r:.50}): restore it from a copy')
+      raise _damaged(where, f'model.{part}', group, '')
     for name, value in group.items():
       listed = name in ('mult', 'attention_levels')
       whole = value if listed and isinstance(value, list) else [value]
       good = len(whole) <= LEVELS and all(
-        type(v) is int and (name == 'attention_levels') + v >= 1 and v <= MOST.get(name, 2**20)
+        type(v) is int and (name == 'attention_levels') + v >= 1 and v <= MOST.get(name, LARGEST)
         for v in whole
       )
       if (listed or name in WHOLE) and not good:
-        raise UserError(
-          f'{where} is damaged (model.{part}.{name} is {value!r:.50}): restore it from a copy'
-        )
+        most = f'which must be whole and at most {MOST.get(name, LARGEST)}'
+        raise _damaged(where, f'model.{part}.{name}', value, most)
+      if name in NUMBERS and not (finite(value) and (name == 'mean' or value > 0)):
+        raise _damaged(where, f'model.{part}.{name}', value, 'which must be a finite number')
 
 
 def check_uses(data: Mapping[str, Any], edit: Mapping[str, Any], where: str) -> None:
   """UserError where the sizes that a model is for, or how it samples, could not be."""
   good = dict(
-    size=lambda v: type(v) is int and 1 <= v <= 2**16,
-    exemplar_size=lambda v: type(v) is int and 1 <= v <= 2**16,
+    size=lambda v: type(v) is int and 1 <= v <= SIZES['size'],
+    exemplar_size=lambda v: type(v) is int and 1 <= v <= SIZES['exemplar_size'],
     steps=lambda v: type(v) is int,
-    scale=lambda v: type(v) in (int, float),
+    scale=finite,
     sampler=lambda v: isinstance(v, str),
   )
   for name, value in {**data, **edit}.items():
     if name in good and not good[name](value):
-      raise UserError(f'{where} is damaged ({name} is {value!r:.50}): restore it from a copy')
+      most = f'which must be whole and at most {SIZES[name]}' if name in SIZES else ''
+      raise _damaged(where, name, value, most)
+
+
+def finite(value: Any) -> TypeGuard[float]:
+  """Whether this is a number that float32 can hold; JSON has NaN, Infinity and 10**400 too."""
+  return type(value) in (int, float) and -FLOAT32 <= value <= FLOAT32
+
+
+def shown(value: Any) -> str:
+  """A foreign value for a message, short however large it is."""
+  try:
+    return reprlib.repr(value)[:200]
+  except ValueError:  # Python prints no whole number of more than 4300 digits
+    return 'a number of thousands of digits'
+
+
+def _damaged(where: str, name: str, value: Any, rule: str) -> UserError:
+  rule = f', {rule}' if rule else ''
+  return UserError(f'{where} is damaged ({name} is {shown(value)}{rule}): restore it from a copy')
 
 
 def check_divisors(unet: Mapping[str, Any], where: str) -> None:
@@ -249,7 +274,7 @@ def autoencoder(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   channels, mult = _widths(read['block_out_channels'], where)
   scale = read['scaling_factor']
   if not isinstance(scale, float) or not 0 < scale < 1e6:
-    raise UserError(f'{where}: scaling_factor is {scale!r}, it must be a positive number')
+    raise UserError(f'{where}: scaling_factor is {shown(scale)}, it must be a positive number')
   return dict(
     kind='kl',
     channels=channels,
@@ -283,17 +308,19 @@ def schedule(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   read = values(SCHEDULER, config, where)
   if config.get('beta_schedule', 'linear') != 'scaled_linear':
     raise UserError(
-      f'{where}: beta_schedule is {config.get("beta_schedule", "linear")!r}, and exedit implements '
-      "'scaled_linear', Stable Diffusion's"
+      f'{where}: beta_schedule is {shown(config.get("beta_schedule", "linear"))}, and exedit '
+      "implements 'scaled_linear', Stable Diffusion's"
     )
   if read['prediction_type'] not in [*PREDICTIONS]:  # it may be anything, a list too
     raise UserError(
-      f'{where}: prediction_type is {read["prediction_type"]!r}, and exedit implements '
+      f'{where}: prediction_type is {shown(read["prediction_type"])}, and exedit implements '
       f'{_either(PREDICTIONS)}'
     )
   betas = [read['beta_start'], read['beta_end']]
   if not all(isinstance(b, float) for b in betas) or not 0 < betas[0] <= betas[1] < 1:
-    raise UserError(f'{where}: beta_start and beta_end are {betas}: they must grow within 0 and 1')
+    raise UserError(
+      f'{where}: beta_start and beta_end are {shown(betas)}: they must grow within 0 and 1'
+    )
   return dict(
     num_steps=integer(read, 'num_train_timesteps', where),
     beta_start=betas[0],
@@ -307,15 +334,19 @@ def _widths(widths: Any, where: str) -> tuple[int, list[int]]:
   _sequence(widths, None, where)
   whole = [integer(dict(block_out_channels=w), 'block_out_channels', where) for w in widths]
   if any(w % whole[0] for w in whole):
-    raise UserError(f'{where}: block_out_channels is {widths}: use multiples of the first')
+    raise UserError(f'{where}: block_out_channels is {shown(widths)}: use multiples of the first')
   return whole[0], [w // whole[0] for w in whole]
 
 
 def _sequence(value: Any, length: int | None, where: str) -> Sequence:
   if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= LEVELS:
-    raise UserError(f'{where} is damaged ({value!r} is no list of levels): restore it from a copy')
+    raise UserError(
+      f'{where} is damaged ({shown(value)} is no list of levels): restore it from a copy'
+    )
   if length is not None and len(value) != length:
-    raise UserError(f'{where} names {length} widths and {len(value)} kinds of level ({value})')
+    raise UserError(
+      f'{where} names {length} widths and {len(value)} kinds of level ({shown(value)})'
+    )
   return value
 
 
@@ -323,9 +354,14 @@ def integer(config: Mapping[str, Any], name: str, where: str) -> int:
   """A positive number that is the same for all levels."""
   value = _uniform(config[name])
   if isinstance(value, list):
-    raise UserError(f'{where}: {name} is {value}; exedit implements the same number for all levels')
-  if type(value) is not int or not 1 <= value <= MOST.get(name, 2**20):
-    raise UserError(f'{where}: {name} is {value!r}; it must be a positive whole number')
+    raise UserError(
+      f'{where}: {name} is {shown(value)}; exedit implements the same number for all levels'
+    )
+  most = MOST.get(name, LARGEST)
+  if type(value) is not int or not 1 <= value <= most:
+    raise UserError(
+      f'{where}: {name} is {shown(value)}; it must be a positive whole number, at most {most}'
+    )
   return value
 
 

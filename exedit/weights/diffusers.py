@@ -73,8 +73,13 @@ def _config(path: Path, by_words: bool) -> tuple[dict[str, Any], str]:
   net = {name: value for name, value in net.items() if name not in ('in_channels', 'out_channels')}
   model = dict(unet=net, autoencoder=vae, schedule=schedule, context_dim=net.pop('context_dim'))
   size = read_json(path / 'unet' / 'config.json').get('sample_size')
-  size = size if type(size) is int and 1 <= size <= 4096 else 64
-  data = dict(size=size * 2 ** (len(vae['mult']) - 1))
+  size, factor = size if type(size) is int and size >= 1 else 64, 2 ** (len(vae['mult']) - 1)
+  if size * factor > (most := configs.SIZES['size']):
+    raise UserError(
+      f'{file("unet")}: sample_size is {configs.shown(size)}, '
+      f'{configs.shown(size * factor)} pixels with this autoencoder: exedit edits up to {most}'
+    )
+  data = dict(size=size * factor)
   if kind == 'paint_by_example':
     tower = configs.clip(read_json(path / 'image_encoder' / 'config.json'), file('image_encoder'))
     layers = (tower['layers'] + 1) // 5  # diffusers' rule for its mapper

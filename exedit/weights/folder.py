@@ -1,9 +1,10 @@
 """Our own layout: a folder with config.json and model.safetensors, or the workdir of a run."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,7 @@ def write(
   The folder appears whole or not at all. dtype: what the weights are stored in, None for as they
   are. The config gets the file's SHA-256, which is checked before the weights are used again.
   """
-  path = Path(path)
-  if path.exists():
-    raise UserError(f'{path} is there already: remove it or name another folder')
-  half = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    half.mkdir(parents=True)
+  with whole(Path(path)) as half:
     stored = cast(params, dtype)
     save_tensors(half / MODEL, stored)
     exported = dict(
@@ -128,6 +124,29 @@ def write(
     (half / CONFIG).write_text(text + '\n', encoding='utf-8')
     if log is not None and Path(log).exists():
       shutil.copy(log, half / 'metrics.jsonl')
+
+
+def check_new(path: Path) -> None:
+  """UserError where nothing can be made under this name: it is taken, or has no folder around."""
+  if os.path.lexists(path):
+    raise UserError(f'{path} is there already: remove it or name another')
+  if os.path.exists(path.parent) and not path.parent.is_dir():
+    raise UserError(f'cannot write {path}: {path.parent} is not a folder; name another')
+  if not os.path.isdir(path.parent):
+    raise UserError(f'cannot write {path}: the folder {path.parent} does not exist; make it first')
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+  """A folder to write into, which takes its name only when the block ends well."""
+  check_new(path)
+  half = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    half.mkdir()
+  except OSError as error:
+    raise UserError(f'cannot write {path}: {error.strerror}; choose another folder') from None
+  try:
+    yield half
     os.replace(half, path)
   finally:
     shutil.rmtree(half, ignore_errors=True)

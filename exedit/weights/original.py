@@ -21,6 +21,8 @@ HEADS, GROUPS, HEAD_WIDTH = 8, 32, 64  # as published: of the UNet, of all norms
 NET, VAE, TOWER = 'model.diffusion_model.', 'first_stage_model.', 'cond_stage_model.transformer.'
 MAPPER = 'cond_stage_model.mapper.resblocks.'
 EXEMPLAR = (MAPPER, f'{TOWER}vision_model.', 'cond_stage_model.final_ln.', 'learnable_vector')
+LONGEST_YAML = 2**16  # bytes; a published one has some thousands, and PyYAML is quadratic in some
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
 NOTE = 'exedit'  # the entry of our files' metadata that holds the config
 SCHEDULE = dict(num_steps=1000, beta_start=0.00085, beta_end=0.012, prediction='eps')
 PARAMETERIZATIONS = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
@@ -155,6 +157,7 @@ def _config(
   model = dict(unet=net, autoencoder=vae, schedule=schedule, context_dim=net.pop('context_dim'))
   factor = 2 ** (len(vae['mult']) - 1)
   data = dict(size=64 * factor)
+  configs.check_uses(data, {}, str(file))
   if not by_words:
     tower = _clip(tensors, file)
     layers = _count(tensors, MAPPER + '{}.ln_1.weight')
@@ -248,7 +251,9 @@ def clip_sizes(tensors: Mapping[str, Tensor], prefix: str, where: str) -> dict[s
     heads=width // HEAD_WIDTH,
     mlp=_shape(tensors, layer.format(0), where)[0],
     patch=patch,
-    image_size=math.isqrt(max(positions - 1, 0)) * patch,
+    image_size=configs.integer(
+      dict(image_size=math.isqrt(max(positions - 1, 0)) * patch), 'image_size', where
+    ),
   )
 
 
@@ -279,9 +284,10 @@ def _beside(file: Path) -> tuple[dict[str, Any], str]:
   import yaml
 
   try:
-    model = yaml.safe_load(beside.read_text(encoding='utf-8'))['model']['params']
-    net = dict(model['unet_config']['params'])
-    vae = dict(model['first_stage_config']['params']['ddconfig'])
+    model = _plain_yaml(beside)['model']['params']
+    net = {str(n): v for n, v in model['unet_config']['params'].items()}
+    vae = model['first_stage_config']['params']['ddconfig']
+    vae = {str(n): v for n, v in vae.items()}
     settings = dict(
       num_train_timesteps=model.get('timesteps', 1000),
       beta_start=model.get('linear_start', 1e-4),
@@ -290,7 +296,9 @@ def _beside(file: Path) -> tuple[dict[str, Any], str]:
       prediction_type=PARAMETERIZATIONS[model.get('parameterization', 'eps')],
     )
     scale = float(model.get('scale_factor', 1.0))
-  except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
+    if not 0 < scale < 1e6:
+      raise ValueError(f'scale_factor is {scale}')
+  except (OSError, yaml.YAMLError, *MALFORMED) as error:
     words = ' '.join(str(error).split())[:150]
     raise UserError(
       f'{beside} is no config of latent diffusion ({type(error).__name__}: {words}): mend it, or '
@@ -303,6 +311,23 @@ def _beside(file: Path) -> tuple[dict[str, Any], str]:
     return found, beside.name
   heads = configs.integer(dict(num_heads=heads), 'num_heads', str(beside))
   return found | dict(heads=heads), beside.name
+
+
+def _plain_yaml(file: Path) -> Any:
+  """A small YAML file without aliases, with which a few hundred bytes can mean gigabytes."""
+  import yaml
+
+  class Plain(yaml.SafeLoader):
+    def compose_node(self, parent, index):
+      if self.check_event(yaml.AliasEvent):
+        raise yaml.YAMLError('it has aliases (*name): write out what they stand for')
+      return super().compose_node(parent, index)
+
+  with open(file, 'rb') as stream:
+    text = stream.read(LONGEST_YAML + 1)
+  if len(text) > LONGEST_YAML:
+    raise ValueError(f'it is larger than {LONGEST_YAML} bytes')
+  return yaml.load(text.decode('utf-8'), Plain)
 
 
 def _note(file: Path) -> dict[str, Any] | None:
@@ -321,7 +346,7 @@ def _note(file: Path) -> dict[str, Any] | None:
     networks(note['model']['unet'], note['model']['autoencoder'])  # it says all that they need
     note['model']['autoencoder']['z_channels']
     return note
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
+  except MALFORMED as error:
     raise UserError(f'{file} is damaged (its note: {error}): restore it from a copy') from None
 
 

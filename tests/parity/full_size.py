@@ -136,7 +136,7 @@ def report(a: dict, b: dict, seconds_a: dict, seconds_b: dict) -> str:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description='One guided step at the published size')
   parser.add_argument('--steps', type=int, default=0, help='of PLMS after the one; 0: none')
   parser.add_argument('--size', type=int, default=512)
   parser.add_argument('--folder', help='where the weights are, or shall be kept')
@@ -146,8 +146,8 @@ def main() -> None:
   if given_.side:
     run = dict(ours=ours, theirs=theirs)[given_.side]
     outputs, seconds = run(given_.folder, given_.size, given_.steps)
-    numbers = {f'seconds {name}': np.float64(value) for name, value in seconds.items()}
-    np.savez(given_.output, **outputs, **numbers)
+    numbers = {f'seconds {name}': np.array(value) for name, value in seconds.items()}
+    np.savez(given_.output, allow_pickle=False, **outputs, **numbers)
     return
   with tempfile.TemporaryDirectory() as scratch:
     folder = given_.folder or scratch
