@@ -135,7 +135,7 @@ class UNet(nnx.Module):
     self,
     x: Float[Array, 'b h w c'],
     t: Int[Array, ' b'],
-    context: Float[Array, 'bk n d'] | tuple[Float[Array, 'bk 1 _'], ...],
+    context: Float[Array, 'bk n d'] | Constants,
   ) -> Float[Array, 'bk h w out']:
     return self._body(self.conv_in(x), t, context)
 
