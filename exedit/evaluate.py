@@ -88,7 +88,7 @@ def evaluate(
   sampling = doors.edit_settings(config, steps=steps, scale=scale, sampler=sampler)
   if output is None and not os.path.isdir(weights):
     raise UserError(f'--output is missing: {weights} is no folder to put the results beside')
-  output = _output_folder(output or os.path.join(weights, 'evaluation'))
+  output = evaluate_bench.writable_folder(output or os.path.join(weights, 'evaluation'))
   _check(edits=(edits, 2), truths=(truths, 2), batch_size=(batch_size, 1), seed=(seed, 0))
   drawing = dict(drawn_like(config), seed=seed, truths=truths)
   model = pbe.load(found)
@@ -247,18 +247,6 @@ def _check(**bounds):
   for name, (value, least) in bounds.items():
     if value < least:
       raise UserError(f'{name} is {value}: it must be at least {least}')
-
-
-def _output_folder(path):
-  """The folder, if it can be made and written to; it is made when there is something to write."""
-  existing = os.path.abspath(path)
-  while not os.path.exists(existing):
-    existing = os.path.dirname(existing)
-  if not os.path.isdir(existing):
-    raise UserError(f'cannot write to the folder {path}: {existing} is a file')
-  if not os.access(existing, os.W_OK):
-    raise UserError(f'cannot write to the folder {path}: {existing} is not yours to write to')
-  return path
 
 
 def define_flags() -> None:
