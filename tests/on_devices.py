@@ -12,7 +12,8 @@ import sys
 import jax
 import numpy as np
 
-from exedit import paint_by_example, train
+from exedit import paint_by_example
+from exedit.program import make_program
 from exedit.training import mesh as meshes
 from exedit.training import prefetch
 from tests import toy
@@ -45,7 +46,7 @@ def batch(size, side=16):
 def run(system, mesh, accumulate, steps=2, size=16):
   module, model, trainable = SYSTEMS[system]
   optimizer = dict(lr=1e-3, warmup=0)
-  program = train.make_program(
+  program = make_program(
     module, model, optimizer, dict(decay=0.9), mesh, trainable, size, accumulate, 0, steps
   )
   now, frozen = program.init(jax.random.key(0))

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from configs import pbe
-from exedit import paint_by_example, train
+from exedit import paint_by_example
+from exedit.program import make_program
 from exedit.training import mesh
 from input_pipeline import synthetic
 from input_pipeline.open_images import make_example
@@ -25,7 +26,7 @@ def test_first_steps():
   config = pbe.get_config('tiny').to_dict()
   config['model']['unet'] |= dict(channels=16, heads=2, mult=(1, 1), attention_levels=(1,))
   config['model']['clip'] |= dict(width=16, layers=1, mlp=32)
-  program = train.make_program(
+  program = make_program(
     paint_by_example, config['model'], config['optimizer'] | dict(warmup=2),
     config['ema'], dict(data=1), config['trainable'], 8, 1, seed=0, steps=10,
   )  # fmt: skip

@@ -17,6 +17,7 @@ from flax import nnx
 from configs import pbe
 from exedit import train
 from exedit.errors import UserError
+from exedit.program import make_program
 from exedit.training import checkpoint, log, prefetch, state
 from exedit.training import mesh as meshes
 from exedit.weights import folder
@@ -437,7 +438,7 @@ def make(accumulate=1, **changes):
     seed=0,
     steps=10,
   )
-  return train.make_program(**{**settings, **changes})
+  return make_program(**{**settings, **changes})
 
 
 def rows(program, batch):
