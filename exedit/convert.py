@@ -21,7 +21,7 @@ from exedit import doors
 from exedit import paint_by_example as pbe
 from exedit.errors import UserError
 from exedit.weights import folder, original, pipeline, source, tables
-from exedit.weights.files import Tensor
+from exedit.weights.tensor import Tensor
 
 LAYOUTS = ('exedit', 'diffusers', 'original')
 FLAGS = ('from', 'to', 'layout', 'which', 'dtype', 'revision', 'heads', 'groups')

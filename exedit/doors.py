@@ -66,18 +66,31 @@ def edit_settings(
   settings = {name: inspect.signature(pbe.edit).parameters[name].default for name in given}
   settings |= {name: value for name, value in config.get('edit', {}).items() if name in given}
   settings |= {name: value for name, value in given.items() if value is not None}
-  num_steps = config.get('model', {}).get('schedule', {}).get('num_steps', Schedule.num_steps)
-  if type(settings['steps']) is not int or not 1 <= settings['steps'] < num_steps:
-    raise UserError(
-      f'steps is {settings["steps"]!r:.50}: it must be between 1 and {num_steps - 1}, for the '
-      f"weights' schedule has {num_steps} steps"
-    )
+  check_steps(settings['steps'], most_steps(config))
   if not configs.finite(settings['scale']):
     raise UserError(f'scale is {settings["scale"]!r:.50}: it must be a number such as 5')
   settings['scale'] = float(settings['scale'])
   if settings['sampler'] not in pbe.SAMPLERS:
     raise UserError(f'sampler is {settings["sampler"]}: use one of {", ".join(pbe.SAMPLERS)}')
   return settings
+
+
+def most_steps(config: Mapping[str, Any]) -> int:
+  """Steps at most with these weights: timestep 0 is the end, so one less than were trained on.
+
+  Neither the original nor diffusers, with its offset of 1, can make as many (facts 3.2).
+  """
+  schedule = config.get('model', {}).get('schedule', {})
+  return schedule.get('num_steps', Schedule.num_steps) - 1
+
+
+def check_steps(steps: Any, most: int) -> None:
+  """UserError for steps that the weights' schedule does not have."""
+  if type(steps) is not int or not 1 <= steps <= most:
+    raise UserError(
+      f"steps is {steps!r:.50}: it must be between 1 and {most}, for the weights' schedule has"
+      f' {most + 1} steps'
+    )
 
 
 def trained_on(config: Mapping[str, Any], name: str) -> Any:

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from exedit import decode, framing, images
+from exedit import decode, doors, framing, images, room
 from exedit import paint_by_example as pbe
 from exedit.errors import UserError, explain
 
@@ -22,6 +23,7 @@ NEEDED = INPUTS[:3]
 SHOWN = 3  # faults that are told; the others are counted
 MASK_RESIZES = ('bilinear', 'nearest')
 LARGEST_SEED = 2**31 - 1
+LONGEST_PATH = 4000  # bytes; operating systems take 4096, and longer ones tell nobody anything
 WIDEST = 256  # pixels of feather
 MATCH = inspect.signature(framing.stitch).parameters['match'].default
 
@@ -49,7 +51,7 @@ CHOICES = dict(
   exemplar_fit=framing.FITS,
   mask_resize=MASK_RESIZES,
 )
-BOUNDS = dict(steps=(1, 999), scale=(-1000, 1000), seed=(0, LARGEST_SEED), feather=(0, WIDEST))
+BOUNDS = dict(steps=(1, 10**6), scale=(-1000, 1000), seed=(0, LARGEST_SEED), feather=(0, WIDEST))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Job:
   edit: Edit
   frame: framing.Frame
   notes: tuple[str, ...] = ()
+  pixels: int = 0  # of the photo and the exemplar: what its work takes of `room.PHOTOS`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +95,16 @@ class Fault:
 # Reading
 
 
-def read(path: str, output: str | None, settings: Settings) -> tuple[list[Edit], list[Fault]]:
+def read(
+  path: str, output: str | None, settings: Settings, most_steps: int = BOUNDS['steps'][1]
+) -> tuple[list[Edit], list[Fault]]:
   """The edits of a .jsonl or .csv file (relative paths lie in its folder) or of a folder.
 
   A list's columns are image, mask and exemplar, and where wanted output, exemplar_mask and any of
   Settings; an empty cell is the default. A folder holds image/, mask/, exemplar/ and perhaps
   exemplar_mask/, matched by the names without their endings. `output` is the folder that a
   relative output lies in; without an output column it is needed, and gets <image's name>.png.
+  `most_steps`: of the weights' schedule.
 
   Raises:
     UserError: for a list that cannot be read at all; what is wrong with one edit is a Fault.
@@ -116,7 +122,9 @@ def read(path: str, output: str | None, settings: Settings) -> tuple[list[Edit],
   faults: list[Fault] = []
   for where, row in rows:
     try:
-      found.append(_edit(where, row, base, output, settings))
+      edit = _edit(where, row, base, output, settings)
+      doors.check_steps(edit.settings.steps, most_steps)
+      found.append(edit)
     except UserError as error:
       faults.append(Fault(where, str(error)))
   if not found and not faults:
@@ -125,6 +133,8 @@ def read(path: str, output: str | None, settings: Settings) -> tuple[list[Edit],
 
 
 def _text(path):
+  if not os.path.isfile(path):
+    raise UserError(f'{path} is a pipe or device: save the list to a file first')
   try:
     return Path(path).read_text(encoding='utf-8-sig')
   except UnicodeDecodeError as error:
@@ -200,7 +210,7 @@ def _edit(where, row, base, output, settings) -> Edit:
       raise UserError(f'its {name} is empty')
   paths = {name: given.pop(name) for name in (*INPUTS, 'output') if name in given}
   for name, path in paths.items():
-    if not isinstance(path, str) or '\0' in path:
+    if not isinstance(path, str) or not _nameable(path):
       raise UserError(f'{name} is {path!r:.60}: it must be a path')
   target = paths.pop('output', None)
   if output is None and target is None:
@@ -213,6 +223,14 @@ def _edit(where, row, base, output, settings) -> Edit:
     settings=dataclasses.replace(settings, **values),
     where=where,
   )
+
+
+def _nameable(path):
+  """Whether a file could have this path at all."""
+  try:
+    return 0 < len(os.fsencode(path)) <= LONGEST_PATH and '\0' not in path
+  except UnicodeEncodeError:  # half a surrogate pair
+    return False
 
 
 def _check_columns(names):
@@ -293,21 +311,25 @@ def plan(edit: Edit, trained: int) -> Job:
       or an empty one, and a photo that is too long.
   """
   photo, exemplar = decode.header(edit.image), decode.header(edit.exemplar)
-  mask = images.read_mask(edit.mask)
-  images.check_size_of_mask(edit.mask, mask.shape, photo.size)
+  masked = math.prod(decode.header(edit.mask).size)
   if edit.exemplar_mask is not None:
     cut_out = decode.header(edit.exemplar_mask)
     images.check_size_of_mask(edit.exemplar_mask, cut_out.size, exemplar.size, 'exemplar')
   images.check_holds(edit.output, photo.size)
-  try:
-    frame = framing.choose(mask, trained, edit.settings.zoom)
-  except UserError as error:
-    raise UserError(f'{edit.image}: {error}') from None
-  return Job(edit, frame, tuple(_notes(edit, photo, mask)))
+  with room.PHOTOS.taken(masked):
+    mask = images.read_mask(edit.mask)
+    images.check_size_of_mask(edit.mask, mask.shape, photo.size)
+    try:
+      frame = framing.choose(mask, trained, edit.settings.zoom)
+    except UserError as error:
+      raise UserError(f'{edit.image}: {error}') from None
+    white = bool(mask.all())
+  pixels = math.prod(photo.size) + math.prod(exemplar.size)
+  return Job(edit, frame, tuple(_notes(edit, photo, white)), pixels)
 
 
-def _notes(edit, photo, mask):
-  if mask.all():
+def _notes(edit, photo, white):
+  if white:
     yield 'the mask is white everywhere: nothing of the photo is kept'
   if photo.deep:
     yield 'the photo has 16 bits per channel, the output 8: its tones are rounded everywhere'

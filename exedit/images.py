@@ -206,7 +206,7 @@ def output_path(path: str | os.PathLike) -> str:
 def check_ending(path: str | os.PathLike) -> str:
   """The path, with `.png` where it has no ending; UserError for one that is no image's name."""
   path = os.fspath(path)
-  if os.path.isdir(path) or not os.path.basename(path):
+  if os.path.isdir(path) or not os.path.basename(path).strip('.'):
     raise UserError(f'{path} is a folder: name the image to write, such as {path}/out.png')
   if len(os.fsencode(os.path.basename(path))) > LONGEST_NAME:
     raise UserError(f'cannot write {path}: its name has more than {LONGEST_NAME} bytes; shorten it')

@@ -30,8 +30,8 @@ from exedit.models.unet import UNet
 from exedit.training import runtime, state
 from exedit.weights import source, tables
 from exedit.weights import start as start_from
-from exedit.weights.files import Tensor
 from exedit.weights.source import Weights
+from exedit.weights.tensor import Tensor
 
 AUTOENCODERS = {'kl': AutoencoderKL, 'space_to_depth': SpaceToDepth}
 DTYPES = ('float32', 'bfloat16', 'float16')

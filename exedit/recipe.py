@@ -257,11 +257,10 @@ def stranger(path: str) -> str | None:
   place = images.recipe_path(path)
   if not os.path.lexists(place):
     return None
-  try:
-    with open(place, 'rb') as file:
+  ours = False
+  if os.path.isfile(place):  # a pipe would be waited for
+    with contextlib.suppress(OSError), open(place, 'rb') as file:
       ours = b'"exedit"' in file.read(64)
-  except OSError:
-    ours = False
   return None if ours else f'{place} is there and no recipe: use --norecipe or another --output'
 
 

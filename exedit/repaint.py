@@ -24,11 +24,17 @@ PER_COMPILATION = ('steps', 'scale', 'sampler', 'mask_resize')  # settings a pro
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
-  """The decoded files of one edit, and what the network sees of them."""
+class Originals:
+  """The photo of one edit and its mask, in their own size."""
 
   photo: images.Photo
   mask: Bool[np.ndarray, 'h w']
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """What the network sees of the files of one edit: little, however large they are."""
+
   source: Float[np.ndarray, 'sh sw 3']
   hole: Float[np.ndarray, 'sh sw 1']
   exemplar: Float[np.ndarray, 's s 3']
@@ -39,7 +45,6 @@ class Result:
   """The network's answer to one job, at the size that the network worked at."""
 
   job: edits.Job
-  inputs: Inputs
   raw: Float[np.ndarray, 'sh sw 3']
   rows: int  # of the batch it was in
 
@@ -55,25 +60,29 @@ class Batch:
 # Files to arrays, and back
 
 
-def read(job: edits.Job, exemplar_size: int) -> Inputs:
-  """Decode the files of one job; UserError where one is damaged."""
+def originals(job: edits.Job) -> Originals:
+  """Decode the photo and the mask of one job; UserError where one is damaged."""
   edit = job.edit
   photo, mask = images.read_photo(edit.image), images.read_mask(edit.mask)
   images.check_size_of_mask(edit.mask, mask.shape, photo.rgb.shape[:2])
+  return Originals(photo, mask)
+
+
+def see(job: edits.Job, own: Originals, exemplar_size: int) -> Inputs:
+  """What the network sees; UserError where the exemplar or its mask is damaged."""
+  edit = job.edit
   exemplar, subject = images.read(edit.exemplar), None
   if edit.exemplar_mask is not None:
     subject = images.read_mask(edit.exemplar_mask, 'subject of the exemplar')
     images.check_size_of_mask(edit.exemplar_mask, subject.shape, exemplar.shape[:2], 'exemplar')
   return Inputs(
-    photo=photo,
-    mask=mask,
-    source=framing.cut(job.frame, photo.rgb),
-    hole=framing.cut_mask(job.frame, mask),
+    source=framing.cut(job.frame, own.photo.rgb),
+    hole=framing.cut_mask(job.frame, own.mask),
     exemplar=framing.fit_exemplar(exemplar, subject, exemplar_size, edit.settings.exemplar_fit),
   )
 
 
-def pixels(result: Result) -> UInt8[np.ndarray, 'h w c']:
+def pixels(result: Result, own: Originals) -> UInt8[np.ndarray, 'h w c']:
   """The output's pixels: the result inside the mask, the file's own bytes outside it.
 
   A photo with transparency keeps it where the output's format can, and what was repainted is
@@ -82,19 +91,17 @@ def pixels(result: Result) -> UInt8[np.ndarray, 'h w c']:
   Raises:
     UserError: for a result that is not finite.
   """
-  job, inputs, settings = result.job, result.inputs, result.job.edit.settings
+  job, settings = result.job, result.job.edit.settings
   if not np.isfinite(result.raw).all():
     raise UserError(
       f'{job.edit.output} is not written: the result is not finite; are the weights sound?'
     )
-  painted, feather, match = inputs.mask, settings.feather, settings.match
+  painted, feather, match = own.mask, settings.feather, settings.match
   if not settings.paste:
-    painted, feather, match = np.zeros_like(inputs.mask), 0.0, 'none'
+    painted, feather, match = np.zeros_like(own.mask), 0.0, 'none'
     painted[job.frame.top : job.frame.bottom, job.frame.left : job.frame.right] = True
-  rgb = framing.stitch(
-    job.frame, result.raw, inputs.photo.rgb, painted, feather=feather, match=match
-  )
-  rgba = inputs.photo.rgba
+  rgb = framing.stitch(job.frame, result.raw, own.photo.rgb, painted, feather=feather, match=match)
+  rgba = own.photo.rgba
   if rgba is None or not images.holds_alpha(job.edit.output):
     return rgb
   opaque = np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], -1)
@@ -192,7 +199,9 @@ def run(
         bad(job, found)
       else:
         ready.append((job, found))
-    started = (ready, start(ready, batch.rows, edit, multiple)) if ready else None
+    started = (
+      ([job for job, _ in ready], start(ready, batch.rows, edit, multiple)) if ready else None
+    )
     if waiting is not None:
       yield _arrived(*waiting)
     waiting = started
@@ -225,11 +234,11 @@ def own_key(seed: int) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), 0)
 
 
-def _arrived(ready, raw) -> list[Result]:
+def _arrived(jobs, raw) -> list[Result]:
   raw = np.asarray(raw)
   return [
-    Result(job, inputs, row[: job.frame.size[0], : job.frame.size[1]], len(raw))
-    for (job, inputs), row in zip(ready, raw)
+    Result(job, row[: job.frame.size[0], : job.frame.size[1]], len(raw))
+    for job, row in zip(jobs, raw)
   ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from exedit import decode, edits, framing, images, repaint
+from exedit import decode, doors, edits, framing, images, repaint
 from exedit import recipe as recipes
 from exedit.errors import UserError
 from exedit.session import Pace, Session
@@ -51,6 +51,7 @@ def replay(
       raise UserError(f'the weights of {path}, {weights}, are not here: name them with --weights')
   session = _session(old, weights)
   session.keep_recipes = keep_recipe
+  doors.check_steps(old.settings.steps, session.most_steps)
   job = _job(edit, old, session.trained, say)
   for line in recipes.other_versions(old, session.versions):
     say(f'note: {line}: the pixels may differ')

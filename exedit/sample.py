@@ -24,7 +24,7 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from exedit import doors, edits, images, recipe, repaint, replay
+from exedit import doors, edits, images, recipe, repaint, replay, shares
 from exedit.errors import UserError
 from exedit.session import Pace, Session, share_out, sweep, workers
 from exedit.training import runtime
@@ -78,25 +78,25 @@ def sample(
   for fault in outputs_refused(found, (), keep_recipe):
     raise UserError(fault.why)
   first = edits.plan(found[0], session.trained)
-  inputs = repaint.read(first, session.exemplar_size)
-  jobs = runtime.own_share([edits.Job(edit, first.frame) for edit in found])
+  own = repaint.originals(first)
+  known = own, repaint.see(first, own, session.exemplar_size)
+  jobs = runtime.own_share([dataclasses.replace(first, edit=edit) for edit in found])
   devices, rows, note = share_out(batch_size, 1, len(jobs))
-  where = _where(first.frame, inputs.mask.shape)
+  where = _where(first.frame, own.mask.shape)
   for line in [*session.found.notes, *first.notes, *where, *note]:
     say(f'note: {line}')
   if jobs:
-    _make_samples(session, jobs, inputs, devices, rows, say)
-  runtime.wait_for_others('samples')
+    _make_samples(session, jobs, known, devices, rows, say)
   return outputs
 
 
-def _make_samples(session, jobs, inputs, devices, rows, say):
+def _make_samples(session, jobs, known, devices, rows, say):
   loaded = session.load(devices)
   work = repaint.batches(repaint.groups(jobs, loaded.multiple), rows, len(devices))
   outputs = [job.edit.output for job in jobs]
   sweep(outputs)
   pace = Pace()
-  made = session.run(loaded, work, bad=_refuse, pace=pace, inputs=inputs)
+  made = session.run(loaded, work, bad=_refuse, pace=pace, known=known)
   for batch in ticking(made, outputs[0]):
     for result in batch:
       say(f'{result.path}  seed {result.job.edit.settings.seed}')
@@ -158,7 +158,7 @@ def sample_list(
 
   The whole list is checked before the weights are read. Outputs whose recipe says that they are
   what this call would make are left as they are, so the same call goes on after an interruption.
-  Of several processes, each makes its share.
+  Of several processes, each makes and returns its share (`shares.end` waits for the others).
 
   Raises:
     UserError: for a list with faults, unless `skip_bad`; for files that turn out to be damaged,
@@ -167,7 +167,8 @@ def sample_list(
   session = Session(
     weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe
   )
-  found, faults = edits.read(listed, output, session.settings(**settings))
+  own = session.settings(**settings)
+  found, faults = edits.read(listed, output, own, session.most_steps)
   total = len(found) + len(faults)
   jobs, more = _checked(found, listed, num_samples, session)
   faults += more
@@ -179,7 +180,6 @@ def sample_list(
   for line in [*session.found.notes, *_counted(jobs, states)]:
     say(f'note: {line}')
   late = _make(session, jobs, states, batch_size, say)
-  runtime.wait_for_others('edits')
   if not skip_bad:
     edits.refuse(late, listed, total, f'All others are made. {remedy}')
   for fault in edits.in_order([*faults, *late]):
@@ -198,7 +198,7 @@ def _checked(found, listed, num_samples, session):
     good = [edit for edit in found if edit.where not in bad]
     jobs, more = edits.plan_all(good, session.trained, bar.update)
   jobs = [
-    edits.Job(edit, job.frame, job.notes)
+    dataclasses.replace(job, edit=edit)
     for job in jobs
     for edit in edits.samples([job.edit], num_samples)
   ]
@@ -380,10 +380,14 @@ def main(_: list[str]) -> None:
       raise UserError(f'--{name} is missing: name the {FILES[name]}')
   if jax.process_index():
     given['say'] = lambda line: None
+  failed = None
   try:
-    if mode != 'replay' or not jax.process_index():  # one edit is one process's work
-      function(**given)
-    runtime.wait_for_others('the end')
+    try:
+      if mode != 'replay' or not jax.process_index():  # one edit is one process's work
+        function(**given)
+    except Exception as error:
+      failed = error
+    shares.end(failed)
   except KeyboardInterrupt:
     line = 'stopped; the same command goes on' if mode == 'edits' else 'stopped'
     print(f'\n{line}', file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from exedit import doors, edits, images, repaint
+from exedit import doors, edits, images, repaint, room
 from exedit import paint_by_example as pbe
 from exedit import recipe as recipes
 from exedit.models.clip import CLIPVision
@@ -87,6 +87,7 @@ class Session:
     self.found = source.look(weights, which, revision)
     self.config = self.found.config
     self.trained = doors.trained_on(self.config, 'size')
+    self.most_steps = doors.most_steps(self.config)
     sizes = inspect.signature(CLIPVision.__init__).parameters['image_size'].default
     self.exemplar_size = self.config['model'].get('clip', {}).get('image_size', sizes)
     self.precision = precision or self.config['model'].get('dtype', 'float32')
@@ -127,7 +128,8 @@ class Session:
     """'yes', 'no' or 'changed': see `recipe.finished`."""
     if not os.path.exists(images.recipe_path(job.edit.output)):
       return 'no'
-    return recipes.finished(job.edit.output, self.asked(job.edit))
+    with room.PHOTOS.taken(job.pixels):
+      return recipes.finished(job.edit.output, self.asked(job.edit))
 
   def load(self, devices: Sequence[Any]) -> Loaded:
     """Read the weights onto these devices; UserError where that cannot be."""
@@ -141,7 +143,7 @@ class Session:
     *,
     bad: Callable[[edits.Job, str], Any],
     pace: Pace,
-    inputs: repaint.Inputs | None = None,
+    known: tuple[repaint.Originals, repaint.Inputs] | None = None,
     lag: int = 0,
   ) -> Iterator[list[Made]]:
     """Make these batches; yields each once its files are written.
@@ -149,12 +151,15 @@ class Session:
     Args:
       bad: gets each job whose files cannot be decoded, and why.
       pace: counts each batch when the device is done with it.
-      inputs: those of all jobs, where they are one photo's samples and were read already.
+      known: the decoded files of all jobs, where they are one photo's samples. Else each photo is
+        decoded twice, before and after the device's work, so that those that wait for it take up
+        no memory: at most `room.PIXELS` are in work at once, whatever the list holds.
       lag: batches that may still be being written while the next is computed.
     Raises:
       UserError: for a result that is not finite.
     """
-    read = lambda job: inputs or repaint.read(job, self.exemplar_size)
+    own, inputs = known or (None, None)
+    read = lambda job: inputs or self.read(job)
     with workers() as pool:
       pool.submit(lambda: self.keep_recipes and self.digest)  # while the compiler works
       pace.start()
@@ -162,16 +167,27 @@ class Session:
       results = repaint.run(work, loaded.edit, read, pool, multiple=loaded.multiple, bad=bad)
       for batch in results:
         pace.made(len(batch))
-        writing.append([pool.submit(self.write, result, loaded.devices) for result in batch])
+        writing.append([pool.submit(self.write, result, loaded.devices, own) for result in batch])
         if len(writing) > lag:
           yield [future.result() for future in writing.popleft()]
       while writing:
         yield [future.result() for future in writing.popleft()]
 
-  def write(self, result: repaint.Result, devices: int) -> Made:
+  def read(self, job: edits.Job) -> repaint.Inputs:
+    """What the network sees of one job's files; UserError where one is damaged."""
+    with room.PHOTOS.taken(job.pixels):
+      return repaint.see(job, repaint.originals(job), self.exemplar_size)
+
+  def write(
+    self, result: repaint.Result, devices: int, own: repaint.Originals | None = None
+  ) -> Made:
     """Save one output, its recipe in it and beside it."""
-    edit, photo = result.job.edit, result.inputs.photo
-    pixels = repaint.pixels(result)
+    with room.PHOTOS.taken(result.job.pixels):
+      return self._write(result, devices, own or repaint.originals(result.job))
+
+  def _write(self, result, devices, own) -> Made:
+    edit = result.job.edit
+    pixels = repaint.pixels(result, own)
     folder = os.path.dirname(edit.output)
     recipe = recipes.Recipe(
       weights=dict(
@@ -193,7 +209,7 @@ class Session:
     text = recipe.text() if self.keep_recipes else None
     if text is None:
       recipes.forget(edit.output)
-    path = images.save(pixels, edit.output, icc_profile=photo.icc_profile, recipe=text)
+    path = images.save(pixels, edit.output, icc_profile=own.photo.icc_profile, recipe=text)
     return Made(result.job, path, recipe)
 
 

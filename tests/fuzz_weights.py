@@ -284,6 +284,7 @@ MAKERS = {
   'torch zip, lying records': zip_fields,
   'torch zip, bombs': bomb,
   'index of shards': index_json,
+  'torch before 1.6, mutated': legacy_mutated,
+  'torch before 1.6, hostile': legacy_hostile,
   'no weight file at all': other_files,
 }
-LEGACY = {'torch before 1.6, mutated': legacy_mutated, 'torch before 1.6, hostile': legacy_hostile}

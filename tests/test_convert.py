@@ -17,7 +17,8 @@ from exedit import paint_by_example as pbe
 from exedit.convert import convert
 from exedit.errors import UserError
 from exedit.weights import conditioner, original, source, tables
-from exedit.weights.files import Tensor, open_tensors
+from exedit.weights.files import open_tensors
+from exedit.weights.tensor import Tensor
 from tests import released, small
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -283,3 +284,12 @@ def test_a_target_without_a_folder_is_refused_before_reading(
 def test_a_folder_that_takes_no_folders():
   with pytest.raises(UserError, match='cannot write /proc/weights'):
     released.export('/proc/weights')
+
+
+@pytest.mark.parametrize('layout', door.LAYOUTS)
+def test_a_name_too_long_for_a_file_system_is_refused(tmp_path, layout):
+  released.export(tmp_path / 'w')
+  name = 'a' * 260 + '.safetensors'
+  with pytest.raises(UserError, match='its name has more than 200 bytes'):
+    convert(str(tmp_path / 'w'), str(tmp_path / name), layout=layout)
+  assert os.listdir(tmp_path) == ['w']

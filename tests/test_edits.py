@@ -41,7 +41,7 @@ def csv(folder, text):
 
 
 def only_fault(path, output='out'):
-  found, faults = edits.read(path, output, OWN)
+  found, faults = edits.read(path, output, OWN, most_steps=499)
   [fault] = faults
   assert '\n' not in str(fault)
   return str(fault), found
@@ -122,13 +122,16 @@ def test_a_folder_is_matched_by_stem(folder):
     ('[1]', 'must be an object'),
     (ROW | dict(exmplar='e.png'), "'exmplar' is no column: did you mean 'exemplar'"),
     (ROW | dict(output=3), 'output is 3: it must be a path'),
+    (ROW | dict(image='a/' * 3000), "image is 'a/a/"),
+    (ROW | dict(mask='\ud800.png'), 'mask is'),
+    (ROW | dict(output='..'), '.. is a folder'),
     (ROW | dict(image=''), 'its image is empty'),
     (dict(image='a.png'), 'it has no mask'),
     (ROW | dict(seed='many'), "seed is 'many': it must be a whole number"),
     (ROW | dict(seed=2.5), 'seed is 2.5'),
     (ROW | dict(seed=True), 'seed is True'),
     (ROW | dict(seed=-1), 'between 0 and'),
-    (ROW | dict(steps=1000), 'between 1 and 999'),
+    (ROW | dict(steps=500), 'steps is 500: it must be between 1 and 499'),
     (ROW | dict(scale='nan'), 'scale is nan'),
     (ROW | dict(scale=10**400), 'scale is 1000'),
     (ROW | dict(sampler='euler'), 'use one of plms'),
@@ -179,6 +182,12 @@ def test_what_is_no_list(folder):
       edits.read(str(folder / name), 'out', OWN)
 
 
+def test_a_list_that_is_a_pipe_is_not_waited_for(folder):
+  os.mkfifo(folder / 'list.csv')
+  with pytest.raises(UserError, match='list.csv is a pipe or device'):
+    edits.read(str(folder / 'list.csv'), 'out', OWN)
+
+
 # samples and settings
 
 
@@ -212,7 +221,7 @@ def planned(folder, **changes):
 def test_a_plan_knows_the_window_and_what_to_tell(folder):
   job = planned(folder)
   assert (job.frame.height, job.frame.width, job.frame.size) == (32, 40, (16, 20))
-  assert job.notes == ()
+  assert job.notes == () and job.pixels == 32 * 40 + 9 * 20
   job = planned(folder, image='tall.png', mask='hole.png', exemplar_mask='subject.png')
   assert job.frame.size == (48, 16)
   Image.new('L', (40, 32), 255).save(folder / 'm.png')

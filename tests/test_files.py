@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import struct
 import subprocess
@@ -14,7 +15,8 @@ from safetensors import safe_open
 
 from exedit.errors import UserError
 from exedit.weights import files
-from exedit.weights.files import Tensor, open_tensors, save_tensors
+from exedit.weights.files import open_tensors, save_tensors
+from exedit.weights.tensor import Tensor
 from tests.pickled import checkpoint, state_dict
 
 
@@ -102,7 +104,8 @@ def test_a_file_can_be_written_over_itself(tmp_path):
 MEMORY = """
 import resource, sys
 import numpy as np
-from exedit.weights.files import Tensor, open_tensors, save_tensors
+from exedit.weights.files import open_tensors, save_tensors
+from exedit.weights.tensor import Tensor
 
 def grown(work):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -211,12 +214,6 @@ def test_a_file_that_shrinks_after_it_was_opened_is_refused_when_read(tmp_path):
 # other things under the name of a weight file
 
 
-def legacy():
-  import pickle
-
-  return pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
-
-
 OTHERS = {
   'empty.safetensors': (b'', 'empty (0 bytes)'),
   'pointer.safetensors': (
@@ -224,8 +221,9 @@ OTHERS = {
     'git lfs pull',
   ),
   'page.bin': (b'\n<!DOCTYPE html>\n<html><title>404</title></html>', 'web page'),
-  'legacy.bin': (legacy(), 'before 1.6'),
-  'tar.pt': (b'\0' * 257 + b'ustar\0' + b'\0' * 300, 'before 1.6'),
+  'half.bin': (pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2), 'its pickles'),
+  'plain.pkl': (pickle.dumps({'a': 1}), 'a plain pickle or a tar'),
+  'tar.pt': (b'\0' * 257 + b'ustar\0' + b'\0' * 300, 'a plain pickle or a tar'),
   'text.ckpt': (b'These are not the weights you are looking for', 'These ar'),
   'picture.bin': (b'\x89PNG\r\n\x1a\n' + b'\0' * 50, 'no weight file'),
   'config.json': (b'{"a": 1}', 'no weight_map'),
@@ -239,6 +237,11 @@ def test_other_files_are_refused_for_what_they_are(tmp_path, name):
   (tmp_path / name).write_bytes(data)
   line = refusal(open_tensors, tmp_path / name)
   assert name in line and expected in line
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.safetensors')
+  assert 'is a pipe or device' in refusal(open_tensors, tmp_path / 'pipe.safetensors')
 
 
 def test_no_file_and_no_right_to_it(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from PIL import EpsImagePlugin
 
 from exedit.errors import UserError
-from tests import fuzz, fuzz_images, fuzz_pickles, fuzz_weights
+from tests import fuzz, fuzz_folders, fuzz_images, fuzz_pickles, fuzz_weights
 from tests.fuzz import Case
 
 
@@ -18,6 +18,8 @@ def test_150_bad_files_are_read_or_refused():
   failures = [f'{kind}: {failure}' for kind, row in table.items() for failure in row.failures]
   assert not failures, '\n'.join(failures)
   makers = fuzz_weights.MAKERS | fuzz_pickles.MAKERS | fuzz_images.MAKERS
+  for kinds in fuzz_folders.DOORS.values():
+    makers |= kinds
   assert set(makers) - set(table) <= {kind for kind in makers if 'megapixels' in kind}
   assert sum(row.accepted for row in table.values()) > 15
   assert sum(row.refused for row in table.values()) > 100
@@ -30,7 +32,7 @@ def test_the_files_before_they_are_damaged_are_good(tmp_path):
   for make, door in [
     (fuzz_weights.whole_safetensors, fuzz.open_weights),
     (fuzz_weights.whole_zip, fuzz.open_weights),
-    (fuzz_weights.whole_legacy, fuzz.open_legacy),
+    (fuzz_weights.whole_legacy, fuzz.open_weights),
   ]:
     (tmp_path / 'a.bin').write_bytes(make(rng))
     door(tmp_path / 'a.bin')

@@ -1,5 +1,7 @@
 """Checkpoints in the original layout, which have no config: what is taken from where."""
 
+import os
+
 import numpy as np
 import pytest
 import yaml
@@ -161,7 +163,7 @@ def nested_aliases(depth=9, width=9):
   ('text', 'words'),
   [
     (nested_aliases(), r'it has aliases \(\*name\)'),
-    ('# ' + 'x' * 10**6, 'it is larger than 65536 bytes'),
+    ('# ' + 'x' * 10**6, 'more than 65536 bytes'),
     ('model: {params: {unet_config: {params: {1: 2}}}}', 'first_stage_config'),
   ],
 )
@@ -186,3 +188,10 @@ def test_foreign_values_are_shown_short(tmp_path):
   with pytest.raises(UserError, match='num_head_channels is') as error:
     look(tmp_path / 'a.safetensors')
   assert len(str(error.value)) < 1000
+
+
+def test_a_pipe_beside_a_checkpoint_is_refused_and_not_waited_for(tmp_path):
+  released.write_checkpoint(tmp_path / 'o.safetensors')
+  os.mkfifo(tmp_path / 'o.yaml')
+  with pytest.raises(UserError, match='o.yaml is a pipe or device'):
+    source.look(tmp_path / 'o.safetensors')

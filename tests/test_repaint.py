@@ -18,17 +18,18 @@ def job(i=0, size=(16, 16), **settings):
   return edits.Job(edit, framing.Frame(0, 0, *size, size))
 
 
-def inputs(rgba=None, h=16, w=16):
+def originals(rgba=None, h=16, w=16):
   rgb = np.full((h, w, 3), 100, np.uint8)
   mask = np.zeros((h, w), bool)
   mask[4:9, 3:12] = True
-  photo = images.Photo(rgb, rgba, None)
-  seen = framing.Frame(0, 0, h, w, (h, w))
+  return repaint.Originals(images.Photo(rgb, rgba, None), mask)
+
+
+def inputs(h=16, w=16):
+  own, seen = originals(None, h, w), framing.Frame(0, 0, h, w, (h, w))
   return repaint.Inputs(
-    photo,
-    mask,
-    framing.cut(seen, rgb),
-    framing.cut_mask(seen, mask),
+    framing.cut(seen, own.photo.rgb),
+    framing.cut_mask(seen, own.mask),
     np.zeros((8, 8, 3), np.float32),
   )
 
@@ -131,27 +132,27 @@ def test_a_job_whose_files_are_damaged_is_left_out_of_its_batch():
 # pixels
 
 
-def result(value, rgba=None, **settings):
+def pixels(value, rgba=None, **settings):
   raw = np.full((16, 16, 3), value, np.float32)
-  return repaint.Result(job(**settings), inputs(rgba), raw, 1)
+  return repaint.pixels(repaint.Result(job(**settings), raw, 1), originals(rgba))
 
 
 def test_pixels_inside_are_the_results_and_outside_the_files():
-  out = repaint.pixels(result(1.0, feather=0.0, match='none'))
-  mask = inputs().mask
+  out = pixels(1.0, feather=0.0, match='none')
+  mask = originals().mask
   assert (out[mask] == 255).all() and (out[~mask] == 100).all() and out.shape[-1] == 3
-  out = repaint.pixels(result(1.0, paste=False))
+  out = pixels(1.0, paste=False)
   assert (out == 255).all()
 
 
 def test_pixels_of_a_transparent_photo():
   rgba = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
-  mask = inputs().mask
-  out = repaint.pixels(result(1.0, rgba, feather=0.0, match='none'))
+  mask = originals().mask
+  out = pixels(1.0, rgba, feather=0.0, match='none')
   np.testing.assert_array_equal(out[~mask], rgba[~mask])
   assert (out[mask] == 255).all()
 
 
 def test_a_result_that_is_not_finite_names_its_output():
   with pytest.raises(UserError, match='0.png is not written: the result is not finite'):
-    repaint.pixels(result(np.nan))
+    pixels(np.nan)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import images, sample
+from exedit import images, repaint, room, sample
 from exedit import paint_by_example as pbe
 from exedit.errors import UserError
 from tests import small
@@ -486,6 +487,27 @@ def test_a_file_found_damaged_on_the_way_does_not_stop_the_others(files, listed,
   assert sorted(p.name for p in (tmp_path / 'out').glob('*.png')) == ['a.png', 'd.png']
 
 
+def test_the_photos_of_a_list_are_in_memory_one_by_one_where_there_is_room_for_one(
+  files, listed, tmp_path, monkeypatch
+):
+  """Each is there while it is looked at and while it is written, not while it waits for others."""
+  run_list(files, listed, tmp_path / 'roomy', batch_size=4)
+  monkeypatch.setattr(room, 'PHOTOS', room.Room(1))
+  inside, most, decode = [], [], repaint.originals
+
+  def counted(job):
+    found = decode(job)
+    inside.append(weakref.ref(found.photo.rgb))
+    most.append(sum(photo() is not None for photo in inside))
+    return found
+
+  monkeypatch.setattr(repaint, 'originals', counted)
+  made, _ = run_list(files, listed, tmp_path / 'narrow', batch_size=4)
+  assert len(made) == 5 and len(most) == 10
+  assert max(most) <= 2  # one, and perhaps another that is being let go of
+  assert [*contents(tmp_path / 'narrow').values()] == [*contents(tmp_path / 'roomy').values()]
+
+
 def test_several_samples_of_each_edit(files, listed, tmp_path):
   made, _ = run_list(files, listed, tmp_path / 'out', num_samples=2, batch_size=2)
   assert [os.path.basename(path) for path in made[:4]] == [
@@ -552,8 +574,17 @@ for name, count in ('four', 4), ('one', 1):
   assert sizes.count(2) == 12
 
 
-def test_two_processes_share_a_list(files, listed, tmp_path):
+def test_two_processes_share_a_list_and_what_one_cannot_make_both_say(files, listed, tmp_path):
+  """The second process finds its damaged file at once, the first is not stopped by it."""
   import socket
+
+  alone, _ = run_list(files, listed, tmp_path / 'alone', batch_size=1)
+  data = (tmp_path / 'tall.png').read_bytes()
+  (tmp_path / 'tall.png').write_bytes(data[: len(data) // 2])  # the header is good
+  Image.open(files['exemplar']).resize((24, 48)).save(tmp_path / 'sound.png')
+  lines = Path(listed).read_text().splitlines()
+  lines[2] = lines[2].replace('tall.png', 'sound.png')
+  Path(listed).write_text('\n'.join(lines))
 
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -561,12 +592,17 @@ def test_two_processes_share_a_list(files, listed, tmp_path):
   arguments = dict(weights=files['weights'], edits=listed, output=tmp_path / 'two', batch_size=1)
   env = dict(JAX_COORDINATOR_ADDRESS=f'localhost:{port}', JAX_NUM_PROCESSES='2')
   both = [start(arguments, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
-  (out, _), (silent, _) = [end(process) for process in both]
+  (out, others), (silent, own) = [end(process, 2) for process in both]
   assert '3 edits: first' in out and 'edits' not in silent
-  alone, _ = run_list(files, listed, tmp_path / 'alone', batch_size=1)
+  fault = f'1 of 5 edits cannot be made: line 2: {tmp_path}/tall.png cannot be decoded'
+  assert f'error: {listed}: {fault}' in own and f'error: process 1: {listed}: {fault}' in others
+  assert 'Traceback' not in own + others
   for path in alone:
     other = str(path).replace(str(tmp_path / 'alone'), str(tmp_path / 'two'))
-    np.testing.assert_array_equal(pixels(path), pixels(other))
+    if 'tall' in other:
+      assert not os.path.exists(other)
+    elif 'b.png' not in other:  # its exemplar is another
+      np.testing.assert_array_equal(pixels(path), pixels(other))
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import jax.numpy as jnp
@@ -230,3 +231,17 @@ def test_numbers_that_would_cost_all_memory_or_are_none(tmp_path, group, name, v
   with pytest.raises(UserError, match=words) as error:
     source.read_config(tmp_path)
   assert '\n' not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize('make, name', [
+  (released.export, 'config.json'),
+  (released.export, 'model.safetensors'),
+  (released.write_pipeline, 'unet/config.json'),
+  (released.write_pipeline, 'vae/diffusion_pytorch_model.safetensors'),
+])  # fmt: skip
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(tmp_path, make, name):
+  make(tmp_path / 'w')
+  (tmp_path / 'w' / name).unlink()
+  os.mkfifo(tmp_path / 'w' / name)
+  with pytest.raises(UserError, match=f'{name} is a pipe or device'):
+    source.look(tmp_path / 'w')

@@ -5,7 +5,6 @@ import pytest
 
 from exedit.errors import UserError
 from exedit.weights import autoencoder, clip, conditioner, unet
-from exedit.weights.files import Tensor
 from exedit.weights.tables import (
   CONV1X1,
   SAME,
@@ -18,6 +17,7 @@ from exedit.weights.tables import (
   to_theirs,
   under,
 )
+from exedit.weights.tensor import Tensor
 
 TABLE = [
   *conv('[model.|]blocks.{i}.conv', 'layers.{i}.conv'),

@@ -7,9 +7,11 @@ from typing import Any
 from exedit.errors import UserError
 from exedit.weights import autoencoder, conditioner, configs, unet
 from exedit.weights.files import INDEX, open_tensors
+from exedit.weights.pread import read_small
 from exedit.weights.tables import Found, Row, under
 
 PARTS = ('unet', 'vae', 'image_encoder', 'scheduler')
+LONGEST_JSON = 2**26  # bytes; an index of shards of 100,000 tensors has a tenth of it
 STEM = dict(image_encoder='model')  # of the .safetensors; transformers' name, the others diffusers'
 OTHERS = {  # folders that say which other pipeline this is
   'text_encoder_2': 'Stable Diffusion XL',
@@ -123,7 +125,7 @@ def shards(file: Path) -> list[Path]:
 def read_json(file: Path) -> dict[str, Any]:
   """A JSON object; UserError where it is missing or damaged."""
   try:
-    value = json.loads(file.read_text(encoding='utf-8'))
+    value = json.loads(read_small(file, LONGEST_JSON).decode('utf-8'))
     if isinstance(value, dict):
       return value
     raise ValueError('no object')

@@ -6,30 +6,27 @@ bytes, not by their endings. The safetensors format: github.com/huggingface/safe
 
 import contextlib
 import errno
-import functools
 import json
 import math
 import os
-import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from exedit.errors import UserError
-from exedit.weights import torch_names
+from exedit.weights import legacy, torch_zip, torchscript
 from exedit.weights.pread import File, damaged, quoted
-from exedit.weights.torch_names import View
+from exedit.weights.tensor import Tensor
 from exedit.weights.zips import Zip
 
 INDEX = '.index.json'  # the ending of the list of shards that stands in for a single file
 LONGEST_HEADER = 100_000_000  # bytes; the library's own bound
 LONGEST_NAME = 255  # of a file, in characters
-LONGEST_PICKLE = 2**26  # bytes; a thousand times what a large checkpoint takes
 MOST_AXES = 32
 
 # Codes of the format; a file's tensors are written in this order, as the library does.
@@ -55,22 +52,14 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-class Tensor(NamedTuple):
-  """One tensor of a file, not read yet; every call of `read` reads it again, C-contiguous."""
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  read: Callable[[], np.ndarray]
-
-
 # Reading
 
 
 def open_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
   """The tensors of a weight file by name.
 
-  path: a `.safetensors`, a `.bin`, `.pt`, `.pth` or `.ckpt` that torch wrote, or the
-  `.index.json` of shards of either kind.
+  path: a `.safetensors`; a `.bin`, `.pt`, `.pth` or `.ckpt` that any version of torch wrote,
+  TorchScript too; or the `.index.json` of shards of any of these kinds.
   Raises:
     UserError: naming the file, what is wrong and what to do. Damage inside a tensor's own bytes
       can only show when it is read.
@@ -83,8 +72,12 @@ def open_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def _open_one(file: File, kind: str) -> dict[str, Tensor]:
+  if kind == 'legacy':
+    return legacy.open_tensors(file)
   if kind == 'zip':
-    return _open_torch(file)
+    archive = Zip(file)
+    open_zip = torchscript if torchscript.is_torchscript(archive) else torch_zip
+    return open_zip.open_tensors(archive, file.path)
   return _open_safetensors(file)[0]
 
 
@@ -94,11 +87,13 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _kind(file: File) -> str:
-  """'safetensors', 'zip' or 'index', by the first bytes; refuses the rest by its own name."""
+  """'safetensors', 'zip', 'legacy' or 'index', by the first bytes; refuses the rest by name."""
   head = file.read(0, min(file.size, 512)).tobytes()
   text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
   if head[:4] in (b'PK\x03\x04', b'PK\x05\x06'):
     return 'zip'
+  if legacy.is_legacy(head):
+    return 'legacy'
   if head[4:9] == b'\0\0\0\0{':  # a header of less than 4 GB; text has no zeros there
     return 'safetensors'
   if text.startswith(b'{'):
@@ -116,8 +111,8 @@ def _kind(file: File) -> str:
     )
   if head[:1] == b'\x80' or head[257:262] == b'ustar':
     raise UserError(
-      f'{file.path} is of the format that torch wrote before 1.6, or a plain pickle: load it with'
-      ' torch and save it again (torch.save), or use a .safetensors file'
+      f'{file.path} is a plain pickle or a tar, which only the first versions of torch wrote: load'
+      ' it with torch and save it again (torch.save), or use a .safetensors file'
     )
   if os.path.splitext(file.path)[1] == '.safetensors':
     return 'safetensors'
@@ -185,55 +180,6 @@ def _reader(file: File, offset: int, size: int, shape: tuple[int, ...], dtype: n
   return lambda: file.read(offset, size).view(dtype).reshape(shape)
 
 
-def _open_torch(file: File) -> dict[str, Tensor]:
-  """The tensors of a zip that torch.save wrote: one pickle, and one entry for each storage."""
-  archive = Zip(file)
-  pickled = [n for n in archive.names() if re.fullmatch(r'(?:[^/]+/)?data\.pkl', n)]
-  if len(pickled) != 1:
-    raise UserError(
-      f'{file.path} is a zip with {len(pickled)} data.pkl, and a torch checkpoint has one: give'
-      ' a checkpoint, or unpack it first'
-    )
-  if (size := archive.size(pickled[0])) > LONGEST_PICKLE:
-    raise damaged(file.path, f'a pickle of {size} bytes')
-  top = pickled[0].removesuffix('data.pkl')
-  order = archive.read(f'{top}byteorder').tobytes() if archive.size(f'{top}byteorder') > 0 else b''
-  if order not in (b'', b'little', b'big'):
-    raise damaged(file.path, f'its byte order is {quoted(order)}')
-  views = torch_names.read_weights(archive.read(pickled[0]).tobytes(), file.path)
-  for name, view in views.items():
-    key, size = f'{top}data/{view.storage.key}', view.storage.size
-    if archive.size(key) != size:
-      there = f'has {archive.size(key)}' if archive.size(key) >= 0 else 'is not there'
-      raise damaged(file.path, f'{quoted(name)} needs {size} bytes in {quoted(key)}, which {there}')
-  return {
-    name: Tensor(
-      view.shape,
-      view.dtype,
-      functools.partial(
-        _read_view, archive, f'{top}data/{view.storage.key}', view, order == b'big'
-      ),
-    )
-    for name, view in views.items()
-  }
-
-
-def _read_view(archive: Zip, key: str, view: View, swap: bool) -> np.ndarray:
-  """A strided window made contiguous, reading from its first to its last element only."""
-  if 0 in view.shape:
-    return np.empty(view.shape, view.dtype)
-  last = sum((n - 1) * step for n, step in zip(view.shape, view.stride))
-  width = view.dtype.itemsize
-  data = archive.read(key, view.offset * width, (last + 1) * width)
-  if swap:
-    word = width // 2 if view.dtype.kind == 'c' else width
-    data.view(f'u{word}').byteswap(inplace=True)
-  steps = [step * width for step in view.stride]
-  raw = data.view(f'V{width}')  # as_strided does not know every dtype
-  window = np.lib.stride_tricks.as_strided(raw, view.shape, steps).view(view.dtype)
-  return np.ascontiguousarray(window).reshape(view.shape)
-
-
 def _json(file: File, data: bytes) -> dict[str, Any]:
   """A JSON object, none of whose keys stands there twice."""
   try:
@@ -267,7 +213,8 @@ def _open_shards(file: File) -> dict[str, Tensor]:
     )
   shards = {}
   for shard in sorted(set(names.values())):
-    if shard in ('', '..') or set(shard) & set('/\\\0') or len(shard) > LONGEST_NAME:
+    plain = shard.isprintable() and not set(shard) & set('/\\') and shard not in ('', '..')
+    if not plain or len(shard) > LONGEST_NAME:
       raise damaged(file.path, f'it names the shard {quoted(shard)}, which is no plain file name')
     part = File(Path(file.path).parent / shard)
     if (kind := _kind(part)) == 'index':

@@ -13,10 +13,14 @@ import numpy as np
 from exedit.errors import UserError
 from exedit.training import checkpoint
 from exedit.weights import configs, digests
-from exedit.weights.files import Tensor, open_tensors, save_tensors
+from exedit.weights.files import open_tensors, save_tensors
+from exedit.weights.pread import read_small
 from exedit.weights.tables import Found, cast, identity
+from exedit.weights.tensor import Tensor
 
 CONFIG, MODEL = 'config.json', 'model.safetensors'
+LONGEST_CONFIG = 2**22  # bytes; one has some thousands
+LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -27,7 +31,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
   """
   file = Path(path) / CONFIG
   try:
-    config = json.loads(file.read_text(encoding='utf-8'))
+    config = json.loads(read_small(file, LONGEST_CONFIG).decode('utf-8'))
     if 'model_type' in config:
       raise UserError(
         f'{path} is a model of transformers ({config["model_type"]!r:.50}): '
@@ -127,7 +131,9 @@ def write(
 
 
 def check_new(path: Path) -> None:
-  """UserError where nothing can be made under this name: it is taken, or has no folder around."""
+  """UserError where nothing can be made under this name: taken, too long, no folder around it."""
+  if len(os.fsencode(path.name)) > LONGEST_NAME:
+    raise UserError(f'cannot write {path}: its name has more than {LONGEST_NAME} bytes; shorten it')
   if os.path.lexists(path):
     raise UserError(f'{path} is there already: remove it or name another')
   if os.path.exists(path.parent) and not path.parent.is_dir():

@@ -6,17 +6,16 @@ the weights of LPIPS. Format: torch/serialization.py, _legacy_save. Nothing in a
 
 import functools
 import io
-import os
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from exedit.weights import pickles, torch_names
-from exedit.weights.files import Tensor
 from exedit.weights.pickles import Pairs, kind
 from exedit.weights.pread import File, damaged, quoted
+from exedit.weights.tensor import Tensor, read_view
 from exedit.weights.torch_names import Storage, View
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -24,19 +23,17 @@ LONGEST_HEAD = 2**22  # bytes of all pickles; those of 1,500 tensors take a tent
 _PLAIN = torch_names.NAMES
 
 
-def is_legacy(path: str | os.PathLike) -> bool:
-  """Whether a file begins as these do: protocol 2, an integer of ten bytes."""
-  file = File(path)
-  return file.size > 4 and file.read(0, 4).tobytes() == b'\x80\x02\x8a\x0a'
+def is_legacy(head: bytes) -> bool:
+  """Whether a file with this beginning is one of them: protocol 2, an integer of ten bytes."""
+  return head[:4] == b'\x80\x02\x8a\x0a'
 
 
-def open_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
-  """The tensors by name, unread, as files.open_tensors gives those of newer files.
+def open_tensors(file: File) -> dict[str, Tensor]:
+  """The tensors by name, unread.
 
   Raises:
     UserError: where it is damaged, of another version, or asks for more than tensors.
   """
-  file = File(path)
   magic, version, system, weights, keys = _pickles(file)
   found = [pickles.unpickle(data, file.path, _PLAIN) for data in (magic, version)]
   if found != [MAGIC, VERSION]:
@@ -115,18 +112,3 @@ def _places(file: File, keys: Any, storages: Mapping[str, Storage], at: int) -> 
 def _read(file: File, places: Mapping[str, int], view: View) -> np.ndarray:
   place = places[view.storage.key]
   return read_view(lambda start, count: file.read(place + start, count), view)
-
-
-def read_view(read: Callable[[int, int], np.ndarray], view: View) -> np.ndarray:
-  """A strided window made contiguous, reading from its first to its last element only.
-
-  read: bytes of the storage, from an offset on and so many.
-  """
-  if 0 in view.shape:
-    return np.empty(view.shape, view.dtype)
-  width = view.dtype.itemsize
-  last = sum((n - 1) * step for n, step in zip(view.shape, view.stride))
-  data = read(view.offset * width, (last + 1) * width)
-  steps = [step * width for step in view.stride]
-  window = np.lib.stride_tricks.as_strided(data.view(view.dtype), view.shape, steps)
-  return np.ascontiguousarray(window).reshape(view.shape)

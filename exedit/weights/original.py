@@ -14,8 +14,10 @@ import numpy as np
 
 from exedit.errors import UserError
 from exedit.weights import autoencoder, conditioner, configs, unet
-from exedit.weights.files import Tensor, open_tensors, read_metadata, save_tensors
+from exedit.weights.files import open_tensors, read_metadata, save_tensors
+from exedit.weights.pread import read_small
 from exedit.weights.tables import Found, Row, ignored, to_theirs, under
+from exedit.weights.tensor import Tensor
 
 HEADS, GROUPS, HEAD_WIDTH = 8, 32, 64  # as published: of the UNet, of all norms, of CLIP
 NET, VAE, TOWER = 'model.diffusion_model.', 'first_stage_model.', 'cond_stage_model.transformer.'
@@ -323,11 +325,7 @@ def _plain_yaml(file: Path) -> Any:
         raise yaml.YAMLError('it has aliases (*name): write out what they stand for')
       return super().compose_node(parent, index)
 
-  with open(file, 'rb') as stream:
-    text = stream.read(LONGEST_YAML + 1)
-  if len(text) > LONGEST_YAML:
-    raise ValueError(f'it is larger than {LONGEST_YAML} bytes')
-  return yaml.load(text.decode('utf-8'), Plain)
+  return yaml.load(read_small(file, LONGEST_YAML).decode('utf-8'), Plain)
 
 
 def _note(file: Path) -> dict[str, Any] | None:

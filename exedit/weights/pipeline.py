@@ -8,8 +8,9 @@ from typing import Any
 from exedit.errors import UserError
 from exedit.models.clip import MEAN, STD
 from exedit.weights import configs, diffusers
-from exedit.weights.files import Tensor, save_tensors
+from exedit.weights.files import save_tensors
 from exedit.weights.tables import to_theirs
+from exedit.weights.tensor import Tensor
 
 VERSION = '0.33.1'  # the last that supported the pipeline
 

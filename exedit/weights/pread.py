@@ -19,6 +19,26 @@ def quoted(name: object) -> str:
   return text if len(text) <= 100 else f'{text[:80]}...{text[-10:]}'
 
 
+def read_small(path: str | os.PathLike, most: int) -> bytes:
+  """A whole file of at most so many bytes; OSError where it cannot be read.
+
+  Raises:
+    UserError: for a larger one, and for a pipe or device, which would be waited for.
+  """
+  refuse_pipe(path)
+  with open(path, 'rb') as file:
+    data = file.read(most + 1)
+  if len(data) > most:
+    raise UserError(f'{path} has more than {most} bytes: is it the right file?')
+  return data
+
+
+def refuse_pipe(path: str | os.PathLike) -> None:
+  """UserError for what is neither a file nor a folder; what is not there passes."""
+  if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+    raise UserError(f'{os.fspath(path)} is a pipe or device: save it to a file first')
+
+
 class File:
   """A file held open for as long as anybody may read from it; reads from any thread.
 
@@ -31,6 +51,7 @@ class File:
     try:
       if os.path.isdir(self.path):
         raise UserError(f'{self.path} is a folder: name a weight file in it')
+      refuse_pipe(self.path)
       self._fd = os.open(self.path, os.O_RDONLY | getattr(os, 'O_CLOEXEC', 0))
       self.size = os.fstat(self._fd).st_size
     except FileNotFoundError:

@@ -14,14 +14,13 @@ from exedit.weights import (
   dino,
   hub,
   inception,
-  legacy,
   lpips,
   tables,
-  torchscript,
 )
 from exedit.weights.configs import Known
-from exedit.weights.files import Tensor, open_tensors
+from exedit.weights.files import open_tensors
 from exedit.weights.tables import Row
+from exedit.weights.tensor import Tensor
 
 ENDINGS = ('.safetensors', '.bin', '.pt', '.pth')
 HEAD_WIDTH = 64  # of every published CLIP and DINO transformer
@@ -84,7 +83,7 @@ def find(src: str | os.PathLike) -> Published:
       raise UserError(f'{path} holds no weights ({", ".join(ENDINGS)}): put them there')
   theirs = {}
   for file in files:
-    more = _open(file)
+    more = open_tensors(file)
     if twice := sorted(theirs.keys() & more.keys()):
       raise UserError(
         f'{file} holds {len(twice)} tensors whose names another file in its folder has too, such as'
@@ -93,15 +92,6 @@ def find(src: str | os.PathLike) -> Published:
     theirs |= more
   files = [shard for file in files for shard in diffusers.shards(file)]
   return Published(theirs, config, files, os.fspath(src))
-
-
-def _open(file: Path) -> Mapping[str, Tensor]:
-  """The tensors of one file, of those too that torch wrote in another way than today's."""
-  if legacy.is_legacy(file):
-    return legacy.open_tensors(file)
-  if torchscript.is_torchscript(file):
-    return torchscript.open_tensors(file)
-  return open_tensors(file)
 
 
 def clip(found: Published) -> Recognised:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from exedit.errors import UserError
 from exedit.weights import clip, configs, diffusers, digests, folder, hub, original, tables
-from exedit.weights.files import Tensor, open_tensors
+from exedit.weights.files import open_tensors
 from exedit.weights.tables import Row
+from exedit.weights.tensor import Tensor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 
 from exedit.errors import UserError
 from exedit.weights import source
-from exedit.weights.files import Tensor
 from exedit.weights.source import Weights
+from exedit.weights.tensor import Tensor
 
 CONV_IN = 'unet.conv_in.kernel'
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exedit.errors import UserError
-from exedit.weights.files import Tensor
+from exedit.weights.tensor import Tensor
 
 BLOCK = 32  # rows of a transpose at a time
 

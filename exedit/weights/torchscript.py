@@ -6,15 +6,15 @@ by the attributes that lead to it, joined by dots, as in a state dict.
 """
 
 import functools
-import os
 from typing import Any
 
 from exedit.errors import UserError
-from exedit.weights import legacy, pickles, torch_names
-from exedit.weights.files import LONGEST_PICKLE, Tensor
+from exedit.weights import pickles, torch_names
 from exedit.weights.pickles import LONGEST_NAME, Object, Pairs
-from exedit.weights.pread import File, damaged, quoted
+from exedit.weights.pread import damaged, quoted
+from exedit.weights.tensor import Tensor, read_view
 from exedit.weights.torch_names import View
+from exedit.weights.torch_zip import LONGEST_PICKLE
 from exedit.weights.zips import Zip
 
 MOST = 100_000  # modules: one that stands in the pickle once may be pointed to without end
@@ -40,21 +40,17 @@ _INERT |= {f'torch.jit._pickle.build_{kind}list' for kind in ('int', 'tensor', '
 NAMES = torch_names.NAMES._replace(builders=_Builders(torch_names.NAMES.builders), inert=_INERT)
 
 
-def is_torchscript(path: str | os.PathLike) -> bool:
-  """Whether a file is a zip with the entry that only these archives have."""
-  file = File(path)
-  zipped = file.size > 4 and file.read(0, 4).tobytes() == b'PK\3\4'
-  return zipped and any(name.endswith('/constants.pkl') for name in Zip(file).names())
+def is_torchscript(archive: Zip) -> bool:
+  """Whether it has the entry that only these archives have."""
+  return any(name.endswith('/constants.pkl') for name in archive.names())
 
 
-def open_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
-  """The tensors by name, unread, as files.open_tensors gives those of checkpoints.
+def open_tensors(archive: Zip, where: str) -> dict[str, Tensor]:
+  """The tensors by name, unread.
 
   Raises:
     UserError: where it is damaged, or its pickle asks for more than tensors and modules.
   """
-  archive = Zip(File(path))
-  where = os.fspath(path)
   top = next(n for n in archive.names() if n.endswith('/constants.pkl')).split('/')[0]
   entry = f'{top}/data.pkl'
   if not 0 < archive.size(entry) <= LONGEST_PICKLE:
@@ -68,7 +64,7 @@ def open_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     key = f'{top}/data/{view.storage.key}'
     if archive.size(key) != view.storage.size:
       raise damaged(where, f'{quoted(name)} needs {view.storage.size} bytes in {quoted(key)}')
-    read = functools.partial(legacy.read_view, functools.partial(archive.read, key), view)
+    read = functools.partial(read_view, functools.partial(archive.read, key), view)
     tensors[name] = Tensor(view.shape, view.dtype, read)
   return tensors
 

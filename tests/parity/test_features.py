@@ -17,8 +17,8 @@ from exedit.models import clip, dino
 from exedit.weights import clip_image, lpips
 from exedit.weights import dino as dino_tables
 from exedit.weights import inception as inception_tables
-from exedit.weights.files import Tensor
 from exedit.weights.published import Published
+from exedit.weights.tensor import Tensor
 from tests.networks import count
 from tests.parity import references
 
