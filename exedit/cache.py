@@ -28,11 +28,11 @@ def default_folder() -> str:
 class Cache:
   """Rows by key in one file: a vector, or why there is none.
 
-  Several processes may use it at a time. What is put is on the disk after `commit`.
+  Several processes of one machine may use it at a time. What is put is on the disk after `commit`.
   """
 
-  def __init__(self, folder: str):
-    self.path = os.path.join(folder, FILE)
+  def __init__(self, folder: str, file: str = FILE):
+    self.path = os.path.join(folder, file)
     self._waiting: list[tuple[str, bytes | None, str]] = []
     try:
       os.makedirs(folder, exist_ok=True)
@@ -67,6 +67,18 @@ class Cache:
     except sqlite3.Error as error:
       raise self._unusable(error) from error
     self._waiting.clear()
+
+  def take(self, path: str) -> None:
+    """Copy the rows of another such file that this one has not."""
+    try:
+      self._file.execute('attach database ? as other', (path,))
+      with self._file:
+        self._file.execute('insert or ignore into rows select key, vector, why from other.rows')
+      self._file.execute('detach database other')
+    except sqlite3.Error as error:
+      raise UserError(
+        f'{path} cannot be used ({error}): remove it, and what it held is computed again'
+      ) from error
 
   def rows(self, keys: Sequence[str]) -> Iterator[list[tuple[np.ndarray | None, str]]]:
     """(vector, '') or (None, why) of each key in order, in pieces of at most CHUNK.

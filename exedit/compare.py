@@ -22,7 +22,7 @@ def compare(first: str, second: str) -> dict[str, Any]:
   Raises:
     UserError: for files that are no results of a benchmark, or of different ones.
   """
-  a, b = _read(first), _read(second)
+  a, b = read(first), read(second)
   ours, theirs = a['benchmark'], b['benchmark']
   if ours['sha256'] != theirs['sha256']:
     raise UserError(
@@ -34,7 +34,8 @@ def compare(first: str, second: str) -> dict[str, Any]:
   return dict(first=first, second=second, metrics={name: _metric(a, b, name) for name in names})
 
 
-def _read(path) -> dict[str, Any]:
+def read(path: str) -> dict[str, Any]:
+  """A results.json of a benchmark; UserError for any other file."""
   try:
     with open(path, encoding='utf-8') as file:
       results = json.load(file)
@@ -84,16 +85,17 @@ def _metric(a, b, name) -> dict[str, Any]:
 
 def table(comparison: Mapping[str, Any]) -> str:
   """The comparison for a person at a shell."""
-  rows = [COLUMNS, *(_cells(name, m) for name, m in comparison['metrics'].items())]
+  rows = [COLUMNS, *(cells(name, m) for name, m in comparison['metrics'].items())]
   widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
   lines = [f'first:  {comparison["first"]}', f'second: {comparison["second"]}', '']
   for row in rows:
-    cells = [cell.ljust(width) for cell, width in zip(row, widths)]
-    lines.append('  '.join([*cells, row[-1]]).rstrip())
+    padded = [cell.ljust(width) for cell, width in zip(row, widths)]
+    lines.append('  '.join([*padded, row[-1]]).rstrip())
   return '\n'.join(lines)
 
 
-def _cells(name, metric):
+def cells(name: str, metric: Mapping[str, Any]) -> tuple[str, ...]:
+  """One row of the table, in the order of COLUMNS."""
   if 'difference' not in metric:
     return (name, *['-'] * 6, metric['note'])
   return (

@@ -3,7 +3,7 @@
   python -m exedit.evaluate --config=configs/synthetic_bench.py --weights=weights/tiny
   python -m exedit.evaluate --config=configs/coco_ee.py --weights=... --output=DIR
   python -m exedit.evaluate --config=configs/coco_ee.py --images=PICTURES --output=DIR
-  python -m exedit.evaluate --compare a/results.json b/results.json
+  python -m exedit.evaluate --compare a/results.json b/results.json --output=PAGE
 
 The first needs no photograph: every held-out edit is made twice, with its own exemplar and with
 another edit's. The repainted region is compared with ten drawn truths, the right subject and nine
@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, UInt8
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from exedit import compare, doors, evaluate_bench, images, settings
+from exedit import compare, compare_page, doors, evaluate_bench, images, settings
 from exedit import paint_by_example as pbe
 from exedit.errors import UserError
 from exedit.metrics import confidence, identification
@@ -265,8 +265,13 @@ def main(_: list[str]) -> None:
   values = flags.FLAGS
   if values.compare is not None:
     if len(values.compare) != 2 or values.config or values.weights or values.images:
-      raise UserError('--compare takes two results.json and no other flag')
-    print(compare.table(compare.compare(*values.compare)))
+      raise UserError(
+        '--compare takes two results.json, and --output for a page, and no other flag'
+      )
+    found = compare.compare(*values.compare)
+    print(compare.table(found))
+    if values.output:
+      print(compare_page.write(evaluate_bench.writable_folder(values.output), found))
     return
   if values.config is None:
     raise UserError('--config is missing: use --config=configs/synthetic_bench.py')

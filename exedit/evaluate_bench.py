@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from exedit import bench, bench_edits, doors, instruments, report, scores, settings
+from exedit import bench, bench_edits, doors, instruments, report, scores, settings, vectors
 from exedit.cache import Cache, default_folder
 from exedit.errors import UserError
 from exedit.training import log, runtime
@@ -17,7 +17,7 @@ from input_pipeline.coco_ee import Bench
 
 PRECISIONS = ('float32', 'bfloat16')
 NETWORKS = ('clip_b32', 'clip', 'inception', 'lpips', 'dino_s16', 'dino')
-RESULTS = 'results.json'
+RESULTS, SHARES = 'results.json', 'shares'
 FORMAT = 'exedit bench 1'
 
 
@@ -43,8 +43,8 @@ def evaluate(
   """Score weights, or pictures that exist, on a benchmark; writes results.json and index.html.
 
   What was done before is not done again: edits lie in output/results, features in the cache. With
-  several processes each makes its share of the edits and the first one scores, so `output` must be
-  a folder that all see.
+  several processes each makes its share of the edits and of the features, and the first one, whose
+  cache it is, writes the scores; `output` must be a folder that all see.
 
   Args:
     weights: whatever `source.look` knows; or
@@ -70,16 +70,21 @@ def evaluate(
   made: dict[str, Any] = dict(pictures=pictures)
   if found is not None:
     made = make(found, edits_of.root, edits, output, asked, batch_size, say)
-  if jax.process_index():
-    runtime.wait_for_others('scored')  # who leaves would take the first one with it
-    return {}
   folder = pictures or bench_edits.folder(output)
   scored = bench.results(edits, folder)
   if others := bench.strangers(edits, folder):
     say(f'{folder}: {len(others)} pictures are of no edit and are not scored, as {others[0]}')
   reader = bench.Reader(edits_of)
+  shares = os.path.join(output, SHARES)
+  if jax.process_index():
+    vectors.share_out(None, scores.Scorer(None, scored, reader, tools).columns(), shares)
+    runtime.wait_for_others('scored')  # who leaves would take the first one with it
+    return {}
   with Cache(cache or default_folder()) as kept:
-    metrics = list(scores.Scorer(kept, scored, reader, tools).metrics())
+    scorer = scores.Scorer(kept, scored, reader, tools)
+    if jax.process_count() > 1 or os.path.isdir(shares):
+      vectors.share_out(kept, scorer.columns(), shares)
+    metrics = list(scorer.metrics())
   benchmark = dict(root=edits_of.root, edits=len(edits), sha256=bench.digest(edits))
   results = dict(
     format=FORMAT,

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
-from exedit import images, preprocess
+from exedit import images, preprocess, rows
 from exedit.errors import UserError
 from exedit.models.clip import CLIPImageEncoder
 from exedit.models.dino import DINO
@@ -59,8 +59,9 @@ class Features:
   """A network with its weights, and how it is shown an image.
 
   `features(pictures)` takes uint8 [h w 3] of any sizes and gives float32 [n dim]; one image's
-  vector does not depend on the others'. `prepare` is the network's own preprocessing;
-  `embed` and `stream` take images that were prepared in another way (see preprocess.py).
+  vector does not depend on the others', nor on how many devices share them out. `prepare` is the
+  network's own preprocessing; `embed` and `stream` take images that were prepared in another way
+  (see preprocess.py). Batch sizes are those of one device.
   """
 
   name: str  # for the names of metrics: fid_<name>
@@ -68,7 +69,8 @@ class Features:
   size: int  # pixels a side of a prepared image
   digest: str  # SHA-256 of the weight files
   prepare: Callable[[Pixels], Prepared]
-  batch: Callable[[Any], Any]  # [b size size 3] -> [b dim] on the device, compiled once per b
+  batch: Callable[[Any], Any]  # [b size size 3] -> [b dim] on the devices, compiled once per b
+  devices: int = 1  # that share out b
 
   def __call__(self, pictures: Iterable[Pixels], batch_size: int = 32) -> Float[np.ndarray, 'n d']:
     return self.embed(in_parallel(self.prepare, pictures), batch_size)
@@ -80,8 +82,8 @@ class Features:
   def stream(
     self, prepared: Iterable[Prepared], batch_size: int = 32
   ) -> Iterator[Float[np.ndarray, 'b d']]:
-    """The same in pieces of at most `batch_size`; two batches are in memory at a time."""
-    return run_batches(self.batch, ((image,) for image in prepared), batch_size)
+    """The same in pieces as they are done; two batches are in memory at a time."""
+    return run_batches(self.batch, ((image,) for image in prepared), batch_size, self.devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,8 @@ class PerceptualDistance:
   """LPIPS with its weights: how different two pictures of one size look.
 
   `distance(pairs)` takes (a, b) uint8 [h w 3]; `distance.within(triples)` takes (a, b, region),
-  region [h w] True where it counts, and averages LPIPS's map there. Both give float32 [n].
+  region [h w] True where it counts, and averages LPIPS's map there. Both give float32 [n];
+  `stream_within` gives it in pieces. Batch sizes are those of one device.
   """
 
   name: str
@@ -97,21 +100,28 @@ class PerceptualDistance:
   digest: str
   batch: Callable[..., Any]
   batch_within: Callable[..., Any]
+  devices: int = 1
 
   def __call__(
     self, pairs: Iterable[tuple[Pixels, Pixels]], batch_size: int = 16
   ) -> Float[np.ndarray, ' n']:
-    return self._all(self.batch, ((a, b, None) for a, b in pairs), batch_size)
+    return _together(self._stream(self.batch, ((a, b, None) for a, b in pairs), batch_size))
 
   def within(
     self, triples: Iterable[tuple[Pixels, Pixels, Bool[np.ndarray, 'h w']]], batch_size: int = 16
   ) -> Float[np.ndarray, ' n']:
     """The distance in a region. A change outside it shows as far as the network's view reaches."""
-    return self._all(self.batch_within, triples, batch_size)
+    return _together(self.stream_within(triples, batch_size))
 
-  def _all(self, batch, triples, batch_size):
-    pieces = run_batches(batch, (self._checked(*triple) for triple in triples), batch_size)
-    return np.concatenate([np.zeros(0, np.float32), *pieces])
+  def stream_within(
+    self, triples: Iterable[tuple[Pixels, Pixels, Bool[np.ndarray, 'h w']]], batch_size: int = 16
+  ) -> Iterator[Float[np.ndarray, ' b']]:
+    """`within` in pieces as they are done; two batches are in memory at a time."""
+    return self._stream(self.batch_within, triples, batch_size)
+
+  def _stream(self, batch, triples, batch_size):
+    checked = (self._checked(*triple) for triple in triples)
+    return run_batches(batch, checked, batch_size, self.devices)
 
   def _checked(self, a, b, region):
     if a.shape != b.shape or min(a.shape[:2]) < self.smallest:
@@ -130,6 +140,10 @@ class PerceptualDistance:
         f' {a.shape[0]}, the region {what}'
       )
     return a, b, region
+
+
+def _together(pieces):
+  return np.concatenate([np.zeros(0, np.float32), *pieces])
 
 
 # Loading
@@ -170,7 +184,8 @@ def load(name: str, path: str | os.PathLike) -> Features:
   else:
     dim, size = DIM, SIZE
     prepare = functools.partial(preprocess.stretch, size=size)
-  return Features(network.name, dim, size, digest, prepare, _compiled(model, '__call__'))
+  batch = _compiled(model, '__call__')
+  return Features(network.name, dim, size, digest, prepare, batch, jax.local_device_count())
 
 
 def load_lpips(name: str, path: str | os.PathLike) -> PerceptualDistance:
@@ -181,7 +196,8 @@ def load_lpips(name: str, path: str | os.PathLike) -> PerceptualDistance:
   """
   model, network, digest = _open(name, path, ('lpips',))
   distance, within = _compiled(model, '__call__'), _compiled(model, 'within')
-  return PerceptualDistance(network.name, SMALLEST[model.net], digest, distance, within)
+  devices = jax.local_device_count()
+  return PerceptualDistance(network.name, SMALLEST[model.net], digest, distance, within, devices)
 
 
 def needed(name: str) -> str:
@@ -221,36 +237,39 @@ def _float32(name, tensor):
 
 
 def _compiled(model: nnx.Module, method: str) -> Callable[..., Any]:
-  """A method of the network as a compiled function of arrays, in full float32 on any device."""
+  """A method of the network over this process's devices, in full float32 on any kind of them."""
   graph, params = state.flatten(model)
 
-  @jax.jit
   def run(params, *arrays):
     with jax.default_matmul_precision('highest'):
       return getattr(state.merge(graph, params), method)(*arrays)
 
-  return functools.partial(run, params)
+  return rows.over_devices(run, params, jax.local_devices())
 
 
 def run_batches(
-  batch: Callable[..., Any], rows: Iterable[tuple[np.ndarray, ...]], batch_size: int
+  batch: Callable[..., Any],
+  examples: Iterable[tuple[np.ndarray, ...]],
+  batch_size: int,
+  devices: int = 1,
 ) -> Iterator[np.ndarray]:
   """`batch` over stacked rows; each piece is fetched while the next one computes.
 
-  Rows of one shape go together. A batch that is not full is filled up with its last row, so that
-  few sizes are compiled, and the surplus is cut off.
+  Rows of one shape go together, `batch_size` to a device. A batch that is not full is filled up
+  with its last row, so that few sizes are compiled, and the surplus is cut off.
   """
   if batch_size < 1:
     raise ValueError(f'batch_size is {batch_size}: at least 1')
   waiting, full = None, set()
   shape = lambda row: tuple(array.shape for array in row)
-  for shapes, group in itertools.groupby(rows, shape):
-    while chunk := list(itertools.islice(group, batch_size)):
+  for shapes, group in itertools.groupby(examples, shape):
+    while chunk := list(itertools.islice(group, batch_size * devices)):
       count = len(chunk)
-      size = batch_size if shapes in full else min(batch_size, 1 << (count - 1).bit_length())
-      if count == batch_size:
+      each = 1 << (-(-count // devices) - 1).bit_length()
+      each = batch_size if shapes in full else min(batch_size, each)
+      if count == batch_size * devices:
         full.add(shapes)
-      chunk += chunk[-1:] * (size - count)
+      chunk += chunk[-1:] * (each * devices - count)
       result = batch(*(np.stack(arrays) for arrays in zip(*chunk)))
       if waiting is not None:
         yield np.asarray(waiting[0])[: waiting[1]]

@@ -17,7 +17,9 @@ from exedit.training import log
 PAGE, PICTURES = 'index.html', 'page'
 SHOWN = 24  # edits of the grid
 EXTREMES = 6  # best and worst edits of a metric
-CELL = 256  # pixels: the longer side of a picture on the page
+ALIKE = 1e-9  # scores that differ by less show rounding
+CELL = 256  # pixels: the longer side of a picture's file on the page
+SHOWN_AT = 120  # pixels: of the square that it is shown in
 TINT = np.array([255, 0, 255])  # of what is to be repainted
 COLUMNS = ('metric', 'value', '95 % interval', 'n', 'better', '')
 
@@ -89,7 +91,7 @@ def _extremes(name, results):
   metric = results['metrics'][name]
   values = [edit['metrics'].get(name) for edit in results['edits']]
   known = [i for i, value in enumerate(values) if value is not None]
-  if len({values[i] for i in known}) < 2:
+  if not known or max(values[i] for i in known) - min(values[i] for i in known) < ALIKE:
     return None
   order = sorted(known, key=lambda i: values[i], reverse=metric['better'] == 'higher')
   count = min(EXTREMES, len(order) // 2)
@@ -99,64 +101,100 @@ def _extremes(name, results):
 def _pictures(folder, item, reader):
   """Write an edit's three small pictures; yields their names."""
   edit = reader(item)
-  share = edit['mask'][..., None] / 255 / 2
-  tinted = np.round(edit['source'] * (1 - share) + TINT * share).astype(np.uint8)
-  for kind, pixels in dict(source=tinted, exemplar=edit['exemplar'], result=edit['result']).items():
+  pictures = dict(source=tinted(edit), exemplar=edit['exemplar'], result=edit['result'])
+  for kind, pixels in pictures.items():
     name = f'{item.edit.id:012d}_{kind}.png'
-    images.save(_small(pixels), folder / name)
+    images.save(small(pixels), folder / name)
     yield name
 
 
-def _small(pixels: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'p q 3']:
+def tinted(edit: Mapping[str, Any]) -> UInt8[np.ndarray, 'h w 3']:
+  """The source with what is repainted in pink."""
+  share = edit['mask'][..., None] / 255 / 2
+  return np.round(edit['source'] * (1 - share) + TINT * share).astype(np.uint8)
+
+
+def small(pixels: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'p q 3']:
+  """At most CELL long; a tiny picture's pixels become squares, that a browser would blur."""
   longest = max(pixels.shape[:2])
+  if longest <= SHOWN_AT // 2:
+    return pixels.repeat(SHOWN_AT // longest, 0).repeat(SHOWN_AT // longest, 1)
   if longest <= CELL:
     return pixels
   size = [max(1, round(side * CELL / longest)) for side in pixels.shape[1::-1]]
   return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }
-table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
-td.n { font-variant-numeric: tabular-nums; white-space: nowrap } td.why { color: #666 }
-.edits { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0 }
-figure img { width: 128px; height: 128px; object-fit: contain; image-rendering: auto }
-figcaption { color: #666; font-size: 13px }
+STYLE = f"""
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem }}
+body {{ padding: 0 1rem }}
+h1 {{ font-size: 1.6rem; margin-bottom: .5rem }} h2 {{ margin: 2.5rem 0 0 }}
+h3 {{ margin: 1rem 0 .3rem }} p {{ margin: .2rem 0 1rem }} p.head {{ color: #555 }}
+table {{ border-collapse: collapse; margin-top: 1rem }} tr {{ border-bottom: 1px solid #ddd }}
+td, th {{ padding: .3rem 1rem .3rem 0; text-align: left; vertical-align: top }}
+td.n {{ font-variant-numeric: tabular-nums; white-space: nowrap }}
+td.why, .none td, .none a {{ color: #666 }}
+.edits {{ display: flex; flex-wrap: wrap; gap: 1rem }} figure {{ margin: 0 }}
+figure img {{ width: {SHOWN_AT}px; height: {SHOWN_AT}px; object-fit: contain; background: #eee }}
+figcaption {{ color: #666; font-size: 13px }}
 """
 
 
 def _page(output, results, scored, extremes):
-  head = ''.join(f'<p>{html.escape(line)}</p>\n' for line in _head(results))
+  head = ''.join(f'<p class="head">{html.escape(line)}</p>\n' for line in _head(results))
   figure = lambda i, name=None: _figure(output, results, scored, i, name)
+  count = min(SHOWN, len(scored))
+  who = results['weights']['path'] if 'weights' in results else results['pictures']
+  title = f'{html.escape(str(who))} on {html.escape(str(results["benchmark"]["root"]))}'
+  shown = '' if count == len(scored) else f'The first {count} of {len(scored)}. '
   parts = [
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-    '<meta name="viewport" content="width=device-width">',
-    f'<title>exedit: {len(scored)} edits</title><style>{STYLE}</style></head><body>',
-    f'<h1>{len(scored)} edits</h1>\n{head}',
-    _html_table(results),
-    '<h2>Edits</h2><p>The source with what is repainted in pink, the exemplar, the result.</p>',
-    _row(figure(i) for i in range(min(SHOWN, len(scored)))),
+    beginning(title),
+    head,
+    _html_table(results, extremes),
+    f'<h2>Edits</h2><p>{shown}{ABOUT_EDITS}</p>',
+    row(figure(i) for i in range(count)),
   ]
   for name, pair in extremes.items():
     if pair is None:
       continue
+    metric = results['metrics'][name]
     parts.append(f'<h2 id="{html.escape(name)}">{html.escape(name)}</h2>')
+    parts.append(f'<p>{html.escape(metric["about"])}; {metric["better"]} is better. {SCORES}</p>')
     for title, side in zip(('Best', 'Worst'), pair, strict=True):
-      parts += [f'<h3>{title}</h3>', _row(figure(i, name) for i in side)]
+      parts += [f'<h3>{title}</h3>', row(figure(i, name) for i in side)]
   return '\n'.join([*parts, '</body></html>\n'])
 
 
-def _html_table(results):
-  rows = [''.join(f'<th>{column}</th>' for column in COLUMNS)]
+def beginning(title: str) -> str:
+  """A page up to its heading; `title` is HTML."""
+  return (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width">\n'
+    f'<title>{title}</title><style>{STYLE}</style></head><body>\n<h1>{title}</h1>'
+  )
+
+
+ABOUT_EDITS = (
+  'Source with what is repainted in pink, exemplar, result (click for the whole picture), and the'
+  " edit's id."
+)
+SCORES = "Under each edit: its id and its own score, whose mean is the metric's value."
+
+
+def _html_table(results, extremes):
+  rows = ['<tr>' + ''.join(f'<th>{column}</th>' for column in COLUMNS) + '</tr>']
   for name, metric in results['metrics'].items():
     first, *cells, note = (html.escape(cell) for cell in _cells(name, metric))
-    about = html.escape(metric['about'])
     cells = ''.join(f'<td class="n">{cell}</td>' for cell in cells)
-    rows.append(f'<td title="{about}">{first}</td>{cells}<td class="why">{note or about}</td>')
-  return '<table>\n' + '\n'.join(f'<tr>{row}</tr>' for row in rows) + '\n</table>'
+    if extremes[name] is not None:
+      first = f'<a href="#{first}">{first}</a>'
+    about = html.escape(metric['about']) + (f'<br>{note}' if note else '')
+    kind = ' class="none"' if metric['value'] is None else ''
+    rows.append(f'<tr{kind}><td>{first}</td>{cells}<td class="why">{about}</td></tr>')
+  return '<table>\n' + '\n'.join(rows) + '\n</table>'
 
 
-def _row(figures):
+def row(figures):
   return '<div class="edits">\n' + '\n'.join(figures) + '\n</div>'
 
 
@@ -164,14 +202,13 @@ def _figure(output, results, scored, i, name):
   item = scored[i]
   full = html.escape(Path(os.path.relpath(item.path, output)).as_posix())
   stem = f'{PICTURES}/{item.edit.id:012d}'
-  shown = ''.join(
+  picture = lambda kind: (
     f'<img src="{stem}_{kind}.png" alt="{kind} of {item.edit.id}" loading="lazy">'
-    for kind in ('source', 'exemplar')
   )
   caption = str(item.edit.id)
   if name is not None:
     caption += f': {number(results["edits"][i]["metrics"][name])}'
   return (
-    f'<figure>{shown}<a href="{full}"><img src="{stem}_result.png" alt="result of'
-    f' {item.edit.id}" loading="lazy"></a><figcaption>{caption}</figcaption></figure>'
+    f'<figure>{picture("source")}{picture("exemplar")}<a href="{full}">{picture("result")}</a>'
+    f'<figcaption>{caption}</figcaption></figure>'
   )

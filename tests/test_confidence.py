@@ -156,3 +156,15 @@ def test_wilson_gives_the_published_figures():
   for (successes, n), interval in published.items():
     np.testing.assert_allclose(confidence.wilson(successes, n), interval, atol=5e-5)
   assert confidence.wilson(20, 20)[1] == 1.0
+
+
+def test_rounding_does_not_move_the_interval_of_a_few_scores():
+  """One resample in eleven of four scores has their own mean, to the last bit or not."""
+  scores = np.array([0.0186, 0.0034, 0.0150, 0.0151])
+  intervals = [
+    confidence.mean_interval(scores * (1 + 1e-8 * np.random.default_rng(seed).normal(size=4)))
+    for seed in range(8)
+  ]
+  for part in ('low', 'high'):
+    ends = [getattr(interval, part) for interval in intervals]
+    np.testing.assert_allclose(ends, ends[0], rtol=1e-6)

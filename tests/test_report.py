@@ -72,8 +72,11 @@ def test_every_link_of_the_page_is_relative_and_leads_to_a_picture(scored, tmp_p
   output = tmp_path / 'out'
   values = np.linspace(0, 1, len(IDS)).tolist()
   page = Links(report.write(str(output), results(x=('higher', values)), *scored))
-  assert len(page.found) == 4 * (report.SHOWN + 2 * report.EXTREMES)
-  for link in page.found:
+  links = [link for link in page.found if not link.startswith('#')]
+  assert len(links) == 4 * (report.SHOWN + 2 * report.EXTREMES)
+  assert set(page.found) - set(links) == {'#x'}
+  assert '<h2 id="x">' in (output / 'index.html').read_text()
+  for link in links:
     assert not link.startswith(('/', 'http'))
     Image.open(output / link).load()
   assert not page.open  # every element is closed
@@ -111,7 +114,10 @@ def test_the_mask_is_shown_on_the_source(scored, tmp_path):
   items, reader = scored
   edit = reader(items[0])
   shown = np.asarray(Image.open(tmp_path / 'page' / f'{IDS[0]:012d}_source.png'))
-  outside = edit['mask'] == 0
+  times = len(shown) // len(edit['mask'])
+  assert len(shown) == times * len(edit['mask']) and times > 1  # pixels made squares
+  np.testing.assert_array_equal(shown, shown[::times, ::times].repeat(times, 0).repeat(times, 1))
+  shown, outside = shown[::times, ::times], edit['mask'] == 0
   np.testing.assert_array_equal(shown[outside], edit['source'][outside])
   assert (shown[~outside] != edit['source'][~outside]).any(-1).all()
 
@@ -131,5 +137,5 @@ def test_the_table_has_value_interval_n_and_why():
 
 
 def test_large_pictures_are_shown_small():
-  small = report._small(np.zeros((600, 300, 3), np.uint8))
+  small = report.small(np.zeros((600, 300, 3), np.uint8))
   assert small.shape == (report.CELL, report.CELL // 2, 3)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from exedit import bench as reading
-from exedit import cache, features, images, instruments, preprocess, scores
+from exedit import cache, features, images, instruments, preprocess, scores, vectors
 from exedit.errors import UserError
 from exedit.features import Features
 from exedit.metrics import clip_score, confidence, copy_paste, frechet, quality_score
@@ -243,7 +243,7 @@ def test_the_caches_of_two_networks_are_never_mixed(world, networks, tmp_path):
 
 
 def test_an_interrupted_run_computes_the_rest(world, networks, tmp_path, monkeypatch):
-  monkeypatch.setattr(scores, 'AT_ONCE', 1)
+  monkeypatch.setattr(vectors, 'AT_ONCE', 1)
   counted = []
 
   def network(stop):
@@ -256,7 +256,7 @@ def test_an_interrupted_run_computes_the_rest(world, networks, tmp_path, monkeyp
     clip = networks['clip']
     return Features(clip.name, clip.dim, clip.size, clip.digest, clip.prepare, batch)
 
-  def stream(self, prepared, batch_size=1):
+  def stream(self, prepared):
     return features.run_batches(self.batch, ((image,) for image in prepared), 1)
 
   monkeypatch.setattr(Features, 'stream', stream)
