@@ -11,17 +11,35 @@ Not run here: neither the images nor the pods were at hand (README, "what was ru
   python -m exedit.train --config=configs/pbe.py:tiny --workdir=/tmp/tiny
 
 The same code small enough for two CPU cores, on scenes it draws itself.
+
+The rows of the paper's ablation (its table 1), each the one before and one thing more, at full size
+and tiny; `launch/ablation.sh` trains and scores the tiny ones, docs/ablation.md reads the result:
+
+  baseline      all of CLIP's tokens (257; tiny: 17) as context; the UNet from random weights
+  prior         + the UNet of Stable Diffusion; tiny: of `generator:tiny`, trained beforehand
+  augmentation  + exemplars flipped, turned, blurred and bent, masks of arbitrary shape
+  bottleneck    + the class token alone
+  guidance      + 20 % of the exemplars dropped, and a scale above 1: the recipe itself
+
+  python -m exedit.train --config=configs/pbe.py:bottleneck --workdir=/mnt/bucket/bottleneck
+  python -m exedit.train --config=configs/pbe.py:bottleneck:tiny --workdir=/tmp/bottleneck \
+      --config.init_from=/tmp/generator
 """
 
 import ml_collections
 from ml_collections import config_dict
 
+ROWS = ('baseline', 'prior', 'augmentation', 'bottleneck', 'guidance')
+
 
 def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
-  """`full` or `tiny`."""
-  variants = {'full': full, 'tiny': tiny}
+  """`full`, `tiny`, a row of the ablation, that row as in `baseline:tiny`, or `generator:tiny`."""
+  variants = {'full': full, 'tiny': tiny, 'generator:tiny': generator}
+  variants |= {name: lambda name=name: row(name, full()) for name in ROWS}
+  variants |= {f'{name}:tiny': lambda name=name: row(name, tiny()) for name in ROWS}
   if variant not in variants:
-    raise ValueError(f"configs/pbe.py has no variant '{variant}'; use {' or '.join(variants)}")
+    *names, last = variants
+    raise ValueError(f"configs/pbe.py has no variant '{variant}'; use {', '.join(names)} or {last}")
   return variants[variant]()
 
 
@@ -43,6 +61,7 @@ def full() -> ml_collections.ConfigDict:
       # lacks. The paper's: CompVis/stable-diffusion-v1-4 and openai/clip-vit-large-patch14.
       init_from=config_dict.placeholder(str),
       init_clip=config_dict.placeholder(str),
+      init_parts='',  # what is taken of them, by path; '': all that the model has
       compile_cache=True,
       data=dict(
         root='data/open_images',
@@ -82,7 +101,13 @@ def full() -> ml_collections.ConfigDict:
         clip=config_dict.placeholder(float),
       ),
       ema=dict(decay=0.0, warmup=True),  # off, as released
-      mesh=dict(data=-1, fsdp=1, tensor=1),
+      # One word: data, zero1 or fsdp (arXiv 1910.02054); sizes only to mix them (training/mesh.py).
+      mesh=dict(
+        sharding='data',
+        data=config_dict.placeholder(int),
+        fsdp=config_dict.placeholder(int),
+        tensor=1,
+      ),
       checkpoint=dict(keep=3, keep_every=config_dict.placeholder(int)),
       edit=dict(count=8, steps=50, scale=5.0, sampler='plms'),
     )
@@ -143,4 +168,35 @@ def tiny() -> ml_collections.ConfigDict:
       edit=dict(count=8, steps=20, scale=3.0, sampler='ddim'),
     )
   )
+  return config
+
+
+def row(name: str, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A row of the ablation from the recipe that has everything: what comes after it is undone."""
+  has = lambda thing: ROWS.index(thing) <= ROWS.index(name)
+  if 'synthetic' in config:
+    # No pretrained weights are this small; with the prior, init_from is for the user to give.
+    config.update(init_parts='unet' if has('prior') else '')
+  else:
+    config.update(
+      init_from='CompVis/stable-diffusion-v1-4',
+      init_clip='openai/clip-vit-large-patch14',
+      init_parts='' if has('prior') else 'autoencoder|clip',
+    )
+  if not has('augmentation'):
+    config.update(data=dict(augment=False, arbitrary_mask=0.0))
+  config.update(model=dict(bottleneck=has('bottleneck')))
+  if not has('guidance'):
+    config.update(model=dict(p_drop=0.0), edit=dict(scale=1.0))
+  return config
+
+
+def generator() -> ml_collections.ConfigDict:
+  """The tiny prior: the same UNet, which learns what scenes look like and never sees an exemplar.
+
+  Stable Diffusion saw no holes either; this one learns to fill them, for the loop knows no other
+  task. CLIP and conditioner stay as they were drawn, and are not taken by the rows.
+  """
+  config = tiny()
+  config.update(trainable='unet|conditioner[.]null', model=dict(p_drop=1.0), edit=dict(scale=1.0))
   return config

@@ -58,7 +58,7 @@ def test_tiny_trains_its_tower_too_and_fits_the_weights_that_ship():
   assert size(trainable) * 2 <= 8e6  # bytes, stored in half precision
 
 
-@pytest.mark.parametrize('variant', ['full', 'tiny'])
+@pytest.mark.parametrize('variant', ['full', 'tiny', 'baseline', 'guidance:tiny', 'generator:tiny'])
 def test_every_key_is_an_argument(variant):
   config = pbe.get_config(variant)
   arguments = inspect.signature(train.train).parameters
@@ -71,7 +71,7 @@ def test_every_key_is_an_argument(variant):
 def test_variants_have_the_same_keys():
   full, tiny = pbe.get_config('full'), pbe.get_config('tiny')
   assert set(tiny) - set(full) == {'synthetic'}
-  with pytest.raises(ValueError, match="no variant 'huge'; use full or tiny"):
+  with pytest.raises(ValueError, match="no variant 'huge'; use full, tiny, .* or guidance:tiny"):
     pbe.get_config('huge')
 
 
