@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from exedit import paint_by_example
-from exedit.training import flops, optimizer, state
+from exedit.training import buckets, flops, optimizer, runtime, state
 from exedit.training import mesh as meshes
 from exedit.training.state import Graph, Params, TrainState
 
@@ -70,10 +71,14 @@ def make_program(
   accumulate: int,
   seed: int,
   steps: int,
+  devices: Sequence[Any] | None = None,
 ) -> Program:
-  """Lay everything out on the mesh; ValueError or TypeError where a setting cannot be."""
-  devices = meshes.make(**mesh)
-  meshes.check_batch(devices, batch_size, accumulate)
+  """Lay everything out on a mesh of all devices, or of those given (which may be a topology's).
+
+  The other arguments are settings, as in train.py; ValueError or TypeError where one cannot be.
+  """
+  over = meshes.make(**mesh, devices=devices)
+  meshes.check_batch(over, batch_size, accumulate)
   tx = optimizer.make(**{'steps': steps, **optimizer_settings})
   average = state.Ema(**ema)
   abstract = nnx.eval_shape(lambda: system.build(**model, rngs=state.Keys(jax.random.key(0))))
@@ -88,25 +93,27 @@ def make_program(
     return state.create(chosen, tx, ema=average.on), frozen
 
   shapes, frozen = jax.eval_shape(begin, params)
-  everywhere = meshes.replicated(devices)
   # Runs once: on a CPU half a minute of optimising hundreds of random draws is not worth it.
   quick = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
-  layout = meshes.shardings(shapes, devices)
+  everywhere = meshes.replicated(over)
+  layout, updated = layouts(shapes, over, mesh.get('sharding', meshes.DEFAULT))
   compute = functools.partial(objective, loss=system.loss, graph=graph)
   step = functools.partial(
     train_step,
-    loss=system.loss,
-    graph=graph,
+    compute=compute,
     tx=tx,
     ema=average,
     seed=seed,
     num_timesteps=abstract.schedule.num_steps,
     accumulate=accumulate,
-    mesh=devices,
+    mesh=over,
+    held={name: s.spec for name, s in layout.params.items()},
+    updated={name: s.spec for name, s in updated.items()},
+    dtypes=state.compute_dtypes(abstract),
   )
   return Program(
     system=system,
-    mesh=devices,
+    mesh=over,
     graph=graph,
     now=with_sharding(shapes, layout),
     frozen=with_sharding(frozen, jax.tree.map(lambda _: everywhere, frozen)),
@@ -116,14 +123,42 @@ def make_program(
       donate_argnames='given',
       compiler_options=quick,
     ),
-    step=jax.jit(
-      step,
-      in_shardings=(layout, everywhere, meshes.batch_sharding(devices)),
-      out_shardings=(layout, everywhere),
-      donate_argnums=0,
-    ),
+    step=compiled(step, layout, over),
     compute=compute,
     accumulate=accumulate,
+  )
+
+
+def layouts(shapes: TrainState, mesh: Mesh, sharding: str) -> tuple[TrainState, Params]:
+  """Where the state lies between two steps, and where its parameters are while updated.
+
+  Each of the two by one word: 'data' splits nothing over the mesh, 'zero1' moments and EMA, 'fsdp'
+  parameters as well. A parameter is updated where its moments are.
+  """
+  split = meshes.shardings(shapes, mesh)
+  whole = jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
+  if sharding == 'data':
+    return whole, whole.params
+  held = dataclasses.replace(split, params=whole.params) if sharding == 'zero1' else split
+  return held, split.params
+
+
+def compiled(step: Callable, layout: TrainState, mesh: Mesh) -> Callable:
+  """The step of one device as that of all, each with its parts of the state and the batch."""
+  everywhere, examples = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+  specs = jax.tree.map(lambda s: s.spec, layout)
+  return jax.jit(
+    jax.shard_map(
+      step,
+      mesh=mesh,
+      in_specs=(specs, everywhere.spec, examples.spec),
+      out_specs=(specs, everywhere.spec),
+      check_vma=False,  # what comes out of a gather is the same everywhere, unknown to the types
+    ),
+    in_shardings=(layout, everywhere, examples),
+    out_shardings=(layout, everywhere),
+    donate_argnums=0,
+    compiler_options=runtime.compiler_options(mesh.devices.flat[0].platform),
   )
 
 
@@ -139,34 +174,49 @@ def train_step(
   frozen: Params,
   batch: Mapping[str, Array],
   *,
-  loss: Callable,
-  graph: Graph,
-  tx: optax.GradientTransformation,
+  compute: Callable,
+  tx: optax.GradientTransformationExtraArgs,
   ema: state.Ema,
   seed: int,
   num_timesteps: int,
   accumulate: int,
   mesh: Mesh,
+  held: buckets.Specs,
+  updated: buckets.Specs,
+  dtypes: Mapping[str, Any],
 ) -> tuple[TrainState, dict[str, Array]]:
-  """One step on one batch, a pure function; every random number is keyed by (seed, step, id).
+  """One step of one device, inside shard_map; every random number is keyed by (seed, step, id).
 
-  A step whose loss or gradient is not finite changes nothing but the counts.
+  The device has its parts of the state and its examples of the batch. It computes with whole
+  parameters, gathered once, and updates its part of them. Between devices nothing is sent but the
+  buckets and a few sums: no layer knows that there are others. `held` and `updated` are the
+  parameters' layouts between two steps and while the optimizer is at work. A step whose loss or
+  gradient is not finite changes nothing but the counts.
   """
   key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), now.step)
-  compute = functools.partial(objective, loss=loss, graph=graph)
-  value, aux, grads = gradients(compute, now.params, frozen, batch, key, accumulate, mesh)
-  # The optimizer's layout: each device reduces only the part that it updates.
-  grads = jax.lax.with_sharding_constraint(grads, meshes.shardings(grads, mesh))
-  grad_norm = optax.tree.norm(grads)
-
-  updates, opt_state = tx.update(grads, now.opt_state, now.params)
-  params = optax.apply_updates(now.params, updates)
-  average = ema.update(now.ema, params, now.step - now.counts['skipped'])
-  new = dataclasses.replace(now, params=params, ema=average, opt_state=opt_state)
-  finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-  new = state.guarded(now, new, finite, batch['corrupt'].sum())
+  whole = buckets.gather(now.params, held, mesh, dtypes)
+  value, aux, grads = gradients(compute, whole, frozen, batch, key, accumulate)
+  grads = buckets.mean(grads, updated, mesh)
+  grad_norm = buckets.norm(grads, updated, mesh)
 
   sums, counts = state.timestep_buckets(aux['per_example'], aux['t'], num_timesteps)
+  sent = (value, sums, counts, batch['corrupt'].sum())
+  value, sums, counts, corrupt = buckets.total(sent, buckets.EXAMPLES, mesh)
+  value /= math.prod(mesh.shape[axis] for axis in buckets.EXAMPLES)
+  finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+
+  def update(old):
+    parts, average, opt_state = old
+    updates, opt_state = tx.update(grads, opt_state, parts, grad_norm=grad_norm)
+    parts = cast(Params, optax.apply_updates(parts, updates))
+    return parts, ema.update(average, parts, now.step - now.counts['skipped']), opt_state
+
+  moved = {name: updated[name] for name in held if held[name] != updated[name]}
+  parts = {**now.params, **buckets.own({name: now.params[name] for name in moved}, moved, mesh)}
+  parts, average, opt_state = state.guarded(finite, update, (parts, now.ema, now.opt_state))
+  params = {**parts, **buckets.gather({name: parts[name] for name in moved}, moved, mesh)}
+  new = dataclasses.replace(now, params=params, ema=average, opt_state=opt_state)
+  new = state.counted(new, finite, corrupt)
   metrics = dict(
     loss=value,
     grad_norm=grad_norm,
@@ -192,23 +242,25 @@ def gradients(
   batch: Mapping[str, Array],
   key: Key[Array, ''],
   accumulate: int,
-  mesh: Mesh,
 ) -> tuple[Float[Array, ''], dict[str, Array], Params]:
-  """Loss, its parts by example, and the gradient: means over the batch, taken in equal parts."""
+  """Loss, its parts by example, and the gradient: means over this device's part of the batch.
+
+  Taken in equal parts one after the other, the gradients are added up whole, in float32, and sent
+  once a step.
+  """
   grad = jax.value_and_grad(compute, has_aux=True)
   if accumulate == 1:
     (value, aux), grads = grad(params, frozen, batch, key)
     return value, aux, grads
 
-  def split(rows):  # example i to part i % accumulate, so that each part is spread as the batch is
-    parts = rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
-    return jax.lax.with_sharding_constraint(parts, meshes.micro_batch_sharding(mesh))
+  def split(rows):  # example i to part i % accumulate
+    return rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
 
   def add(total, part):
     (value, aux), grads = grad(params, frozen, part, key)
     return jax.tree.map(jnp.add, total, (value, grads)), aux
 
-  zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+  zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
   total, aux = jax.lax.scan(add, zeros, jax.tree.map(split, dict(batch)))
   value, grads = jax.tree.map(lambda x: x / accumulate, total)
   return value, jax.tree.map(lambda x: x.reshape(-1), aux), grads

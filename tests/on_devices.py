@@ -1,21 +1,27 @@
-"""Run train steps on several meshes of this process's devices and print what happened as JSON.
+"""Train steps on simulated devices: what happened, as JSON.
 
 A program of its own, because the number of devices is fixed once JAX has started:
-python -m tests.on_devices <system> '<json list of [mesh, accumulate]>'
+python -m tests.on_devices <function> '<json list of its arguments, a list each>'
 """
 
+import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from configs import pbe
 from exedit import paint_by_example
 from exedit.program import make_program
+from exedit.training import checkpoint, collectives, prefetch
 from exedit.training import mesh as meshes
-from exedit.training import prefetch
 from tests import toy
 
 SMALL = dict(  # all parts of configs/pbe.py:tiny, as small as they go
@@ -28,8 +34,10 @@ SMALL = dict(  # all parts of configs/pbe.py:tiny, as small as they go
 )
 SYSTEMS = dict(
   toy=(toy, dict(width=4096), 'unet'),
+  toy16=(toy, dict(width=4096, dtype='bfloat16'), 'unet'),
   pbe=(paint_by_example, SMALL, 'unet|conditioner|clip'),
 )
+OPTIMIZER = dict(lr=1e-3, warmup=0, clip=1.0)
 
 
 def batch(size, side=16):
@@ -43,16 +51,43 @@ def batch(size, side=16):
   )
 
 
-def run(system, mesh, accumulate, steps=2, size=16):
+def program(system, mesh, accumulate=1, size=16, **settings):
   module, model, trainable = SYSTEMS[system]
-  optimizer = dict(lr=1e-3, warmup=0)
-  program = make_program(
-    module, model, optimizer, dict(decay=0.9), mesh, trainable, size, accumulate, 0, steps
+  ema = dict(decay=0.9)
+  return make_program(
+    module, model, OPTIMIZER, ema, mesh, trainable, size, accumulate, 0, 10, **settings
   )
-  now, frozen = program.init(jax.random.key(0))
-  rows = prefetch.to_devices(meshes.batch_sharding(program.mesh))(batch(size))
-  compiled = program.step.lower(now, frozen, rows).compile()
-  held = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(now))
+
+
+@functools.cache
+def begin(system):
+  """A state on the host, the same for every mesh; drawn by name, for compiling `init` is slow."""
+  made = program(system, {})
+
+  def draw(name, like):
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    deviation = max(np.prod(like.shape[:-1]), 4) ** -0.5
+    return np.float32(deviation * rng.standard_normal(like.shape) + name.endswith('.scale'))
+
+  params, frozen = (
+    {n: draw(n, a) for n, a in tree.items()} for tree in (made.now.params, made.frozen)
+  )
+  zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), made.now)
+  return dataclasses.replace(zeros, params=params, ema=params), frozen
+
+
+def place(tree, like):
+  return jax.tree.map(lambda a, shape: jax.device_put(a, shape.sharding), tree, like)
+
+
+def run(system, mesh, accumulate=1, steps=2, size=16):
+  """Some steps on one mesh."""
+  made = program(system, mesh, accumulate, size)
+  now, frozen = place(begin(system), (made.now, made.frozen))
+  rows = prefetch.to_devices(meshes.batch_sharding(made.mesh))(batch(size))
+  lowered = made.step.lower(now, frozen, rows)
+  compiled = lowered.compile()
+  held = held_bytes(now)
   losses = []
   for _ in range(steps):
     before = jax.tree.leaves(now.params)[0]
@@ -62,18 +97,69 @@ def run(system, mesh, accumulate, steps=2, size=16):
     losses=losses,
     grad_norm=float(metrics['grad_norm']),
     state_bytes=held,
+    params_bytes=held_bytes(now.params),
     donated_bytes=compiled.memory_analysis().alias_size_in_bytes,
     freed=before.is_deleted(),
     sharded=sorted(n for n, a in now.params.items() if any(a.sharding.spec)),
     buckets=np.asarray(metrics['bucket_sum'] / metrics['bucket_count']).tolist(),
+    asked=[dataclasses.asdict(one) for one in collectives.find(lowered.as_text())],
+    compiled=collectives.count(compiled.as_text()),
   )
 
 
-def with_devices(count, system, cases):
-  """`run` for each case in a process with `count` simulated devices."""
+def held_bytes(tree):
+  return sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(tree))
+
+
+def move(*stations):
+  """One step on each mesh in turn, through a checkpoint; each is (mesh settings, devices).
+
+  What comes back is compared bit by bit with what was saved.
+  """
+  losses, same, now = [], [], None
+  with tempfile.TemporaryDirectory() as workdir:
+    for mesh, count in stations:
+      made = program('toy', mesh, devices=jax.devices()[:count])
+      saved, (now, frozen) = now, place(begin('toy'), (made.now, made.frozen))
+      if saved is not None:
+        now = checkpoint.Checkpoints(workdir).restore(made.now)
+        same.append(jax.tree.all(jax.tree.map(as_saved, saved, now, made.now)))
+      rows = prefetch.to_devices(meshes.batch_sharding(made.mesh))(batch(16))
+      now, metrics = made.step(now, frozen, rows)
+      losses.append(float(metrics['loss']))
+      checkpoints = checkpoint.Checkpoints(workdir)
+      checkpoints.save(int(now.step), now)
+      checkpoints.close()
+  return dict(losses=losses, same=same)
+
+
+def as_saved(saved, back, wanted):
+  bits = np.asarray(saved).tobytes() == np.asarray(back).tobytes()
+  return bits and back.sharding == wanted.sharding
+
+
+def full_size(mesh, per_device=4):
+  """The collectives of the published recipe's step; nothing is allocated or compiled."""
+  config = pbe.get_config().to_dict()
+  size = per_device * jax.device_count()
+  made = make_program(
+    paint_by_example, config['model'], config['optimizer'], config['ema'], mesh,
+    config['trainable'], size, 1, 0, config['steps'],
+  )  # fmt: skip
+  rows = dict(image=(512, 512, 3), mask=(512, 512), exemplar=(224, 224, 3), id=(), corrupt=())
+  rows = {
+    name: jax.ShapeDtypeStruct((size, *shape), jnp.uint8 if shape else jnp.int32)
+    for name, shape in rows.items()
+  }
+  text = made.step.lower(made.now, made.frozen, rows).as_text()
+  return [dataclasses.asdict(one) for one in collectives.find(text)]
+
+
+def with_devices(count, function, cases):
+  """A function of this module for each list of arguments, with `count` simulated devices."""
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={count}'
-  command = [sys.executable, '-m', 'tests.on_devices', system, json.dumps(cases)]
+  command = [sys.executable, '-m', 'tests.on_devices', function.__name__, json.dumps(cases)]
   root = os.path.dirname(os.path.dirname(__file__))
   done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
@@ -81,4 +167,5 @@ def with_devices(count, system, cases):
 
 
 if __name__ == '__main__':
-  print(json.dumps([run(sys.argv[1], *case) for case in json.loads(sys.argv[2])]))
+  functions = dict(run=run, move=move, full_size=full_size)
+  print(json.dumps([functions[sys.argv[1]](*case) for case in json.loads(sys.argv[2])]))

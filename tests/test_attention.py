@@ -74,3 +74,40 @@ def test_few_tokens_take_the_plain_path():
   q = jax.ShapeDtypeStruct((8, 512, 4, 14), jnp.float32)
   text = str(jax.make_jaxpr(attention.attend)(q, q, q))
   assert 'scan' not in text and 'cond' not in text
+
+
+AMPERE, HOPPER = attention.Device('gpu', (8, 0)), attention.Device('gpu', (9, 0))
+
+
+@pytest.mark.parametrize(
+  'dtype, d, on, expected',
+  [
+    ('bfloat16', 40, AMPERE, 'cudnn'),
+    ('float16', 128, AMPERE, 'cudnn'),
+    ('bfloat16', 160, AMPERE, 'xla'),  # Stable Diffusion's deepest levels
+    ('bfloat16', 160, HOPPER, 'cudnn'),
+    ('bfloat16', 512, HOPPER, 'xla'),  # the autoencoder's one head
+    ('bfloat16', 20, HOPPER, 'xla'),
+    ('float32', 40, HOPPER, 'xla'),
+    ('bfloat16', 40, attention.Device('gpu', (7, 5)), 'xla'),
+    ('bfloat16', 40, attention.Device('gpu'), 'xla'),  # not NVIDIA's
+    ('bfloat16', 40, attention.Device('tpu'), 'xla'),
+    ('bfloat16', 40, attention.Device('cpu'), 'xla'),
+  ],
+)
+def test_cudnn_is_chosen_where_it_can_be(dtype, d, on, expected):
+  assert attention.choose(dtype, d, on) == expected
+  assert attention.choose(dtype, d, on, 'xla') == 'xla'
+  if expected == 'cudnn':
+    assert attention.choose(dtype, d, on, 'cudnn') == 'cudnn'
+  else:
+    with pytest.raises(ValueError, match="attention is 'cudnn', which needs"):
+      attention.choose(dtype, d, on, 'cudnn')
+
+
+def test_what_is_lacking_is_said():
+  q = jnp.ones((1, 4, 2, 20))
+  said = 'needs an NVIDIA GPU from 8.0 on .here: cpu. and bfloat16 or float16 .not float32. and '
+  with pytest.raises(ValueError, match=said + 'heads of at most 128 features, in eights .not 20.'):
+    attention.attend(q, q, q, 'cudnn')
+  assert attention.device() == attention.Device('cpu')

@@ -77,7 +77,7 @@ def test_shapes_are_enough():
     ('TPU v5p', 4.59e14),
     ('TPU v5', 4.59e14),
     ('TPU v4', 2.75e14),
-    ('TPU v6 lite', 9.2e14),
+    ('TPU v6 lite', 9.18e14),
     ('NVIDIA H100 80GB HBM3', 9.89e14),
     ('NVIDIA A100-SXM4-40GB', 3.12e14),
     ('cpu', None),

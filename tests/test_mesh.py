@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -6,46 +8,136 @@ from jax.sharding import PartitionSpec as P
 from exedit.training import mesh as meshes
 from tests import on_devices
 
+# Arguments of on_devices.run for eight simulated devices: system, mesh, parts of the batch, steps.
+TOY = dict(
+  data=['toy', dict(sharding='data')],
+  zero1=['toy', dict(sharding='zero1')],
+  fsdp=['toy', dict(sharding='fsdp')],
+  three=['toy', dict(sharding='fsdp', data=2, fsdp=2, tensor=2)],
+  mixed=['toy', dict(sharding='fsdp', data=2), 2],
+  mixed_zero1=['toy', dict(sharding='zero1', fsdp=2), 2],
+  tensor=['toy', dict(sharding='zero1', data=1, fsdp=1, tensor=8)],
+)
+HALF = dict(
+  half_data=['toy16', dict(sharding='data'), 1, 1],
+  half_fsdp=['toy16', dict(sharding='fsdp'), 1, 1],
+)
+PBE = dict(
+  zero1=['pbe', dict(sharding='zero1')],
+  fsdp=['pbe', dict(sharding='fsdp')],
+  mixed=['pbe', dict(sharding='fsdp', data=2, fsdp=2, tensor=2), 2],
+)
+
+
+def on_eight(cases):
+  return dict(zip(cases, on_devices.with_devices(8, on_devices.run, list(cases.values()))))
+
 
 @pytest.fixture(scope='module')
-def toy_on_one():
-  (result,) = on_devices.with_devices(1, 'toy', [[{}, 1]])
-  return result
+def toy_runs_on_one():
+  """Two steps, and five."""
+  return on_devices.with_devices(1, on_devices.run, [['toy', {}], ['toy', {}, 1, 5]])
+
+
+@pytest.fixture(scope='module')
+def toy_on_one(toy_runs_on_one):
+  return toy_runs_on_one[0]
 
 
 @pytest.fixture(scope='module')
 def toy_on_eight():
-  cases = [
-    [dict(data=8), 1],
-    [dict(data=1, fsdp=8), 1],
-    [dict(data=2, fsdp=2, tensor=2), 1],
-    [dict(data=2, fsdp=4), 2],
-  ]
-  return on_devices.with_devices(8, 'toy', cases)
+  return on_eight(TOY | HALF)
 
 
-def test_any_mesh_gives_the_losses_of_one_device(toy_on_one, toy_on_eight):
-  for result in toy_on_eight:
-    np.testing.assert_allclose(result['losses'], toy_on_one['losses'], rtol=1e-4)
-    np.testing.assert_allclose(result['buckets'], toy_on_one['buckets'], rtol=1e-4)
-    np.testing.assert_allclose(result['grad_norm'], toy_on_one['grad_norm'], rtol=1e-3)
+@pytest.fixture(scope='module')
+def pbe_on_eight():
+  return on_eight(PBE)
 
 
-def test_state_is_sharded_over_fsdp_and_donated(toy_on_one, toy_on_eight):
-  whole = toy_on_one['state_bytes']
-  copies, fsdp, three, _ = toy_on_eight
-  assert copies['state_bytes'] == whole and copies['sharded'] == []
-  assert fsdp['sharded'] == ['unet.0.kernel']  # 7 x 4096; the others are small
-  assert fsdp['state_bytes'] < 0.65 * whole
-  assert three['state_bytes'] < whole
-  for result in [toy_on_one, *toy_on_eight]:
-    assert result['freed']
-    assert result['donated_bytes'] >= 0.99 * result['state_bytes']
+@pytest.mark.parametrize('mesh', TOY)
+def test_any_mesh_gives_the_losses_of_one_device(toy_on_one, toy_on_eight, mesh):
+  result = toy_on_eight[mesh]
+  np.testing.assert_allclose(result['losses'], toy_on_one['losses'], rtol=1e-4)
+  np.testing.assert_allclose(result['buckets'], toy_on_one['buckets'], rtol=1e-4)
+  np.testing.assert_allclose(result['grad_norm'], toy_on_one['grad_norm'], rtol=1e-3)
+
+
+def test_the_word_says_what_is_split_over_the_devices(toy_on_one, toy_on_eight):
+  whole, kernel = toy_on_one['state_bytes'], 4 * 7 * 4096  # all else of the toy is small
+  data, zero1, fsdp = (toy_on_eight[word] for word in ('data', 'zero1', 'fsdp'))
+  assert data['state_bytes'] == whole and data['sharded'] == zero1['sharded'] == []
+  assert fsdp['sharded'] == ['unet.0.kernel']
+  assert zero1['params_bytes'] == toy_on_one['params_bytes']
+  assert zero1['state_bytes'] == whole - 3 * kernel * 7 // 8  # two moments and the average
+  assert fsdp['state_bytes'] == whole - 4 * kernel * 7 // 8
+  assert toy_on_eight['three']['state_bytes'] == whole - 4 * kernel // 2  # 7 is not even
+  assert toy_on_eight['tensor']['state_bytes'] == zero1['state_bytes']
+
+
+@pytest.mark.parametrize('mesh', TOY)
+def test_the_state_is_donated(toy_on_eight, mesh):
+  assert toy_on_eight[mesh]['freed']
+  assert toy_on_eight[mesh]['donated_bytes'] >= 0.99 * toy_on_eight[mesh]['state_bytes']
+
+
+@pytest.fixture(scope='module')
+def pbe_on_one():
+  (result,) = on_devices.with_devices(1, on_devices.run, [['pbe', {}]])
+  return result
+
+
+@pytest.mark.parametrize('mesh', PBE)
+def test_eight_devices_give_the_real_systems_losses_of_one(pbe_on_one, pbe_on_eight, mesh):
+  result = pbe_on_eight[mesh]
+  np.testing.assert_allclose(result['losses'][0], pbe_on_one['losses'][0], rtol=1e-4)
+  np.testing.assert_allclose(result['losses'], pbe_on_one['losses'], rtol=1e-3)
+  np.testing.assert_allclose(result['grad_norm'], pbe_on_one['grad_norm'], rtol=1e-2)
+
+
+@pytest.mark.parametrize('mesh', PBE)
+def test_the_compiler_adds_no_collectives(pbe_on_eight, mesh):
+  """Inside shard_map every one is asked for; XLA's combiner may make fewer of them."""
+  asked, compiled = pbe_on_eight[mesh]['asked'], pbe_on_eight[mesh]['compiled'].values()
+  number, size = (sum(column) for column in zip(*compiled))
+  assert number <= len(asked) <= 60
+  assert size == sum(one['bytes'] for one in asked)
+
+
+def test_kernels_gathered_in_half_precision_are_those_that_layers_would_cast_to(toy_on_eight):
+  """One step: the same loss to the bit, and half the bytes of float32."""
+  data, fsdp = (toy_on_eight[name] for name in HALF)
+  assert data['losses'] == fsdp['losses']
+  np.testing.assert_allclose(data['grad_norm'], fsdp['grad_norm'], rtol=1e-6)
+  gathered = [one for one in fsdp['asked'] if one['kind'] == 'all-gather']
+  summed = [one for one in fsdp['asked'] if one['kind'] == 'reduce-scatter']
+  assert [(one['dtype'], one['bytes']) for one in gathered] == [('bf16', 2 * 7 * 4096)]
+  assert [(one['dtype'], one['bytes']) for one in summed] == [('f32', 4 * 7 * 4096)]
+
+
+def test_a_run_goes_on_on_any_other_mesh(toy_runs_on_one):
+  """Every word, fewer devices and more: the state to the bit, and the losses of one device."""
+  (moved,) = on_devices.with_devices(
+    8,
+    on_devices.move,
+    [
+      [
+        [dict(sharding='fsdp'), 8],
+        [dict(sharding='data'), 4],
+        [dict(sharding='zero1'), 2],
+        [dict(sharding='fsdp', data=2), 8],
+        [dict(sharding='data'), 1],
+      ]
+    ],
+  )
+  assert moved['same'] == [True] * 4
+  np.testing.assert_allclose(moved['losses'], toy_runs_on_one[1]['losses'], rtol=1e-4)
+
+
+# Layouts
 
 
 def fake_mesh(data=1, fsdp=1, tensor=1):
-  devices = jax.sharding.AbstractMesh((data, fsdp, tensor), meshes.AXES)
-  return devices
+  return jax.sharding.AbstractMesh((data, fsdp, tensor), meshes.AXES)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +178,44 @@ def test_make_names_its_axes_auto():
     (dict(data=3 * jax.device_count()), 'the product must be'),
     (dict(data=-1, fsdp=-1), 'one may be -1'),
     (dict(fsdp=0), 'sizes are positive'),
+    (dict(sharding='zero3'), "mesh.sharding is 'zero3'; use one of data, zero1, fsdp"),
   ],
 )
 def test_make_refuses_what_does_not_fit(sizes, words):
   with pytest.raises(ValueError, match=words):
     meshes.make(**sizes)
+
+
+@pytest.mark.parametrize(
+  'settings, sizes',
+  [
+    (dict(), (8, 1, 1)),
+    (dict(sharding='zero1'), (1, 8, 1)),
+    (dict(sharding='fsdp'), (1, 8, 1)),
+    (dict(sharding='fsdp', data=2), (2, 4, 1)),
+    (dict(sharding='fsdp', fsdp=2), (4, 2, 1)),
+    (dict(sharding='fsdp', data=-1), (8, 1, 1)),
+    (dict(sharding='zero1', tensor=2), (1, 4, 2)),
+    (dict(tensor=8), (1, 1, 8)),
+  ],
+)
+def test_one_word_says_where_the_devices_go(settings, sizes):
+  devices = [FakeDevice(i) for i in range(8)]
+  assert tuple(meshes.make(**settings, devices=devices).shape.values()) == sizes
+
+
+def test_a_mesh_that_its_word_does_not_use_is_refused():
+  devices = [FakeDevice(i) for i in range(8)]
+  with pytest.raises(ValueError, match="fsdp is 4, but mesh.sharding 'data' shares nothing along"):
+    meshes.make(fsdp=4, devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+  id: int
+  process_index: int = 0
+  platform: str = 'cpu'
+  device_kind: str = 'cpu'
 
 
 def test_a_batch_that_cannot_be_divided_names_both_numbers_and_the_remedy():

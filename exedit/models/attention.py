@@ -1,7 +1,7 @@
 """One attention; the one place where it may be edited."""
 
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from exedit.models import blocks
+
+Implementation = Literal['xla', 'cudnn'] | None
 
 SMALL = 2**18  # logits of one head; with no more, all heads are computed together
 MANY = 2**26  # logits of all heads, 256 MiB in float32; with more, some queries after the others
@@ -29,14 +31,14 @@ class Attention(nnx.Module):
     heads: int,
     context_features: int | None = None,
     qkv_bias: bool = False,
-    implementation: Literal['xla', 'cudnn'] | None = None,
+    implementation: Implementation = None,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     context_features = context_features or features
     linear = functools.partial(nnx.Linear, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
     self.heads = heads
-    self.implementation: Literal['xla', 'cudnn'] | None = implementation
+    self.implementation: Implementation = implementation
     self.to_q = linear(features, features)
     self.to_k = linear(context_features, features)
     self.to_v = linear(context_features, features)
@@ -62,20 +64,74 @@ def attend(
   q: Float[Array, 'b n heads d'],
   k: Float[Array, 'b m heads d'],
   v: Float[Array, 'b m heads d'],
-  implementation: Literal['xla', 'cudnn'] | None = None,
+  implementation: Implementation = None,
 ) -> Float[Array, 'b n heads d']:
   """softmax(q k^T / sqrt(d)) v, the softmax in float32 (arXiv 1706.03762, eq. 1).
 
   Where the logits are many they are never all there at once, neither here nor in the gradient,
   which computes them again. That is exact: each query sees all keys, only not at the same time.
+  `implementation` is what `choose` takes on this machine unless it is said.
+
+  Raises:
+    ValueError: for 'cudnn' where it cannot be.
   """
-  (b, n, heads, _), m = q.shape, k.shape[1]
-  whole = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
-  if implementation == 'cudnn' or n * m <= SMALL:
+  (b, n, heads, d), m = q.shape, k.shape[1]
+  if choose(q.dtype, d, device(), implementation) == 'cudnn':
+    return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+  whole = functools.partial(jax.nn.dot_product_attention, implementation='xla')
+  if n * m <= SMALL:
     return whole(q, k, v)
   some = max(512, MANY // (b * heads * m))  # fewer would leave a fast device idle
   rest = whole if n <= some else functools.partial(_by_queries, some, whole)
   return jax.lax.platform_dependent(q, k, v, cpu=_by_head, default=rest)
+
+
+class Device(NamedTuple):
+  """What the choice asks of a device: its platform, and of NVIDIA's the compute capability."""
+
+  platform: str
+  capability: tuple[int, ...] = ()
+
+
+def device() -> Device:
+  """The kind of device that is computed on here, if nothing else is said."""
+  first = jax.local_devices()[0]
+  if first.platform != 'gpu' or 'cuda' not in first.client.platform_version:
+    return Device(first.platform)
+  return Device('gpu', tuple(map(int, first.compute_capability.split('.'))))
+
+
+def choose(
+  dtype: DTypeLike, d: int, on: Device, implementation: Implementation = None
+) -> Literal['xla', 'cudnn']:
+  """'cudnn', flash attention, where NVIDIA's library has it for heads of d features; else 'xla'.
+
+  It needs 16-bit numbers and a d that is a multiple of 8, at most 128 before Hopper and 256 from
+  there on (jax fused_attention_stablehlo.py): Stable Diffusion's 40 and 80 always, its 160 on
+  Hopper. What was asked for by name is not replaced by something else.
+
+  Raises:
+    ValueError: for 'cudnn' where it cannot be.
+  """
+  if implementation == 'xla':
+    return 'xla'
+  most = 256 if on.capability >= (9, 0) else 128
+  lacks = [
+    what
+    for what, there in (
+      (f'an NVIDIA GPU from 8.0 on (here: {on.platform}{_dotted(on)})', on.capability >= (8, 0)),
+      (f'bfloat16 or float16 (not {jnp.dtype(dtype)})', jnp.dtype(dtype).itemsize == 2),
+      (f'heads of at most {most} features, in eights (not {d})', d % 8 == 0 and d <= most),
+    )
+    if not there
+  ]
+  if implementation == 'cudnn' and lacks:
+    raise ValueError(f"attention is 'cudnn', which needs {' and '.join(lacks)}; use None or 'xla'")
+  return 'xla' if lacks else 'cudnn'
+
+
+def _dotted(on: Device) -> str:
+  return ' ' + '.'.join(map(str, on.capability)) if on.capability else ''
 
 
 def _by_queries(some: int, whole, q, k, v):
@@ -94,28 +150,70 @@ def _by_head(q, k, v):
   comes out of the second product, as one more row of v that is all ones.
   """
   b, n, heads, d = q.shape
-  some = CPU_QUERIES
+  some = max(CPU_QUERIES, SMALL // k.shape[1])
   q = jnp.pad(q, ((0, 0), (0, -n % some), (0, 0), (0, 0)))
   q = q.reshape(b, -1, some, heads, d).transpose(0, 3, 1, 4, 2).reshape(b * heads, -1, d, some)
   k = k.transpose(0, 2, 1, 3).reshape(b * heads, -1, d)
   v = v.transpose(0, 2, 3, 1).reshape(b * heads, d, -1)
-  v = jnp.concatenate([v, jnp.ones_like(v[:, :1])], 1)  # [b*heads d+1 m]
-  dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-
-  def head(qkv):
-    q, k, v = qkv
-
-    def part(q):
-      logits = dot(k, q)  # [m some]
-      p = jnp.exp((logits - logits.max(0, keepdims=True)) * d**-0.5)
-      y = dot(v, p.astype(v.dtype))
-      return y[:-1] / y[-1:]
-
-    return jax.lax.map(jax.checkpoint(part, prevent_cse=False), q)
-
-  y = jax.lax.map(head, (q, k, v)).astype(v.dtype)  # [b*heads n/some d some]
+  y = _heads(q, k, v).astype(v.dtype)  # [b*heads n/some d some]
   y = y.transpose(0, 1, 3, 2).reshape(b, heads, -1, d)
   return y.transpose(0, 2, 1, 3)[:, :n]
+
+
+_dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _heads(q, k, v):
+  """q [heads parts d some], k [heads m d], v [heads d m] to float32 [heads parts d some]."""
+  return _each(lambda *qkv: _part(*qkv)[0], q, k, v)
+
+
+def _heads_forward(q, k, v):
+  y, norm = _each(_part, q, k, v)
+  return y, (q, k, v, y, norm)
+
+
+def _each(part, q, k, v):
+  v = jnp.concatenate([v, jnp.ones_like(v[:, :1])], 1)  # [heads d+1 m]
+  head = lambda qkv: jax.lax.map(lambda q: part(q, *qkv[1:]), qkv[0])
+  return jax.lax.map(head, (q, k, v))
+
+
+def _part(q, k, v):
+  """Attention of some queries [d some], and the logarithm of what their softmax divides by."""
+  logits, scale = _dot(k, q), q.shape[0] ** -0.5  # [m some]
+  top = logits.max(0, keepdims=True)
+  p = jnp.exp((logits - top) * scale)
+  y = _dot(v, p.astype(v.dtype))
+  return y[:-1] / y[-1:], top * scale + jnp.log(y[-1:])
+
+
+def _heads_backward(kept, dy):
+  """The gradient, from the softmax computed again with its known sums (arXiv 2205.14135, B.2)."""
+  q, k, v, y, norm = kept
+  along = (y * dy).sum(2, keepdims=True)  # [heads parts 1 some]
+  scale = q.shape[2] ** -0.5
+
+  def head(args):
+    q, k, v, dy, norm, along = args
+
+    def part(sums, args):
+      dk, dv = sums  # both [m d]: what is large stays as it is, what is small is transposed
+      q, dy, norm, along = args
+      p = jnp.exp(_dot(k, q) * scale - norm)  # [m some]
+      dlogits = (p * (_dot(v.T, dy) - along) * scale).astype(k.dtype)
+      sums = dk + _dot(dlogits, q.T), dv + _dot(p.astype(v.dtype), dy.T)
+      return sums, _dot(k.T, dlogits)
+
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    (dk, dv), dq = jax.lax.scan(part, (zeros, zeros), (q, dy.astype(v.dtype), norm, along))
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.T.astype(v.dtype)
+
+  return jax.lax.map(head, (q, k, v, dy, norm, along))
+
+
+_heads.defvjp(_heads_forward, _heads_backward)
 
 
 class GEGLU(nnx.Module):
@@ -145,7 +243,7 @@ class SpatialTransformer(nnx.Module):
     heads: int,
     context_dim: int,
     groups: int = 32,
-    implementation: Literal['xla', 'cudnn'] | None = None,
+    implementation: Implementation = None,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):

@@ -12,8 +12,8 @@ PEAK = {
   'TPU v5 lite': 1.97e14,
   'TPU v5e': 1.97e14,
   'TPU v5': 4.59e14,  # v5p
-  'TPU v6 lite': 9.2e14,
-  'TPU v6e': 9.2e14,
+  'TPU v6 lite': 9.18e14,
+  'TPU v6e': 9.18e14,
   'NVIDIA H100': 9.89e14,
   'NVIDIA H200': 9.89e14,
   'NVIDIA A100': 3.12e14,
@@ -47,6 +47,8 @@ def count(jaxpr: core.Jaxpr) -> float:
       total += _dot(eqn)
     elif eqn.primitive.name == 'conv_general_dilated':
       total += _conv(eqn)
+    elif eqn.primitive.name.startswith('dot_product_attention_fwd'):
+      total += _cudnn(eqn)
     times = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
     branches = [count(inner) for inner in _inner(eqn)]
     total += times * (max(branches) if eqn.primitive.name == 'cond' else sum(branches))
@@ -77,3 +79,13 @@ def _conv(eqn) -> float:
   output = eqn.outvars[0].aval.shape
   taps = math.prod(kernel) // kernel[numbers.rhs_spec[0]]  # inputs per group x window
   return 2.0 * math.prod(output) * taps
+
+
+def _cudnn(eqn) -> float:
+  """Attention [b t heads d] by cuDNN, which is one primitive: two products, or with the derivative
+
+  (which its jaxpr does not show) four more.
+  """
+  q, k = (eqn.invars[i].aval.shape for i in (0, 1))
+  products = 6 if eqn.params['is_training'] else 2
+  return products * 2.0 * math.prod(q) * k[1]

@@ -28,26 +28,27 @@ def make(
   schedule: str = 'constant',
   lr_end: float = 0.0,
   steps: int | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """AdamW (or plain 'sgd') over a flat dict of parameters; the defaults are the original's.
 
   Weight decay falls on every parameter, as in the original, except on those whose path
   `decay_exclude` (a regular expression) finds, and with decay_vectors=False on those of one axis
   (norms and biases). `lr_multipliers` maps regular expressions to factors of the learning rate,
   decay included; the first that finds a path counts. `clip` bounds the global norm of the gradient.
-  'cosine' ends at `lr_end` at step `steps`.
+  'cosine' ends at `lr_end` at step `steps`. `update` takes the gradient's global norm as
+  `grad_norm` where the gradient that it is given is only one device's part.
   """
   if name not in ('adamw', 'sgd'):
     raise ValueError(f"optimizer.name is '{name}'; use 'adamw' or 'sgd'")
   rate = learning_rate_schedule(lr, warmup, schedule, lr_end, steps)
-  chain = [] if clip is None else [optax.clip_by_global_norm(clip)]
+  chain: list[optax.GradientTransformation] = [] if clip is None else [_clip(clip)]
   if name == 'adamw':
     decays = _decays(decay_exclude, decay_vectors)
     chain.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
     chain.append(optax.add_decayed_weights(weight_decay, mask=decays))
   chain.append(_scale_by_path(lr_multipliers))
   chain.append(_scale_by_rate(rate))
-  return optax.chain(*chain)
+  return optax.with_extra_args_support(optax.chain(*chain))
 
 
 def learning_rate_schedule(
@@ -78,6 +79,20 @@ def learning_rate_schedule(
 def learning_rate(opt_state: Any) -> Float[Array, '']:
   """The rate that the last update used."""
   return opt_state[-1].rate
+
+
+def _clip(bound: float) -> optax.GradientTransformationExtraArgs:
+  """optax.clip_by_global_norm, for gradients of which one device sees a part."""
+
+  def init(params):
+    return optax.EmptyState()
+
+  def update(updates, state, params=None, *, grad_norm=None):
+    norm = optax.tree.norm(updates) if grad_norm is None else grad_norm
+    factor = jnp.where(norm < bound, 1.0, bound / norm)
+    return jax.tree.map(lambda u: u * factor, updates), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 class RateState(NamedTuple):

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -92,6 +92,22 @@ def flatten(model: nnx.Module) -> tuple[Graph, Params]:
   return Graph(definition, variables, rest), flat
 
 
+def compute_dtypes(model: nnx.Module) -> dict[str, Any]:
+  """In what the kernels of a model (abstract ones too) are used, by name: linear layers and
+
+  convolutions cast them on every call, so a kernel that was cast before is as good.
+  """
+  layers = (
+    (path, layer)
+    for path, layer in nnx.iter_modules(model)
+    if isinstance(layer, nnx.Linear | nnx.Conv)
+  )
+  return {
+    '.'.join(map(str, (*path, 'kernel'))): layer.dtype or layer.param_dtype
+    for path, layer in layers
+  }
+
+
 def merge(graph: Graph, params: Mapping[str, Any]) -> nnx.Module:
   """The model with these parameters; the inverse of `flatten`, also inside jit."""
   missing = [name for name in graph.variables if name not in params]
@@ -105,17 +121,20 @@ def merge(graph: Graph, params: Mapping[str, Any]) -> nnx.Module:
   return nnx.merge(graph.definition, nnx.from_flat_state(leaves), graph.rest)
 
 
-def split_trainable(params: Mapping[str, Any], trainable: str) -> tuple[dict, dict]:
+def split_trainable(
+  params: Mapping[str, Any], trainable: str, setting: str = 'trainable'
+) -> tuple[dict, dict]:
   """Two dicts, (trainable, frozen): a parameter trains where `trainable`, a regular expression,
 
   matches whole parts of its path from the start: 'unet|conditioner' takes 'unet.conv_in.kernel'.
+  `setting` is what the pattern is called where it matches nothing (ValueError).
   """
   pattern = re.compile(rf'(?:{trainable})(?:\.|$)')
   chosen = {name: value for name, value in params.items() if pattern.match(name)}
   if not chosen:
     tops = sorted({name.split('.')[0] for name in params})
     raise ValueError(
-      f"trainable is '{trainable}', which matches no parameter; the parts are {', '.join(tops)}"
+      f"{setting} is '{trainable}', which matches no parameter; the parts are {', '.join(tops)}"
     )
   return chosen, {name: value for name, value in params.items() if name not in chosen}
 
@@ -146,18 +165,31 @@ class Ema:
     return {name: old + (1 - decay) * (params[name] - old) for name, old in ema.items()}
 
 
-def guarded(
-  old: TrainState, new: TrainState, finite: Bool[Array, ''], corrupt: Int[Array, '']
-) -> TrainState:
-  """The state after a step: `new`, or where it was not finite `old` with the step counted."""
-  kept = jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, new)
+def guarded(finite: Bool[Array, ''], update: Callable[[Any], Any], old: Any) -> Any:
+  """update(old), or `old` where the step was not finite.
+
+  Chosen array by array, XLA's CPU compiler would keep a second copy of all of them: there one of
+  two branches runs, and everything is updated in place.
+  """
+
+  def choose(old):
+    return jax.tree.map(lambda o, n: jnp.where(finite, n, o), old, update(old))
+
+  def branch(old):
+    return jax.lax.cond(finite, update, lambda old: old, old)
+
+  return jax.lax.platform_dependent(old, cpu=branch, default=choose)
+
+
+def counted(new: TrainState, finite: Bool[Array, ''], corrupt: Int[Array, '']) -> TrainState:
+  """The state with this step in its counts."""
   bad = 1 - finite.astype(jnp.int32)
   counts = dict(
-    skipped=old.counts['skipped'] + bad,
-    in_a_row=(old.counts['in_a_row'] + bad) * bad,
-    corrupt=old.counts['corrupt'] + corrupt,
+    skipped=new.counts['skipped'] + bad,
+    in_a_row=(new.counts['in_a_row'] + bad) * bad,
+    corrupt=new.counts['corrupt'] + corrupt,
   )
-  return dataclasses.replace(kept, step=old.step + 1, counts=counts)
+  return dataclasses.replace(new, step=new.step + 1, counts=counts)
 
 
 def timestep_buckets(

@@ -1,0 +1,56 @@
+"""The benchmark's door reports what it measured, and its ablations are one and the same step."""
+
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import sampling
+from benchmarks import train_step as benchmark
+from input_pipeline import doors
+
+TORCH = bool(importlib.util.find_spec('torch') and importlib.util.find_spec('diffusers'))
+
+
+def door(*flags):
+  argv = ['benchmark', '--width=tiny', '--size=16', '--steps=1', *flags]
+  doors.run(benchmark.main, benchmark._flags(), benchmark.__doc__, argv)
+
+
+@pytest.fixture(scope='module')
+def report(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('weights')
+  sampling.write_weights('tiny', folder)
+  path = folder / 'report.json'
+  door('--feed', '--ablations', f'--weights={folder}', f'--output={path}')
+  return json.loads(path.read_text())
+
+
+def test_the_door_reports(report):
+  rows = {row['system']: row for row in report['systems']}
+  assert set(rows) == ({'exedit', 'pytorch'} if TORCH else {'exedit'})
+  for row in rows.values():
+    assert row['images_per_second'] == 2 / row['step'] and row['first'] > row['step'] > 0
+    assert set(row['parts']) == set(benchmark.PARTS) and row['peak_bytes'] > 1e8
+    assert 0 < row['mfu'] < 1
+    assert row['trained'] == rows['exedit']['trained']
+  ours = rows['exedit']
+  assert sum(ours['parts'].values()) == pytest.approx(ours['step'])
+  assert 0 <= ours['waited'] < 1 and ours['flops'] > 1e6
+  assert report['machine']['jax'] == jax.__version__ and report['settings']['steps'] == 1
+
+
+def test_every_ablation_computes_the_same_loss(report):
+  losses = report['ablations']['losses']
+  assert set(losses) == set(benchmark.ABLATIONS)
+  np.testing.assert_allclose(list(losses.values()), losses['as it is'], rtol=1e-5)
+  assert set(report['ablations']['seconds']) == set(benchmark.ABLATIONS)
+
+
+@pytest.mark.parametrize('flag', ['--batch=0', '--steps=0', '--width=huge'])
+def test_bad_flags_are_one_line(flag, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    door(flag)
+  assert len(capsys.readouterr().err.strip().splitlines()) == 1
