@@ -4,11 +4,16 @@
 
 Any key of the config can be set: --config.optimizer.lr=3e-5. The same command goes on after a
 crash, a kill or SIGTERM (which saves first), and ends where the uninterrupted run would have.
+SIGTERM before the first step ends it as soon as Python has control (not while XLA compiles), and
+while Python still imports by the signal itself: nothing has begun.
 """
 
+import dataclasses
 import functools
 import json
 import os
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,12 +26,12 @@ from absl import flags
 from exedit import doors, images, settings
 from exedit.errors import UserError
 from exedit.program import SYSTEMS, Program, make_program
-from exedit.training import log, optimizer, runtime, state
+from exedit.training import goodput, lock, log, optimizer, runtime, state
 from exedit.training import mesh as meshes
 from exedit.training.checkpoint import CheckpointError, Checkpoints, load_frozen, save_frozen
 from exedit.training.prefetch import Prefetch
 from exedit.training.state import Params, TrainState
-from exedit.weights.files import Tensor
+from exedit.weights.tensor import Tensor
 from input_pipeline import loader, synthetic
 from input_pipeline.errors import DataError
 
@@ -45,6 +50,7 @@ def train(
   trainable: str = 'unet|conditioner',
   init_from: str | None = None,
   init_clip: str | None = None,
+  init_parts: str = '',
   accumulate: int = 1,
   log_every: int = 100,
   save_every: int = 2000,
@@ -68,6 +74,7 @@ def train(
     data: arguments of `loader.batches`. synthetic: of `synthetic.ensure`, to draw the data first.
     trainable: which parameters train, see `state.split_trainable`.
     init_from, init_clip: weights to start from instead of random ones, see the system's `start`.
+    init_parts: which parameters are taken of them, a pattern as `trainable`; '': all.
     max_bad_steps: so many steps in a row without a finite loss and gradient end the run.
     compile_cache: keep compiled programs in the user's cache folder.
     optimizer: arguments of `optimizer.make`. ema: of `state.Ema`. mesh: of `mesh.make`.
@@ -77,67 +84,80 @@ def train(
       checkpoints or a disk that cannot be used, and for a run that diverged.
   """
   config = {name: value for name, value in locals().items() if name != 'workdir'}
-  begin = time.perf_counter()
+  begin = runtime.process_began() if __name__ == '__main__' else time.perf_counter()
   if compile_cache:
     runtime.cache_compiled()
-  with settings.mendable(config):
+  with runtime.together(), settings.mendable(config):
     check(config)
     program = make_program(
       SYSTEMS[system], model, optimizer, ema, mesh, trainable, batch_size, accumulate, seed, steps
     )
     tensors = None if begun(workdir) else given(program, config)
     draw(data, synthetic)
+  with runtime.together(), settings.mendable(config):  # the data are there by now
     examples = held_out(data, edit) if edit_every else None
     stream = functools.partial(batches, data, batch_size, seed)
     one_each = {**data, 'workers': 0, 'threads': 1, 'prefetch': 1}  # shapes need no whole batch
     try_step(program, next(batches(one_each, jax.process_count(), seed, 0)), batch_size)
+    shards = loader.survey(data['root'], data.get('split', 'train'))
+  must_agree(config, shards)
+  with runtime.together():
+    open_workdir(workdir)
 
   say = log.Progress(steps, batch_size).say
-  open_workdir(workdir)
+  hours = goodput.Goodput(workdir, begin)
   checkpoints = Checkpoints(workdir, **checkpoint, say=say)
   checkpoints.require_space(program.now)
   now, frozen = initial(program, workdir, checkpoints, config, tensors, say)
   start = int(now.step)
   if start >= steps:
+    hours.close()
+    lock.release(workdir)
     say(f'{workdir} is at step {start} of {steps}: nothing to do; raise --config.steps to go on')
     return now
   record(workdir, program, config, start, say)
 
-  truncated = loader.truncated_shards(data['root'], data.get('split', 'train'))
-  feed = Prefetch(stream(start=start), meshes.batch_sharding(program.mesh))
-  book = log.Log(
-    workdir,
-    steps=steps,
-    batch_size=batch_size,
-    start=start,
-    log_every=log_every,
-    max_bad_steps=max_bad_steps,
-    peak=program.peak(),
-  )
-  try:
-    with runtime.Stop() as stop:
+  with runtime.Stop() as stop:  # to the very end, so that a second SIGTERM ends no writing
+    book = log.Log(
+      workdir,
+      steps=steps,
+      batch_size=batch_size,
+      start=start,
+      log_every=log_every,
+      max_bad_steps=max_bad_steps,
+      peak=program.peak(),
+      hours=hours,
+    )
+    hours.start(start)
+    feed = Prefetch(stream(start=start), meshes.batch_sharding(program.mesh))
+    try:
       for step in range(start + 1, steps + 1):
-        batch = next(feed)
-        now, metrics = program.step(now, frozen, batch)
-        book.push(step, {**metrics, 'truncated_shards': truncated}, feed.waited)
-        if step == start + 1:
-          book.flops = program.flops(batch)
+        with hours.spend('data'):
+          batch = next(feed)
+        with hours.spend('productive' if step > start + 1 else 'compile'):
+          now, metrics = program.step(now, frozen, batch)
+          book.flops = book.flops or program.flops(batch)
+        book.push(step, {**metrics, 'truncated_shards': shards.truncated}, feed.waited)
         last = stop.requested(step) or step == steps
         if last or step % save_every == 0:
           book.flush()
-          with book.pause():
+          with book.pause('checkpoint'):
             checkpoints.save(step, now)
         if examples and (step % edit_every == 0 or step == steps):
           book.flush()
-          with book.pause():
+          with book.pause('edits'):
             show_edits(program, now, frozen, examples, edit, workdir, book, step)
         if last:
           break
-      checkpoints.wait()  # inside, so that a second SIGTERM does not end the writing
-  finally:
-    feed.close()
-    book.close()
-    checkpoints.close()
+      with book.pause('checkpoint'):
+        checkpoints.wait()
+    finally:
+      feed.close()
+      book.close()
+      checkpoints.close()
+      hours.close()
+      say(hours.line())
+      lock.release(workdir)
   if step < steps:
     say(f'stopped and saved at step {step} of {steps}: the same command goes on from there')
   else:
@@ -182,8 +202,16 @@ def begun(workdir: str) -> bool:
 
 def given(program: Program, config: Mapping[str, Any]) -> dict[str, Tensor]:
   """The weights to start from, found and checked but not read."""
-  sources = [config[name] for name in SOURCES]
-  return program.system.start(*sources, config['model']) if any(sources) else {}
+  sources, parts = [config[name] for name in SOURCES], config['init_parts']
+  if not any(sources):
+    if parts:
+      raise UserError(
+        f"config.init_parts is '{parts}', but no weights are given to take that from: set "
+        '--config.init_from=...'
+      )
+    return {}
+  tensors = program.system.start(*sources, config['model'])
+  return state.split_trainable(tensors, parts, 'init_parts')[0] if parts else tensors
 
 
 def place(arrays: Mapping[str, Any], like: Params, where: str) -> Params:
@@ -234,10 +262,24 @@ def draw(data: Mapping[str, Any], scenes: Mapping[str, Any] | None) -> None:
     return
   if jax.process_index() == 0:
     synthetic.ensure(data['root'], **scenes)
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
 
-    multihost_utils.sync_global_devices('synthetic data')
+
+def must_agree(config: Mapping[str, Any], shards: loader.Shards) -> None:
+  """UserError, in every process, where they differ in settings, versions or data.
+
+  The folder of the data may have another name on another machine; what lies in it may not differ.
+  """
+  facts = dict(config, data={**config['data'], 'root': dataclasses.asdict(shards)})
+  facts = dict(config=facts, versions=runtime.versions_of_packages())
+  said = runtime.everyone(json.dumps([socket.gethostname(), facts]))
+  (host, first), *others = map(json.loads, said)
+  for index, (other, theirs) in enumerate(others, 1):
+    changed = differences(first, theirs)
+    if changed:
+      raise runtime.TheOthers(
+        f'process {index} on {other} differs from process 0 on {host}, all must be the same: '
+        + ', '.join(changed[:5])
+      )
 
 
 def held_out(data: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -281,7 +323,7 @@ def show_edits(
 
 
 def open_workdir(workdir: str) -> None:
-  """Make the folder and see that it can be written."""
+  """Make the folder, see that it can be written, and hold it against other runs."""
   if '://' in workdir:
     raise UserError(f'{workdir} is not a folder: mount the bucket and name the mounted folder')
   probe = os.path.join(workdir, f'.{jax.process_index()}.tmp')
@@ -290,6 +332,9 @@ def open_workdir(workdir: str) -> None:
     with open(probe, 'w'):
       pass
     os.remove(probe)
+    if jax.process_index() == 0:
+      lock.take(workdir)
+      log.sweep(workdir)
   except OSError as error:
     raise UserError(
       f'cannot write to the workdir {workdir} ({error.strerror}): choose another'
@@ -367,18 +412,38 @@ def check(config: Mapping[str, Any]) -> None:
   doors.edit_settings(config, steps=None, scale=None, sampler=None)
 
 
+def define_flags() -> None:
+  """The flags that tell nothing of the run itself: where it takes place, and how it ends."""
+  runtime.define_flags()
+  what = 'exit status of a run that was told to stop, and has saved, before its last step'
+  flags.DEFINE_integer('stopped_status', 0, what, 0, 255)
+
+
+def run(workdir: str, config: Mapping[str, Any]) -> bool:
+  """Train as the config says; whether the last step was reached."""
+  settings.check(config, train, 'config')
+  settings.check_complete(config, train, 'config')
+  try:
+    now = train(workdir, **config)
+  except (CheckpointError, log.NotFinite) as error:
+    raise UserError(str(error)) from error
+  return bool(now.step >= config['steps'])
+
+
 def main(argv: list[str]) -> None:
   """Open the door: flags in, a run in the workdir out."""
   if not flags.FLAGS.config or not flags.FLAGS.workdir:
     raise UserError('train needs --config=configs/pbe.py:tiny (or another) and --workdir=DIR')
-  runtime.join_processes()
-  config = flags.FLAGS.config.to_dict()
-  settings.check(config, train, 'config')
-  settings.check_complete(config, train, 'config')
   try:
-    train(flags.FLAGS.workdir, **config)
-  except (CheckpointError, log.NotFinite) as error:
-    raise UserError(str(error)) from error
+    with runtime.Stop(at_once=True):
+      runtime.join_processes(**runtime.place_flags(flags.FLAGS))
+      with runtime.ending_together():
+        finished = run(flags.FLAGS.workdir, flags.FLAGS.config.to_dict())
+  except runtime.Stopped as stopped:
+    print(stopped, flush=True)
+    finished = False
+  if not finished:
+    sys.exit(flags.FLAGS.stopped_status)
 
 
 if __name__ == '__main__':
@@ -386,4 +451,5 @@ if __name__ == '__main__':
 
   config_flags.DEFINE_config_file('config', None, 'the settings, configs/pbe.py:tiny')
   flags.DEFINE_string('workdir', None, 'where the run goes, or goes on')
+  define_flags()
   doors.run(main)

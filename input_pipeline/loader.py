@@ -1,5 +1,6 @@
 """Shards to batches: one global order, shared out by process; any step can be asked for."""
 
+import dataclasses
 import difflib
 import inspect
 import logging
@@ -8,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 
 import cv2
 import grain
@@ -16,9 +18,10 @@ from absl import flags
 
 from input_pipeline import open_images
 from input_pipeline.errors import DataError, Unusable
-from input_pipeline.tfrecord import CorruptRecord, Source, parse_example, shard_paths
+from input_pipeline.tfrecord import CorruptRecord, Source, parse_example, shard_paths, sweep
 
 _STAND_INS = 256  # records tried in the place of one that cannot be used
+_GRACE = 30.0  # seconds that a worker still serves after SIGTERM
 _WHY = 'S200'  # a reason, as fixed-size bytes that can be stacked
 
 
@@ -73,14 +76,31 @@ def batches(
   if workers:
     if not flags.FLAGS.is_parsed():  # a notebook or a test: grain's workers insist on parsed flags
       flags.FLAGS.mark_as_parsed()
+    # Here and not by the thread that reads: it unblocks the signals which that one has blocked.
+    resource_tracker.ensure_running()
     stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
   cv2.setNumThreads(0)  # the parallelism is over batches
-  return _reported(stream, source, on_corrupt)
+  return _reported(stream, source, on_corrupt, workers)
 
 
-def truncated_shards(root: str, split: str) -> int:
-  """How many shards of a split end in the middle of a record; their whole records are read."""
-  return len(Source(shard_paths(root, split)).damaged)
+@dataclasses.dataclass(frozen=True)
+class Shards:
+  """What the shards of a split hold: equal where all files' names and records' places are equal.
+
+  truncated: shards that end in the middle of a record; their whole records are read.
+  """
+
+  shards: int
+  records: int
+  truncated: int
+  digest: str
+
+
+def survey(root: str, split: str) -> Shards:
+  """What this machine finds; processes that train together must all find the same."""
+  sweep(root)
+  source = Source(shard_paths(root, split))
+  return Shards(len(source.paths), len(source), len(source.damaged), source.digest())
 
 
 def _check(batch_size, start_step, shard_index, shard_count, on_corrupt):
@@ -123,8 +143,18 @@ def _numbered(index: int, position: int) -> tuple[int, int]:
 def _start_worker(index: int, count: int):
   """In each worker process: no threads but grain's, and no life after the trainer's."""
   cv2.setNumThreads(0)
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to answer
+  # Both are for the trainer to answer, which may still need a batch; whoever means this process
+  # alone (multiprocessing at the exit) need not wait for ever.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, _leave_later)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
   threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _leave_later(number, frame):
+  timer = threading.Timer(_GRACE, os._exit, (128 + number,))
+  timer.daemon = True
+  timer.start()
 
 
 def _die_with_parent():
@@ -166,7 +196,9 @@ class _MakeExample(grain.transforms.RandomMap):
     )
 
 
-def _reported(stream: grain.IterDataset, source: Source, on_corrupt: str) -> Iterator[dict]:
+def _reported(
+  stream: grain.IterDataset, source: Source, on_corrupt: str, workers: int
+) -> Iterator[dict]:
   """The batches without the notes on what was corrupt, each record of which is named once."""
   named = set()
   batches = iter(stream)
@@ -179,7 +211,8 @@ def _reported(stream: grain.IterDataset, source: Source, on_corrupt: str) -> Ite
           named.add(position)
           shard, offset, _ = source.locate(position)
           _corrupt(CorruptRecord(shard, offset, reasons[row].decode(errors='replace')), on_corrupt)
-      yield batch
+      # Workers hand over shared memory; an array of the devices' would hold on to it till the exit.
+      yield {name: np.array(rows) for name, rows in batch.items()} if workers else batch
   finally:
     batches.close()
 

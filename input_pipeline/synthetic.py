@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from input_pipeline import crops, doors, tfrecord
+from input_pipeline import crops, doors, remote, tfrecord
 from input_pipeline.errors import DataError
 from input_pipeline.scenes import (
   GRID,
@@ -120,6 +120,11 @@ def ensure(root: str, **kwargs) -> dict:
   """
   wanted = settings(**kwargs)
   manifest = _read_manifest(root)
+  if manifest is None and remote.is_remote(root):
+    raise DataError(
+      f'scenes are drawn into a folder of this machine and {root} holds none: draw them here '
+      f'(python -m input_pipeline.synthetic) and copy the folder to {root}'
+    )
   if manifest is None:
     return write(root, **kwargs)
   for name, value in wanted.items():
@@ -130,6 +135,8 @@ def ensure(root: str, **kwargs) -> dict:
       )
   sizes = {name: file['bytes'] for name, file in manifest['files'].items()}
   if any(_size(os.path.join(root, name)) != size for name, size in sizes.items()):
+    if remote.is_remote(root):
+      raise DataError(f'{root} is not a whole copy of the folder it was copied from: copy it again')
     return write(root, **kwargs)
   return manifest
 
@@ -137,8 +144,11 @@ def ensure(root: str, **kwargs) -> dict:
 def _read_manifest(root: str) -> dict | None:
   """The manifest of an earlier writing, None without one; DataError where it is not ours."""
   try:
-    with open(_manifest(root)) as file:
-      manifest = json.load(file)
+    if remote.is_remote(root):
+      manifest = json.loads(remote.read(_manifest(root)))
+    else:
+      with open(_manifest(root)) as file:
+        manifest = json.load(file)
   except (FileNotFoundError, NotADirectoryError):
     return None
   except (OSError, ValueError) as error:
@@ -151,13 +161,17 @@ def _read_manifest(root: str) -> dict | None:
 
 
 def _remove(root: str) -> None:
-  shards = glob.glob(os.path.join(glob.escape(root), 'synthetic-*.tfrecord-*'))
-  for path in [_manifest(root), *shards]:
+  here = glob.escape(root)
+  shards = glob.glob(os.path.join(here, 'synthetic-*.tfrecord-*'))
+  torn = glob.glob(os.path.join(here, '.synthetic-*.tfrecord-*')) + glob.glob(f'{here}/.manifest.*')
+  for path in [_manifest(root), *shards, *torn]:
     if os.path.exists(path):
       os.remove(path)
 
 
 def _size(path: str) -> int:
+  if remote.is_remote(path):
+    return remote.info(path)[0]
   return os.path.getsize(path) if os.path.exists(path) else -1
 
 

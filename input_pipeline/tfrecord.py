@@ -4,19 +4,24 @@ Format: https://www.tensorflow.org/tutorials/load_data/tfrecord. A record is its
 the masked CRC32C of those 8 bytes, the data and the masked CRC32C of the data, all little endian.
 """
 
+import contextlib
+import fcntl
 import functools
 import hashlib
+import io
 import logging
 import os
 import re
 import struct
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import google_crc32c
 import numpy as np
 
+from input_pipeline import remote
 from input_pipeline.errors import DataError
 
 _HEADER = struct.Struct('<QI')
@@ -51,7 +56,7 @@ def write_shard(path: str, records: Iterable[bytes]) -> dict:
   """
   path = os.fspath(path)
   count, size, digest = 0, 0, hashlib.sha256()
-  with _replacing(path) as file:
+  with _written(path) as file:
     for record in records:
       header = struct.pack('<Q', len(record))
       parts = (header, _CRC.pack(_masked_crc(header)), record, _CRC.pack(_masked_crc(record)))
@@ -60,6 +65,11 @@ def write_shard(path: str, records: Iterable[bytes]) -> dict:
         digest.update(part)
       count, size = count + 1, size + _FRAME + len(record)
   return dict(records=count, bytes=size, sha256=digest.hexdigest())
+
+
+def _written(path: str):
+  """The file to write, here or in a store, that takes its name once it is whole."""
+  return remote.replacing(path) if remote.is_remote(path) else _replacing(path)
 
 
 class _replacing:
@@ -72,6 +82,8 @@ class _replacing:
     folder, name = os.path.split(os.path.abspath(self.path))
     os.makedirs(folder, exist_ok=True)
     fd, self.temporary = tempfile.mkstemp(prefix=f'.{name}.', dir=folder)
+    with contextlib.suppress(OSError):  # so that `sweep` sees that it is in writing
+      fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.fchmod(fd, 0o644)  # mkstemp's 0600 would hide the shard from the other users of a pod
     self.file = os.fdopen(fd, 'wb')
     return self.file
@@ -89,16 +101,35 @@ class _replacing:
         os.unlink(self.temporary)
 
 
+def sweep(folder: str) -> None:
+  """Remove what killed processes left of files in writing; those in writing now are locked."""
+  if remote.is_remote(folder):
+    return  # a store shows no file in writing
+  for name in os.listdir(folder):
+    if not re.fullmatch(r'\..+\.tfrecord-\d+-of-\d+(\.idx\.npy)?\.\w{8}', name):
+      continue
+    path = os.path.join(folder, name)
+    with contextlib.suppress(OSError):  # another's, gone by now, or on a disk that is only read
+      with open(path, 'rb') as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if time.time() - os.path.getmtime(path) > 1:  # not one that is just being opened
+          os.unlink(path)
+
+
 # Finding and indexing.
 
 
 def shard_paths(root: str, split: str) -> list[str]:
   """The shards `<root>/[name-]<split>.tfrecord-00000-of-00008` of a split, in order, all there."""
   root = os.fspath(root)
-  if not os.path.isdir(root):
+  if remote.is_remote(root):
+    names = sorted(remote.listing(root))
+  elif os.path.isdir(root):
+    names = sorted(os.listdir(root))
+  else:
     raise DataError(f'data root {root!r} is not a folder; write one with input_pipeline.synthetic')
   shape = re.compile(r'(?P<name>(?:.*-)?(?P<split>[^-]+))\.tfrecord-(?P<at>\d+)-of-(?P<of>\d+)')
-  found = [match for match in map(shape.fullmatch, sorted(os.listdir(root))) if match]
+  found = [match for match in map(shape.fullmatch, names) if match]
   ours = [match for match in found if match['split'] == split]
   if not found:
     raise DataError(f'data root {root!r} holds no *.tfrecord-00000-of-00001 shards')
@@ -126,47 +157,60 @@ def index(path: str) -> np.ndarray:
   """
   path = os.fspath(path)
   sidecar = path + '.idx.npy'
-  try:
-    state = os.stat(path)
-  except OSError as error:
-    raise DataError(f'cannot read shard {path!r}: {error.strerror}') from error
+  state = _state(path)
   known = _read_sidecar(sidecar, state)
   if known is not None:
     return known
-  rows = np.array(list(_walk(path, state.st_size)), np.int64).reshape(-1, 2)
+  rows = np.array(list(_walk(path, state[0])), np.int64).reshape(-1, 2)
   try:
-    with _replacing(sidecar) as file:
-      np.save(file, np.concatenate([[[state.st_size, state.st_mtime_ns]], rows]))
+    with _written(sidecar) as file:
+      np.save(file, np.concatenate([[state], rows]))
   except OSError:
     logging.getLogger(__name__).info('%s cannot be written; the index stays in memory', sidecar)
   return rows
 
 
-def _read_sidecar(sidecar: str, state: os.stat_result) -> np.ndarray | None:
+def _state(path: str) -> tuple[int, int]:
+  """(size, a number that changes with the file); DataError where it cannot be read."""
+  if remote.is_remote(path):
+    return remote.info(path)
+  try:
+    state = os.stat(path)
+  except OSError as error:
+    raise DataError(f'cannot read shard {path!r}: {error.strerror}') from error
+  return state.st_size, state.st_mtime_ns
+
+
+def _read_sidecar(sidecar: str, state: tuple[int, int]) -> np.ndarray | None:
   """The rows kept beside the shard, or None where they are absent, damaged or of another file."""
   try:
-    rows = np.load(sidecar, allow_pickle=False)
+    far = remote.is_remote(sidecar)
+    file = io.BytesIO(remote.read(sidecar)) if far else sidecar
+    rows = np.load(file, allow_pickle=False)
   except (OSError, ValueError, EOFError):
     return None
   if rows.dtype != np.int64 or rows.ndim != 2 or rows.shape[1] != 2 or not len(rows):
     return None
-  return rows[1:] if tuple(rows[0]) == (state.st_size, state.st_mtime_ns) else None
+  return rows[1:] if tuple(rows[0]) == state else None
 
 
 def _walk(path: str, size: int) -> Iterator[tuple[int, int]]:
   """(offset, length) of every whole record's data, up to the end or to the first broken header."""
-  fd = os.open(path, os.O_RDONLY)
-  try:
+  with contextlib.ExitStack() as stack:
+    if remote.is_remote(path):
+      read = remote.Ahead(path).read
+    else:
+      fd = os.open(path, os.O_RDONLY)
+      stack.callback(os.close, fd)
+      read = lambda at, count: os.pread(fd, count, at)
     at = 0
     while at + _FRAME <= size:
-      header = os.pread(fd, _HEADER.size, at)
+      header = read(at, _HEADER.size)
       length, crc = _HEADER.unpack(header)
       if crc != _masked_crc(header[:8]) or at + _FRAME + length > size:
         return
       yield at + _HEADER.size, length
       at += _FRAME + length
-  finally:
-    os.close(fd)
 
 
 def index_all(paths: Sequence[str]) -> list[np.ndarray]:
@@ -177,13 +221,11 @@ def index_all(paths: Sequence[str]) -> list[np.ndarray]:
 
 def damage(path: str, rows: np.ndarray) -> CorruptRecord | None:
   """What makes the end of a shard unreadable, or None if its index reaches the end of the file."""
-  size = os.path.getsize(path)
+  size, _ = _state(path)
   end = int(rows[-1].sum()) + _CRC.size if len(rows) else 0
   if end == size:
     return None
-  with open(path, 'rb') as file:
-    file.seek(end)
-    header = file.read(_HEADER.size)
+  header = _bytes(path, end, _HEADER.size)
   whole = len(header) == _HEADER.size
   if whole and _HEADER.unpack(header)[1] != _masked_crc(header[:8]):
     return CorruptRecord(path, end, f'bad header CRC; the last {size - end} bytes cannot be read')
@@ -191,6 +233,14 @@ def damage(path: str, rows: np.ndarray) -> CorruptRecord | None:
 
 
 # Reading.
+
+
+def _bytes(path: str, offset: int, count: int) -> bytes:
+  if remote.is_remote(path):
+    return remote.read(path, offset, count)
+  with open(path, 'rb') as file:
+    file.seek(offset)
+    return file.read(count)
 
 
 class _Descriptor:
@@ -217,6 +267,7 @@ class Source:
     self.damaged = [e for e in map(damage, self.paths, indexes) if e is not None]
     self._rows = np.concatenate(indexes)
     self._ends = np.cumsum([len(rows) for rows in indexes])
+    self._remote = any(map(remote.is_remote, self.paths))
     self._open = functools.lru_cache(_OPEN_FILES)(_Descriptor)
 
   def __len__(self) -> int:
@@ -230,16 +281,25 @@ class Source:
     """The data of one record; CorruptRecord if it cannot be read or its CRC does not match."""
     path, offset, length = self.locate(position)
     try:
-      file = self._open(path)  # held until the read is done: the cache may let go of it meanwhile
-      data = os.pread(file.fd, length + _CRC.size, offset)
+      if self._remote:
+        data = remote.read(path, offset, length + _CRC.size)
+      else:
+        file = self._open(path)  # held until the read is done: the cache may let go of it meanwhile
+        data = os.pread(file.fd, length + _CRC.size, offset)
     except OSError as error:
-      raise CorruptRecord(path, offset, f'cannot read: {error.strerror}') from error
+      raise CorruptRecord(path, offset, f'cannot read: {error.strerror or error}') from error
     if len(data) != length + _CRC.size:
       raise CorruptRecord(path, offset, f'{len(data)} of {length + _CRC.size} bytes are there')
     record, crc = data[:length], _CRC.unpack_from(data, length)[0]
     if crc != _masked_crc(record):
       raise CorruptRecord(path, offset, 'bad data CRC')
     return record
+
+  def digest(self) -> str:
+    """Of the shards' names and the place of every record, wherever the folder lies."""
+    found = hashlib.sha256('\n'.join(map(os.path.basename, self.paths)).encode())
+    found.update(np.ascontiguousarray(self._rows, '<i8').data)
+    return found.hexdigest()[:16]
 
   def locate(self, position: int) -> tuple[str, int, int]:
     """The shard, byte offset and length of one record's data."""

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by demo.sh and test.sh: a virtual environment with the given requirements, made once.
 #
 #   make_environment FOLDER requirements.txt [more.txt ...]

@@ -12,7 +12,7 @@ from flax import nnx
 from exedit.training import checkpoint, optimizer, state
 from exedit.training import mesh as meshes
 from exedit.training.checkpoint import CheckpointError, Checkpoints
-from tests import toy
+from tests import disks, toy
 
 # What Orbax leaves behind of a restore that failed is not our affair.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -135,6 +135,28 @@ def test_no_flipped_bit_goes_unseen(tmp_path):
   assert any('checksum of ' in line for line in refused)
 
 
+def test_any_file_of_a_checkpoint_may_be_damaged_or_gone(tmp_path):
+  """What is beside the arrays too: restored to the bit, or refused and the previous one used."""
+  folder = saved(tmp_path, 1, 2)
+  shutil.copytree(folder / '2', tmp_path / 'good')
+  files = [p.relative_to(folder / '2') for p in (folder / '2').rglob('*') if p.is_file()]
+  besides = [name for name in files if 'd' not in name.parts]
+  assert len(besides) >= 5
+  refused = set()
+  for name in besides:
+    for damage in (flip_a_bit, lambda path: path.unlink()):
+      if damage is flip_a_bit and not (tmp_path / 'good' / name).stat().st_size:
+        continue
+      shutil.rmtree(folder / '2', ignore_errors=True)
+      shutil.copytree(tmp_path / 'good', folder / '2')
+      damage(folder / '2' / name)
+      result, lines = restored(tmp_path)
+      assert_same(result, make_state(1 if lines else 2))
+      assert all('checkpoint 2 is damaged' in line and '\n' not in line for line in lines)
+      refused |= {str(name) for _ in lines}
+  assert 'digest/metadata' in refused
+
+
 def damage_by_deleting_half(step):
   for path in list(step.glob('state/*'))[::2] + data_files(step)[::2]:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -177,6 +199,18 @@ def test_other_damage_also_falls_back(tmp_path, damage):
   checkpoints.save(3, make_state(3))  # the run goes on and comes to step 3 again
   checkpoints.close()
   assert_same(restored(tmp_path)[0], make_state(3))
+
+
+def test_an_old_checkpoint_that_was_half_deleted_goes_with_the_next_save(tmp_path):
+  """The run was killed while it cleaned up."""
+  folder = saved(tmp_path, 1, 2, 3)
+  damage_by_deleting_half(folder / '1')
+  lines = []
+  checkpoints = Checkpoints(tmp_path, say=lines.append)
+  assert_same(checkpoints.restore(make_state(0)), make_state(3))
+  checkpoints.save(4, make_state(4))
+  checkpoints.close()
+  assert lines == [] and sorted(p.name for p in folder.iterdir()) == ['2', '3', '4']
 
 
 def test_when_all_are_damaged_it_says_so_and_touches_nothing(tmp_path):
@@ -239,6 +273,36 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_half_written(tmp_path
   with pytest.raises(CheckpointError, match='no space left for'):
     checkpoints.wait()
   assert list((tmp_path / 'checkpoints').iterdir()) == []
+
+
+def test_a_disk_that_is_really_full_is_said_and_can_be_freed(tmp_path, monkeypatch):
+  with disks.tmpfs(tmp_path / 'disk', 2**21) as disk:
+    checkpoints = Checkpoints(disk)
+    checkpoints.save(1, make_state(1, width=1024))
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoints, 'require_space', lambda state: None)  # it fills up meanwhile
+    filler = disk / 'filler'
+    filler.write_bytes(bytes(shutil.disk_usage(disk).free - 2**16))
+    with pytest.raises(
+      CheckpointError, match='no space left for .* free some, keep fewer'
+    ) as caught:
+      checkpoints.save(2, make_state(2, width=1024))
+      checkpoints.wait()
+    assert '\n' not in str(caught.value)
+    assert [p.name for p in (disk / 'checkpoints').iterdir()] == ['1']
+    filler.unlink()
+    saved(disk, 2)
+    checkpoints = Checkpoints(disk)
+    checkpoints.save(3, make_state(3, width=1024))
+    checkpoints.close()
+    assert_same(restored(disk, make_state(0, width=1024))[0], make_state(3, width=1024))
+
+
+def test_the_newest_step_counts_and_not_the_time_of_writing(tmp_path):
+  folder = saved(tmp_path, 1, 2)
+  for path in (folder / '2', *(folder / '2').rglob('*')):
+    os.utime(path, (1e9, 1e9))  # a clock that was set back
+  assert_same(restored(tmp_path)[0], make_state(2))
 
 
 def with_frozen(workdir):

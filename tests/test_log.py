@@ -132,7 +132,7 @@ def test_speed_wait_and_flops_leave_out_compilation_and_pauses(tmp_path, monkeyp
   book.flush()
   clock.now += 0.5
   book.push(3, metrics(3), waited=5.1)
-  with book.pause():
+  with book.pause('checkpoint'):
     book.flush()
     clock.now += 100
   book.push(4, metrics(4), waited=5.3)
@@ -145,6 +145,39 @@ def test_speed_wait_and_flops_leave_out_compilation_and_pauses(tmp_path, monkeyp
   assert second['data_wait'] == pytest.approx(0.3)
   assert second['model_tflops'] == pytest.approx(6.0)
   assert second['mfu'] == pytest.approx(0.6)
+
+
+def test_a_wall_clock_that_jumps_is_not_asked(tmp_path, monkeypatch):
+  clock, wall = FakeTime(monkeypatch), [2e9]
+
+  def back():
+    wall[0] -= 86400
+    return wall[0]
+
+  monkeypatch.setattr('time.time', back)
+  out = io.StringIO()
+  book = log.Log(tmp_path, steps=100, batch_size=8, log_every=1, flops=1e12)
+  book.progress = log.Progress(100, 8, out=out, every=0.0)
+  for step in range(1, 5):
+    book.push(step, metrics(step), waited=0.1 * step)
+    clock.now += 0.5
+  book.flush()
+  book.close()
+  written = lines(tmp_path)
+  assert [line['step'] for line in written] == [1, 2, 3, 4]
+  assert [line['images_per_second'] for line in written] == [None, *[pytest.approx(16)] * 3]
+  assert [line['data_wait'] for line in written] == [None, *[pytest.approx(0.2)] * 3]
+  assert out.getvalue().splitlines()[-1] == 'step 4/100 | loss 0.1667 | 16.0 img/s | 0:00:48 left'
+
+
+def test_only_what_a_kill_has_left_is_swept(tmp_path):
+  (tmp_path / 'samples').mkdir()
+  left = ['config.json.123.tmp', 'frozen.safetensors.7.tmp', 'samples/3.png.12.345.tmp']
+  others = ['config.json', 'notes.tmp', 'samples/3.png']
+  for name in [*left, *others]:
+    (tmp_path / name).write_text('')
+  log.sweep(tmp_path)
+  assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob('*.*')) == others
 
 
 class Terminal(io.StringIO):

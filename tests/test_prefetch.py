@@ -1,4 +1,8 @@
+import os
+import signal
 import threading
+from multiprocessing import resource_tracker
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -55,6 +59,29 @@ def test_an_error_while_reading_comes_where_the_batch_would_have():
     with pytest.raises(OSError, match='the disk is gone'):
       next(feed)
   feed.close()
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs /proc')
+def test_what_the_source_starts_is_deaf_to_signals_for_the_run():
+  masks = []
+
+  def source():
+    import multiprocessing
+
+    process = multiprocessing.get_context('spawn').Process(target=signal.pause, daemon=True)
+    process.start()
+    status = Path(f'/proc/{process.pid}/status').read_text()
+    masks.append(int(status.split('SigBlk:')[1].split()[0], 16))
+    process.kill()
+    process.join()
+    yield from numbers(1)
+
+  resource_tracker.ensure_running()  # as the loader does
+  feed = Prefetch(source(), sharding())
+  next(feed)
+  feed.close()
+  for number in (signal.SIGTERM, signal.SIGINT):
+    assert masks[0] >> number - 1 & 1
 
 
 def test_close_ends_the_source_and_the_thread():

@@ -1,10 +1,12 @@
 import os
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from exedit.errors import UserError
 from exedit.training import runtime
 
 
@@ -26,31 +28,109 @@ def test_a_second_interrupt_interrupts():
 
 
 @pytest.fixture
+def term():
+  """SIGTERM answered as before when the test has ended."""
+  before = signal.getsignal(signal.SIGTERM)
+  yield
+  signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize('number, word', [(signal.SIGTERM, 'SIGTERM'), (signal.SIGINT, 'Ctrl-C')])
+def test_around_a_door_a_signal_ends_it_at_once_and_in_words(term, number, word):
+  reached = []
+  with pytest.raises(runtime.Stopped, match=f'stopped by {word}: the same command goes on'):
+    with runtime.Stop(at_once=True):
+      os.kill(os.getpid(), number)
+      reached.append('behind')
+  assert not reached
+  os.kill(os.getpid(), signal.SIGTERM)  # too late: the process is on its way out
+
+
+def test_the_loop_takes_over_from_the_door_and_gives_back(term):
+  with pytest.raises(runtime.Stopped):
+    with runtime.Stop(at_once=True):
+      with runtime.Stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested(1)
+      os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_loop_hears_what_was_asked_at_the_door_and_lost(term):
+  """An exception that is raised in a finalizer is only printed."""
+
+  class Finalized:
+    def __del__(self):
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with runtime.Stop(at_once=True):
+    with pytest.warns(pytest.PytestUnraisableExceptionWarning):
+      Finalized()
+      import gc
+
+      gc.collect()
+    with runtime.Stop() as stop:
+      assert stop.requested(1)
+
+
+def test_a_process_knows_when_it_began():
+  began = runtime.process_began()
+  assert 0 < time.perf_counter() - began < 24 * 3600
+  assert abs(runtime.process_began() - began) < 1
+
+
+@pytest.fixture
 def calls(monkeypatch):
-  """The arguments jax.distributed.initialize was called with; no trace of this machine's env."""
+  """What jax.distributed.initialize was called with; no trace of this machine's environment."""
   calls = []
-  monkeypatch.setattr(jax.distributed, 'initialize', lambda *a: calls.append(a))
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda *a, **how: calls.append((*a, how)))
+  monkeypatch.setattr(runtime.rendezvous, 'call_roll', lambda place, timeout: None)
   monkeypatch.setattr(runtime, '_tpu_machine', lambda: False)
-  for name in ('JAX_NUM_PROCESSES', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'):
-    monkeypatch.delenv(name, raising=False)
+  for name in list(os.environ):
+    if name.startswith(('JAX_NUM', 'JAX_PROC', 'JAX_COORD', 'SLURM_', 'OMPI_', 'EXEDIT_')):
+      monkeypatch.delenv(name)
   return calls
 
 
-def test_a_lone_process_stays_alone(calls, monkeypatch):
+def test_a_lone_process_stays_alone_unless_it_is_told_otherwise(calls, monkeypatch):
   runtime.join_processes()
   monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '1')
   runtime.join_processes()
   assert calls == []
+  runtime.join_processes('localhost:1234', 1, 0)
+  assert calls[0][:3] == ('localhost:1234', 1, 0)
 
 
-def test_processes_join_by_hand_and_under_slurm(calls, monkeypatch):
-  monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '4')
-  runtime.join_processes()
+def test_processes_join_by_hand_and_as_jax_finds_them(calls, monkeypatch):
   monkeypatch.setenv('JAX_NUM_PROCESSES', '2')
   monkeypatch.setenv('JAX_PROCESS_ID', '1')
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'host:1234')
+  monkeypatch.setenv('EXEDIT_HEARTBEAT', '30')
+  runtime.join_processes(join_timeout=7.0)
+  (*place, how) = calls.pop()
+  assert place == ['host:1234', 2, 1] and how['local_device_ids'] is None
+  assert how['heartbeat_timeout_seconds'] == how['shutdown_timeout_seconds'] == 30
+  assert how['initialization_timeout'] > 7  # the watch speaks first
+  monkeypatch.delenv('JAX_NUM_PROCESSES')
+  monkeypatch.setattr(runtime, '_tpu_machine', lambda: True)
   runtime.join_processes()
-  assert calls == [(), ('host:1234', 2, 1)]
+  (how,) = calls.pop()
+  assert how['initialization_timeout'] > 300 and 'local_device_ids' not in how
+
+
+def test_what_jax_cannot_join_is_one_line(calls, monkeypatch):
+  def fails(*_, **__):
+    raise RuntimeError('UNKNOWN: Failed to start RPC server')
+
+  monkeypatch.setattr(jax.distributed, 'initialize', fails)
+  with pytest.raises(UserError, match='at host:1234 cannot be joined: UNKNOWN: Failed to start'):
+    runtime.join_processes('host:1234', 2, 0)
+
+
+@pytest.mark.parametrize('value, words', [('0', 'must be at least 1'), ('soon', 'a number of sec')])
+def test_a_time_that_cannot_be_is_one_line(calls, monkeypatch, value, words):
+  monkeypatch.setenv('EXEDIT_JOIN_TIMEOUT', value)
+  with pytest.raises(UserError, match=f'EXEDIT_JOIN_TIMEOUT is .*{words}'):
+    runtime.join_processes()
 
 
 @pytest.fixture

@@ -1,11 +1,8 @@
 import dataclasses
+import fcntl
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -18,13 +15,10 @@ from configs import pbe
 from exedit import train
 from exedit.errors import UserError
 from exedit.program import make_program
-from exedit.training import checkpoint, log, prefetch, state
+from exedit.training import checkpoint, goodput, log, prefetch, state
 from exedit.training import mesh as meshes
-from exedit.weights import folder
-from tests import on_devices, released, toy, toy_config
-
-ROOT = os.path.dirname(os.path.dirname(__file__))
-TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu')
+from tests import disks, on_devices, released, toy, toy_config
+from tests.runs import at_line, digests, end, export, lines, start
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -46,52 +40,7 @@ def settings(root, monkeypatch):
   return {**toy_config.get_config(root).to_dict(), 'steps': 6, 'compile_cache': False}
 
 
-def lines(workdir):
-  """metrics.jsonl without what depends on the clock."""
-  text = (workdir / 'metrics.jsonl').read_text()
-  records = [json.loads(line) for line in text.splitlines()]
-  return [{n: v for n, v in record.items() if n not in TIMED} for record in records]
-
-
-def digests(workdir, step):
-  return checkpoint.read_seal(workdir / 'checkpoints' / str(step))
-
-
 # A run as people start it, killed and told to stop
-
-
-def start(root, workdir, cache, *overrides, **variables):
-  env = {
-    **os.environ,
-    'JAX_COMPILATION_CACHE_DIR': str(cache),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    **variables,
-  }
-  config = f'--config=tests/toy_config.py:{root}'
-  long = ('--config.steps=90', '--config.save_every=3', '--config.edit_every=30')
-  return subprocess.Popen(
-    [sys.executable, '-m', 'tests.toy', config, f'--workdir={workdir}', *long, *overrides],
-    cwd=ROOT,
-    env=env,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-
-
-def end(process, expected=0):
-  output, _ = process.communicate(timeout=120)
-  assert process.returncode == expected, output
-  return output
-
-
-def at_line(workdir, count):
-  """Return as soon as the run has logged so many steps."""
-  path = workdir / 'metrics.jsonl'
-  deadline = time.monotonic() + 120
-  while not path.exists() or path.read_text().count('\n') < count:
-    assert time.monotonic() < deadline, 'the run does not come so far'
-    time.sleep(0.005)
 
 
 def test_a_killed_and_stopped_run_ends_as_the_uninterrupted_one(root, tmp_path):
@@ -127,48 +76,6 @@ def test_a_killed_and_stopped_run_ends_as_the_uninterrupted_one(root, tmp_path):
   assert 'nothing to do' in end(start(root, torn, cache))
 
 
-def test_two_processes_train_as_one_and_stop_together(root, settings, tmp_path):
-  """Two of two devices each, with sharded parameters; SIGTERM to one of them saves the run."""
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
-  two = tmp_path / 'two'
-  given, _ = export(tmp_path / 'given', width=4096)
-  more = ('--config.steps=100000', '--config.save_every=100000', '--config.edit_every=3')
-  wide = ('--config.model.width=4096', '--config.mesh.fsdp=2', '--config.data.size=8')
-  wide = (*wide, f'--config.init_from={given}')
-
-  def begin(index):
-    return start(
-      root,
-      two,
-      tmp_path / 'cache',
-      *more,
-      *wide,
-      JAX_NUM_PROCESSES='2',
-      JAX_PROCESS_ID=str(index),
-      JAX_COORDINATOR_ADDRESS=address,
-      XLA_FLAGS='--xla_force_host_platform_device_count=2',
-    )
-
-  processes = [begin(0), begin(1)]
-  at_line(two, 6)
-  processes[1].send_signal(signal.SIGTERM)
-  outputs = [end(process, 0) for process in processes]
-  assert 'stopped and saved at step' in outputs[0] and 'step' not in outputs[1]
-  stopped = int(outputs[0].split('stopped and saved at step ')[1].split()[0])
-  assert (two / 'samples' / '6.png').exists()
-
-  settings = {**settings, 'model': dict(width=4096), 'data': {**settings['data'], 'size': 8}}
-  settings['init_from'] = given
-  train.train(str(tmp_path / 'one'), **settings)
-  losses = [[line['loss'] for line in lines(workdir)[:6]] for workdir in (two, tmp_path / 'one')]
-  np.testing.assert_allclose(*losses, rtol=1e-3)
-  # One process reads what two wrote, and goes on.
-  now = train.train(str(two), **{**settings, 'steps': stopped + 1})
-  assert int(now.step) == stopped + 1
-
-
 def test_a_wrong_key_is_one_line_and_nothing_is_written(root, tmp_path):
   process = start(root, tmp_path / 'run', tmp_path / 'cache', '--config.optimizr.lr=1')
   output = end(process, 2)
@@ -188,6 +95,8 @@ def test_the_workdir_holds_what_the_run_was(settings, tmp_path):
     'versions.json',
     'parameters.txt',
     'metrics.jsonl',
+    'goodput.jsonl',
+    'lock',
     'tb',
     'checkpoints',
     'frozen.safetensors',
@@ -319,6 +228,42 @@ def test_a_workdir_that_cannot_be_written_is_one_line(settings, tmp_path):
     train.train('gs://bucket/run', **settings)
 
 
+def test_a_workdir_that_is_only_read_or_another_runs_is_one_line(settings, tmp_path):
+  with disks.tmpfs(tmp_path / 'disk', 2**20) as disk:
+    disks.only_read(disk)
+    with pytest.raises(UserError, match=r'cannot write to the workdir .*Read-only file system'):
+      train.train(str(disk / 'run'), **settings)
+  held = tmp_path / 'held'
+  held.mkdir()
+  with open(held / 'lock', 'w') as file:
+    json.dump(dict(host='elsewhere', pid=7, since='noon'), file)
+    file.flush()
+    fcntl.flock(file, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match='at work in .*held .process 7 on elsewhere, since noon'):
+      train.train(str(held), **settings)
+  assert [p.name for p in held.iterdir()] == ['lock']
+  train.train(str(held), **{**settings, 'steps': 1})
+
+
+def test_a_clock_that_runs_backwards_changes_nothing(settings, tmp_path, monkeypatch, capsys):
+  train.train(str(tmp_path / 'a'), **settings)
+  clock = [2e9]
+
+  def back():
+    clock[0] -= 60
+    return clock[0]
+
+  monkeypatch.setattr(time, 'time', back)
+  for steps in (3, 6):
+    train.train(str(tmp_path / 'b'), **{**settings, 'steps': steps})
+  output = capsys.readouterr().out
+  assert 'going on from step 3' in output and 'in 2 starts: productive' in output
+  assert lines(tmp_path / 'a') == lines(tmp_path / 'b')
+  assert digests(tmp_path / 'a', 6) == digests(tmp_path / 'b', 6)
+  total = goodput.account(goodput.read(tmp_path / 'b' / 'goodput.jsonl'))
+  assert all(seconds >= 0 for seconds in total.values()) and sum(total.values()) < 600
+
+
 def test_another_model_in_the_same_workdir_is_refused(settings, tmp_path):
   train.train(str(tmp_path), **settings)
   before = (tmp_path / 'config.json').read_text()
@@ -342,14 +287,6 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(settings
   output = capsys.readouterr().out
   assert 'checkpoint 6 is damaged' in output and 'using checkpoint 4 instead' in output
   assert (lines(tmp_path), digests(tmp_path, 6)) == expected
-
-
-def export(path, width=64, part=''):
-  """A folder with the toy's parameters, all of them or those of one part."""
-  _, params = state.flatten(toy.build(width=width, rngs=nnx.Rngs(5)))
-  params = {n: np.asarray(a) for n, a in params.items() if n.startswith(part)}
-  folder.write(path, dict(model=dict(width=width), data={}), params, step=3)
-  return str(path), params
 
 
 def test_starts_from_given_weights(settings, tmp_path, capsys):
@@ -503,16 +440,3 @@ def test_the_programs_shapes_say_where_everything_lies():
     (program.now, program.frozen),
   )
   assert program.flops(on_devices.batch(16)) > 0
-
-
-@pytest.fixture(scope='module')
-def two_steps():
-  """Two steps of the real system at a fixed small size."""
-  return on_devices.run('pbe', {}, 1)
-
-
-def test_eight_devices_give_the_losses_of_one(two_steps):
-  (eight,) = on_devices.with_devices(8, 'pbe', [[dict(data=4, fsdp=2), 1]])
-  np.testing.assert_allclose(eight['losses'][0], two_steps['losses'][0], rtol=1e-4)
-  np.testing.assert_allclose(eight['losses'], two_steps['losses'], rtol=1e-3)
-  assert eight['sharded']

@@ -12,20 +12,21 @@ from exedit.weights import source
 
 
 class Toy(nnx.Module):
-  def __init__(self, width, rngs):
+  def __init__(self, width, dtype, rngs):
     self.schedule = Schedule()
-    self.unet = nnx.List([nnx.Linear(7, width, rngs=rngs), nnx.Linear(width, 3, rngs=rngs)])
+    sizes = ((7, width), (width, 3))
+    self.unet = nnx.List([nnx.Linear(*size, dtype=dtype, rngs=rngs) for size in sizes])
     self.clip = nnx.Linear(3, 3, rngs=rngs)
 
   def __call__(self, x, mask, exemplar):
     context = jnp.broadcast_to(self.clip(exemplar.mean((1, 2)))[:, None, None], x.shape)
     h = jnp.concatenate([x, mask, context], -1)
-    return self.unet[1](jax.nn.silu(self.unet[0](h)))
+    return self.unet[1](jax.nn.silu(self.unet[0](h))).astype(jnp.float32)
 
 
-def build(*, width=64, explode=(0, 0), rngs):
+def build(*, width=64, explode=(0, 0), dtype='float32', rngs):
   """`explode`: the loss of examples whose id lies in this range is not a number."""
-  model = Toy(width, rngs)
+  model = Toy(width, jnp.dtype(dtype), rngs)
   model.explode = tuple(explode)
   return model
 
@@ -66,4 +67,5 @@ if __name__ == '__main__':
   train.SYSTEMS['toy'] = sys.modules['__main__']
   config_flags.DEFINE_config_file('config')
   flags.DEFINE_string('workdir', None, '')
+  train.define_flags()
   doors.run(train.main)

@@ -24,7 +24,12 @@ def get_config(root: str) -> ml_collections.ConfigDict:
       model=dict(width=64, explode=(0, 0)),
       optimizer=dict(lr=1e-2, warmup=2),
       ema=dict(decay=0.99),
-      mesh=dict(data=-1, fsdp=1, tensor=1),
+      mesh=dict(
+        sharding='data',
+        data=config_dict.placeholder(int),
+        fsdp=config_dict.placeholder(int),
+        tensor=1,
+      ),
       checkpoint=dict(keep=3),
       edit=dict(count=2, scale=1.0),
     )

@@ -216,7 +216,7 @@ def save_frozen(workdir: str | os.PathLike, params: Mapping[str, jax.Array]) -> 
     save_file(arrays, temporary, metadata={'crc32': json.dumps(crc)})
     temporary.chmod(0o644)  # safetensors writes for the owner alone
     os.replace(temporary, path)
-  except Exception as error:
+  except BaseException as error:
     temporary.unlink(missing_ok=True)
     if not disk_is_full(error):
       raise

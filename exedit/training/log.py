@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from exedit.training.goodput import Goodput
 
 
 class NotFinite(ValueError):
@@ -25,7 +28,8 @@ class Log:
   run's course they say, does not depend on how often it was restarted. `start` is the step that was
   restored; what an earlier process logged beyond it is dropped.
 
-  flops: model FLOPs of one step. peak: FLOP/s of all devices together. Both may be None.
+  flops: model FLOPs of one step. peak: FLOP/s of all devices together. hours: where the run's time
+  is booked. All may be None.
   """
 
   def __init__(
@@ -39,7 +43,9 @@ class Log:
     max_bad_steps: int = 10,
     flops: float | None = None,
     peak: float | None = None,
+    hours: Goodput | None = None,
   ):
+    self.hours = hours
     self.steps, self.batch_size, self.log_every = steps, batch_size, log_every
     self.max_bad_steps, self.flops, self.peak = max_bad_steps, flops, peak
     self.progress = Progress(steps, batch_size)
@@ -69,6 +75,8 @@ class Log:
     in_a_row = int(metrics['in_a_row'])
     clock = self._clock = self._clock or Clock(step, waited)
     clock.arrived()
+    if self.hours is not None:
+      self.hours.reached(step)
     if in_a_row >= self.max_bad_steps:
       raise NotFinite(
         f'loss or gradient was not finite in {in_a_row} steps in a row, up to step {step} (loss '
@@ -87,10 +95,11 @@ class Log:
       self._board.flush()
 
   @contextlib.contextmanager
-  def pause(self):
-    """Time spent inside is not the steps' time."""
+  def pause(self, what: str):
+    """Time spent inside is not the steps' time, but that of `what`, a class of goodput."""
     start = time.perf_counter()
-    yield
+    with self.hours.spend(what) if self.hours is not None else contextlib.nullcontext():
+      yield
     if self._clock is not None:
       self._clock.paused += time.perf_counter() - start
 
@@ -109,6 +118,7 @@ class Log:
       data_wait=share,
       model_tflops=speed and speed / 1e12,
       mfu=speed and self.peak and speed / self.peak,
+      goodput=self.hours and self.hours.share(),
     )
 
   def _write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -212,6 +222,13 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     os.replace(temporary, path)
   finally:
     Path(temporary).unlink(missing_ok=True)
+
+
+def sweep(workdir: str | os.PathLike) -> None:
+  """Remove what a kill has left of files in writing; only for who holds the workdir alone."""
+  for path in [*Path(workdir).glob('*.tmp'), *Path(workdir).glob('samples/*.tmp')]:
+    if re.fullmatch(r'.+\.\d+\.tmp', path.name):
+      path.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

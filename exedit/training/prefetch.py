@@ -1,6 +1,7 @@
 """The next batch is read and sent to the devices while the present step computes."""
 
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,9 @@ class Prefetch:
     self._thread.join(timeout=10)
 
   def _read(self):
+    # Data workers are started from here and inherit the mask: what is meant for the run and sent to
+    # all its processes (Ctrl-C, Slurm, systemd) must not end them before it has saved.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
       for batch in self._batches:
         self._offer(self._put(batch))

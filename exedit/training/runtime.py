@@ -5,18 +5,28 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
+import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from absl import flags
 
 from exedit import __version__
+from exedit.errors import UserError, explain, one_line
+from exedit.training import rendezvous
 
 PACKAGES = (
   'jax',
@@ -33,21 +43,160 @@ PACKAGES = (
 CPU_OPTIONS: dict[str, Any] = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
 
 
-def join_processes() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+  """The flags that say which of several processes this one is; environments that know need none."""
+  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0', values)
+  flags.DEFINE_integer('num_processes', None, 'of this run together', 1, flag_values=values)
+  flags.DEFINE_integer('process_id', None, 'which of them this is, from 0', 0, flag_values=values)
+  how = 'seconds to wait for the others at the start (300; or EXEDIT_JOIN_TIMEOUT)'
+  flags.DEFINE_float('join_timeout', None, how, flag_values=values)
+  how = 'seconds without a sign of life until a process counts as lost (100; or EXEDIT_HEARTBEAT)'
+  flags.DEFINE_float('heartbeat', None, how, flag_values=values)
+
+
+def place_flags(values: flags.FlagValues) -> dict[str, Any]:
+  """The arguments of `join_processes` that stand in the flags."""
+  return {name: values[name].value for name in inspect.signature(join_processes).parameters}
+
+
+def join_processes(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  join_timeout: float | None = None,
+  heartbeat: float | None = None,
+) -> None:
   """Connect this process with its peers where it was started as one of several.
 
-  By hand (Kubernetes too): JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Slurm,
-  MPI and TPU machines are asked by JAX itself. A lone process stays alone: all that
-  jax.distributed would give it is the preemption service, and `Stop` does that with a flag.
+  Which one it is say the arguments, JAX's variables (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
+  JAX_PROCESS_ID; Kubernetes too), Slurm's, a TPU machine's metadata or Open MPI, in this order.
+
+  A lone process stays alone unless the arguments say otherwise. It was tried the other way: JAX's
+  service then ends it by SIGABRT, with no checkpoint, when the clock jumps or the machine sleeps
+  for longer than the heartbeat (a laptop's lid, Ctrl-Z), and it opens a port; all that it would
+  give is the preemption service, and `Stop` answers SIGTERM with a flag.
+
+  Raises:
+    UserError: where the others do not come, in all that did, within `join_timeout` seconds.
   """
-  env = os.environ
-  if int(env.get('JAX_NUM_PROCESSES') or 1) > 1:
-    address, index = env['JAX_COORDINATOR_ADDRESS'], int(env['JAX_PROCESS_ID'])
-    jax.distributed.initialize(address, int(env['JAX_NUM_PROCESSES']), index)
-  elif _tpu_machine() or any(
-    int(env.get(name) or 1) > 1 for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
-  ):
-    jax.distributed.initialize()
+  timeout = rendezvous.wait_seconds(join_timeout, 'EXEDIT_JOIN_TIMEOUT', 300.0)
+  beat = int(rendezvous.wait_seconds(heartbeat, 'EXEDIT_HEARTBEAT', 100.0))
+  # Later than the watch below, which ends the waiting in words. Whoever leaves alone waits for the
+  # others at the exit, and they for it: no longer than a heartbeat.
+  how: dict[str, Any] = dict(
+    initialization_timeout=int(timeout) + 60,
+    heartbeat_timeout_seconds=beat,
+    shutdown_timeout_seconds=beat,
+  )
+  place = rendezvous.find_place(os.environ, coordinator, num_processes, process_id)
+  if place is not None:
+    rendezvous.call_roll(place, timeout)
+    with _watch(timeout, f'at {place.address}'):
+      jax.distributed.initialize(
+        place.address,
+        place.count,
+        place.index,
+        local_device_ids=place.devices,
+        cluster_detection_method='deactivate',  # JAX's would show each Slurm task one device only
+        **how,
+      )
+  elif _tpu_machine() or int(os.environ.get('OMPI_COMM_WORLD_SIZE') or 1) > 1:
+    with _watch(timeout, 'of this TPU slice or MPI job'):
+      jax.distributed.initialize(**how)
+
+
+@contextlib.contextmanager
+def _watch(timeout: float, where: str):
+  """End the process in words where JAX waits too long; it would end it with a stack trace."""
+
+  def give_up():
+    print(
+      f'error: the processes {where} have not all come within {timeout:g} s: look at why they '
+      'did not start, or wait longer with --join_timeout',
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(2)
+
+  timer = threading.Timer(timeout, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  except RuntimeError as error:
+    raise UserError(f'the processes {where} cannot be joined: {one_line(error)}') from error
+  finally:
+    timer.cancel()
+
+
+class TheOthers(UserError):
+  """What one or several processes could not do, raised by all of them."""
+
+
+def everyone(said: str) -> list[str]:
+  """What each process says, in their order; all must ask at the same place."""
+  if jax.process_count() == 1:
+    return [said]
+  from jax.experimental import multihost_utils
+
+  mine = np.frombuffer(said.encode(), np.uint8)
+  sizes = np.asarray(multihost_utils.process_allgather(np.int32(mine.size)))
+  lines = multihost_utils.process_allgather(np.pad(mine, (0, sizes.max() - mine.size)))
+  return [bytes(line[:size]).decode() for line, size in zip(np.asarray(lines), sizes)]
+
+
+@contextlib.contextmanager
+def together():
+  """Around what every process does for itself: what one cannot do ends all of them, in words.
+
+  Else the others would wait for it in the next collective. Nothing inside may be a collective.
+  """
+  failed, words = None, ''
+  try:
+    yield
+  except Exception as error:
+    if jax.process_count() == 1:
+      raise
+    failed, words = error, explain(error) or f'{type(error).__name__}: {one_line(error)}'
+  said = [json.loads(line) for line in everyone(json.dumps([socket.gethostname(), words]))]
+  if all(line == words for _, line in said) and words:
+    raise TheOthers(words) from failed
+  wrong = [f'process {i} on {host}: {line}' for i, (host, line) in enumerate(said) if line]
+  if wrong:
+    raise TheOthers('; '.join(wrong)) from failed
+
+
+@contextlib.contextmanager
+def ending_together():
+  """Around a run: where this process alone of several fails, it says its line and ends at once.
+
+  At an ordinary exit JAX would wait for the others, which wait for this one in a collective; so
+  they learn of it as of one that was killed. A lost peer is no fault of the person at the door:
+  the exit status is 1, not 2, and whatever started the processes may start them again.
+  """
+  try:
+    yield
+  except Exception as error:
+    if jax.process_count() == 1 or isinstance(error, TheOthers):
+      raise
+    words, status = explain(error), 2
+    if _lost(error):
+      words, status = 'another process is gone: the same command, everywhere, goes on', 1
+    elif words is None:
+      traceback.print_exception(error)
+      words, status = one_line(error), 1
+    print(f'error: {words}', file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if jax.process_index() == 0:
+      time.sleep(2)  # JAX's service goes with this process; the others may have the same to say
+    os._exit(status)
+
+
+def _lost(error: BaseException) -> bool:
+  """Whether a collective failed because a peer has gone: words of gloo and of JAX's service."""
+  text = str(error)
+  words = ('Connection closed by peer', 'Connection reset by peer', 'Gloo', 'unhealthy')
+  return isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in words)
 
 
 def own_share(items: Sequence[Any]) -> list[Any]:
@@ -69,27 +218,45 @@ def _tpu_machine() -> bool:
   return chips and 'tpu' in asked and importlib.util.find_spec('libtpu') is not None
 
 
+class Stopped(BaseException):
+  """SIGTERM or Ctrl-C, where there was nothing to save."""
+
+
 class Stop:
   """Turns SIGTERM and Ctrl-C into a question that the loop asks between two steps.
 
   With several processes they must agree on the step to stop at, which JAX's preemption service
   arranges; a process alone needs only a flag. A second Ctrl-C interrupts at once.
+
+  at_once: around a whole door, before and after the loop. There nothing has to be saved: a signal
+  raises Stopped as soon as Python has control, which is not before a compilation ends. When
+  several processes have been joined, SIGTERM is the preemption service's. A Stop inside another
+  takes over from it, and behind the outermost SIGTERM is too late: the process is leaving anyway.
   """
 
+  def __init__(self, at_once: bool = False):
+    self._at_once, self._asked, self._before = at_once, False, {}
+
   def __enter__(self):
-    self._asked = False
-    self._before = {}
-    if jax.process_count() == 1:
+    if self._at_once or jax.process_count() == 1:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._before[number] = signal.signal(number, self._ask)
+      # One that was raised where Python only prints it (a finalizer) is answered here.
+      outer = getattr(self._before[signal.SIGTERM], '__self__', None)
+      self._asked |= isinstance(outer, Stop) and outer._asked
     return self
 
   def __exit__(self, *_):
     for number, handler in self._before.items():
       signal.signal(number, handler)
+    if self._at_once:
+      signal.signal(signal.SIGTERM, _too_late)
 
   def _ask(self, number, frame):
     self._asked = True
+    if self._at_once:
+      name = 'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name
+      raise Stopped(f'stopped by {name}: the same command goes on from where the run last saved')
     signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
   def requested(self, step: int) -> bool:
@@ -99,6 +266,23 @@ class Stop:
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _too_late(number, frame):
+  pass
+
+
+def process_began() -> float:
+  """When this process began, imports included, on the clock of time.perf_counter.
+
+  Where the system does not tell, it is now.
+  """
+  try:
+    ticks = int(Path('/proc/self/stat').read_text().rsplit(')', 1)[1].split()[19])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf('SC_CLK_TCK')
+  except (OSError, ValueError, IndexError, AttributeError):
+    age = 0.0
+  return time.perf_counter() - age
 
 
 def cache_compiled(folder: str | None = None) -> None:
@@ -149,13 +333,8 @@ def _processor() -> str:
 def versions() -> dict[str, object]:
   """What this run stands on: packages, devices, flags and the commit, where they are known."""
   found: dict[str, object] = dict(
-    exedit=__version__, python=platform.python_version(), command=' '.join(sys.argv)
+    python=platform.python_version(), command=' '.join(sys.argv), **versions_of_packages()
   )
-  for name in PACKAGES:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      found[name] = None
   device = jax.devices()[0]
   found |= dict(
     device=device.device_kind,
@@ -166,6 +345,17 @@ def versions() -> dict[str, object]:
     xla_flags=os.environ.get('XLA_FLAGS', ''),
     **_commit(),
   )
+  return found
+
+
+def versions_of_packages() -> dict[str, str | None]:
+  """exedit and what it stands on; None for what is not installed."""
+  found: dict[str, str | None] = dict(exedit=__version__)
+  for name in PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = None
   return found
 
 
