@@ -41,9 +41,9 @@ from benchmarks import sampling_diffusers  # noqa: E402
 from exedit import paint_by_example as pbe  # noqa: E402
 from exedit.diffusion import guidance  # noqa: E402
 from exedit.models import attention  # noqa: E402
-from exedit.training import runtime, state  # noqa: E402
+from exedit.training import runtime, state, topology  # noqa: E402
 from exedit.weights import pipeline, source  # noqa: E402
-from exedit.weights.files import Tensor  # noqa: E402
+from exedit.weights.tensor import Tensor  # noqa: E402
 from input_pipeline import doors  # noqa: E402
 from input_pipeline.errors import DataError  # noqa: E402
 
@@ -254,12 +254,10 @@ def best_in_turns(runs: Mapping[str, Callable], rounds: int) -> dict[str, float]
 def memory_plan(width: str, size: int, batch: int, precision: str, steps: int) -> dict[str, Any]:
   """What the compiler says an edit keeps in memory, by platform; a string where it cannot say."""
   result: dict[str, Any] = {jax.default_backend(): planned(width, size, batch, precision, steps)}
-  if importlib.util.find_spec('libtpu'):
-    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU here to ask about
-    from jax.experimental import topologies
-
+  if topology.compiler():
+    os.environ |= {n: v for n, v in topology.surroundings().items() if n not in os.environ}
     try:
-      devices = topologies.get_topology_desc('v5e:2x2', 'tpu').devices
+      devices = topology.devices(topology.parse('v5e:2x2'))
       chip = jax.sharding.SingleDeviceSharding(devices[0])
       result['tpu v5e'] = planned(width, size, batch, precision, steps, chip)
     except (RuntimeError, ValueError, NotImplementedError) as error:

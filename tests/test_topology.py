@@ -1,0 +1,83 @@
+import math
+
+import jax
+import pytest
+
+from exedit.training import flops, topology
+
+
+@pytest.mark.parametrize(
+  'name, size, links',
+  [
+    ('v5e:1x1', 1, 0),
+    ('v5e:2x2', 4, 2),
+    ('v5e:2x4', 8, 2),
+    ('v5e:4x4', 16, 2),  # a mesh: a corner has one link along each axis
+    ('v5e:8x16', 128, 3),  # only an axis of 16 closes
+    ('v5e:16x16', 256, 4),
+    ('v6e:4x4', 16, 2),
+    ('v4:2x2x1', 4, 2),
+    ('v4:2x2x2', 8, 3),
+    ('v5p:2x4x4', 32, 3),  # less than a cube: no axis closes
+    ('v5p:4x4x4', 64, 6),
+  ],
+)
+def test_a_slice_has_chips_and_links(name, size, links):
+  found = topology.parse(name)
+  assert (found.size, found.links, str(found)) == (size, links, name)
+  assert found.interconnect == links * found.chip.link
+
+
+@pytest.mark.parametrize(
+  'name, says',
+  [
+    ('v5e', 'such as v5e:2x2'),
+    ('v9:2x2', 'v4, v5e, v5p, v6e'),
+    ('v5e:3x3', '1x1, 2x2, 2x4, 4x4'),
+    ('v5e:2x2x2', '1x1, 2x2, 2x4, 4x4'),
+    ('v4:2x2', '2x2x1, 2x2x2'),
+    ('v4:0x4x4', 'multiples of 4'),
+    ('v4:16x16x20', '4,096 chips'),
+    ('v5p:4x4x6', 'multiples of 4'),
+  ],
+)
+def test_what_is_no_slice_is_refused_with_those_that_are(name, says):
+  with pytest.raises(ValueError, match=says) as error:
+    topology.parse(name)
+  assert f"'{name}'" in str(error.value)
+
+
+def test_every_chip_has_a_peak_of_its_own_and_memory_above_what_programs_get():
+  for chip in topology.CHIPS.values():
+    assert chip.peak == flops.peak(chip.kind)
+    assert 0.95 < chip.usable / chip.hbm < 1.01
+  assert len({chip.peak for chip in topology.CHIPS.values()}) == len(topology.CHIPS)
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    (  # libtpu 0.0.52, when temporaries alone are too many
+      'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory '
+      'required for HLO temporaries (25.50G) exceeds available HBM (15.75G). HLO module: jit_step.',
+      (25.5 * GIB, 15.75 * GIB),
+    ),
+    (  # after buffers were assigned
+      'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. '
+      'Used 20.14G of 15.75G hbm. Exceeded hbm capacity by 4.39G.',
+      (20.14 * GIB, 15.75 * GIB),
+    ),
+    ('RESOURCE_EXHAUSTED: no room in hbm', (None, None)),
+    ('RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 17M of 16M vmem.', None),
+    ('INTERNAL: Mosaic failed, hbm', None),
+  ],
+)
+def test_out_of_memory_is_understood(text, expected):
+  found = topology.out_of_memory(jax.errors.JaxRuntimeError(text))
+  if expected is None or None in expected:
+    assert found == expected
+  else:
+    assert found is not None and all(map(math.isclose, found, expected))
