@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import time
@@ -55,6 +56,7 @@ def test_the_loop_takes_over_from_the_door_and_gives_back(term):
       os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_the_loop_hears_what_was_asked_at_the_door_and_lost(term):
   """An exception that is raised in a finalizer is only printed."""
 
@@ -63,11 +65,8 @@ def test_the_loop_hears_what_was_asked_at_the_door_and_lost(term):
       os.kill(os.getpid(), signal.SIGTERM)
 
   with runtime.Stop(at_once=True):
-    with pytest.warns(pytest.PytestUnraisableExceptionWarning):
-      Finalized()
-      import gc
-
-      gc.collect()
+    Finalized()
+    gc.collect()
     with runtime.Stop() as stop:
       assert stop.requested(1)
 
