@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from exedit import paint_by_example
-from exedit.training import buckets, flops, optimizer, runtime, state
+from exedit.training import buckets, flops, optimizer, state
 from exedit.training import mesh as meshes
 from exedit.training.state import Graph, Params, TrainState
 
@@ -158,7 +158,6 @@ def compiled(step: Callable, layout: TrainState, mesh: Mesh) -> Callable:
     in_shardings=(layout, everywhere, examples),
     out_shardings=(layout, everywhere),
     donate_argnums=0,
-    compiler_options=runtime.compiler_options(mesh.devices.flat[0].platform),
   )
 
 
