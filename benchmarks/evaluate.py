@@ -14,7 +14,6 @@ What runs once before, to compile and to warm up, does not count, and nothing is
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import zlib
@@ -30,7 +29,7 @@ if not __package__:  # run by its path: its own folder would be the first to be 
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from benchmarks import evaluate_pytorch_fid as peer  # noqa: E402
-from benchmarks import sampling  # noqa: E402
+from benchmarks import workers  # noqa: E402
 from benchmarks.sampling_diffusers import peak_bytes  # noqa: E402
 from exedit import bench, bench_edits, evaluate_bench, features, images  # noqa: E402
 from exedit.metrics import frechet  # noqa: E402
@@ -196,7 +195,7 @@ def main(
   packages = packages or os.environ.get('EXEDIT_TORCHVISION', '')
   given = dict(pictures=pictures, size=size, edits=edits, rounds=rounds, vectors=vectors)
   report: dict[str, Any] = dict(settings=given | dict(batch=BATCH, weights=weights))
-  report['machine'] = sampling.machine()
+  report['machine'] = workers.machine()
   with tempfile.TemporaryDirectory() as folder:
     spec = dict(given, packages=packages, weights=weights)
     if 'features' in parts:
@@ -279,18 +278,11 @@ FEW = 64  # pictures after which everything is compiled and allocated that does 
 
 
 def in_own_process(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """What a worker measured; JAX does not take all of a GPU there."""
-  environment = os.environ | dict(XLA_PYTHON_CLIENT_PREALLOCATE='false')
+  """What a worker measured."""
   text = json.dumps(spec)
   ours = spec['system'] in WORKERS
   door = ['benchmarks.evaluate', f'--worker={text}'] if ours else [peer.__name__, text]
-  root = Path(__file__).parent.parent
-  done = subprocess.run(
-    [sys.executable, '-m', *door], capture_output=True, text=True, env=environment, cwd=root
-  )
-  if done.returncode:
-    raise DataError(f'{spec["system"]} failed: {done.stderr.strip()[-2000:]}')
-  return json.loads(done.stdout.splitlines()[-1])
+  return workers.in_own_process(door, spec['system'])
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -299,9 +291,7 @@ def table(report: Mapping[str, Any]) -> str:
   for part in PARTS:
     if part in report:
       lines += [*PARTS[part](report[part], report['settings']), '']
-  for part in ('settings', 'machine'):
-    lines.append(', '.join(f'{name} {value}' for name, value in report[part].items()))
-  return '\n'.join(lines)
+  return '\n'.join(lines + workers.conditions(report))
 
 
 def features_table(found: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:

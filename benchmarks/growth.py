@@ -33,7 +33,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import PIL.Image  # noqa: E402
 
-from benchmarks import sampling, train_step  # noqa: E402
+from benchmarks import sampling, train_step, workers  # noqa: E402
 from exedit import bench as benches  # noqa: E402
 from exedit import paint_by_example as pbe  # noqa: E402
 from exedit.program import make_program  # noqa: E402
@@ -230,7 +230,7 @@ def main(
   )
   for name in only or TABLES:
     report[name] = measured[name]()
-  report['machine'] = sampling.machine()
+  report['machine'] = workers.machine()
   print(table(report))
   if output:
     Path(output).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
@@ -259,9 +259,7 @@ def table(report: dict[str, Any]) -> str:
     for row in rows:
       lines.append(''.join(f'{text(key, value):>16}' for key, value in row.items()))
     lines += [''] * bool(rows)
-  for part in ('settings', 'machine'):
-    lines.append(', '.join(f'{name} {value}' for name, value in report[part].items()))
-  return '\n'.join(lines)
+  return '\n'.join(lines + workers.conditions(report))
 
 
 def text(key: str, value: Any) -> str:

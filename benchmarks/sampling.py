@@ -19,8 +19,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +35,7 @@ from flax import nnx
 if not __package__:  # run by its path: its own folder would be the first to be searched
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from benchmarks import sampling_diffusers  # noqa: E402
+from benchmarks import sampling_diffusers, workers  # noqa: E402
 from exedit import paint_by_example as pbe  # noqa: E402
 from exedit.diffusion import guidance  # noqa: E402
 from exedit.models import attention  # noqa: E402
@@ -317,7 +315,7 @@ def main(
     raise DataError('size, steps, batch and rounds must be at least 1')
   report: dict[str, Any] = dict(settings=dict(width=width, size=size, precision=precision))
   report['settings'] |= dict(steps=steps, sampler='plms', scale=SCALE, rounds=rounds)
-  report['machine'] = machine()
+  report['machine'] = workers.machine()
   if plan:
     report['plan'] = {f'batch {b}': memory_plan(width, size, b, precision, steps) for b in batches}
   else:
@@ -370,22 +368,14 @@ def compare(spec, batches, rounds, names) -> list[dict[str, Any]]:
 
 
 def in_own_process(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """What a worker measured; JAX neither keeps compiled programs nor takes all of a GPU there."""
-  environment = os.environ | dict(XLA_PYTHON_CLIENT_PREALLOCATE='false')
-  environment |= dict(JAX_ENABLE_COMPILATION_CACHE='false')
+  """What a worker measured on the shared inputs; JAX keeps no compiled programs there."""
   with tempfile.NamedTemporaryFile(suffix='.npz') as file:
     np.savez(file, allow_pickle=False, **arrays(spec['width'], spec['size'], spec['batch']))
     file.flush()
     text = json.dumps(dict(spec, inputs=file.name))
     ours = spec['system'] in WORKERS
     arguments = ['benchmarks.sampling', f'--worker={text}'] if ours else [THEIRS, text]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-      [sys.executable, '-m', *arguments], capture_output=True, text=True, env=environment, cwd=root
-    )
-  if done.returncode:
-    raise DataError(f'{spec["system"]} failed: {done.stderr.strip()[-2000:]}')
-  return json.loads(done.stdout.splitlines()[-1])
+    return workers.in_own_process(arguments, spec['system'], JAX_ENABLE_COMPILATION_CACHE='false')
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -416,20 +406,7 @@ def table(report: Mapping[str, Any]) -> str:
         f'{key} {value / 1e9:.2f}' for key, value in found.items()
       )  # fmt: skip
       lines.append(f'{batch}, {name}, GB: {text}')
-  for part in ('settings', 'machine'):
-    lines.append(', '.join(f'{name} {value}' for name, value in report[part].items()))
-  return '\n'.join(lines)
-
-
-def machine() -> dict[str, Any]:
-  """What the figures hold for."""
-  found = runtime.versions()
-  names = ('device', 'platform', 'jax', 'jaxlib', 'flax', 'commit')
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else None
-  return {n: found.get(n) for n in names} | dict(
-    cores=cores, system=platform.platform(), load_before=load
-  )
+  return '\n'.join(lines + workers.conditions(report))
 
 
 def _flags():

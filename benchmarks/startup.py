@@ -27,6 +27,7 @@ from typing import Any
 if not __package__:  # run by its path: its own folder would be the first to be searched
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+from benchmarks import workers  # noqa: E402
 from input_pipeline import doors, synthetic  # noqa: E402
 from input_pipeline.errors import DataError  # noqa: E402
 
@@ -168,7 +169,7 @@ def main(
   if not only_imports:
     report['starts'] = starts(config, size, batch, rounds)
   report['machine'] = json.loads(
-    python('-c', 'import json, benchmarks.sampling as s; print(json.dumps(s.machine()))').stdout
+    python('-c', 'import json, benchmarks.workers as w; print(json.dumps(w.machine()))').stdout
   )
   print(table(report))
   if output:
@@ -212,9 +213,7 @@ def table(report: Mapping[str, Any]) -> str:
     f'{found["foreign"]:.2f} s for {FOREIGN}',
     f'slowest of its own files: {slowest}',
   ]
-  for part in ('settings', 'machine'):
-    lines.append(', '.join(f'{name} {value}' for name, value in report[part].items()))
-  return '\n'.join(lines)
+  return '\n'.join(lines + workers.conditions(report))
 
 
 def _flags():

@@ -22,7 +22,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +36,7 @@ import numpy as np
 if not __package__:  # run by its path: its own folder would be the first to be searched
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from benchmarks import sampling  # noqa: E402
+from benchmarks import sampling, workers  # noqa: E402
 from exedit import paint_by_example as pbe  # noqa: E402
 from exedit import train  # noqa: E402
 from exedit.models import unet  # noqa: E402
@@ -288,7 +287,7 @@ def main(
   gpu = jax.default_backend() == 'gpu'
   precision = precision or ('bfloat16' if gpu else 'float32')
   spec = dict(width=width, size=size, batch=batch, precision=precision, remat=remat, steps=steps)
-  report: dict[str, Any] = dict(settings=spec | dict(rounds=rounds), machine=sampling.machine())
+  report: dict[str, Any] = dict(settings=spec | dict(rounds=rounds), machine=workers.machine())
   spec |= dict(parts=parts, feed=feed, channels_last=channels_last or gpu)
   names = only or systems(gpu)
   with tempfile.TemporaryDirectory() as folder:
@@ -336,22 +335,14 @@ def compare(spec: Mapping[str, Any], rounds: int, names: list[str]) -> list[dict
 
 
 def in_own_process(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """What a worker measured; JAX neither keeps compiled programs nor takes all of a GPU there."""
-  environment = os.environ | dict(XLA_PYTHON_CLIENT_PREALLOCATE='false')
-  environment |= dict(JAX_ENABLE_COMPILATION_CACHE='false')
+  """What a worker measured on the shared inputs; JAX keeps no compiled programs there."""
   with tempfile.NamedTemporaryFile(suffix='.npz') as file:
     np.savez(file, allow_pickle=False, **arrays(spec['width'], spec['size'], spec['batch']))
     file.flush()
     text = json.dumps(dict(spec, inputs=file.name))
     ours = spec['system'] in WORKERS
     arguments = ['benchmarks.train_step', f'--worker={text}'] if ours else [THEIRS, text]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-      [sys.executable, '-m', *arguments], capture_output=True, text=True, env=environment, cwd=root
-    )
-  if done.returncode:
-    raise DataError(f'{spec["system"]} failed: {done.stderr.strip()[-2000:]}')
-  return json.loads(done.stdout.splitlines()[-1])
+    return workers.in_own_process(arguments, spec['system'], JAX_ENABLE_COMPILATION_CACHE='false')
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -383,9 +374,7 @@ def table(report: Mapping[str, Any]) -> str:
       more = f'{100 * (found["seconds"][name] / found["seconds"]["as it is"] - 1):+.1f}%'
       megabytes = found['temporary_bytes'][name] / 1e6
       lines.append(f'{name:28}{found["seconds"][name]:8.3f}{more:>9}{megabytes:14.0f}  {what}')
-  for part in ('settings', 'machine'):
-    lines.append(', '.join(f'{name} {value}' for name, value in report[part].items()))
-  return '\n'.join(lines)
+  return '\n'.join(lines + workers.conditions(report))
 
 
 def _flags():

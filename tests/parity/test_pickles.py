@@ -192,8 +192,6 @@ def test_what_torch_writes_besides_is_refused_in_words(tmp_path):
   net = torch.nn.Linear(2, 2)
   torch.save(net, path)
   assert "'torch.nn.modules.linear.Linear'" in refusal(path)
-  torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
-  assert 'before 1.6' in refusal(path)
   torch.save(torch.ones(3), path)
   assert 'not a dict of tensors' in refusal(path)
   torch.save([torch.ones(3)], path)
