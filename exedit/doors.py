@@ -55,23 +55,34 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def edit_settings(
-  config: Mapping[str, Any], *, steps: int | None, scale: float | None, sampler: str | None
+  config: Mapping[str, Any],
+  where: str = '',
+  *,
+  steps: int | None,
+  scale: float | None,
+  sampler: str | None,
 ) -> dict[str, Any]:
   """Arguments of `edit`: those given, else what the weights' config says, else its defaults.
 
   Raises:
-    UserError: for one that cannot be.
+    UserError: for one that cannot be, with `where` the config stands if it came from there.
   """
   given = dict(steps=steps, scale=scale, sampler=sampler)
+  told = {name: value for name, value in config.get('edit', {}).items() if name in given}
   settings = {name: inspect.signature(pbe.edit).parameters[name].default for name in given}
-  settings |= {name: value for name, value in config.get('edit', {}).items() if name in given}
-  settings |= {name: value for name, value in given.items() if value is not None}
-  check_steps(settings['steps'], most_steps(config))
+  settings |= told | {name: value for name, value in given.items() if value is not None}
+
+  def named(name):
+    return f'{where}: {name}' if where and name in told and given[name] is None else name
+
+  check_steps(settings['steps'], most_steps(config), named('steps'))
   if not configs.finite(settings['scale']):
-    raise UserError(f'scale is {settings["scale"]!r:.50}: it must be a number such as 5')
+    raise UserError(f'{named("scale")} is {settings["scale"]!r:.50}: it must be a number such as 5')
   settings['scale'] = float(settings['scale'])
   if settings['sampler'] not in pbe.SAMPLERS:
-    raise UserError(f'sampler is {settings["sampler"]}: use one of {", ".join(pbe.SAMPLERS)}')
+    raise UserError(
+      f'{named("sampler")} is {settings["sampler"]!s:.50}: use one of {", ".join(pbe.SAMPLERS)}'
+    )
   return settings
 
 
@@ -84,11 +95,11 @@ def most_steps(config: Mapping[str, Any]) -> int:
   return schedule.get('num_steps', Schedule.num_steps) - 1
 
 
-def check_steps(steps: Any, most: int) -> None:
+def check_steps(steps: Any, most: int, name: str = 'steps') -> None:
   """UserError for steps that the weights' schedule does not have."""
   if type(steps) is not int or not 1 <= steps <= most:
     raise UserError(
-      f"steps is {steps!r:.50}: it must be between 1 and {most}, for the weights' schedule has"
+      f"{name} is {steps!r:.50}: it must be between 1 and {most}, for the weights' schedule has"
       f' {most + 1} steps'
     )
 

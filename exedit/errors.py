@@ -14,7 +14,7 @@ class UserError(Exception):
   """
 
   def __init__(self, line: str, listing: Sequence[str] = ()):
-    super().__init__(line)
+    super().__init__(' '.join(line.splitlines()))  # a name in it may hold a line break
     self.listing = tuple(listing)
 
   def __str__(self) -> str:

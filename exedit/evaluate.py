@@ -85,7 +85,7 @@ def evaluate(
   """
   found = source.look(weights)
   config = found.config
-  sampling = doors.edit_settings(config, steps=steps, scale=scale, sampler=sampler)
+  sampling = doors.edit_settings(config, found.where, steps=steps, scale=scale, sampler=sampler)
   if output is None and not os.path.isdir(weights):
     raise UserError(f'--output is missing: {weights} is no folder to put the results beside')
   output = evaluate_bench.writable_folder(output or os.path.join(weights, 'evaluation'))

@@ -62,7 +62,8 @@ def evaluate(
   found, asked = None, {}
   if weights is not None:
     found = source.look(weights)
-    asked = doors.edit_settings(found.config, steps=steps, scale=scale, sampler=sampler)
+    given = dict(steps=steps, scale=scale, sampler=sampler)
+    asked = doors.edit_settings(found.config, found.where, **given)
     asked |= dict(seed=seed, paste=paste, precision=precision or own_precision(found))
   edits_of = Bench(data['root'], exemplar_size=None)
   edits = bench.survey(edits_of)

@@ -209,7 +209,8 @@ def check_ending(path: str | os.PathLike) -> str:
   if os.path.isdir(path) or not os.path.basename(path).strip('.'):
     raise UserError(f'{path} is a folder: name the image to write, such as {path}/out.png')
   if len(os.fsencode(os.path.basename(path))) > LONGEST_NAME:
-    raise UserError(f'cannot write {path}: its name has more than {LONGEST_NAME} bytes; shorten it')
+    name = f'{path[:100]}...' if len(path) > 100 else path
+    raise UserError(f'cannot write {name}: its name has more than {LONGEST_NAME} bytes; shorten it')
   ending = os.path.splitext(path)[1]
   if ending.lower() not in FORMATS and ending:
     raise UserError(f'cannot write {path}: {ending} is not one of {", ".join(FORMATS)}')

@@ -112,7 +112,8 @@ class Session:
 
   def settings(self, *, steps=None, scale=None, sampler=None, **given: Any) -> edits.Settings:
     """The settings given, else the weights' own, else the defaults; UserError for a wrong one."""
-    own = doors.edit_settings(self.config, steps=steps, scale=scale, sampler=sampler)
+    asked = dict(steps=steps, scale=scale, sampler=sampler)
+    own = doors.edit_settings(self.config, self.found.where, **asked)
     return edits.defaults(own | given)
 
   def asked(self, edit: edits.Edit) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from exedit import edits, framing, images, recipe, session
 from exedit import paint_by_example as pbe
+from exedit.errors import UserError
 from exedit.weights import source
 from exedit.weights.files import open_tensors, save_tensors
 from tests import released, small
@@ -291,15 +292,26 @@ def open_folder(path: Path) -> None:
   """Everything that an edit does before the network runs."""
   made = session.Session(str(_top(path)))
   made.settings()
-  made.found.fit(shapes(json.dumps(made.config['model'])))
+  found = shapes(json.dumps(made.config['model']))
+  if isinstance(found, str):
+    raise UserError(f'{made.found.where}: {found}')
+  made.found.fit(found)
   for tensor in list(made.found.tensors.values())[:2]:
     tensor.read()
 
 
 @functools.cache
-def shapes(model: str) -> dict:
-  """Of the parameters; most of the damage leaves the network as it was."""
-  return pbe.abstract(json.loads(model), 'the config')[1]
+def shapes(model: str) -> dict | str:
+  """Of the parameters, or why not; most of the damage leaves the network as it was."""
+  try:
+    return pbe.abstract(json.loads(model), 'the config')[1]
+  except UserError as error:
+    return str(error)
+
+
+def open_checkpoint(path: Path) -> None:
+  """An original checkpoint of small networks, whose norms' groups no file says."""
+  source.look(path.with_suffix('.safetensors'), groups=4)
 
 
 def open_clip(path: Path) -> None:
@@ -333,10 +345,16 @@ FOLDERS = {
   'config, exported': functools.partial(folder, kind='exported'),
   'config, workdir': functools.partial(folder, kind='workdir'),
   'index, in a pipeline': index,
-  'yaml beside a checkpoint': beside,
   'note in a checkpoint': note,
 }
+CHECKPOINTS = {'yaml beside a checkpoint': beside}
 CLIPS = {'config, transformers': functools.partial(folder, kind='transformers')}
 RECIPES = {'recipe, JSON': recipe_json, 'recipe, PNG': recipe_png}
 LISTS = {'list, JSON lines': list_jsonl, 'list, CSV': list_csv, 'list, folder': list_folder}
-DOORS = {open_folder: FOLDERS, open_clip: CLIPS, open_recipe: RECIPES, open_list: LISTS}
+DOORS = {
+  open_folder: FOLDERS,
+  open_checkpoint: CHECKPOINTS,
+  open_clip: CLIPS,
+  open_recipe: RECIPES,
+  open_list: LISTS,
+}

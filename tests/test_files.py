@@ -309,6 +309,7 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path):
     'a\\one.safetensors',
     'x' * 300,
     '\0',
+    '\n',
   ):
     assert 'no plain file name' in refused(d=name)
   assert 'index itself' in refused(d=path.name)

@@ -1,5 +1,6 @@
 """A share of the fuzzing, and that it would notice."""
 
+import json
 import os
 import time
 
@@ -42,6 +43,22 @@ def test_the_files_before_they_are_damaged_are_good(tmp_path):
       fuzz.open_image(tmp_path / name)
 
 
+def test_the_folders_before_they_are_damaged_are_good(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    fuzz_folders, 'damaged_text', lambda rng, value, write=json.dumps: write(value).encode()
+  )
+  monkeypatch.setattr(fuzz_folders, 'mutated', lambda rng, data, *others: data)
+  for door, makers in fuzz_folders.DOORS.items():
+    for kind, make in makers.items():
+      if door is not fuzz_folders.open_list:  # its rows are damaged one by one
+        folder = tmp_path / kind
+        files = make(np.random.default_rng(3), fuzz.CANARY)
+        for name, data in files.items():
+          (folder / name).parent.mkdir(parents=True, exist_ok=True)
+          (folder / name).write_bytes(data)
+        door(folder / next(iter(files)))
+
+
 def good(rng, canary):
   return {'a.txt': b'text'}
 
@@ -64,7 +81,7 @@ def say_nothing_of_it(path):
 
 
 def say_much(path):
-  raise UserError(f'{path}\nis bad')
+  raise UserError(f'{path} is bad' + ' and bad' * 500)
 
 
 def hang(path):
