@@ -31,7 +31,8 @@ if not __package__:  # run by its path: its own folder would be the first to be 
 from benchmarks import evaluate_pytorch_fid as peer  # noqa: E402
 from benchmarks import workers  # noqa: E402
 from benchmarks.sampling_diffusers import peak_bytes  # noqa: E402
-from exedit import bench, bench_edits, evaluate_bench, features, images  # noqa: E402
+from exedit import images
+from exedit.evaluation import bench, bench_edits, evaluate_bench, features
 from exedit.metrics import frechet  # noqa: E402
 from exedit.models.clip import CLIPImageEncoder  # noqa: E402
 from exedit.models.inception import DIM, SIZE, Inception  # noqa: E402

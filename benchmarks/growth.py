@@ -34,8 +34,8 @@ import numpy as np  # noqa: E402
 import PIL.Image  # noqa: E402
 
 from benchmarks import sampling, train_step, workers  # noqa: E402
-from exedit import bench as benches  # noqa: E402
 from exedit import paint_by_example as pbe  # noqa: E402
+from exedit.evaluation import bench as benches  # noqa: E402
 from exedit.program import make_program  # noqa: E402
 from exedit.training import mesh as meshes  # noqa: E402
 from input_pipeline import coco_ee, coco_ee_layout, doors, loader, synthetic, tfrecord  # noqa: E402

@@ -39,7 +39,8 @@ from benchmarks import sampling_diffusers, workers  # noqa: E402
 from exedit import paint_by_example as pbe  # noqa: E402
 from exedit.diffusion import guidance  # noqa: E402
 from exedit.models import attention  # noqa: E402
-from exedit.training import runtime, state, topology  # noqa: E402
+from exedit.planning import topology
+from exedit.training import runtime, state
 from exedit.weights import pipeline, source  # noqa: E402
 from exedit.weights.tensor import Tensor  # noqa: E402
 from input_pipeline import doors  # noqa: E402

@@ -25,9 +25,10 @@ from jaxtyping import Bool, Float, UInt8
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from exedit import compare, compare_page, doors, evaluate_bench, images, settings
+from exedit import doors, images, settings
 from exedit import paint_by_example as pbe
 from exedit.errors import UserError
+from exedit.evaluation import compare, compare_page, evaluate_bench
 from exedit.metrics import confidence, identification
 from exedit.metrics.psnr import psnr
 from exedit.training import log, runtime

@@ -14,10 +14,11 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from exedit import doors, features, images
-from exedit.bench import EVERY
+from exedit import doors, images
 from exedit.errors import UserError, one_line
-from exedit.instruments import KINDS_OF_FILE
+from exedit.evaluation import features
+from exedit.evaluation.bench import EVERY
+from exedit.evaluation.instruments import KINDS_OF_FILE
 from exedit.metrics import quality_score
 from exedit.training import runtime
 from exedit.weights import mixture

@@ -18,11 +18,12 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from exedit import ahead, doors
+from exedit import doors
 from exedit.errors import UserError
-from exedit.training import log, roofline, topology
+from exedit.planning import ahead, roofline, topology
+from exedit.planning.topology import GIB, Topology
+from exedit.training import log
 from exedit.training import mesh as meshes
-from exedit.training.topology import GIB, Topology
 
 MOST = 4096  # images per chip at which a search gives up
 NOTES = dict(

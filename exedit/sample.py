@@ -24,9 +24,10 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from exedit import doors, edits, images, recipe, repaint, replay, shares
+from exedit import doors, images
+from exedit.editing import edits, recipe, repaint, replay, shares
+from exedit.editing.session import Pace, Session, share_out, sweep, workers
 from exedit.errors import UserError
-from exedit.session import Pace, Session, share_out, sweep, workers
 from exedit.training import runtime
 
 FILES = dict(

@@ -26,6 +26,7 @@ from input_pipeline import coco_ee_build as build
 from input_pipeline.errors import DataError
 from launch import ablation_figures as figures
 from launch import ablation_report as report
+from launch.commands import Parser, door
 
 BENCH, TRUTHS = 'bench', 'truths.npz'
 SIDE = 32  # pixels: what configs/pbe.py:tiny is trained on
@@ -129,49 +130,34 @@ def _copied(result, hole, exemplar):
 # The door.
 
 
-class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one line."""
-
-  def error(self, message):
-    raise DataError(message)
-
-
 def _arguments(argv: list[str]) -> argparse.Namespace:
-  parser = _Parser(
-    prog='ablation',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  commands = parser.add_subparsers(dest='command', required=True, parser_class=_Parser)
-  make = commands.add_parser('bench', allow_abbrev=False, help='the edits and their truths')
+  parser = Parser(prog='ablation', description=__doc__)
+  commands = parser.add_subparsers(dest='command', required=True)
+  make = commands.add_parser('bench', help='the edits and their truths')
   make.add_argument('--output', required=True, help='folder of the ablation')
   make.add_argument('--edits', type=int, default=256, help='how many (256)')
   make.add_argument('--seed', type=int, default=0, help='of the edits')
-  rate = commands.add_parser('score', allow_abbrev=False, help='an evaluation against the truths')
+  rate = commands.add_parser('score', help='an evaluation against the truths')
   rate.add_argument('--root', required=True, help='folder of the ablation')
   rate.add_argument('--folder', required=True, help='of the evaluation')
   rate.add_argument('--pictures', help='where its pictures are (default: its results)')
-  tell = commands.add_parser('report', allow_abbrev=False, help='table and pictures of all seeds')
+  tell = commands.add_parser('report', help='table and pictures of all seeds')
   tell.add_argument('--root', required=True, help='folder of the ablation')
   tell.add_argument('--output', required=True, help='folder for table.md, table.json and pictures')
   tell.add_argument('--seeds', type=int, nargs='+', help='(default: those that are there)')
   return parser.parse_args(argv)
 
 
+@door
 def main(argv: list[str]) -> None:
-  """The door: one line and exit status 2 for what one can mend."""
-  try:
-    args = _arguments(argv)
-    if args.command == 'bench':
-      write_bench(args.output, args.edits, args.seed)
-    elif args.command == 'score':
-      score(args.root, args.folder, args.pictures)
-    else:
-      print(report.write(args.root, args.output, args.seeds))
-  except (DataError, OSError) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(2)
+  """The door."""
+  args = _arguments(argv)
+  if args.command == 'bench':
+    write_bench(args.output, args.edits, args.seed)
+  elif args.command == 'score':
+    score(args.root, args.folder, args.pictures)
+  else:
+    print(report.write(args.root, args.output, args.seeds))
 
 
 if __name__ == '__main__':

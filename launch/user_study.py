@@ -35,6 +35,7 @@ from input_pipeline import coco_ee, whole
 from input_pipeline import coco_ee_layout as layout
 from input_pipeline.errors import DataError
 from launch import user_study_answers as answers
+from launch.commands import Parser, door
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'user_study.html')
 MOST_SYSTEMS = 9  # the keys 1 to 9
@@ -224,20 +225,10 @@ def _html(page: dict) -> str:
 # The door.
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message):
-    raise DataError(message)
-
-
 def _arguments(argv: list[str]) -> argparse.Namespace:
-  parser = _Parser(
-    prog='user_study',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  commands = parser.add_subparsers(dest='command', required=True, parser_class=_Parser)
-  make = commands.add_parser('build', allow_abbrev=False, help='the page to hand out')
+  parser = Parser(prog='user_study', description=__doc__)
+  commands = parser.add_subparsers(dest='command', required=True)
+  make = commands.add_parser('build', help='the page to hand out')
   make.add_argument('--bench', required=True, help='the benchmark: folders or packed')
   make.add_argument('--results', action='append', default=[], help='NAME=FOLDER, once a system')
   make.add_argument('--output', required=True, help='new folder')
@@ -246,7 +237,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   make.add_argument('--title', default='Which edit is best?', help='of the page')
   make.add_argument('--embed', action='store_true', help='pictures inside index.html: one file')
   make.add_argument('--jpeg', type=int, default=0, help='quality, for smaller pictures (0: PNG)')
-  show = commands.add_parser('table', allow_abbrev=False, help='mean ranks from the answers')
+  show = commands.add_parser('table', help='mean ranks from the answers')
   show.add_argument('answers', nargs='+', help='files that participants sent back')
   show.add_argument('--key', default='', help="the study's .key.json (default: looked for)")
   show.add_argument('--resamples', type=int, default=10000, help='of the intervals (10000)')
@@ -284,23 +275,20 @@ def _table(args: argparse.Namespace) -> None:
   print(answers.table(rows, key, complaints))
 
 
+@door
 def main(argv: list[str]) -> None:
-  """The door: one line and exit status 2 for what one can mend."""
-  try:
-    args = _arguments(argv)
-    if args.command == 'table':
-      _table(args)
-    else:
-      settings = {n: getattr(args, n) for n in ('count', 'seed', 'title', 'embed', 'jpeg')}
-      key = build(args.bench, dict(_systems(args.results)), args.output, **settings)
-      page = os.path.join(args.output, 'index.html')
-      print(
-        f'{page}: {len(key["systems"])} systems, {len(key["edits"])} edits\n'
-        f'{os.path.normpath(args.output)}.key.json says which picture is whose: keep it to yourself'
-      )
-  except (DataError, OSError) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(2)
+  """The door."""
+  args = _arguments(argv)
+  if args.command == 'table':
+    _table(args)
+  else:
+    settings = {n: getattr(args, n) for n in ('count', 'seed', 'title', 'embed', 'jpeg')}
+    key = build(args.bench, dict(_systems(args.results)), args.output, **settings)
+    page = os.path.join(args.output, 'index.html')
+    print(
+      f'{page}: {len(key["systems"])} systems, {len(key["edits"])} edits\n'
+      f'{os.path.normpath(args.output)}.key.json says which picture is whose: keep it to yourself'
+    )
 
 
 if __name__ == '__main__':

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exedit import evaluate_bench, instruments
 from exedit.errors import explain
+from exedit.evaluation import evaluate_bench, instruments
 from exedit.metrics import quality_score
 from tests import bench, judges, small
 

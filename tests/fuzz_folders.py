@@ -15,8 +15,9 @@ import numpy as np
 import yaml
 from PIL import Image, PngImagePlugin
 
-from exedit import edits, framing, images, recipe, session
+from exedit import framing, images
 from exedit import paint_by_example as pbe
+from exedit.editing import edits, recipe, session
 from exedit.errors import UserError
 from exedit.weights import source
 from exedit.weights.files import open_tensors, save_tensors

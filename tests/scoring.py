@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from exedit import evaluate_bench
+from exedit.evaluation import evaluate_bench
 from exedit.training import runtime
 from tests import bench, evaluations
 

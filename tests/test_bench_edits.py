@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import bench_edits, evaluate_bench, images, repaint
+from exedit import images
+from exedit.editing import repaint
+from exedit.evaluation import bench_edits, evaluate_bench
 from exedit.weights import folder
 from tests import bench, evaluations, small
 from tests.evaluations import CHEAP, SIZE, refuse, score

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import evaluate as benchmark
 from benchmarks import evaluate_pytorch_fid as peer
-from exedit import features
+from exedit.evaluation import features
 from input_pipeline import coco_ee_validate, doors
 from tests import small
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import sampling as benchmark
 from exedit import paint_by_example as pbe
-from exedit.training import topology
+from exedit.planning import topology
 from input_pipeline import doors
 
 TORCH = bool(importlib.util.find_spec('torch') and importlib.util.find_spec('diffusers'))

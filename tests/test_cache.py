@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from exedit import cache
-from exedit.cache import Cache, key
 from exedit.errors import UserError
+from exedit.evaluation import cache
+from exedit.evaluation.cache import Cache, key
 
 
 def test_vectors_and_reasons_come_back_in_order(tmp_path):

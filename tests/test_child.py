@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from exedit import child
 from exedit.errors import UserError
+from exedit.planning import child
 
 # What runs in the process: importable by name.
 

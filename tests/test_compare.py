@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exedit import compare
 from exedit.errors import UserError
+from exedit.evaluation import compare
 from exedit.metrics import confidence
 
 

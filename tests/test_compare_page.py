@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import compare, compare_page
 from exedit.errors import UserError
+from exedit.evaluation import compare, compare_page
 from input_pipeline import references
 from tests import bench, evaluations
 from tests.test_report import Links

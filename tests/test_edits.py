@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import edits
+from exedit.editing import edits
 from exedit.errors import UserError
 
 OWN = edits.Settings(steps=20, scale=3.0, sampler='ddim')

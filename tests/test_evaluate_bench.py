@@ -12,14 +12,9 @@ from absl import flags
 from PIL import Image
 
 from configs import coco_ee
-from exedit import bench as reading
-from exedit import (
-  bench_edits,
-  doors,
-  evaluate,
-  evaluate_bench,
-  features,
-)
+from exedit import doors, evaluate
+from exedit.evaluation import bench as reading
+from exedit.evaluation import bench_edits, evaluate_bench, features
 from exedit.metrics import quality_score
 from input_pipeline import coco_ee as packing
 from input_pipeline import references

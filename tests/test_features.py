@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from exedit import features, preprocess
 from exedit.errors import UserError
+from exedit.evaluation import features, preprocess
 from exedit.models.clip import CLIPImageEncoder
 from exedit.models.dino import DINO
 from exedit.models.inception import BlockA, Inception

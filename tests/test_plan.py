@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from configs import pbe
-from exedit import ahead, child, plan
+from exedit import plan
 from exedit.errors import UserError
+from exedit.planning import ahead, child, topology
 from exedit.training import mesh as meshes
-from exedit.training import topology
 from input_pipeline import loader, synthetic
 from tests import test_doors
 

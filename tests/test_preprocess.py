@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import images, preprocess
+from exedit import images
+from exedit.evaluation import preprocess
 
 
 def picture(height=40, width=60):

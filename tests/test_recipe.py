@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import edits, framing, images, recipe, replay, sample
+from exedit import framing, images, sample
+from exedit.editing import edits, recipe, replay
 from exedit.errors import UserError
 from tests import small
 

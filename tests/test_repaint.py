@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from exedit import edits, framing, images, repaint
+from exedit import framing, images
+from exedit.editing import edits, repaint
 from exedit.errors import UserError
 
 OWN = edits.Settings(steps=3, scale=2.0, sampler='ddim')

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import bench as reading
-from exedit import report
+from exedit.evaluation import bench as reading
+from exedit.evaluation import report
 from input_pipeline import references
 from input_pipeline.coco_ee import Bench
 from tests import bench

@@ -1,6 +1,6 @@
 import pytest
 
-from exedit.training import roofline, topology
+from exedit.planning import roofline, topology
 
 
 def test_each_roof_alone():

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from exedit.room import Room
+from exedit.editing.room import Room
 
 
 def test_what_is_in_work_at_once_stays_within_the_bound():

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import images, repaint, room, sample
+from exedit import images, sample
 from exedit import paint_by_example as pbe
+from exedit.editing import repaint, room
 from exedit.errors import UserError
 from tests import small
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import bench as reading
-from exedit import cache, features, images, instruments, preprocess, scores, vectors
+from exedit import images
 from exedit.errors import UserError
-from exedit.features import Features
+from exedit.evaluation import bench as reading
+from exedit.evaluation import cache, features, instruments, preprocess, scores, vectors
+from exedit.evaluation.features import Features
 from exedit.metrics import clip_score, confidence, copy_paste, frechet, quality_score
 from input_pipeline import references
 from input_pipeline.coco_ee import Bench

@@ -3,7 +3,7 @@ import os
 import jax
 import pytest
 
-from exedit import session
+from exedit.editing import session
 from exedit.errors import UserError
 from tests import small
 

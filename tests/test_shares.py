@@ -7,7 +7,7 @@ import jax
 import pytest
 from jax._src import distributed
 
-from exedit import shares
+from exedit.editing import shares
 from exedit.errors import UserError
 
 

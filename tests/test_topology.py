@@ -3,7 +3,8 @@ import math
 import jax
 import pytest
 
-from exedit.training import flops, topology
+from exedit.planning import topology
+from exedit.training import flops
 
 
 @pytest.mark.parametrize(

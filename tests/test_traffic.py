@@ -1,6 +1,6 @@
 import pytest
 
-from exedit.training import traffic
+from exedit.planning import traffic
 
 KIB = 2**10
 

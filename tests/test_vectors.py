@@ -6,10 +6,10 @@ import os
 import numpy as np
 import pytest
 
-from exedit import instruments, vectors
-from exedit.cache import Cache
 from exedit.errors import UserError
-from exedit.vectors import Column, Job
+from exedit.evaluation import instruments, vectors
+from exedit.evaluation.cache import Cache
+from exedit.evaluation.vectors import Column, Job
 from input_pipeline import references
 from tests import evaluations, scoring
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from exedit import features, preprocess
 from exedit.errors import UserError
+from exedit.evaluation import features, preprocess
 from exedit.models import clip, dino
 from exedit.weights import clip_image, lpips
 from exedit.weights import dino as dino_tables

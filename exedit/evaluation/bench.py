@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from exedit import images
 from exedit.errors import UserError
-from exedit.features import in_parallel
+from exedit.evaluation.features import in_parallel
 from input_pipeline.coco_ee import Bench
 
 KINDS = ('source', 'mask', 'exemplar')

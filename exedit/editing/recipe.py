@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from exedit import decode, edits, framing, images
+from exedit import decode, framing, images
+from exedit.editing import edits
 from exedit.errors import UserError, one_line
 from exedit.training import runtime
 

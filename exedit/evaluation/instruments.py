@@ -11,11 +11,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from exedit import cache as caches
-from exedit import features
-from exedit.bench import EVERY, Edit
 from exedit.errors import UserError, one_line
-from exedit.features import Features
+from exedit.evaluation import cache as caches
+from exedit.evaluation import features
+from exedit.evaluation.bench import EVERY, Edit
+from exedit.evaluation.features import Features
 from exedit.metrics import quality_score as quality
 
 KINDS_OF_FILE = ('.png', '.jpg', '.jpeg', '.webp')

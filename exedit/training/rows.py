@@ -24,8 +24,8 @@ def over_devices(
   options = runtime.compiler_options(devices[0].platform)
   if len(devices) == 1:
     return functools.partial(jax.jit(function, compiler_options=options), constants)
-  mesh = Mesh(np.array(devices), ('batch',), axis_types=(AxisType.Auto,))
-  constants = jax.device_put(constants, NamedSharding(mesh, P()))
+  mesh = _mesh(devices)
+  constants = everywhere(constants, devices)
   split = NamedSharding(mesh, P('batch'))
   shared = jax.shard_map(
     lambda constants, arrays: function(constants, *arrays),
@@ -35,3 +35,12 @@ def over_devices(
   )
   compiled = jax.jit(shared, compiler_options=options)
   return lambda *arrays: compiled(constants, jax.device_put(arrays, split))
+
+
+def everywhere(constants: Any, devices: Sequence[Any]) -> Any:
+  """A copy of the arrays on each of the devices; those that lie there already are not moved."""
+  return jax.device_put(constants, NamedSharding(_mesh(devices), P()))
+
+
+def _mesh(devices):
+  return Mesh(np.array(devices), ('batch',), axis_types=(AxisType.Auto,))

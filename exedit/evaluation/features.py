@@ -19,13 +19,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
-from exedit import images, preprocess, rows
+from exedit import images
 from exedit.errors import UserError
+from exedit.evaluation import preprocess
 from exedit.models.clip import CLIPImageEncoder
 from exedit.models.dino import DINO
 from exedit.models.inception import DIM, SIZE, Inception
 from exedit.models.lpips import LPIPS, SMALLEST
-from exedit.training import state
+from exedit.training import rows, state
 from exedit.weights import digests, published, tables
 from exedit.weights.published import Published, Recognised
 

@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import Array, Key, UInt8
 from tqdm import tqdm
 
-from exedit import images, repaint, session
+from exedit import images
 from exedit import paint_by_example as pbe
-from exedit.bench import EVERY, Edit
+from exedit.editing import repaint, session
 from exedit.errors import UserError
+from exedit.evaluation.bench import EVERY, Edit
 from exedit.training import log
 from exedit.weights.source import Weights
 from input_pipeline.coco_ee import Bench

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from exedit import features
-from exedit.bench import EVERY
-from exedit.cache import Cache
 from exedit.errors import UserError, one_line
+from exedit.evaluation import features
+from exedit.evaluation.bench import EVERY
+from exedit.evaluation.cache import Cache
 from exedit.training import log, runtime
 from input_pipeline.errors import DataError
 

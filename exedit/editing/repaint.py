@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, UInt8
 
-from exedit import edits, framing, images
+from exedit import framing, images
 from exedit import paint_by_example as pbe
+from exedit.editing import edits
 from exedit.errors import UserError, explain
-from exedit.training import runtime
+from exedit.training.rows import everywhere, over_devices
 
 PER_COMPILATION = ('steps', 'scale', 'sampler', 'mask_resize')  # settings a program is made for
 
@@ -144,32 +143,23 @@ def batches(
 def program(model: pbe.PaintByExample, devices: Sequence[Any]) -> Callable[..., jax.Array]:
   """`edit` without pasting, for arrays of as many rows as the devices share out evenly.
 
-  On several devices each runs the program that one device would run on its share of the rows, with
-  its own copy of the weights and no word between them: the result does not depend on their number,
-  only on the rows per device.
+  The result does not depend on the number of devices, only on the rows of each (`over_devices`).
   """
   if len(devices) == 1:
     return lambda *arrays, **settings: pbe.edit(
       model, *map(jnp.asarray, arrays), **settings, paste=False
     )
-  mesh = Mesh(np.array(devices), ('batch',), axis_types=(AxisType.Auto,))
   graphdef, params = nnx.split(model)
-  params = jax.device_put(params, NamedSharding(mesh, P()))
-  split = NamedSharding(mesh, P('batch'))
+  params = everywhere(params, devices)
 
   @functools.cache
   def compiled(**settings):
     def share(params, *arrays):
       return pbe.edit(nnx.merge(graphdef, params), *arrays, **settings, paste=False)
 
-    specs = (P(), *[P('batch')] * 4)
-    shared = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=P('batch'))
-    return jax.jit(shared, compiler_options=runtime.compiler_options(devices[0].platform))
+    return over_devices(share, params, devices)
 
-  def edit(*arrays, **settings):
-    return compiled(**settings)(params, *jax.device_put(arrays, split))
-
-  return edit
+  return lambda *arrays, **settings: compiled(**settings)(*arrays)
 
 
 # The work

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exedit import bench, bench_edits, compare, evaluate_bench, images, report
-from exedit.bench import Scored
+from exedit import images
 from exedit.errors import UserError
+from exedit.evaluation import bench, bench_edits, compare, evaluate_bench, report
+from exedit.evaluation.bench import Scored
 from exedit.training import log
 from input_pipeline.coco_ee import Bench
 

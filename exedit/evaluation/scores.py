@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from exedit import cache as caches
-from exedit import features, images, preprocess, vectors
-from exedit.bench import Reader, Scored
-from exedit.cache import Cache
+from exedit import images
 from exedit.errors import UserError, one_line
-from exedit.features import Features
-from exedit.instruments import Instruments, Real, square
+from exedit.evaluation import cache as caches
+from exedit.evaluation import features, preprocess, vectors
+from exedit.evaluation.bench import Reader, Scored
+from exedit.evaluation.cache import Cache
+from exedit.evaluation.features import Features
+from exedit.evaluation.instruments import Instruments, Real, square
+from exedit.evaluation.vectors import Column, Job
 from exedit.metrics import background, clip_score, confidence, copy_paste, frechet
 from exedit.metrics import quality_score as quality
-from exedit.vectors import Column, Job
 
 VERSION = '1'  # of what is cached: a change of the computation here is a change of this
 PUBLISHED = dict(clip='clip_b32', dino='dino_s16', inception='inception', lpips='lpips_alex')

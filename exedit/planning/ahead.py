@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from exedit import child, doors, settings
+from exedit import doors, settings
 from exedit.errors import UserError
+from exedit.planning import child, topology, traffic
 from exedit.program import SYSTEMS, Program, make_program
-from exedit.training import collectives, flops, log, topology, traffic
+from exedit.training import collectives, flops, log
 from exedit.training import mesh as meshes
 
 # Arguments of make_program that a compiled step depends on; the others are numbers inside it.
@@ -66,7 +67,7 @@ def remembered(config: Config, name: str) -> Path:
 
 def source_digest() -> str:
   """Of every file of this package: another source, another step."""
-  here = Path(__file__).parent
+  here = Path(__file__).parent.parent
   files = sorted(here.rglob('*.py'))
   parts = [f'{path.relative_to(here)}\n'.encode() + path.read_bytes() for path in files]
   return hashlib.sha256(b'\0'.join(parts)).hexdigest()

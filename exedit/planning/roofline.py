@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from exedit.training.topology import Topology
+from exedit.planning.topology import Topology
 
 # Times over a link, of the (n - 1) / n of a collective's bytes that a chip does not have yet.
 PASSES = {'all-reduce': 2.0}  # a reduce-scatter and an all-gather; every other kind: once

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from exedit import bench, bench_edits, doors, instruments, report, scores, settings, vectors
-from exedit.cache import Cache, default_folder
+from exedit import doors, settings
 from exedit.errors import UserError
+from exedit.evaluation import bench, bench_edits, instruments, report, scores, vectors
+from exedit.evaluation.cache import Cache, default_folder
 from exedit.training import log, runtime
 from exedit.weights import source
 from input_pipeline.coco_ee import Bench
@@ -62,8 +63,9 @@ def evaluate(
   found, asked = None, {}
   if weights is not None:
     found = source.look(weights)
-    given = dict(steps=steps, scale=scale, sampler=sampler)
-    asked = doors.edit_settings(found.config, found.where, **given)
+    asked = doors.edit_settings(
+      found.config, found.where, steps=steps, scale=scale, sampler=sampler
+    )
     asked |= dict(seed=seed, paste=paste, precision=precision or own_precision(found))
   edits_of = Bench(data['root'], exemplar_size=None)
   edits = bench.survey(edits_of)

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from exedit import decode, doors, framing, images, room
+from exedit import decode, doors, framing, images
 from exedit import paint_by_example as pbe
+from exedit.editing import room
 from exedit.errors import UserError, explain
 
 INPUTS = ('image', 'mask', 'exemplar', 'exemplar_mask')

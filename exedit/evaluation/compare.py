@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from exedit.errors import UserError
+from exedit.evaluation.report import number
 from exedit.metrics import confidence
-from exedit.report import number
 
 COLUMNS = ('metric', 'first', 'second', 'difference', '95 % interval', 'p', 'n', '')
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import jax
 
-from exedit import doors, edits, images, repaint, room
+from exedit import doors, images
 from exedit import paint_by_example as pbe
-from exedit import recipe as recipes
+from exedit.editing import edits, repaint, room
+from exedit.editing import recipe as recipes
 from exedit.models.clip import CLIPVision
 from exedit.weights import source
 
@@ -112,8 +113,8 @@ class Session:
 
   def settings(self, *, steps=None, scale=None, sampler=None, **given: Any) -> edits.Settings:
     """The settings given, else the weights' own, else the defaults; UserError for a wrong one."""
-    asked = dict(steps=steps, scale=scale, sampler=sampler)
-    own = doors.edit_settings(self.config, self.found.where, **asked)
+    where = self.found.where
+    own = doors.edit_settings(self.config, where, steps=steps, scale=scale, sampler=sampler)
     return edits.defaults(own | given)
 
   def asked(self, edit: edits.Edit) -> dict[str, Any]:

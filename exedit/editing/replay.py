@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from exedit import decode, doors, edits, framing, images, repaint
-from exedit import recipe as recipes
+from exedit import decode, doors, framing, images
+from exedit.editing import edits, repaint
+from exedit.editing import recipe as recipes
+from exedit.editing.session import Pace, Session
 from exedit.errors import UserError
-from exedit.session import Pace, Session
 
 
 def replay(

@@ -1,0 +1,1 @@
+"""Photos in files, edited: what lies behind exedit.sample."""

@@ -1,0 +1,1 @@
+"""A benchmark, scored: what lies behind exedit.evaluate."""
