@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Sets everything up and passes the tests.
 #
-#   launch/test.sh [--parity | --prepare | --lint] [pytest arguments]
+#   launch/test.sh [--parity | --plan | --prepare | --lint] [pytest arguments]
 #
-# --parity adds PyTorch and diffusers and the tests of agreement with them. --prepare tests
+# --parity adds PyTorch and diffusers and the tests of agreement with them. --plan has the TPU's
+# compiler compile the tiny training step for four chips. --prepare tests
 # launch/prepare_open_images.py with Apache Beam. --lint checks form and types instead. Each has a
 # virtual environment of its own; VENV names another, PYTHON the interpreter to make it with.
 set -euo pipefail
@@ -22,6 +23,12 @@ case "${1:-}" in
     shift
     make_environment .venv-prepare requirements-prepare.txt requirements-pytest.txt
     python -m pytest -o addopts= --noconftest tests/test_prepare_open_images.py "$@"
+    ;;
+  --plan)
+    shift
+    make_environment .venv-plan requirements.txt requirements-test.txt requirements-plan.txt
+    export EXEDIT_PLAN=1 # a test that cannot compile is then an error, not a skip
+    python -m pytest tests/test_plan.py "$@"
     ;;
   --parity)
     shift

@@ -263,7 +263,11 @@ def test_the_planned_batch_is_the_loaders(config, tmp_path):
   }
 
 
-# With libtpu.
+# With libtpu; where `launch/test.sh --plan` runs, its absence is an error.
+
+needs_compiler = pytest.mark.skipif(
+  topology.compiler() is None and 'EXEDIT_PLAN' not in os.environ, reason=NO_COMPILER
+)
 
 
 def door(tmp_path, *arguments):
@@ -281,7 +285,7 @@ def _path():
   return os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 
-@pytest.mark.skipif(topology.compiler() is None, reason=NO_COMPILER)
+@needs_compiler
 def test_tiny_is_planned_for_four_chips_by_the_compiler_itself(tmp_path):
   output = tmp_path / 'plan.json'
   arguments = ('--topology=v5e:2x2', '--sharding=fsdp', f'--output={output}')
@@ -293,7 +297,7 @@ def test_tiny_is_planned_for_four_chips_by_the_compiler_itself(tmp_path):
   memory = found['memory']
   assert 0.9 * memory['output'] < memory['alias'] <= memory['output']  # the state is donated
   assert 0 < memory['argument'] < memory['peak'] < 1 * GIB
-  assert {'all-gather', 'reduce-scatter'} <= set(found['collectives'])
+  assert 'all-gather' in found['collectives']  # what reduces, and how, is the compiler's choice
   assert sum(number for number, _ in found['collectives'].values()) <= 60
   work = found['flops']
   assert work['model'] / 4 == pytest.approx(work['executed'], rel=0.2)
@@ -303,7 +307,7 @@ def test_tiny_is_planned_for_four_chips_by_the_compiler_itself(tmp_path):
   assert again.stdout.split('compiled before')[0] == done.stdout.split('traced in')[0]
 
 
-@pytest.mark.skipif(topology.compiler() is None, reason=NO_COMPILER)
+@needs_compiler
 def test_settings_that_cannot_be_are_one_line_too(tmp_path):
   done = door(tmp_path, '--topology=v5e:2x2', '--batch=6')
   assert done.returncode == 2

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import jax
 import pytest
@@ -82,3 +83,20 @@ def test_out_of_memory_is_understood(text, expected):
     assert found == expected
   else:
     assert found is not None and all(map(math.isclose, found, expected))
+
+
+def test_the_compiler_is_named_by_its_version_or_the_file_in_its_place(tmp_path, monkeypatch):
+  package, another = tmp_path / 'libtpu', tmp_path / 'mine.so'
+  package.mkdir()
+  for file in (package / '__init__.py', package / 'libtpu.so', another):
+    file.touch()
+  (tmp_path / 'libtpu-1.2.3.dist-info').mkdir()
+  (tmp_path / 'libtpu-1.2.3.dist-info' / 'METADATA').write_text('Name: libtpu\nVersion: 1.2.3\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.delitem(sys.modules, 'libtpu', raising=False)
+  monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
+  assert topology.compiler() == '1.2.3'
+  monkeypatch.setenv('TPU_LIBRARY_PATH', str(package / 'libtpu.so'))  # as JAX sets it
+  assert topology.compiler() == '1.2.3'
+  monkeypatch.setenv('TPU_LIBRARY_PATH', str(another))
+  assert str(topology.compiler()).startswith(str(another))

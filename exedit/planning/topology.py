@@ -154,11 +154,13 @@ def surroundings() -> dict[str, str]:
 
 def compiler() -> str | None:
   """The version of libtpu that would compile, None where it is not installed."""
-  path = os.environ.get('TPU_LIBRARY_PATH')  # JAX takes this one first
-  if path and os.path.isfile(path):
+  package = importlib.util.find_spec('libtpu')
+  path = os.environ.get('TPU_LIBRARY_PATH')  # JAX takes this one first, and sets it itself
+  home = Path(package.origin).parent if package and package.origin else None
+  if path and os.path.isfile(path) and Path(path).parent != home:
     found = Path(path).stat()
     return f'{path} ({found.st_size} bytes of {int(found.st_mtime)})'
-  if importlib.util.find_spec('libtpu') is None:
+  if package is None:
     return None
   try:
     return importlib.metadata.version('libtpu')
