@@ -297,6 +297,6 @@ def test_a_flipped_bit_in_a_tensor_shows_when_it_is_read(tmp_path):
 
 
 def test_a_pickle_of_absurd_length_is_not_read(tmp_path, monkeypatch):
-  monkeypatch.setattr('exedit.weights.files.LONGEST_PICKLE', 100)
+  monkeypatch.setattr('exedit.weights.torch_zip.LONGEST_PICKLE', 100)
   assert 'a pickle of' in refused(tmp_path, {'a': 'b' * 200})
   assert os.listdir(tmp_path) == ['a.ckpt']
