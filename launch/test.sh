@@ -46,6 +46,7 @@ case "${1:-}" in
     ;;
   *)
     make_environment .venv-test requirements.txt requirements-test.txt
-    python -m pytest --ignore=tests/parity "$@"
+    # Two workers, a file's tests all in one: most tests wait for compilers and for other processes.
+    python -m pytest --ignore=tests/parity -n "${TEST_JOBS:-2}" --dist loadfile "$@"
     ;;
 esac

@@ -18,6 +18,13 @@ from typing import Any
 from exedit.training import flops
 
 GIB = 2**30
+COMPILING = (  # environment variables that change what is compiled
+  'LIBTPU_INIT_ARGS',
+  'XLA_FLAGS',
+  'JAX_OPTIMIZATION_LEVEL',
+  'JAX_EXEC_TIME_OPTIMIZATION_EFFORT',
+  'JAX_MEMORY_FITTING_EFFORT',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +178,7 @@ def compiler() -> str | None:
 def versions() -> dict[str, str | None]:
   """What a compiled program depends on beside its source."""
   names = ('jax', 'jaxlib', 'flax', 'optax')
-  flags = {name: os.environ.get(name, '') for name in ('LIBTPU_INIT_ARGS', 'XLA_FLAGS')}
+  flags = {name: os.environ.get(name, '') for name in COMPILING}
   return {
     **{name: importlib.metadata.version(name) for name in names},
     'libtpu': compiler(),
