@@ -53,7 +53,7 @@ def grow_devices(counts: list[int], width: str, size: int, batch: int, rounds: i
   rows = []
   for sharding in ('data', 'fsdp'):
     for count in counts:
-      over = dict(sharding=sharding, data=1, fsdp=count)
+      over = dict(sharding=sharding)
       program = make_program(
         pbe, settings, dict(lr=1e-5), dict(decay=0.9999), over, 'unet|conditioner', batch, 1,
         seed=0, steps=10**6, devices=jax.devices()[:count],

@@ -38,7 +38,8 @@ def test_fsdp_splits_the_state(tmp_path):
   subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
   whole, split = json.loads(path.read_text())['devices']
   assert (whole['sharding'], split['sharding']) == ('data', 'fsdp')
-  assert 0.4 * whole['state_bytes'] < split['state_bytes'] < 0.8 * whole['state_bytes']
+  # Most arrays of the tiny width are below mesh.MIN_ELEMENTS, and stay whole.
+  assert 0.4 * whole['state_bytes'] < split['state_bytes'] < 0.97 * whole['state_bytes']
   assert whole['argument_bytes'] > split['argument_bytes'] and split['step'] > 0
 
 
