@@ -111,7 +111,10 @@ MOMENTS: dict[str, tuple[Callable[[Start], bool], float]] = {  # what is seen, a
 
 def edit_in(start: Start) -> int:
   """Lines until the next grid is made."""
-  config = json.loads((start.workdir / 'config.json').read_text())
+  try:
+    config = json.loads((start.workdir / 'config.json').read_text())
+  except FileNotFoundError:  # a new run that has not come so far
+    return 10**9
   every = config['edit_every'] or 10**9
   return every - max(start.seen, default=0) % every
 

@@ -1,7 +1,11 @@
+import asyncio
 import gc
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,8 @@ import pytest
 
 from exedit.errors import UserError
 from exedit.training import runtime
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -56,19 +62,54 @@ def test_the_loop_takes_over_from_the_door_and_gives_back(term):
       os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_the_loop_hears_what_was_asked_at_the_door_and_lost(term):
-  """An exception that is raised in a finalizer is only printed."""
+class Finalized:
+  """Where it ends, Python prints what is raised, and goes on."""
 
-  class Finalized:
-    def __del__(self):
-      os.kill(os.getpid(), signal.SIGTERM)
+  def __del__(self):
+    os.kill(os.getpid(), signal.SIGTERM)
 
+
+def test_the_loop_hears_what_was_asked_at_the_door_and_lost(term, capfd):
   with runtime.Stop(at_once=True):
     Finalized()
     gc.collect()
     with runtime.Stop() as stop:
       assert stop.requested(1)
+      time.sleep(0.1)
+  assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_a_signal_in_a_finalizer_is_heard_a_little_later(term, capfd):
+  with pytest.raises(runtime.Stopped), runtime.Stop(at_once=True):
+    Finalized()
+    gc.collect()
+    time.sleep(60)
+  assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_a_signal_in_a_callback_of_asyncio_ends_its_loop(term, capfd):
+  async def work():
+    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(60)
+
+  with pytest.raises(runtime.Stopped), runtime.Stop(at_once=True):
+    asyncio.run(work())
+  assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_sigterm_is_too_late_until_the_process_is_gone():
+  code = """
+import os, signal
+from exedit.training import runtime
+class Last:
+  def __del__(self, kill=os.kill, pid=os.getpid(), term=signal.SIGTERM):
+    kill(pid, term)  # while the interpreter ends
+with runtime.Stop(at_once=True):
+  pass
+last = Last()
+last.itself = last
+"""
+  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
 def test_a_process_knows_when_it_began():

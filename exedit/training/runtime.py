@@ -218,8 +218,17 @@ def _tpu_machine() -> bool:
   return chips and 'tpu' in asked and importlib.util.find_spec('libtpu') is not None
 
 
-class Stopped(BaseException):
-  """SIGTERM or Ctrl-C, where there was nothing to save."""
+class Stopped(KeyboardInterrupt):
+  """SIGTERM or Ctrl-C, where there was nothing to save.
+
+  A KeyboardInterrupt, for asyncio (Orbax runs its loops here) reports any other exception that a
+  signal raises in its callbacks and goes on.
+  """
+
+  def __init__(self, number: int):
+    name = 'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name
+    super().__init__(f'stopped by {name}: the same command goes on from where the run last saved')
+    self.number = number
 
 
 class Stop:
@@ -236,6 +245,7 @@ class Stop:
 
   def __init__(self, at_once: bool = False):
     self._at_once, self._asked, self._before = at_once, False, {}
+    self._hook = sys.unraisablehook
 
   def __enter__(self):
     if self._at_once or jax.process_count() == 1:
@@ -244,19 +254,35 @@ class Stop:
       # One that was raised where Python only prints it (a finalizer) is answered here.
       outer = getattr(self._before[signal.SIGTERM], '__self__', None)
       self._asked |= isinstance(outer, Stop) and outer._asked
+    if self._at_once:
+      sys.unraisablehook = self._unheard
     return self
 
   def __exit__(self, *_):
     for number, handler in self._before.items():
       signal.signal(number, handler)
     if self._at_once:
-      signal.signal(signal.SIGTERM, _too_late)
+      sys.unraisablehook = self._hook
+      # Not a function: as it leaves, Python gives those back to the system, which kills.
+      signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+  def _unheard(self, what):
+    """A signal that came while Python ran a finalizer, where nothing can be raised: once more."""
+    if not isinstance(what.exc_value, Stopped):
+      self._hook(what)
+      return
+    again = threading.Timer(0.05, self._again, (what.exc_value.number,))
+    again.daemon = True
+    again.start()
+
+  def _again(self, number):
+    if signal.getsignal(number) == self._ask:  # neither over nor taken over
+      os.kill(os.getpid(), number)
 
   def _ask(self, number, frame):
     self._asked = True
     if self._at_once:
-      name = 'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name
-      raise Stopped(f'stopped by {name}: the same command goes on from where the run last saved')
+      raise Stopped(number)
     signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
   def requested(self, step: int) -> bool:
@@ -266,10 +292,6 @@ class Stop:
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)
-
-
-def _too_late(number, frame):
-  pass
 
 
 def process_began() -> float:
