@@ -97,6 +97,16 @@ def test_a_signal_in_a_callback_of_asyncio_ends_its_loop(term, capfd):
   assert 'Traceback' not in capfd.readouterr().err
 
 
+def test_what_is_held_is_heard_afterwards(term):
+  heard = []
+  with pytest.raises(runtime.Stopped), runtime.Stop(at_once=True):
+    with runtime.held():
+      os.kill(os.getpid(), signal.SIGTERM)
+      heard.append('inside')
+    heard.append('behind')
+  assert heard == ['inside']
+
+
 def test_sigterm_is_too_late_until_the_process_is_gone():
   code = """
 import os, signal

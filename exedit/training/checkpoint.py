@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from exedit.errors import disk_is_full
+from exedit.training import runtime
 from exedit.training.state import TrainState
 
 
@@ -48,12 +49,11 @@ class Checkpoints:
     self.folder = Path(workdir).absolute() / 'checkpoints'
     self._say = say
     logging.getLogger('absl').addFilter(_not_orbax)
-    self._manager = ocp.CheckpointManager(
-      self.folder,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
-      ),
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
     )
+    with runtime.held():
+      self._manager = ocp.CheckpointManager(self.folder, options=options)
 
   def save(self, step: int, state: TrainState) -> None:
     """Start writing; returns as soon as the arrays are copied from the devices."""
@@ -76,6 +76,7 @@ class Checkpoints:
   def close(self) -> None:
     self._writing(self._manager.close)
 
+  @runtime.held()
   def restore(self, like: TrainState) -> TrainState | None:
     """The newest good checkpoint, laid out as `like` (arrays or shapes with shardings) says.
 

@@ -294,6 +294,25 @@ class Stop:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
+@contextlib.contextmanager
+def held():
+  """Signals wait until this is over: what they raise, Orbax takes for a failure of its own."""
+  came: list[int] = []
+  handlers = {}
+  if threading.current_thread() is threading.main_thread():
+    asked = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: handler for number, handler in asked.items() if handler is not None}
+  for number in handlers:
+    signal.signal(number, lambda number, frame: came.append(number))
+  try:
+    yield
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+    for number in came:
+      os.kill(os.getpid(), number)
+
+
 def process_began() -> float:
   """When this process began, imports included, on the clock of time.perf_counter.
 
