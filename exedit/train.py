@@ -111,6 +111,7 @@ def train(
   now, frozen = initial(program, workdir, checkpoints, config, tensors, say)
   start = int(now.step)
   if start >= steps:
+    checkpoints.tidy()
     hours.close()
     lock.release(workdir)
     say(f'{workdir} is at step {start} of {steps}: nothing to do; raise --config.steps to go on')

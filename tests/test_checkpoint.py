@@ -420,3 +420,11 @@ def test_the_digest_file_names_every_array(tmp_path):
   seal = json.loads((folder / '1' / 'digest' / 'metadata').read_text())
   assert set(seal) == set(checkpoint.named(make_state(1)))
   assert seal['params/unet.0.kernel']['shape'] == [7, 32]
+
+
+def test_tidying_removes_what_the_next_save_would(tmp_path):
+  saved(tmp_path, 1, 2, 3, 4, 5, keep=5)
+  checkpoints = Checkpoints(tmp_path, keep=2, keep_every=2)
+  checkpoints.tidy()
+  checkpoints.close()
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4', '5']

@@ -232,3 +232,11 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     assert runtime.compiler_options('cpu') == {}
   finally:
     runtime.compiler_options.cache_clear()
+
+
+def test_sigterm_of_several_processes_is_never_held(term, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  before = signal.getsignal(signal.SIGTERM)
+  with runtime.held():
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler

@@ -47,7 +47,7 @@ class Checkpoints:
     say: Callable[[str], None] = print,
   ):
     self.folder = Path(workdir).absolute() / 'checkpoints'
-    self._say = say
+    self._say, self._keep, self._keep_every = say, keep, keep_every
     logging.getLogger('absl').addFilter(_not_orbax)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
@@ -102,6 +102,12 @@ class Checkpoints:
         f'({step}: {why}): restore the folder from a copy, or start in another workdir'
       )
     return None
+
+  def tidy(self) -> None:
+    """Remove what the next save would: a run that was killed as it did so may be at its end."""
+    for step in sorted(self._manager.all_steps())[: -self._keep]:
+      if not self._keep_every or step % self._keep_every:
+        self._manager.delete(step)
 
   def _read(self, step: int, like: TrainState) -> TrainState:
     seal = read_seal(self.folder / str(step))

@@ -296,11 +296,16 @@ class Stop:
 
 @contextlib.contextmanager
 def held():
-  """Signals wait until this is over: what they raise, Orbax takes for a failure of its own."""
+  """Signals wait until this is over: what they raise, Orbax takes for a failure of its own.
+
+  SIGTERM of several processes is the preemption service's, which Python knows nothing of; a handler
+  set here would take its place for good.
+  """
   came: list[int] = []
   handlers = {}
   if threading.current_thread() is threading.main_thread():
-    asked = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    ours = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
+    asked = {number: signal.getsignal(number) for number in ours}
     handlers = {number: handler for number, handler in asked.items() if handler is not None}
   for number in handlers:
     signal.signal(number, lambda number, frame: came.append(number))
