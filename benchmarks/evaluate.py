@@ -280,10 +280,7 @@ FEW = 64  # pictures after which everything is compiled and allocated that does 
 
 def in_own_process(spec: Mapping[str, Any]) -> dict[str, Any]:
   """What a worker measured."""
-  text = json.dumps(spec)
-  ours = spec['system'] in WORKERS
-  door = ['benchmarks.evaluate', f'--worker={text}'] if ours else [peer.__name__, text]
-  return workers.in_own_process(door, spec['system'])
+  return workers.measured(spec, WORKERS, 'benchmarks.evaluate', peer.__name__)
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -370,13 +370,9 @@ def compare(spec, batches, rounds, names) -> list[dict[str, Any]]:
 
 def in_own_process(spec: Mapping[str, Any]) -> dict[str, Any]:
   """What a worker measured on the shared inputs; JAX keeps no compiled programs there."""
-  with tempfile.NamedTemporaryFile(suffix='.npz') as file:
-    np.savez(file, allow_pickle=False, **arrays(spec['width'], spec['size'], spec['batch']))
-    file.flush()
-    text = json.dumps(dict(spec, inputs=file.name))
-    ours = spec['system'] in WORKERS
-    arguments = ['benchmarks.sampling', f'--worker={text}'] if ours else [THEIRS, text]
-    return workers.in_own_process(arguments, spec['system'], JAX_ENABLE_COMPILATION_CACHE='false')
+  inputs = arrays(spec['width'], spec['size'], spec['batch'])
+  door, fresh = 'benchmarks.sampling', dict(JAX_ENABLE_COMPILATION_CACHE='false')
+  return workers.measured(spec, WORKERS, door, THEIRS, inputs, **fresh)
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -5,9 +5,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from input_pipeline.errors import DataError
 
@@ -27,6 +30,28 @@ def in_own_process(arguments: list[str], system: str, **environment: str) -> dic
   if done.returncode:
     raise DataError(f'{system} failed: {done.stderr.strip()[-2000:]}')
   return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(
+  spec: Mapping[str, Any],
+  ours: Collection[str],
+  door: str,
+  theirs: str,
+  arrays: Mapping[str, np.ndarray] | None = None,
+  **environment: str,
+) -> dict[str, Any]:
+  """What the worker of spec['system'] measured, on the same `arrays` as the others if there are.
+
+  Systems of ours are workers of the benchmark's own `door`; `theirs` is a module without JAX.
+  """
+  with tempfile.NamedTemporaryFile(suffix='.npz') as file:
+    if arrays is not None:
+      np.savez(file, allow_pickle=False, **arrays)
+      file.flush()
+      spec = dict(spec, inputs=file.name)
+    text, system = json.dumps(spec), spec['system']
+    arguments = [door, f'--worker={text}'] if system in ours else [theirs, text]
+    return in_own_process(arguments, system, **environment)
 
 
 def machine() -> dict[str, Any]:
