@@ -16,11 +16,12 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from configs import pbe
 from exedit import paint_by_example
 from exedit.program import make_program
-from exedit.training import checkpoint, collectives, prefetch
+from exedit.training import buckets, checkpoint, collectives, prefetch
 from exedit.training import mesh as meshes
 from tests import toy
 
@@ -36,6 +37,17 @@ SYSTEMS = dict(
   toy=(toy, dict(width=4096), 'unet'),
   toy16=(toy, dict(width=4096, dtype='bfloat16'), 'unet'),
   pbe=(paint_by_example, SMALL, 'unet|conditioner|clip'),
+)
+ARRAYS = dict(  # for `exchange`, and how they are split
+  conv=(3, 3, 32, 64), square=(64, 64), wide=(32, 48), odd=(9, 64), bias=(64,), scale=()
+)
+SPECS = dict(
+  conv=P(None, None, 'fsdp', None),
+  square=P('fsdp', 'tensor'),
+  wide=P('fsdp', None),
+  odd=P(None, 'fsdp'),
+  bias=P(),
+  scale=P(),
 )
 OPTIMIZER = dict(lr=1e-3, warmup=0, clip=1.0)
 
@@ -155,6 +167,32 @@ def full_size(mesh, per_device=4):
   return [dataclasses.asdict(one) for one in collectives.find(text)]
 
 
+def exchange(sizes):
+  """Arrays gathered and summed on a mesh of these sizes, and the StableHLO of it.
+
+  Device i of those with different examples computes (i + 1) times each array.
+  """
+  mesh = meshes.make('zero1', **sizes)
+  rng = np.random.default_rng(0)
+  arrays = {name: np.float32(rng.standard_normal(shape)) for name, shape in ARRAYS.items()}
+
+  def step(parts):
+    whole = buckets.gather(parts, SPECS, mesh)
+    factor = jax.lax.axis_index(buckets.EXAMPLES) + 1.0
+    return whole, buckets.mean({n: factor * a for n, a in whole.items()}, SPECS, mesh)
+
+  lowered = jax.jit(
+    jax.shard_map(step, mesh=mesh, in_specs=(SPECS,), out_specs=(P(), SPECS), check_vma=False)
+  ).lower(arrays)
+  whole, mean = lowered.compile()(arrays)
+  factor = (mesh.shape['data'] * mesh.shape['fsdp'] + 1) / 2
+  return dict(
+    whole=[name for name in arrays if np.array_equal(whole[name], arrays[name])],
+    mean=[name for name in arrays if np.allclose(mean[name], factor * arrays[name], rtol=1e-5)],
+    text=lowered.as_text(),
+  )
+
+
 def with_devices(count, function, cases):
   """A function of this module for each list of arguments, with `count` simulated devices."""
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
@@ -167,5 +205,5 @@ def with_devices(count, function, cases):
 
 
 if __name__ == '__main__':
-  functions = dict(run=run, move=move, full_size=full_size)
+  functions = dict(run=run, move=move, full_size=full_size, exchange=exchange)
   print(json.dumps([functions[sys.argv[1]](*case) for case in json.loads(sys.argv[2])]))

@@ -145,10 +145,11 @@ def fake_mesh(data=1, fsdp=1, tensor=1):
   [
     ((), P()),
     ((1280,), P()),  # small: replicated
-    ((320, 1280), P(None, 'fsdp')),  # the largest axis
+    ((320, 1280), P('fsdp', None)),  # the last axis but one: rows keep their length
     ((1280, 320), P('fsdp', None)),
-    ((1024, 1024), P(None, 'fsdp')),
-    ((3, 3, 320, 640), P(None, None, None, 'fsdp')),
+    ((257, 1280), P(None, 'fsdp')),  # the last where that one is indivisible
+    ((64, 257, 1281), P('fsdp', None, None)),  # any other where both are
+    ((3, 3, 320, 640), P(None, None, 'fsdp', None)),
     ((8, 8, 9, 318), P()),  # kernels only on divisible channel axes
     ((3, 3, 9, 320), P(None, None, None, 'fsdp')),
     ((257, 1023), P()),  # indivisible
@@ -158,9 +159,9 @@ def test_spec_by_shape(shape, expected):
   assert meshes.spec(shape, fake_mesh(fsdp=8)) == expected
 
 
-def test_spec_uses_the_tensor_axis_for_the_next_largest():
+def test_spec_puts_the_axis_that_is_left_along_tensor():
   assert meshes.spec((3, 3, 320, 640), fake_mesh(fsdp=4, tensor=2)) == P(
-    None, None, 'tensor', 'fsdp'
+    None, None, 'fsdp', 'tensor'
   )
   assert meshes.spec((3, 3, 320, 640), fake_mesh()) == P()
 

@@ -3,10 +3,15 @@
 Array by array, as the compiler would do it, the UNet takes thousands. All of this runs inside
 `jax.shard_map` with every axis of the mesh manual, on flat dicts of arrays; `specs` says of each
 which of its axes are split over which axes of the mesh.
+
+A bucket is a matrix whose columns are the last axis of all its arrays, never one long row: an
+accelerator keeps matrices in tiles, and a kernel that is cut out of a row has to be laid out anew,
+element by element, which takes a program many times as large.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +22,7 @@ from jaxtyping import Array, Float, Shaped
 
 from exedit.training import mesh as meshes
 
-COUNT = 16  # buckets of one exchange, about; a step has up to three: gather, scatter, sum over data
+COUNT = 8  # buckets of equal bytes in one exchange, and one more for every other width of arrays
 EXAMPLES = ('data', 'fsdp')  # axes of the mesh whose devices hold different examples
 
 Arrays = dict[str, Array]
@@ -37,12 +42,13 @@ def gather(
     for name, part in parts.items()
     if meshes.split(specs[name], mesh)
   }
-  for names, axes in _buckets(split, specs, mesh):
-    flat = jnp.concatenate([split[name].reshape(-1) for name in names])
-    rows = jax.lax.all_gather(flat, axes)  # [devices elements]
+  widths = {name: part.shape[-1:] for name, part in split.items()}
+  for names, axes in _buckets(split, specs, widths, mesh):
+    matrices = [split[name].reshape(-1, split[name].shape[-1]) for name in names]
+    rows = jax.lax.all_gather(jnp.concatenate(matrices), axes)  # [devices rows columns]
     sizes = [mesh.shape[axis] for axis in axes]
-    for name, row in zip(names, _columns(rows, [split[name].size for name in names])):
-      pieces = row.reshape(*sizes, *split[name].shape)
+    for name, part in zip(names, _cuts(rows, [len(matrix) for matrix in matrices])):
+      pieces = part.reshape(*sizes, *split[name].shape)
       result[name] = _join(pieces, list(meshes.split(specs[name], mesh).values()))
   return result
 
@@ -55,16 +61,17 @@ def mean(grads: Mapping[str, Array], specs: Specs, mesh: Mesh) -> Arrays:
   """
   count = math.prod(mesh.shape[axis] for axis in EXAMPLES)
   result = {name: grad.astype(jnp.float32) / count for name, grad in grads.items()}
-  for names, axes in _buckets(result, specs, mesh):
+  widths = {name: meshes.part_shape(g.shape, specs[name], mesh)[-1:] for name, g in grads.items()}
+  for names, axes in _buckets(result, specs, widths, mesh):
     if count == 1 and not axes:
       continue  # one device: nothing to exchange
     rows = [_rows(result[name], meshes.split(specs[name], mesh), mesh) for name in names]
     sizes = [row.shape[1] for row in rows]
-    bucket = jnp.concatenate(rows, 1)  # [fsdp elements], or [1 elements] where all keep all
+    bucket = jnp.concatenate(rows, 1)  # [fsdp rows columns], or [1 rows columns] where all keep all
     if 'fsdp' in axes:
-      bucket = jax.lax.psum_scatter(bucket, 'fsdp', tiled=True)  # [1 elements]
+      bucket = jax.lax.psum_scatter(bucket, 'fsdp', tiled=True)  # [1 rows columns]
     bucket = total(bucket, [axis for axis in EXAMPLES if axis not in axes], mesh)
-    for name, part in zip(names, _columns(bucket, sizes)):
+    for name, part in zip(names, _cuts(bucket, sizes)):
       result[name] = part.reshape(meshes.part_shape(result[name].shape, specs[name], mesh))
   return result
 
@@ -90,17 +97,19 @@ def total(x, axes: Sequence[str], mesh: Mesh):
 
 
 def _buckets(
-  arrays: Mapping[str, Array], specs: Specs, mesh: Mesh
+  arrays: Mapping[str, Array], specs: Specs, widths: Mapping[str, Any], mesh: Mesh
 ) -> Iterator[tuple[list[str], tuple[str, ...]]]:
   """(names, mesh axes that split them): about COUNT buckets of equal bytes.
 
-  The order is that of the names, which is nearly that of use: what is needed first comes first.
+  All arrays of a bucket have one width, unless nothing splits them. The order is that of the names,
+  which is nearly that of use: what is needed first comes first.
   """
   whole = sum(array.nbytes for array in arrays.values())
   groups: dict[tuple, list[str]] = {}
   for name, array in arrays.items():
-    groups.setdefault((tuple(meshes.split(specs[name], mesh)), array.dtype), []).append(name)
-  for (axes, _), names in groups.items():
+    axes = tuple(meshes.split(specs[name], mesh))
+    groups.setdefault((axes, array.dtype, axes and widths[name]), []).append(name)
+  for (axes, *_), names in groups.items():
     bucket: list[str] = []
     size = 0
     for name in names:
@@ -113,25 +122,30 @@ def _buckets(
       yield bucket, axes
 
 
-def _columns(rows: Shaped[Array, 'n m'], sizes: Sequence[int]) -> Iterator[Shaped[Array, 'n _']]:
-  """Consecutive columns, so many each time."""
+def _cuts(
+  bucket: Shaped[Array, 'n r *c'], sizes: Sequence[int]
+) -> Iterator[Shaped[Array, 'n _ *c']]:
+  """Consecutive rows, so many each time."""
   start = 0
   for size in sizes:
-    yield jax.lax.slice_in_dim(rows, start, start + size, axis=1)
+    yield jax.lax.slice_in_dim(bucket, start, start + size, axis=1)
     start += size
 
 
 def _rows(
   whole: Shaped[Array, '...'], where: Mapping[str, int], mesh: Mesh
-) -> Shaped[Array, 'n m']:
-  """One row for each device along fsdp, what it keeps of an array; one row where all keep all."""
+) -> Shaped[Array, 'n r *c']:
+  """A matrix for each device along fsdp, what it keeps of an array; one row where all keep all."""
+  if not where:
+    return whole.reshape(1, -1)
   array = _cut(whole, {name: axis for name, axis in where.items() if name != 'fsdp'}, mesh)
   if 'fsdp' not in where:
-    return array.reshape(1, -1)
+    return array.reshape(1, -1, array.shape[-1])
   axis, n = where['fsdp'], mesh.shape['fsdp']
   shape = array.shape
   pieces = array.reshape(*shape[:axis], n, shape[axis] // n, *shape[axis + 1 :])
-  return jnp.moveaxis(pieces, axis, 0).reshape(n, -1)
+  pieces = jnp.moveaxis(pieces, axis, 0)
+  return pieces.reshape(n, -1, pieces.shape[-1])
 
 
 def _cut(array: Shaped[Array, '...'], where: Mapping[str, int], mesh: Mesh) -> Shaped[Array, '...']:

@@ -79,20 +79,24 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1)
 def spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
   """How an array of this shape lies on the mesh.
 
-  The largest divisible axis goes along fsdp, the largest of the others along tensor; of a
-  convolution's kernel (four axes, HWIO) only the channels. Small and indivisible: replicated.
+  The last axis but one (a kernel's input channels) goes along fsdp if it is divisible, else the
+  last, and the first of these that is left along tensor: neither changes how long rows are in
+  memory without need. Then the largest of all others, except of a convolution's kernel (four axes,
+  HWIO). Small and indivisible: replicated.
   """
   axes: list[str | None] = [None] * len(shape)
   elements = 1
   for n in shape:
     elements *= n
+  last = len(shape) - 1
+  others = [] if len(shape) == 4 else sorted(range(last - 1), key=lambda i: -shape[i])
+  order = [i for i in (last - 1, last) if i >= 0] + others
   if elements >= MIN_ELEMENTS:
     for name in ('fsdp', 'tensor'):
       size = mesh.shape[name]
-      first = 2 if len(shape) == 4 else 0
-      free = [i for i in range(first, len(shape)) if axes[i] is None and shape[i] % size == 0]
+      free = [i for i in order if axes[i] is None and shape[i] % size == 0]
       if size > 1 and free:
-        axes[max(free, key=lambda i: (shape[i], i))] = name
+        axes[free[0]] = name
   return P(*axes) if any(axes) else P()
 
 
