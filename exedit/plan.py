@@ -43,6 +43,7 @@ def plan(
   *,
   search: bool = False,
   refresh: bool = False,
+  effort: str = 'quick',
   compiled: Callable[..., ahead.Findings] = ahead.compiled,
   status: Callable[[str], Callable[[str, float], None]] | None = None,
 ) -> Report:
@@ -51,8 +52,9 @@ def plan(
   Args:
     config: settings of a training run, the overrides applied.
     search: `config.batch_size` is only where to begin.
-    refresh: compile although the result is known.
-    compiled: (config, topology, refresh, tick) -> findings. status: (what is tried) -> tick.
+    refresh: compile although the result is known. effort: the compiler's, see `ahead.compiled`.
+    compiled: (config, topology, refresh, tick, effort) -> findings.
+    status: (what is tried) -> tick.
   """
   tell = status or Status()
   tried: list[dict[str, Any]] = []
@@ -60,7 +62,7 @@ def plan(
 
   def attempt(batch_size: int) -> ahead.Findings:
     tick = tell(f'batch {batch_size} on {where}{_outlook(tried, rows)}')
-    found = compiled({**config, 'batch_size': batch_size}, str(where), refresh, tick)
+    found = compiled({**config, 'batch_size': batch_size}, str(where), refresh, tick, effort)
     spent = 0.0 if found['cached'] else sum(found['seconds'].values())
     tried.append(dict(batch_size=batch_size, fits=found['fits'], seconds=spent, **_peak(found)))
     return found
@@ -214,7 +216,7 @@ def table(result: Report) -> str:
   ago = 'compiled before: ' if result['cached'] else ''
   made = f'jax {result["versions"]["jax"]}, libtpu {result["versions"]["libtpu"]}'
   times = f'traced in {log.duration(spent["trace"])}, compiled in {log.duration(spent["compile"])}'
-  return '\n'.join([*lines, '', f'{ago}{times}; {made}'])
+  return '\n'.join([*lines, '', f'{ago}{times} with {result["effort"]} effort; {made}'])
 
 
 def _row(name, value):
@@ -328,6 +330,13 @@ def define_flags() -> None:
   )
   flags.DEFINE_string('remat', None, 'none, block, conv1 (default: as above)', values)
   flags.DEFINE_bool('search', False, 'find the largest batch that fits', values)
+  flags.DEFINE_enum(
+    'effort',
+    'quick',
+    list(ahead.EFFORTS),
+    "the compiler's: 'full' takes half an hour",
+    flag_values=values,
+  )
   flags.DEFINE_bool('refresh', False, 'compile again what is remembered', values)
   flags.DEFINE_string('output', 'plan.json', 'where all of it goes as JSON', values)
 
@@ -351,7 +360,14 @@ def main(_: list[str]) -> None:
   if topology.compiler() is None:
     raise UserError("the TPU's compiler is not installed: pip install -r requirements-plan.txt")
   status = Status()
-  result = plan(config, where, search=values.search, refresh=values.refresh, status=status)
+  result = plan(
+    config,
+    where,
+    search=values.search,
+    refresh=values.refresh,
+    effort=values.effort,
+    status=status,
+  )
   status.end()
   log.write_json(values.output, json.loads(json.dumps(result)))
   print(f'{table(result)}; all of it as JSON: {values.output}')

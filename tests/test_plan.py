@@ -30,7 +30,7 @@ def config():
 def compiler(most, calls=None):
   """Findings as a compiler's that lets through so many images per chip, 1 GiB of memory each."""
 
-  def compiled(config, name, refresh=False, tick=print):
+  def compiled(config, name, refresh=False, tick=print, effort='quick'):
     if calls is not None:
       calls.append(config['batch_size'])
     chips = topology.parse(name).size
@@ -40,6 +40,7 @@ def compiler(most, calls=None):
       flops=dict(model=1e12 * config['batch_size'], executed=1.25e12 * per),
       seconds=dict(trace=1.0, compile=9.0),
       cached=False,
+      effort=effort,
     )
     if per > most:
       return found | dict(fits=False, needs=(per + 1) * GIB, available=15.75 * GIB)
@@ -174,6 +175,7 @@ def remembering(monkeypatch, tmp_path):
 
   def run(function, arguments, environment, tick):
     assert environment['JAX_PLATFORMS'] == 'cpu'
+    assert environment[topology.EFFORT] in ahead.EFFORTS.values()
     calls.append(arguments[1])
     return dict(fits=True)
 
@@ -191,6 +193,7 @@ def test_what_was_compiled_is_remembered(remembering, config, monkeypatch):
   assert not ahead.compiled(config, 'v5e:2x2', refresh=True)['cached']
   assert not ahead.compiled({**config, 'batch_size': 128}, 'v5e:2x2')['cached']
   assert not ahead.compiled(config, 'v5e:4x4')['cached']
+  assert not ahead.compiled(config, 'v5e:2x2', effort='full')['cached']
   monkeypatch.setattr(topology, 'compiler', lambda: '0.0.43')
   assert not ahead.compiled(config, 'v5e:2x2')['cached']
   monkeypatch.setattr(ahead, 'source_digest', lambda: 'another')
@@ -201,7 +204,7 @@ def test_what_was_compiled_is_remembered(remembering, config, monkeypatch):
 
 def test_a_home_that_cannot_be_written_is_no_reason_to_stop(remembering, config, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null')
-  assert ahead.compiled(config, 'v5e:2x2') == dict(fits=True, cached=False)
+  assert ahead.compiled(config, 'v5e:2x2') == dict(fits=True, cached=False, effort='quick')
 
 
 @pytest.mark.parametrize(

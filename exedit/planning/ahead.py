@@ -24,6 +24,7 @@ from exedit.training import mesh as meshes
 
 # Arguments of make_program that a compiled step depends on; the others are numbers inside it.
 GROUPS = ('system', 'model', 'optimizer', 'ema', 'mesh', 'trainable', 'batch_size', 'accumulate')
+EFFORTS = dict(quick='-1.0', full='0.0')  # of the compiler, in making what it compiles fast
 MEMORY = ('argument', 'output', 'alias', 'temp', 'generated_code')
 REMEDY = 'try another --batch or --sharding, or another version of libtpu'
 
@@ -31,36 +32,47 @@ Config = Mapping[str, Any]
 Findings = dict[str, Any]
 
 
-def compiled(config: Config, name: str, refresh: bool = False, tick: Callable = print) -> Findings:
+def compiled(
+  config: Config,
+  name: str,
+  refresh: bool = False,
+  tick: Callable = print,
+  effort: str = 'quick',
+) -> Findings:
   """`compile_step` in a child process, or what it found before.
 
   Args:
     config: settings of a training run. name: a topology, 'v5e:4x4'.
     refresh: compile although the result is known.
     tick: is called with (what is being done, seconds since the start) while it goes on.
+    effort: 'full' is what a run on the slice compiles with. 'quick' takes a tenth of the time: the
+      same instructions and collectives, placed and scheduled with less care, so that temporaries
+      come out larger, never smaller.
   Raises:
     UserError: for settings that cannot be, and where the compiler dies.
   """
-  path = remembered(config, name)
+  path = remembered(config, name, effort)
   if not refresh:
     with contextlib.suppress(OSError, ValueError):
       return {**json.loads(path.read_text('utf-8')), 'cached': True}
   try:
-    found = child.run(compile_step, (dict(config), name), topology.surroundings(), tick)
+    surroundings = topology.surroundings() | {topology.EFFORT: EFFORTS[effort]}
+    found = child.run(compile_step, (dict(config), name), surroundings, tick)
   except child.Died as death:
     raise UserError(epitaph(death)) from death
+  found['effort'] = effort
   with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
     path.parent.mkdir(parents=True, exist_ok=True)
     log.write_json(path, found)
   return {**found, 'cached': False}
 
 
-def remembered(config: Config, name: str) -> Path:
-  """Where the findings are kept: by settings, topology, versions and this package's source."""
+def remembered(config: Config, name: str, effort: str = 'quick') -> Path:
+  """Where findings are kept: by settings, topology, effort, versions and our own source."""
   what = {group: config.get(group) for group in GROUPS}
   what['sizes'] = [doors.trained_on(config, size) for size in ('size', 'exemplar_size')]
   what['steps'] = config['steps'] if config['optimizer'].get('schedule') == 'cosine' else None
-  fact = json.dumps([name, what, topology.versions(), source_digest()], sort_keys=True)
+  fact = json.dumps([name, what, effort, topology.versions(), source_digest()], sort_keys=True)
   base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   return Path(base, 'exedit', 'plans', hashlib.sha256(fact.encode()).hexdigest()[:32] + '.json')
 

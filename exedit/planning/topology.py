@@ -18,11 +18,11 @@ from typing import Any
 from exedit.training import flops
 
 GIB = 2**30
+EFFORT = 'JAX_EXEC_TIME_OPTIMIZATION_EFFORT'
 COMPILING = (  # environment variables that change what is compiled
   'LIBTPU_INIT_ARGS',
   'XLA_FLAGS',
   'JAX_OPTIMIZATION_LEVEL',
-  'JAX_EXEC_TIME_OPTIMIZATION_EFFORT',
   'JAX_MEMORY_FITTING_EFFORT',
 )
 
