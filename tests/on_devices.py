@@ -20,8 +20,9 @@ from jax.sharding import PartitionSpec as P
 
 from configs import pbe
 from exedit import paint_by_example
+from exedit.models import attention
 from exedit.program import make_program
-from exedit.training import buckets, checkpoint, collectives, prefetch
+from exedit.training import buckets, checkpoint, collectives, prefetch, rows
 from exedit.training import mesh as meshes
 from tests import toy
 
@@ -96,14 +97,14 @@ def run(system, mesh, accumulate=1, steps=2, size=16):
   """Some steps on one mesh."""
   made = program(system, mesh, accumulate, size)
   now, frozen = place(begin(system), (made.now, made.frozen))
-  rows = prefetch.to_devices(meshes.batch_sharding(made.mesh))(batch(size))
-  lowered = made.step.lower(now, frozen, rows)
+  examples = prefetch.to_devices(meshes.batch_sharding(made.mesh))(batch(size))
+  lowered = made.step.lower(now, frozen, examples)
   compiled = lowered.compile()
   held = held_bytes(now)
   losses = []
   for _ in range(steps):
     before = jax.tree.leaves(now.params)[0]
-    now, metrics = compiled(now, frozen, rows)
+    now, metrics = compiled(now, frozen, examples)
     losses.append(float(metrics['loss']))
   return dict(
     losses=losses,
@@ -136,8 +137,8 @@ def move(*stations):
       if saved is not None:
         now = checkpoint.Checkpoints(workdir).restore(made.now)
         same.append(jax.tree.all(jax.tree.map(as_saved, saved, now, made.now)))
-      rows = prefetch.to_devices(meshes.batch_sharding(made.mesh))(batch(16))
-      now, metrics = made.step(now, frozen, rows)
+      examples = prefetch.to_devices(meshes.batch_sharding(made.mesh))(batch(16))
+      now, metrics = made.step(now, frozen, examples)
       losses.append(float(metrics['loss']))
       checkpoints = checkpoint.Checkpoints(workdir)
       checkpoints.save(int(now.step), now)
@@ -158,12 +159,12 @@ def full_size(mesh, per_device=4):
     paint_by_example, config['model'], config['optimizer'], config['ema'], mesh,
     config['trainable'], size, 1, 0, config['steps'],
   )  # fmt: skip
-  rows = dict(image=(512, 512, 3), mask=(512, 512), exemplar=(224, 224, 3), id=(), corrupt=())
-  rows = {
+  shapes = dict(image=(512, 512, 3), mask=(512, 512), exemplar=(224, 224, 3), id=(), corrupt=())
+  examples = {
     name: jax.ShapeDtypeStruct((size, *shape), jnp.uint8 if shape else jnp.int32)
-    for name, shape in rows.items()
+    for name, shape in shapes.items()
   }
-  text = made.step.lower(made.now, made.frozen, rows).as_text()
+  text = made.step.lower(made.now, made.frozen, examples).as_text()
   return [dataclasses.asdict(one) for one in collectives.find(text)]
 
 
@@ -193,6 +194,15 @@ def exchange(sizes):
   )
 
 
+def shared():
+  """Attention by a TPU's kernel, its rows over the devices: is it that of one device?"""
+  rng = np.random.default_rng(0)
+  q, k, v = (np.float32(rng.standard_normal((4, 128, 2, 8))) for _ in range(3))
+  run = lambda scale, q, k, v: attention._splash(scale * q, k, v, interpret=True)
+  one, all_ = (rows.over_devices(run, 2.0, jax.devices()[:n])(q, k, v) for n in (1, None))
+  return dict(same=bool(np.array_equal(one, all_)), devices=len(all_.devices()))
+
+
 def with_devices(count, function, cases):
   """A function of this module for each list of arguments, with `count` simulated devices."""
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
@@ -205,5 +215,5 @@ def with_devices(count, function, cases):
 
 
 if __name__ == '__main__':
-  functions = dict(run=run, move=move, full_size=full_size, exchange=exchange)
+  functions = dict(run=run, move=move, full_size=full_size, exchange=exchange, shared=shared)
   print(json.dumps([functions[sys.argv[1]](*case) for case in json.loads(sys.argv[2])]))

@@ -9,6 +9,8 @@ import pytest
 from jax.extend import core
 
 from exedit.models import attention
+from exedit.training import flops
+from tests import on_devices
 
 SHAPES = [(2, 700, 900, 2, 8), (1, 1100, 520, 1, 20)]  # neither is a multiple of any part
 
@@ -76,6 +78,65 @@ def test_few_tokens_take_the_plain_path():
   assert 'scan' not in text and 'cond' not in text
 
 
+@pytest.mark.parametrize(
+  'shape, dtype, tolerance',
+  [
+    ((1, 512, 1024, 2, 40), 'float32', 1e-5),  # several blocks of keys
+    ((2, 1152, 384, 1, 80), 'float32', 1e-5),  # blocks of 384
+    ((1, 256, 512, 1, 512), 'float32', 1e-5),  # the autoencoder's wide head
+    ((1, 640, 640, 2, 40), 'bfloat16', 2e-2),
+  ],
+)
+def test_a_tpus_kernel_gives_the_same_and_the_gradient(shape, dtype, tolerance):
+  qkv = random(*shape, dtype=jnp.dtype(dtype))
+  kernel = functools.partial(attention._splash, interpret=True)
+  loss = lambda f: lambda *qkv: (f(*qkv).astype(jnp.float32) ** 2).sum()
+  both = lambda f: (f(*qkv), *jax.jit(jax.grad(loss(f), (0, 1, 2)))(*qkv))
+  for part, expected in zip(both(kernel), both(whole)):
+    assert part.dtype == expected.dtype
+    part, expected = (np.asarray(a, np.float32) for a in (part, expected))
+    np.testing.assert_allclose(part, expected, atol=tolerance * abs(expected).max())
+
+
+def test_a_tpus_kernel_runs_on_several_devices():
+  (found,) = on_devices.with_devices(2, on_devices.shared, [[]])
+  assert found == dict(same=True, devices=2)
+
+
+TPU = attention.Device('tpu')
+
+
+@pytest.mark.parametrize(
+  'dtype, tokens, d, expected',
+  [
+    ('bfloat16', (4096, 4096), 40, 'splash'),
+    ('bfloat16', (1024, 1024), 80, 'splash'),
+    ('bfloat16', (4096, 4096), 512, 'splash'),  # the autoencoder's
+    ('bfloat16', (256, 256), 160, 'xla'),  # few
+    ('bfloat16', (4032, 4032), 40, 'xla'),  # 56 x 72: not in 128s
+    ('float32', (4096, 4096), 40, 'xla'),
+  ],
+)
+def test_splash_is_chosen_where_it_pays(dtype, tokens, d, expected):
+  assert attention.choose(dtype, tokens, d, TPU) == expected
+  assert attention.choose(dtype, tokens, d, TPU, 'xla') == 'xla'
+  with pytest.raises(ValueError, match="attention is 'cudnn', which needs"):
+    attention.choose(dtype, tokens, d, TPU, 'cudnn')
+
+
+def test_what_is_planned_for_a_tpu_is_traced_with_its_kernel():
+  q = jax.ShapeDtypeStruct((1, 1024, 2, 40), jnp.bfloat16)
+  products = 2 * 2 * 1024 * 1024 * 2 * 40
+  loss = lambda q: attention.attend(q, q, q).astype(jnp.float32).sum()
+  with attention.on(TPU):
+    forward, both = (jax.make_jaxpr(f)(q).jaxpr for f in (loss, jax.grad(loss)))
+    assert 'pallas_call' in str(forward)
+  assert flops.count(forward) == products
+  assert flops.count(both) == pytest.approx(3.5 * products, rel=0.01)  # logits once more
+  here = jax.make_jaxpr(lambda q: loss(q))(q)  # another function: traces are remembered
+  assert 'pallas_call' not in str(here)
+
+
 AMPERE, HOPPER = attention.Device('gpu', (8, 0)), attention.Device('gpu', (9, 0))
 
 
@@ -91,18 +152,17 @@ AMPERE, HOPPER = attention.Device('gpu', (8, 0)), attention.Device('gpu', (9, 0)
     ('float32', 40, HOPPER, 'xla'),
     ('bfloat16', 40, attention.Device('gpu', (7, 5)), 'xla'),
     ('bfloat16', 40, attention.Device('gpu'), 'xla'),  # not NVIDIA's
-    ('bfloat16', 40, attention.Device('tpu'), 'xla'),
     ('bfloat16', 40, attention.Device('cpu'), 'xla'),
   ],
 )
 def test_cudnn_is_chosen_where_it_can_be(dtype, d, on, expected):
-  assert attention.choose(dtype, d, on) == expected
-  assert attention.choose(dtype, d, on, 'xla') == 'xla'
+  assert attention.choose(dtype, (4096, 4096), d, on) == expected
+  assert attention.choose(dtype, (4096, 4096), d, on, 'xla') == 'xla'
   if expected == 'cudnn':
-    assert attention.choose(dtype, d, on, 'cudnn') == 'cudnn'
+    assert attention.choose(dtype, (4096, 4096), d, on, 'cudnn') == 'cudnn'
   else:
     with pytest.raises(ValueError, match="attention is 'cudnn', which needs"):
-      attention.choose(dtype, d, on, 'cudnn')
+      attention.choose(dtype, (4096, 4096), d, on, 'cudnn')
 
 
 def test_what_is_lacking_is_said():

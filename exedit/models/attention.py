@@ -1,7 +1,9 @@
 """One attention; the one place where it may be edited."""
 
+import contextlib
 import functools
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,9 @@ Implementation = Literal['xla', 'cudnn'] | None
 
 SMALL = 2**18  # logits of one head; with no more, all heads are computed together
 MANY = 2**26  # logits of all heads, 256 MiB in float32; with more, some queries after the others
+SPLASH = (
+  1024  # queries and keys of one block at most, half of it for wide heads: 16 MiB on the chip
+)
 CPU_QUERIES = 128  # at a time: with 4096 keys their logits are 2 MiB, about a core's L2 cache
 
 
@@ -76,8 +81,11 @@ def attend(
     ValueError: for 'cudnn' where it cannot be.
   """
   (b, n, heads, d), m = q.shape, k.shape[1]
-  if choose(q.dtype, d, device(), implementation) == 'cudnn':
+  chosen = choose(q.dtype, (n, m), d, device(), implementation)
+  if chosen == 'cudnn':
     return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+  if chosen == 'splash':
+    return _splash(q, k, v)
   whole = functools.partial(jax.nn.dot_product_attention, implementation='xla')
   if n * m <= SMALL:
     return whole(q, k, v)
@@ -93,8 +101,23 @@ class Device(NamedTuple):
   capability: tuple[int, ...] = ()
 
 
+_elsewhere: list[Device] = []
+
+
+@contextlib.contextmanager
+def on(other: Device) -> Iterator[None]:
+  """What is traced inside will run on such a device, not on those that are here."""
+  _elsewhere.append(other)
+  try:
+    yield
+  finally:
+    _elsewhere.pop()
+
+
 def device() -> Device:
-  """The kind of device that is computed on here, if nothing else is said."""
+  """The kind of device that is computed on, here if nothing else is said."""
+  if _elsewhere:
+    return _elsewhere[-1]
   first = jax.local_devices()[0]
   if first.platform != 'gpu' or 'cuda' not in first.client.platform_version:
     return Device(first.platform)
@@ -102,25 +125,35 @@ def device() -> Device:
 
 
 def choose(
-  dtype: DTypeLike, d: int, on: Device, implementation: Implementation = None
-) -> Literal['xla', 'cudnn']:
-  """'cudnn', flash attention, where NVIDIA's library has it for heads of d features; else 'xla'.
+  dtype: DTypeLike,
+  tokens: tuple[int, int],
+  d: int,
+  on: Device,
+  implementation: Implementation = None,
+) -> Literal['xla', 'cudnn', 'splash']:
+  """What computes attention of so many queries and keys, in heads of d features, on a device.
 
-  It needs 16-bit numbers and a d that is a multiple of 8, at most 128 before Hopper and 256 from
-  there on (jax fused_attention_stablehlo.py): Stable Diffusion's 40 and 80 always, its 160 on
-  Hopper. What was asked for by name is not replaced by something else.
+  'cudnn', flash attention, where NVIDIA's library has it: 16-bit numbers and a d that is a multiple
+  of 8, at most 128 before Hopper and 256 from there on (jax fused_attention_stablehlo.py): Stable
+  Diffusion's 40 and 80 always, its 160 on Hopper. 'splash', JAX's flash attention for TPUs, where
+  there are many logits of 16-bit numbers, and tokens in 128s. Else 'xla'. What was asked for by
+  name is not replaced by something else.
 
   Raises:
     ValueError: for 'cudnn' where it cannot be.
   """
   if implementation == 'xla':
     return 'xla'
+  half = jnp.dtype(dtype).itemsize == 2
+  if on.platform == 'tpu' and implementation is None:
+    n, m = tokens
+    return 'splash' if half and n * m > SMALL and n % 128 == m % 128 == 0 else 'xla'
   most = 256 if on.capability >= (9, 0) else 128
   lacks = [
     what
     for what, there in (
       (f'an NVIDIA GPU from 8.0 on (here: {on.platform}{_dotted(on)})', on.capability >= (8, 0)),
-      (f'bfloat16 or float16 (not {jnp.dtype(dtype)})', jnp.dtype(dtype).itemsize == 2),
+      (f'bfloat16 or float16 (not {jnp.dtype(dtype)})', half),
       (f'heads of at most {most} features, in eights (not {d})', d % 8 == 0 and d <= most),
     )
     if not there
@@ -132,6 +165,37 @@ def choose(
 
 def _dotted(on: Device) -> str:
   return ' ' + '.'.join(map(str, on.capability)) if on.capability else ''
+
+
+def _splash(q, k, v, interpret: bool = False):
+  """Attention by JAX's kernel for TPUs: the logits stay on the chip, here and in the gradient.
+
+  interpret: by a program for any device that does the same.
+  """
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+  (_, n, heads, d), m = q.shape, k.shape[1]
+  most = SPLASH if d <= 256 else SPLASH // 2
+  rows, columns = (next(b for b in range(most, 0, -128) if size % b == 0) for size in (n, m))
+  blocks = splash.BlockSizes(
+    block_q=rows,
+    block_kv=columns,
+    block_q_dkv=rows,
+    block_kv_dkv=columns,
+    use_fused_bwd_kernel=True,
+  )
+  with jax.ensure_compile_time_eval():
+    kernel = splash.make_splash_mha(
+      splash.MultiHeadMask([splash.FullMask((n, m))] * heads),
+      head_shards=1,
+      q_seq_shards=1,
+      block_sizes=blocks,
+      interpret=interpret,
+    )
+  scaled = (q * d**-0.5).astype(q.dtype)
+  heads_first = (a.transpose(0, 2, 1, 3) for a in (scaled, k, v))
+  y = jax.vmap(cast(Callable[..., Array], kernel))(*heads_first)
+  return y.transpose(0, 2, 1, 3).astype(v.dtype)
 
 
 def _by_queries(some: int, whole, q, k, v):

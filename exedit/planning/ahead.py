@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from exedit import doors, settings
 from exedit.errors import UserError
+from exedit.models import attention
 from exedit.planning import child, topology, traffic
 from exedit.program import SYSTEMS, Program, make_program
 from exedit.training import collectives, flops, log
@@ -100,8 +101,10 @@ def compile_step(config: Config, name: str, say: Callable[[str], None]) -> Findi
   with settings.mendable(config):
     program = lay_out(config, topology.devices(where))
     batch = batch_shapes(config, program.mesh)
-    traced = program.step.trace(program.now, program.frozen, batch)
-    work = dict(model=program.flops(batch), executed=flops.count(traced.jaxpr.jaxpr))
+    model = program.flops(batch)
+    with attention.on(attention.Device('tpu')):
+      traced = program.step.trace(program.now, program.frozen, batch)
+    work = dict(model=model, executed=flops.count(traced.jaxpr.jaxpr))
   found: Findings = dict(mesh=dict(program.mesh.shape), flops=work)
   lowered = traced.lower()
   traced_at = time.perf_counter()

@@ -40,7 +40,7 @@ def training(loss: Callable, params, *args) -> float:
 
 
 def count(jaxpr: core.Jaxpr) -> float:
-  """2 x multiply-accumulates of the products and convolutions of a jaxpr, loops unrolled."""
+  """2 x multiply-accumulates of a jaxpr's products and convolutions, loops and grids unrolled."""
   total = 0.0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':
@@ -49,10 +49,19 @@ def count(jaxpr: core.Jaxpr) -> float:
       total += _conv(eqn)
     elif eqn.primitive.name.startswith('dot_product_attention_fwd'):
       total += _cudnn(eqn)
-    times = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
+    times = _times(eqn)
     branches = [count(inner) for inner in _inner(eqn)]
     total += times * (max(branches) if eqn.primitive.name == 'cond' else sum(branches))
   return total
+
+
+def _times(eqn) -> int:
+  """How often what is inside an equation runs."""
+  if eqn.primitive.name == 'scan':
+    return eqn.params['length']
+  if eqn.primitive.name == 'pallas_call':
+    return math.prod(eqn.params['grid_mapping'].grid)
+  return 1
 
 
 def _inner(eqn) -> list[core.Jaxpr]:

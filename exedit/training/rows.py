@@ -32,6 +32,7 @@ def over_devices(
     mesh=mesh,
     in_specs=(P(), P('batch')),
     out_specs=P('batch'),
+    check_vma=False,  # kernels (splash attention) do not say along which axes they vary
   )
   compiled = jax.jit(shared, compiler_options=options)
   return lambda *arrays: compiled(constants, jax.device_put(arrays, split))
