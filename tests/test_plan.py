@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import pbe
 from exedit import plan
 from exedit.errors import UserError
-from exedit.planning import ahead, child, topology
+from exedit.models import attention
+from exedit.planning import ahead, child, topology, traffic
 from exedit.training import mesh as meshes
 from input_pipeline import loader, synthetic
 from tests import test_doors
@@ -315,3 +318,31 @@ def test_settings_that_cannot_be_are_one_line_too(tmp_path):
   done = door(tmp_path, '--topology=v5e:2x2', '--batch=6')
   assert done.returncode == 2
   assert 'batch_size 6 cannot be divided over 4 devices' in done.stderr.splitlines()[-1]
+
+
+def attention_traffic(slices, say):
+  """{slice: bytes moved by attention of 4,096 tokens and its gradient, (by the kernel, by XLA)}."""
+  q = jax.ShapeDtypeStruct((1, 4096, 8, 40), jnp.bfloat16)
+  result = {}
+  for name in slices:
+    say(name)
+    one = jax.sharding.SingleDeviceSharding(topology.devices(topology.parse(name))[0])
+
+    def moved(implementation, one=one):
+      loss = lambda q, k, v: attention.attend(q, k, v, implementation).astype(jnp.float32).sum()
+      with attention.on(attention.Device('tpu')):
+        step = jax.jit(jax.grad(loss, (0, 1, 2)), in_shardings=one).lower(q, q, q)
+      return traffic.count(step.compile().as_text() or '')
+
+    result[name] = moved(None), moved('xla')
+  return result
+
+
+@needs_compiler
+def test_every_generations_compiler_takes_the_attention_kernel():
+  slices = ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2']
+  quick = topology.surroundings() | {topology.EFFORT: ahead.EFFORTS['quick']}
+  found = child.run(attention_traffic, (slices,), quick)
+  for name in slices:
+    kernel, xla = found[name]
+    assert 0 < kernel < xla / 5, name
