@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from exedit.training.board import Board
 from exedit.training.goodput import Goodput
 
 
@@ -53,14 +54,10 @@ class Log:
     self._clock: Clock | None = None
     self._file = self._board = None
     if jax.process_index() == 0:
-      from tensorboardX import SummaryWriter
-
       path = Path(workdir) / 'metrics.jsonl'
       drop_after(path, start)
       self._file = open(path, 'a', encoding='utf-8')
-      self._board = SummaryWriter(
-        os.path.join(workdir, 'tb'), purge_step=start + 1, filename_suffix=f'.{start}'
-      )
+      self._board = Board(os.path.join(workdir, 'tb'), start)
 
   def push(self, step: int, metrics: Mapping[str, Any], waited: float) -> None:
     """Hand over the metrics of the step just started; `waited`: seconds spent without data."""
@@ -91,8 +88,7 @@ class Log:
   def image(self, step: int, name: str, picture: np.ndarray) -> None:
     """A picture uint8 [h w 3] for TensorBoard."""
     if self._board is not None:
-      self._board.add_image(name, picture, step, dataformats='HWC')
-      self._board.flush()
+      self._board.image(step, name, picture)
 
   @contextlib.contextmanager
   def pause(self, what: str):
@@ -126,8 +122,7 @@ class Log:
       return
     self._file.write(json.dumps({'step': step, **_finite(values)}) + '\n')
     self._file.flush()
-    for name, value in _scalars(values):
-      self._board.add_scalar(name, value, step)
+    self._board.scalars(step, _scalars(values))
 
 
 class Clock:
@@ -168,7 +163,7 @@ class Progress:
     self.steps, self.batch_size = steps, batch_size
     self.out = out or sys.stdout
     self.terminal = self.out.isatty()
-    self.every = every or (0.2 if self.terminal else 30.0)
+    self.every = (0.2 if self.terminal else 30.0) if every is None else every
     self.active = jax.process_index() == 0
     self._width, self._shown = 0, -math.inf
 
