@@ -48,7 +48,7 @@ def compiled(
     tick: is called with (what is being done, seconds since the start) while it goes on.
     effort: 'full' is what a run on the slice compiles with. 'quick' takes a tenth of the time: the
       same instructions and collectives, placed and scheduled with less care, so that temporaries
-      come out larger, never smaller.
+      come out larger.
   Raises:
     UserError: for settings that cannot be, and where the compiler dies.
   """
