@@ -259,8 +259,9 @@ def memory_plan(width: str, size: int, batch: int, precision: str, steps: int) -
       devices = topology.devices(topology.parse('v5e:2x2'))
       chip = jax.sharding.SingleDeviceSharding(devices[0])
       jax.clear_caches()  # the edit as traced for the device here
-      with attention.on(attention.Device('tpu')):
+      with attention.traced_for(attention.Device('tpu')):
         result['tpu v5e'] = planned(width, size, batch, precision, steps, chip)
+      jax.clear_caches()
     except (RuntimeError, ValueError, NotImplementedError) as error:
       result['tpu v5e'] = ' '.join(str(error).split())[:300]
   return result

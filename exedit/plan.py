@@ -52,7 +52,8 @@ def plan(
   Args:
     config: settings of a training run, the overrides applied.
     search: `config.batch_size` is only where to begin.
-    refresh: compile although the result is known. effort: the compiler's, see `ahead.compiled`.
+    refresh: compile although the result is known.
+    effort: the compiler's, see `ahead.compiled`.
     compiled: (config, topology, refresh, tick, effort) -> findings.
     status: (what is tried) -> tick.
   """
@@ -234,7 +235,8 @@ def _memory(result):
 def _too_large(result):
   needs, room = result['needs'], result['chip']['usable_bytes']
   much = f'{needs / GIB:.2f} GiB' if needs else 'more'
-  return f'does not fit: one chip would need {much}, and has {room / GIB:.2f} GiB for a program'
+  quick = '; --effort=full may find room' if result['effort'] == 'quick' else ''
+  return f'does not fit: one chip would need {much}, and has {room / GIB:.2f} GiB{quick}'
 
 
 def _collectives(result):
@@ -334,7 +336,7 @@ def define_flags() -> None:
     'effort',
     'quick',
     list(ahead.EFFORTS),
-    "the compiler's: 'full' takes half an hour",
+    "the compiler's: 'full' takes ten times as long",
     flag_values=values,
   )
   flags.DEFINE_bool('refresh', False, 'compile again what is remembered', values)

@@ -53,7 +53,7 @@ class Program:
       return self.compute(params, frozen, part, key)[0]
 
     # Kernels of accelerators hide their derivative's products; XLA's attention has the same ones.
-    with attention.on(attention.Device('none')):
+    with attention.traced_for(attention.PLAIN):
       once = flops.training(loss, self.now.params, self.frozen, part, jax.random.key(0))
     return once * self.accumulate
 

@@ -4,7 +4,7 @@
 #   launch/test.sh [--parity | --plan | --prepare | --lint] [pytest arguments]
 #
 # --parity adds PyTorch and diffusers and the tests of agreement with them. --plan has the TPU's
-# compiler compile the tiny training step for four chips. --prepare tests
+# compiler compile the tiny training step for four chips, and attention for all generations. --prepare tests
 # launch/prepare_open_images.py with Apache Beam. --lint checks form and types instead. Each has a
 # virtual environment of its own; VENV names another, PYTHON the interpreter to make it with.
 set -euo pipefail

@@ -40,13 +40,32 @@ SYSTEMS = dict(
   pbe=(paint_by_example, SMALL, 'unet|conditioner|clip'),
 )
 ARRAYS = dict(  # for `exchange`, and how they are split
-  conv=(3, 3, 32, 64), square=(64, 64), wide=(32, 48), odd=(9, 64), bias=(64,), scale=()
+  conv=(3, 3, 32, 64),
+  low=(4, 64),
+  high=(20, 64),
+  square=(64, 64),
+  middle=(12, 64),
+  wide=(32, 48),
+  odd=(9, 64),
+  long=(128,),
+  beside=(16, 96),
+  kept=(2, 128, 80),
+  small=(6, 40),
+  bias=(64,),
+  scale=(),
 )
 SPECS = dict(
   conv=P(None, None, 'fsdp', None),
+  low=P('fsdp', None),
+  high=P('fsdp', None),
   square=P('fsdp', 'tensor'),
+  middle=P('fsdp', None),
   wide=P('fsdp', None),
   odd=P(None, 'fsdp'),
+  long=P('fsdp'),
+  beside=P(None, 'tensor'),
+  kept=P(),
+  small=P(),
   bias=P(),
   scale=P(),
 )

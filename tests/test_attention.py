@@ -115,6 +115,7 @@ TPU = attention.Device('tpu')
     ('bfloat16', (256, 256), 160, 'xla'),  # few
     ('bfloat16', (4032, 4032), 40, 'xla'),  # 56 x 72: not in 128s
     ('float32', (4096, 4096), 40, 'xla'),
+    ('float16', (4096, 4096), 40, 'xla'),
   ],
 )
 def test_splash_is_chosen_where_it_pays(dtype, tokens, d, expected):
@@ -128,7 +129,7 @@ def test_what_is_planned_for_a_tpu_is_traced_with_its_kernel():
   q = jax.ShapeDtypeStruct((1, 1024, 2, 40), jnp.bfloat16)
   products = 2 * 2 * 1024 * 1024 * 2 * 40
   loss = lambda q: attention.attend(q, q, q).astype(jnp.float32).sum()
-  with attention.on(TPU):
+  with attention.traced_for(TPU):
     forward, both = (jax.make_jaxpr(f)(q).jaxpr for f in (loss, jax.grad(loss)))
     assert 'pallas_call' in str(forward)
   assert flops.count(forward) == products
@@ -163,6 +164,13 @@ def test_cudnn_is_chosen_where_it_can_be(dtype, d, on, expected):
   else:
     with pytest.raises(ValueError, match="attention is 'cudnn', which needs"):
       attention.choose(dtype, (4096, 4096), d, on, 'cudnn')
+
+
+def test_to_be_counted_it_is_products_whatever_was_asked_for():
+  q = jax.ShapeDtypeStruct((1, 64, 2, 40), jnp.bfloat16)
+  loss = lambda q: attention.attend(q, q, q, 'cudnn').astype(jnp.float32).sum()
+  with attention.traced_for(attention.PLAIN):
+    assert flops.training(loss, q) == 3 * 2 * 2 * 64 * 64 * 2 * 40
 
 
 def test_what_is_lacking_is_said():

@@ -1,7 +1,6 @@
 import io
 import json
 import math
-import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -93,13 +92,6 @@ def test_tensorboard_images(tmp_path):
   board = EventAccumulator(str(tmp_path / 'tb')).Reload()
   (image,) = board.Images('edits')
   assert (image.step, image.height, image.width) == (3, 8, 12)
-
-
-def test_a_board_has_no_thread_that_could_die_and_leave_the_run_waiting(tmp_path):
-  before = threading.active_count()
-  book = log.Log(tmp_path, steps=10, batch_size=4)
-  assert threading.active_count() == before
-  book.close()
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_one_line(tmp_path):

@@ -178,8 +178,7 @@ def remembering(monkeypatch, tmp_path):
 
   def run(function, arguments, environment, tick):
     assert environment['JAX_PLATFORMS'] == 'cpu'
-    assert environment[topology.EFFORT] in ahead.EFFORTS.values()
-    calls.append(arguments[1])
+    calls.append((arguments[1], environment[topology.EFFORT]))
     return dict(fits=True)
 
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
@@ -192,11 +191,12 @@ def test_what_was_compiled_is_remembered(remembering, config, monkeypatch):
   assert not ahead.compiled(config, 'v5e:2x2')['cached']
   assert ahead.compiled(config, 'v5e:2x2')['cached']
   assert ahead.compiled({**config, 'seed': 5, 'log_every': 7}, 'v5e:2x2')['cached']
-  assert len(remembering) == 1
+  assert remembering == [('v5e:2x2', '-1.0')]
   assert not ahead.compiled(config, 'v5e:2x2', refresh=True)['cached']
   assert not ahead.compiled({**config, 'batch_size': 128}, 'v5e:2x2')['cached']
   assert not ahead.compiled(config, 'v5e:4x4')['cached']
   assert not ahead.compiled(config, 'v5e:2x2', effort='full')['cached']
+  assert remembering[-1] == ('v5e:2x2', '0.0')
   monkeypatch.setattr(topology, 'compiler', lambda: '0.0.43')
   assert not ahead.compiled(config, 'v5e:2x2')['cached']
   monkeypatch.setattr(ahead, 'source_digest', lambda: 'another')
@@ -320,21 +320,36 @@ def test_settings_that_cannot_be_are_one_line_too(tmp_path):
   assert 'batch_size 6 cannot be divided over 4 devices' in done.stderr.splitlines()[-1]
 
 
+SHAPES = [  # of what is trained: the first two levels of 512x512, the third of 1024x1024
+  (1, 4096, 8, 40),
+  (1, 1024, 8, 80),
+  (1, 1024, 8, 160),
+]
+
+
 def attention_traffic(slices, say):
-  """{slice: bytes moved by attention of 4,096 tokens and its gradient, (by the kernel, by XLA)}."""
-  q = jax.ShapeDtypeStruct((1, 4096, 8, 40), jnp.bfloat16)
+  """{slice: bytes moved by attention of 4,096 tokens and its gradient, (by the kernel, by XLA)}.
+
+  All other shapes, and the autoencoder's without its gradient, are compiled as well.
+  """
   result = {}
   for name in slices:
     say(name)
     one = jax.sharding.SingleDeviceSharding(topology.devices(topology.parse(name))[0])
 
-    def moved(implementation, one=one):
+    def moved(shape, implementation=None, gradient=True, one=one):
+      q = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
       loss = lambda q, k, v: attention.attend(q, k, v, implementation).astype(jnp.float32).sum()
-      with attention.on(attention.Device('tpu')):
-        step = jax.jit(jax.grad(loss, (0, 1, 2)), in_shardings=one).lower(q, q, q)
-      return traffic.count(step.compile().as_text() or '')
+      step = jax.grad(loss, (0, 1, 2)) if gradient else loss
+      with attention.traced_for(attention.Device('tpu')):
+        lowered = jax.jit(step, in_shardings=one).lower(q, q, q)
+      text = lowered.compile().as_text() or ''
+      assert ('tpu_custom_call' in text) == (implementation is None)
+      return traffic.count(text)
 
-    result[name] = moved(None), moved('xla')
+    moved((1, 4096, 1, 512), gradient=False)
+    first, *_ = [moved(shape) for shape in SHAPES]
+    result[name] = first, moved(SHAPES[0], 'xla')
   return result
 
 

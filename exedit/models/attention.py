@@ -1,6 +1,7 @@
 """One attention; the one place where it may be edited."""
 
 import contextlib
+import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, cast
@@ -17,9 +18,9 @@ Implementation = Literal['xla', 'cudnn'] | None
 
 SMALL = 2**18  # logits of one head; with no more, all heads are computed together
 MANY = 2**26  # logits of all heads, 256 MiB in float32; with more, some queries after the others
-SPLASH = (
-  1024  # queries and keys of one block at most, half of it for wide heads: 16 MiB on the chip
-)
+# Queries and keys of one block of a TPU's kernel at most, half of it for wide heads: what the
+# 16 MiB that a kernel has on the chip hold.
+SPLASH = 1024
 CPU_QUERIES = 128  # at a time: with 4096 keys their logits are 2 MiB, about a core's L2 cache
 
 
@@ -75,7 +76,8 @@ def attend(
 
   Where the logits are many they are never all there at once, neither here nor in the gradient,
   which computes them again. That is exact: each query sees all keys, only not at the same time.
-  `implementation` is what `choose` takes on this machine unless it is said.
+  (A TPU's kernel rounds once more, q to its own type after the scale.) `implementation` is what
+  `choose` takes for `device()` unless it is said.
 
   Raises:
     ValueError: for 'cudnn' where it cannot be.
@@ -101,23 +103,29 @@ class Device(NamedTuple):
   capability: tuple[int, ...] = ()
 
 
-_elsewhere: list[Device] = []
+PLAIN = Device('none')  # no device's kernels: products that can be counted
+_elsewhere: contextvars.ContextVar[Device | None] = contextvars.ContextVar('device', default=None)
 
 
 @contextlib.contextmanager
-def on(other: Device) -> Iterator[None]:
-  """What is traced inside will run on such a device, not on those that are here."""
-  _elsewhere.append(other)
+def traced_for(other: Device) -> Iterator[None]:
+  """What is traced inside is for such a device, not for those that are here.
+
+  JAX remembers traces of compiled functions and does not know of this: a function that was traced
+  before keeps what was chosen then, until `jax.clear_caches`.
+  """
+  token = _elsewhere.set(other)
   try:
     yield
   finally:
-    _elsewhere.pop()
+    _elsewhere.reset(token)
 
 
 def device() -> Device:
   """The kind of device that is computed on, here if nothing else is said."""
-  if _elsewhere:
-    return _elsewhere[-1]
+  elsewhere = _elsewhere.get()
+  if elsewhere is not None:
+    return elsewhere
   first = jax.local_devices()[0]
   if first.platform != 'gpu' or 'cuda' not in first.client.platform_version:
     return Device(first.platform)
@@ -136,24 +144,24 @@ def choose(
   'cudnn', flash attention, where NVIDIA's library has it: 16-bit numbers and a d that is a multiple
   of 8, at most 128 before Hopper and 256 from there on (jax fused_attention_stablehlo.py): Stable
   Diffusion's 40 and 80 always, its 160 on Hopper. 'splash', JAX's flash attention for TPUs, where
-  there are many logits of 16-bit numbers, and tokens in 128s. Else 'xla'. What was asked for by
-  name is not replaced by something else.
+  there are many logits of bfloat16 numbers, and tokens in 128s. Else 'xla', as for PLAIN. What was
+  asked for by name is not replaced by something else.
 
   Raises:
     ValueError: for 'cudnn' where it cannot be.
   """
-  if implementation == 'xla':
+  if implementation == 'xla' or on == PLAIN:
     return 'xla'
-  half = jnp.dtype(dtype).itemsize == 2
   if on.platform == 'tpu' and implementation is None:
     n, m = tokens
-    return 'splash' if half and n * m > SMALL and n % 128 == m % 128 == 0 else 'xla'
+    fits = n * m > SMALL and n % 128 == m % 128 == 0
+    return 'splash' if fits and jnp.dtype(dtype) == jnp.bfloat16 else 'xla'
   most = 256 if on.capability >= (9, 0) else 128
   lacks = [
     what
     for what, there in (
       (f'an NVIDIA GPU from 8.0 on (here: {on.platform}{_dotted(on)})', on.capability >= (8, 0)),
-      (f'bfloat16 or float16 (not {jnp.dtype(dtype)})', half),
+      (f'bfloat16 or float16 (not {jnp.dtype(dtype)})', jnp.dtype(dtype).itemsize == 2),
       (f'heads of at most {most} features, in eights (not {d})', d % 8 == 0 and d <= most),
     )
     if not there
@@ -175,7 +183,7 @@ def _splash(q, k, v, interpret: bool = False):
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   (_, n, heads, d), m = q.shape, k.shape[1]
-  most = SPLASH if d <= 256 else SPLASH // 2
+  most = SPLASH if d <= 128 else SPLASH // 2
   rows, columns = (next(b for b in range(most, 0, -128) if size % b == 0) for size in (n, m))
   blocks = splash.BlockSizes(
     block_q=rows,

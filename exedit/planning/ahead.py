@@ -46,9 +46,8 @@ def compiled(
     config: settings of a training run. name: a topology, 'v5e:4x4'.
     refresh: compile although the result is known.
     tick: is called with (what is being done, seconds since the start) while it goes on.
-    effort: 'full' is what a run on the slice compiles with. 'quick' takes a tenth of the time: the
-      same instructions and collectives, placed and scheduled with less care, so that temporaries
-      come out larger.
+    effort: 'full' is what a run on the slice compiles with. 'quick' takes a tenth of the time;
+      its instructions are placed with less care, so that temporaries come out larger.
   Raises:
     UserError: for settings that cannot be, and where the compiler dies.
   """
@@ -102,7 +101,7 @@ def compile_step(config: Config, name: str, say: Callable[[str], None]) -> Findi
     program = lay_out(config, topology.devices(where))
     batch = batch_shapes(config, program.mesh)
     model = program.flops(batch)
-    with attention.on(attention.Device('tpu')):
+    with attention.traced_for(attention.Device('tpu')):
       traced = program.step.trace(program.now, program.frozen, batch)
     work = dict(model=model, executed=flops.count(traced.jaxpr.jaxpr))
   found: Findings = dict(mesh=dict(program.mesh.shape), flops=work)

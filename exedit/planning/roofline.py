@@ -12,7 +12,8 @@ ASSUMPTIONS = (
   'compute: every product at the bf16 peak, recomputation included; nothing is lost to padding '
   '(widths of 40 or 320 in tiles of 128), to float32 or to what the vector unit does',
   'memory: what every instruction of the compiled program reads from and writes to HBM, tiles '
-  'padded, loops as often as they run, at the full bandwidth',
+  'padded, loops as often as they run, at the full bandwidth; what the attention kernel reads '
+  'again for each block of queries is left out',
   'interconnect: every collective goes over all chips, in one direction of all links of the chip '
   'that has the fewest, at full bandwidth; latencies and other slices (DCN) are left out',
   'the step is at least the largest of the three (perfect overlap), and their sum if nothing '

@@ -1,13 +1,14 @@
 """TensorBoard's event file."""
 
 import os
+import re
+import socket
+import struct
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-
-FLUSH = 10.0  # seconds between two writes that wait for the disk
 
 
 class Board:
@@ -19,16 +20,18 @@ class Board:
   """
 
   def __init__(self, folder: str | os.PathLike, start: int):
-    """A file for what comes after step `start`; of earlier files what lies beyond it is void."""
-    from tensorboardX.event_file_writer import EventsWriter
+    """A new file for what comes after step `start`; what earlier ones have beyond it is void."""
     from tensorboardX.proto import event_pb2
 
     os.makedirs(folder, exist_ok=True)
+    # TensorBoard reads files in the order of their names, whatever the clock has done since.
+    names = (re.match(r'events\.out\.tfevents\.(\d+)\.', name) for name in os.listdir(folder))
+    stamp = max([int(time.time()), *(int(name[1]) + 1 for name in names if name)])
+    name = f'events.out.tfevents.{stamp}.{socket.gethostname()}.{start}'
+    self._file = open(os.path.join(folder, name), 'xb')
     self._pb: Any = event_pb2
-    self._file = EventsWriter(os.path.join(folder, 'events'), f'.{start}')
-    begin = self._pb.SessionLog(status=self._pb.SessionLog.START)
-    self._write(start + 1, session_log=begin)
-    self._flushed = time.monotonic()
+    self._write(0, file_version='brain.Event:2')
+    self._write(start + 1, session_log=self._pb.SessionLog(status=self._pb.SessionLog.START))
 
   def scalars(self, step: int, values: Iterable[tuple[str, float]]) -> None:
     """Numbers by name."""
@@ -36,22 +39,22 @@ class Board:
 
     for name, value in values:
       self._write(step, summary=summary.scalar(name, value))
-    if time.monotonic() - self._flushed >= FLUSH:
-      self.flush()
+    self._file.flush()
 
   def image(self, step: int, name: str, picture: np.ndarray) -> None:
     """A picture uint8 [h w 3]."""
     from tensorboardX import summary
 
     self._write(step, summary=summary.image(name, picture, dataformats='HWC'))
-    self.flush()
-
-  def flush(self) -> None:
     self._file.flush()
-    self._flushed = time.monotonic()
 
   def close(self) -> None:
     self._file.close()
 
   def _write(self, step: int, **what) -> None:
-    self._file.write_event(self._pb.Event(step=step, wall_time=time.time(), **what))
+    """One record of the TFRecord format: length, data, and a checksum of each."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    data = self._pb.Event(step=step, wall_time=time.time(), **what).SerializeToString()
+    for part in (struct.pack('<Q', len(data)), data):
+      self._file.write(part + struct.pack('<I', masked_crc32c(part)))

@@ -4,14 +4,13 @@ Array by array, as the compiler would do it, the UNet takes thousands. All of th
 `jax.shard_map` with every axis of the mesh manual, on flat dicts of arrays; `specs` says of each
 which of its axes are split over which axes of the mesh.
 
-A bucket is a matrix whose columns are the last axis of all its arrays, never one long row: an
-accelerator keeps matrices in tiles, and a kernel that is cut out of a row has to be laid out anew,
-element by element, which takes a program many times as large.
+A bucket is a matrix whose columns are the last axis of all its arrays, and one long row only of
+small ones: an accelerator keeps matrices in tiles, and a kernel that is cut out of a row has to be
+laid out anew, element by element, which takes a program many times as large.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +41,7 @@ def gather(
     for name, part in parts.items()
     if meshes.split(specs[name], mesh)
   }
-  widths = {name: part.shape[-1:] for name, part in split.items()}
+  widths = {name: part.shape[-1] for name, part in split.items()}
   for names, axes in _buckets(split, specs, widths, mesh):
     matrices = [split[name].reshape(-1, split[name].shape[-1]) for name in names]
     rows = jax.lax.all_gather(jnp.concatenate(matrices), axes)  # [devices rows columns]
@@ -61,13 +60,15 @@ def mean(grads: Mapping[str, Array], specs: Specs, mesh: Mesh) -> Arrays:
   """
   count = math.prod(mesh.shape[axis] for axis in EXAMPLES)
   result = {name: grad.astype(jnp.float32) / count for name, grad in grads.items()}
-  widths = {name: meshes.part_shape(g.shape, specs[name], mesh)[-1:] for name, g in grads.items()}
+  widths = {name: _width(grad, specs[name], mesh) for name, grad in grads.items()}
   for names, axes in _buckets(result, specs, widths, mesh):
     if count == 1 and not axes:
       continue  # one device: nothing to exchange
-    rows = [_rows(result[name], meshes.split(specs[name], mesh), mesh) for name in names]
+    rows = [
+      _rows(result[name], meshes.split(specs[name], mesh), widths[name], mesh) for name in names
+    ]
     sizes = [row.shape[1] for row in rows]
-    bucket = jnp.concatenate(rows, 1)  # [fsdp rows columns], or [1 rows columns] where all keep all
+    bucket = jnp.concatenate(rows, 1)  # [fsdp rows columns], where all keep all [1 rows columns]
     if 'fsdp' in axes:
       bucket = jax.lax.psum_scatter(bucket, 'fsdp', tiled=True)  # [1 rows columns]
     bucket = total(bucket, [axis for axis in EXAMPLES if axis not in axes], mesh)
@@ -97,18 +98,18 @@ def total(x, axes: Sequence[str], mesh: Mesh):
 
 
 def _buckets(
-  arrays: Mapping[str, Array], specs: Specs, widths: Mapping[str, Any], mesh: Mesh
+  arrays: Mapping[str, Array], specs: Specs, widths: Mapping[str, int | None], mesh: Mesh
 ) -> Iterator[tuple[list[str], tuple[str, ...]]]:
   """(names, mesh axes that split them): about COUNT buckets of equal bytes.
 
-  All arrays of a bucket have one width, unless nothing splits them. The order is that of the names,
-  which is nearly that of use: what is needed first comes first.
+  All arrays of a bucket have one width, or are all too small for one. The order is that of the
+  names, which is nearly that of use: what is needed first comes first.
   """
   whole = sum(array.nbytes for array in arrays.values())
   groups: dict[tuple, list[str]] = {}
   for name, array in arrays.items():
     axes = tuple(meshes.split(specs[name], mesh))
-    groups.setdefault((axes, array.dtype, axes and widths[name]), []).append(name)
+    groups.setdefault((axes, array.dtype, widths[name]), []).append(name)
   for (axes, *_), names in groups.items():
     bucket: list[str] = []
     size = 0
@@ -132,11 +133,18 @@ def _cuts(
     start += size
 
 
+def _width(whole: Shaped[Array, '...'], spec: P, mesh: Mesh) -> int | None:
+  """Columns of an array's part in a bucket; None: small, and sent in a row with others."""
+  if not meshes.split(spec, mesh) and (whole.ndim < 2 or whole.size < meshes.MIN_ELEMENTS):
+    return None
+  return meshes.part_shape(whole.shape, spec, mesh)[-1]
+
+
 def _rows(
-  whole: Shaped[Array, '...'], where: Mapping[str, int], mesh: Mesh
+  whole: Shaped[Array, '...'], where: Mapping[str, int], width: int | None, mesh: Mesh
 ) -> Shaped[Array, 'n r *c']:
-  """A matrix for each device along fsdp, what it keeps of an array; one row where all keep all."""
-  if not where:
+  """A matrix for each device along fsdp, what it keeps of an array; one where all keep all."""
+  if width is None:
     return whole.reshape(1, -1)
   array = _cut(whole, {name: axis for name, axis in where.items() if name != 'fsdp'}, mesh)
   if 'fsdp' not in where:

@@ -47,8 +47,6 @@ def count(jaxpr: core.Jaxpr) -> float:
       total += _dot(eqn)
     elif eqn.primitive.name == 'conv_general_dilated':
       total += _conv(eqn)
-    elif eqn.primitive.name.startswith('dot_product_attention_fwd'):
-      total += _cudnn(eqn)
     times = _times(eqn)
     branches = [count(inner) for inner in _inner(eqn)]
     total += times * (max(branches) if eqn.primitive.name == 'cond' else sum(branches))
@@ -88,13 +86,3 @@ def _conv(eqn) -> float:
   output = eqn.outvars[0].aval.shape
   taps = math.prod(kernel) // kernel[numbers.rhs_spec[0]]  # inputs per group x window
   return 2.0 * math.prod(output) * taps
-
-
-def _cudnn(eqn) -> float:
-  """Attention [b t heads d] by cuDNN, which is one primitive: two products, or with the derivative
-
-  (which its jaxpr does not show) four more.
-  """
-  q, k = (eqn.invars[i].aval.shape for i in (0, 1))
-  products = 6 if eqn.params['is_training'] else 2
-  return products * 2.0 * math.prod(q) * k[1]

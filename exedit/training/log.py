@@ -101,10 +101,10 @@ class Log:
 
   def close(self) -> None:
     self.progress.end()
-    if self._file is not None and self._board is not None:
-      with contextlib.suppress(OSError):  # a full disk has been said by whoever met it first
-        self._file.close()
-        self._board.close()
+    for file in (self._file, self._board):
+      if file is not None:
+        with contextlib.suppress(OSError):  # a full disk has been said by whoever met it first
+          file.close()
 
   def _speed(self, clock: 'Clock', step: int, waited: float) -> dict[str, float | None]:
     rate, share = clock.lap(step, waited)

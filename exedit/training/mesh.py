@@ -79,10 +79,10 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1)
 def spec(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
   """How an array of this shape lies on the mesh.
 
-  The last axis but one (a kernel's input channels) goes along fsdp if it is divisible, else the
-  last, and the first of these that is left along tensor: neither changes how long rows are in
-  memory without need. Then the largest of all others, except of a convolution's kernel (four axes,
-  HWIO). Small and indivisible: replicated.
+  The last axis but one (a kernel's input channels) goes along fsdp if it is divisible, which leaves
+  the rows in memory as long as they are; else the last, which shortens them. The first of these
+  that is left goes along tensor. Then the largest of all others, except of a convolution's kernel
+  (four axes, HWIO). Small and indivisible: replicated.
   """
   axes: list[str | None] = [None] * len(shape)
   elements = 1
