@@ -4,9 +4,10 @@
 #   launch/test.sh [--parity | --plan | --prepare | --lint] [pytest arguments]
 #
 # --parity adds PyTorch and diffusers and the tests of agreement with them. --plan has the TPU's
-# compiler compile the tiny training step for four chips, and attention for all generations. --prepare tests
-# launch/prepare_open_images.py with Apache Beam. --lint checks form and types instead. Each has a
-# virtual environment of its own; VENV names another, PYTHON the interpreter to make it with.
+# compiler compile the tiny training step for four chips, and attention for all generations.
+# --prepare tests launch/prepare_open_images.py with Apache Beam. --lint checks form and types
+# instead. Each has a virtual environment of its own; VENV names another, PYTHON the interpreter to
+# make it with.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
