@@ -1,8 +1,10 @@
 """The one way in which a door says no: one line on stderr, exit status 2, no traceback."""
 
+import contextlib
 import errno
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 LONGEST = 20  # entries of a listing that are shown
 
@@ -55,6 +57,34 @@ def explain(error: BaseException) -> str | None:
   if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
     return f'cannot write or read {error.filename}: {error.strerror}; choose another folder'
   return None
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+  """Ctrl-C leaves as KeyboardInterrupt also where it came while C++ asked Python something.
+
+  JAX compares the static arguments of compiled functions so; whatever is raised there becomes an
+  error of its own. For the main thread of a program that has not arranged Ctrl-C otherwise.
+  """
+  if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    yield
+    return
+  came = False
+
+  def interrupt(number, frame):
+    nonlocal came
+    came = True
+    raise KeyboardInterrupt
+
+  signal.signal(signal.SIGINT, interrupt)
+  try:
+    yield
+  except Exception as error:
+    if came:
+      raise KeyboardInterrupt from error
+    raise
+  finally:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def door(main: Callable) -> Callable:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from exedit import doors, images
 from exedit.editing import edits, recipe, repaint, replay, shares
 from exedit.editing.session import Pace, Session, share_out, sweep, workers
-from exedit.errors import UserError
+from exedit.errors import UserError, heard
 from exedit.training import runtime
 
 FILES = dict(
@@ -385,7 +385,8 @@ def main(_: list[str]) -> None:
   try:
     try:
       if mode != 'replay' or not jax.process_index():  # one edit is one process's work
-        function(**given)
+        with heard():
+          function(**given)
     except Exception as error:
       failed = error
     shares.end(failed)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from exedit import doors, settings
-from exedit.errors import UserError
+from exedit.errors import UserError, heard
 from exedit.evaluation import bench, bench_edits, instruments, report, scores, vectors
 from exedit.evaluation.cache import Cache, default_folder
 from exedit.training import log, runtime
@@ -116,7 +116,8 @@ def main(
   settings.check_complete(config, evaluate, 'config')
   say = (lambda line: None) if jax.process_index() else print
   try:
-    evaluate(output, weights=weights, pictures=pictures, say=say, **config)
+    with heard():
+      evaluate(output, weights=weights, pictures=pictures, say=say, **config)
   except KeyboardInterrupt:
     print('\nstopped; the same command goes on where it stopped', file=sys.stderr)
     sys.exit(130)

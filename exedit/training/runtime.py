@@ -245,6 +245,7 @@ class Stop:
 
   def __init__(self, at_once: bool = False):
     self._at_once, self._asked, self._before = at_once, False, {}
+    self._number: int | None = None  # of the signal that came last
     self._hook = sys.unraisablehook
 
   def __enter__(self):
@@ -258,13 +259,15 @@ class Stop:
       sys.unraisablehook = self._unheard
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, error, _):
     for number, handler in self._before.items():
       signal.signal(number, handler)
     if self._at_once:
       sys.unraisablehook = self._hook
       # Not a function: as it leaves, Python gives those back to the system, which kills.
       signal.signal(signal.SIGTERM, signal.SIG_IGN)
+      if self._number and isinstance(error, Exception):
+        raise Stopped(self._number) from error  # raised where C++ had asked Python: errors.heard
 
   def _unheard(self, what):
     """A signal that came while Python ran a finalizer, where nothing can be raised: once more."""
@@ -280,7 +283,7 @@ class Stop:
       os.kill(os.getpid(), number)
 
   def _ask(self, number, frame):
-    self._asked = True
+    self._asked, self._number = True, number
     if self._at_once:
       raise Stopped(number)
     signal.signal(signal.SIGINT, self._before[signal.SIGINT])
