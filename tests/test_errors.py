@@ -8,8 +8,7 @@ import pytest
 from exedit import errors
 from exedit.training import runtime
 
-
-KEYS = itertools.count()  # JAX compares with all of one hash that it has ever met
+KEYS = itertools.count()  # JAX also compares with those of earlier calls
 
 
 class Compared:
@@ -22,8 +21,9 @@ class Compared:
     return hash(self.key)
 
   def __eq__(self, other):
-    os.kill(os.getpid(), self.number)
-    return True
+    if self.key == other.key:
+      os.kill(os.getpid(), self.number)
+    return self.key == other.key
 
 
 def compare(number):
