@@ -266,7 +266,7 @@ class Stop:
       sys.unraisablehook = self._hook
       # Not a function: as it leaves, Python gives those back to the system, which kills.
       signal.signal(signal.SIGTERM, signal.SIG_IGN)
-      if self._number and isinstance(error, Exception):
+      if self._number and isinstance(error, ValueError):
         raise Stopped(self._number) from error  # raised where C++ had asked Python: errors.heard
 
   def _unheard(self, what):
