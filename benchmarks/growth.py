@@ -99,7 +99,7 @@ def grow_shards(counts: list[int], records: int, rounds: int) -> Rows:
       for i, part in enumerate(np.array_split(np.arange(records), count)):
         path = os.path.join(folder, f'{SPLIT}.tfrecord-{i:05d}-of-{count:05d}')
         with open(path, 'wb') as file:
-          file.write(framed(example) * len(part))
+          file.write(tfrecord.framed(example) * len(part))
       paths = tfrecord.shard_paths(folder, SPLIT)
       first = seconds(lambda paths=paths: tfrecord.Source(paths))
 
@@ -122,18 +122,10 @@ def grow_shards(counts: list[int], records: int, rounds: int) -> Rows:
   return rows
 
 
-def framed(record: bytes) -> bytes:
-  """A record as it lies in a shard."""
-  with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, 'one')
-    tfrecord.write_shard(path, [record])
-    return Path(path).read_bytes()
-
-
 def grow_images(counts: list[int], rounds: int) -> Rows:
   """Seconds to index and to read a shard of so many images."""
   rows = []
-  whole = framed(synthetic.record(0, SPLIT, 0))
+  whole = tfrecord.framed(synthetic.record(0, SPLIT, 0))
   for count in counts:
     with tempfile.TemporaryDirectory() as folder:
       path = os.path.join(folder, f'{SPLIT}.tfrecord-00000-of-00001')

@@ -49,6 +49,13 @@ def _masked_crc(data: bytes) -> int:
 # Writing.
 
 
+def framed(record: bytes) -> bytes:
+  """A record as it lies in a file: its length and itself, each with its checksum."""
+  header = struct.pack('<Q', len(record))
+  parts = header, _CRC.pack(_masked_crc(header)), record, _CRC.pack(_masked_crc(record))
+  return b''.join(parts)
+
+
 def write_shard(path: str, records: Iterable[bytes]) -> dict:
   """Writes one shard; `path` appears only once it is whole and on the disk.
 
@@ -58,12 +65,10 @@ def write_shard(path: str, records: Iterable[bytes]) -> dict:
   count, size, digest = 0, 0, hashlib.sha256()
   with _written(path) as file:
     for record in records:
-      header = struct.pack('<Q', len(record))
-      parts = (header, _CRC.pack(_masked_crc(header)), record, _CRC.pack(_masked_crc(record)))
-      for part in parts:
-        file.write(part)
-        digest.update(part)
-      count, size = count + 1, size + _FRAME + len(record)
+      frame = framed(record)
+      file.write(frame)
+      digest.update(frame)
+      count, size = count + 1, size + len(frame)
   return dict(records=count, bytes=size, sha256=digest.hexdigest())
 
 

@@ -3,12 +3,13 @@
 import os
 import re
 import socket
-import struct
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
+from input_pipeline import tfrecord
 
 
 class Board:
@@ -52,9 +53,5 @@ class Board:
     self._file.close()
 
   def _write(self, step: int, **what) -> None:
-    """One record of the TFRecord format: length, data, and a checksum of each."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    data = self._pb.Event(step=step, wall_time=time.time(), **what).SerializeToString()
-    for part in (struct.pack('<Q', len(data)), data):
-      self._file.write(part + struct.pack('<I', masked_crc32c(part)))
+    event = self._pb.Event(step=step, wall_time=time.time(), **what)
+    self._file.write(tfrecord.framed(event.SerializeToString()))
