@@ -244,8 +244,8 @@ class Stop:
   """
 
   def __init__(self, at_once: bool = False):
-    self._at_once, self._asked, self._before = at_once, False, {}
-    self._number: int | None = None  # of the signal that came last
+    self._at_once, self._before = at_once, {}
+    self._number: int | None = None  # of the signal that asked last
     self._hook = sys.unraisablehook
 
   def __enter__(self):
@@ -254,7 +254,8 @@ class Stop:
         self._before[number] = signal.signal(number, self._ask)
       # One that was raised where Python only prints it (a finalizer) is answered here.
       outer = getattr(self._before[signal.SIGTERM], '__self__', None)
-      self._asked |= isinstance(outer, Stop) and outer._asked
+      if isinstance(outer, Stop):
+        self._number = self._number or outer._number
     if self._at_once:
       sys.unraisablehook = self._unheard
     return self
@@ -283,7 +284,7 @@ class Stop:
       os.kill(os.getpid(), number)
 
   def _ask(self, number, frame):
-    self._asked, self._number = True, number
+    self._number = number
     if self._at_once:
       raise Stopped(number)
     signal.signal(signal.SIGINT, self._before[signal.SIGINT])
@@ -291,7 +292,7 @@ class Stop:
   def requested(self, step: int) -> bool:
     """Whether to save and leave after this step; every process asks once per step."""
     if jax.process_count() == 1:
-      return self._asked
+      return self._number is not None
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)
