@@ -21,6 +21,12 @@ def random(b, n, m, heads, d, dtype=jnp.float32):
   return [jnp.asarray(draw(size=shape), dtype) for shape in shapes]
 
 
+def with_gradient(function, qkv):
+  """What an attention gives, and the gradient of the sum of its squares."""
+  loss = lambda *qkv: (function(*qkv).astype(jnp.float32) ** 2).sum()
+  return function(*qkv), *jax.jit(jax.grad(loss, (0, 1, 2)))(*qkv)
+
+
 whole = jax.nn.dot_product_attention
 by_queries = functools.partial(attention._by_queries, 512, whole)
 WAYS = {'by head': attention._by_head, 'by queries': by_queries, 'chosen': attention.attend}
@@ -30,9 +36,7 @@ WAYS = {'by head': attention._by_head, 'by queries': by_queries, 'chosen': atten
 @pytest.mark.parametrize('way', WAYS)
 def test_parts_give_the_whole_and_its_gradient(way, shape):
   qkv = random(*shape)
-  loss = lambda f: lambda *qkv: (f(*qkv) ** 2).sum()
-  both = lambda f: (f(*qkv), *jax.jit(jax.grad(loss(f), (0, 1, 2)))(*qkv))
-  for part, expected in zip(both(WAYS[way]), both(whole)):
+  for part, expected in zip(with_gradient(WAYS[way], qkv), with_gradient(whole, qkv)):
     np.testing.assert_allclose(part, expected, atol=2e-5 * float(abs(expected).max()))
 
 
@@ -90,9 +94,7 @@ def test_few_tokens_take_the_plain_path():
 def test_a_tpus_kernel_gives_the_same_and_the_gradient(shape, dtype, tolerance):
   qkv = random(*shape, dtype=jnp.dtype(dtype))
   kernel = functools.partial(attention._splash, interpret=True)
-  loss = lambda f: lambda *qkv: (f(*qkv).astype(jnp.float32) ** 2).sum()
-  both = lambda f: (f(*qkv), *jax.jit(jax.grad(loss(f), (0, 1, 2)))(*qkv))
-  for part, expected in zip(both(kernel), both(whole)):
+  for part, expected in zip(with_gradient(kernel, qkv), with_gradient(whole, qkv)):
     assert part.dtype == expected.dtype
     part, expected = (np.asarray(a, np.float32) for a in (part, expected))
     np.testing.assert_allclose(part, expected, atol=tolerance * abs(expected).max())
