@@ -35,7 +35,7 @@ from exedit.weights.tensor import Tensor
 
 AUTOENCODERS = {'kl': AutoencoderKL, 'space_to_depth': SpaceToDepth}
 DTYPES = ('float32', 'bfloat16', 'float16')
-READERS = 4  # threads, each with one tensor in memory
+READERS = 2  # threads; each may hold a tensor twice, as it was read and as we lay it out
 COMPUTING = ('dtype', 'rngs', 'remat', 'attention')  # settings that change no weight's meaning
 SAMPLERS = {'plms': sampling.plms, 'ddim': sampling.ddim, 'dpm_solver_pp': sampling.dpm_solver_pp}
 
