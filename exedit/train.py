@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,15 +23,23 @@ import numpy as np
 from absl import flags
 
 from exedit import doors, images, settings
-from exedit.errors import UserError
+from exedit.errors import UserError, one_line
 from exedit.program import SYSTEMS, Program, make_program
-from exedit.training import goodput, lock, log, optimizer, runtime, state
+from exedit.training import goodput, log, optimizer, runtime, state
 from exedit.training import mesh as meshes
-from exedit.training.checkpoint import CheckpointError, Checkpoints, load_frozen, save_frozen
+from exedit.training import workdir as workdirs
+from exedit.training.checkpoint import (
+  CheckpointError,
+  Checkpoints,
+  load_frozen,
+  save_frozen,
+  steps_in,
+)
 from exedit.training.prefetch import Prefetch
 from exedit.training.state import Params, TrainState
+from exedit.training.workdir import Workdir
 from exedit.weights.tensor import Tensor
-from input_pipeline import loader, synthetic
+from input_pipeline import loader, remote, synthetic
 from input_pipeline.errors import DataError
 
 SOURCES = ('init_from', 'init_clip')  # settings that name weights to start from
@@ -67,7 +74,7 @@ def train(
   """Train to step `steps`; the keys of a config are these arguments.
 
   Args:
-    workdir: where everything goes, and where an earlier start is continued.
+    workdir: where everything goes, and where an earlier start is continued; may be gs://...
     system: one of SYSTEMS; `model` are the arguments of its `build`, `edit` those of its `edit`
       and `count`, how many held-out examples are edited.
     batch_size: of all devices together; taken in `accumulate` equal parts, one after the other.
@@ -102,30 +109,51 @@ def train(
     shards = loader.survey(data['root'], data.get('split', 'train'))
   must_agree(config, shards)
   with runtime.together():
-    open_workdir(workdir)
+    place = workdirs.hold(workdir, leader=jax.process_index() == 0)
+  try:
+    return go_on(workdir, place, program, config, tensors, stream, examples, shards, begin)
+  finally:
+    place.close()
 
+
+def go_on(
+  workdir: str,
+  place: Workdir,
+  program: Program,
+  config: Mapping[str, Any],
+  tensors: Mapping[str, Tensor] | None,
+  stream: Callable,
+  examples: Mapping[str, np.ndarray] | None,
+  shards: loader.Shards,
+  begin: float,
+) -> TrainState:
+  """From where the held workdir stands to the last step.
+
+  tensors: what to start from, None where the workdir has begun. stream: batches from a step on.
+  examples: what is edited for the grids. begin: when the process began.
+  """
+  steps, batch_size, edit_every = config['steps'], config['batch_size'], config['edit_every']
   say = log.Progress(steps, batch_size).say
-  hours = goodput.Goodput(workdir, begin)
-  checkpoints = Checkpoints(workdir, **checkpoint, say=say)
+  hours = goodput.Goodput(place.files, begin)
+  checkpoints = Checkpoints(workdir, **config['checkpoint'], say=say)
   checkpoints.require_space(program.now)
   now, frozen = initial(program, workdir, checkpoints, config, tensors, say)
   start = int(now.step)
   if start >= steps:
     checkpoints.tidy()
     hours.close()
-    lock.release(workdir)
     say(f'{workdir} is at step {start} of {steps}: nothing to do; raise --config.steps to go on')
     return now
-  record(workdir, program, config, start, say)
+  record(workdir, place, program, config, start, say)
 
   with runtime.Stop() as stop:  # to the very end, so that a second SIGTERM ends no writing
     book = log.Log(
-      workdir,
+      place.files,
       steps=steps,
       batch_size=batch_size,
       start=start,
-      log_every=log_every,
-      max_bad_steps=max_bad_steps,
+      log_every=config['log_every'],
+      max_bad_steps=config['max_bad_steps'],
       peak=program.peak(),
       hours=hours,
     )
@@ -140,14 +168,15 @@ def train(
           book.flops = book.flops or program.flops(batch)
         book.push(step, {**metrics, 'truncated_shards': shards.truncated}, feed.waited)
         last = stop.requested(step) or step == steps
-        if last or step % save_every == 0:
+        if last or step % config['save_every'] == 0:
           book.flush()
           with book.pause('checkpoint'):
+            place.push()
             checkpoints.save(step, now)
         if examples and (step % edit_every == 0 or step == steps):
           book.flush()
           with book.pause('edits'):
-            show_edits(program, now, frozen, examples, edit, workdir, book, step)
+            show_edits(program, now, frozen, examples, config['edit'], place, book, step)
         if last:
           break
       with book.pause('checkpoint'):
@@ -158,7 +187,7 @@ def train(
       checkpoints.close()
       hours.close()
       say(hours.line())
-      lock.release(workdir)
+    place.push()
   if step < steps:
     say(f'stopped and saved at step {step} of {steps}: the same command goes on from there')
   else:
@@ -198,7 +227,16 @@ def initial(
 
 def begun(workdir: str) -> bool:
   """Whether the workdir holds checkpoints, so that nothing else is asked for weights."""
-  return any(Path(workdir, 'checkpoints').glob('[0-9]*'))
+  checkpoints = workdirs.path_of(workdir) / 'checkpoints'
+  try:
+    return bool(steps_in(checkpoints))
+  except Exception as error:
+    if not remote.is_remote(workdir):
+      raise
+    raise UserError(
+      f'the workdir {workdir} cannot be read ({one_line(error)[:200]}): check its name, your rights '
+      'there and the network, or choose another'
+    ) from error
 
 
 def given(program: Program, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -299,7 +337,7 @@ def show_edits(
   frozen: Params,
   examples: Mapping[str, np.ndarray],
   edit: Mapping[str, Any],
-  workdir: str,
+  place: Workdir,
   book: log.Log,
   step: int,
 ) -> None:
@@ -318,52 +356,38 @@ def show_edits(
   rows = zip(source, source * (1 - mask), exemplar, own, other, others)
   captions = ('source', 'hole', 'exemplar', 'edit', 'another', 'edit')
   sheet = images.grid([list(row) for row in rows], captions)
-  os.makedirs(os.path.join(workdir, 'samples'), exist_ok=True)
-  images.save(sheet, os.path.join(workdir, 'samples', f'{step}.png'))
+  os.makedirs(os.path.join(place.files, 'samples'), exist_ok=True)
+  images.save(sheet, os.path.join(place.files, 'samples', f'{step}.png'))
   book.image(step, 'edits', sheet)
 
 
-def open_workdir(workdir: str) -> None:
-  """Make the folder, see that it can be written, and hold it against other runs."""
-  if '://' in workdir:
-    raise UserError(f'{workdir} is not a folder: mount the bucket and name the mounted folder')
-  probe = os.path.join(workdir, f'.{jax.process_index()}.tmp')
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    with open(probe, 'w'):
-      pass
-    os.remove(probe)
-    if jax.process_index() == 0:
-      lock.take(workdir)
-      log.sweep(workdir)
-  except OSError as error:
-    raise UserError(
-      f'cannot write to the workdir {workdir} ({error.strerror}): choose another'
-    ) from error
-
-
 def record(
-  workdir: str, program: Program, config: Mapping[str, Any], start: int, say: Callable
+  workdir: str,
+  place: Workdir,
+  program: Program,
+  config: Mapping[str, Any],
+  start: int,
+  say: Callable,
 ) -> None:
   """Leave behind what the run is: config.json, versions.json, parameters.txt."""
   if jax.process_index() != 0:
     return
   from clu import parameter_overview
 
-  path = os.path.join(workdir, 'config.json')
+  path = os.path.join(place.files, 'config.json')
   if start and os.path.exists(path):
     with open(path, encoding='utf-8') as file:
       changed = differences(json.load(file), json.loads(json.dumps(config)))
     said = f', with other settings than before: {", ".join(changed)}' if changed else ''
     say(f'going on from step {start}{said}')
   log.write_json(path, config)
-  log.write_json(os.path.join(workdir, 'versions.json'), runtime.versions())
+  log.write_json(os.path.join(place.files, 'versions.json'), runtime.versions())
   tables = [
     f'{title}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}\n'
     for title, params in (('trained', program.now.params), ('frozen', program.frozen))
     if params
   ]
-  log.write_text(os.path.join(workdir, 'parameters.txt'), '\n'.join(tables))
+  log.write_text(os.path.join(place.files, 'parameters.txt'), '\n'.join(tables))
   say(f'trained: {sizes(program.now.params)}; frozen: {sizes(program.frozen)}')
   shape = ' x '.join(f'{name} {size}' for name, size in program.mesh.shape.items())
   say(f'mesh: {shape}; everything goes to {workdir}; compiling the step')

@@ -3,10 +3,13 @@
 Local paths never come here: they are read with pread, as fast as the disk.
 """
 
+import contextlib
 import functools
 import hashlib
+import logging
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from input_pipeline.errors import DataError
@@ -23,6 +26,9 @@ def is_remote(path: str | os.PathLike) -> bool:
 def _store(protocol: str) -> Any:
   import fsspec
 
+  # What it cannot do is raised and said in a line; it would print tracebacks as well.
+  if protocol in DRIVERS:
+    logging.getLogger(DRIVERS[protocol]).setLevel(logging.CRITICAL)
   try:
     return fsspec.filesystem(protocol)
   except ImportError as error:
@@ -41,7 +47,9 @@ def store(path: str) -> Any:
 def listing(root: str) -> dict[str, dict]:
   """Names in a folder of a store, with what the store says of each; one request for all."""
   try:
-    found = store(root).ls(root.rstrip('/'), detail=True)
+    fs = store(root)
+    fs.invalidate_cache()
+    found = fs.ls(root.rstrip('/'), detail=True)
   except FileNotFoundError:
     found = []
   except Exception as error:
@@ -57,20 +65,22 @@ def info(path: str) -> tuple[int, int]:
     raise DataError(f'cannot read shard {path!r}: it does not exist') from None
   except Exception as error:
     raise DataError(f'cannot read shard {path!r}: {_words(error)}') from error
+  return int(entry['size']), version(entry)
+
+
+def version(entry: Mapping[str, Any]) -> int:
+  """A number that another version of the file has not, from what the store says of it."""
   names = ('etag', 'ETag', 'generation', 'md5Hash', 'updated', 'LastModified', 'mtime', 'created')
-  version = next((str(entry[name]) for name in names if entry.get(name)), '')
-  digest = hashlib.sha256(version.encode()).digest()
-  return int(entry['size']), int.from_bytes(digest[:7], 'little')
+  said = next((str(entry[name]) for name in names if entry.get(name)), '')
+  return int.from_bytes(hashlib.sha256(said.encode()).digest()[:7], 'little')
 
 
 def read(path: str, start: int = 0, size: int | None = None) -> bytes:
   """`size` bytes from `start` on, fewer at the end of the file, None: all of it; OSError."""
-  try:
-    return store(path).cat_file(path, start=start, end=None if size is None else start + size)
-  except OSError:
-    raise
-  except Exception as error:  # drivers raise what their HTTP library does
-    raise OSError(0, _words(error)) from error
+  with _as_os_error():
+    # Not from 0 where all is wanted: an empty file has no byte 0, and stores refuse the range.
+    end = None if size is None else start + size
+    return store(path).cat_file(path, start=start or (None if end is None else 0), end=end)
 
 
 class Ahead:
@@ -90,12 +100,45 @@ class Ahead:
 
 def put(local: str, path: str) -> None:
   """Copy a local file; a store shows it whole or not at all. OSError."""
-  try:
+  with _as_os_error():
     store(path).put_file(local, path)
-  except OSError:
-    raise
-  except Exception as error:
-    raise OSError(0, _words(error)) from error
+
+
+def get(path: str, local: str) -> None:
+  """Copy a file of a store to a local one. OSError."""
+  with _as_os_error():
+    store(path).get_file(path, local)
+
+
+def write(path: str, data: bytes) -> None:
+  """A file with these bytes, whole or not at all. OSError."""
+  with _as_os_error():
+    store(path).pipe_file(path, data)
+
+
+def remove(path: str) -> None:
+  """Remove a file. OSError."""
+  with _as_os_error():
+    store(path).rm_file(path)
+
+
+def move(folder: str, to: str) -> None:
+  """Copy a folder to a name that is free, and remove it then. OSError."""
+  with _as_os_error():
+    store(folder).mv(folder, to, recursive=True)
+
+
+def find(root: str) -> dict[str, dict]:
+  """Every file below a folder by its path from there on, with what the store says of it. OSError.
+
+  Of a file itself: its own, under an empty name.
+  """
+  fs = store(root)
+  top = fs._strip_protocol(root).rstrip('/')
+  with _as_os_error():
+    fs.invalidate_cache()
+    found = fs.find(root, detail=True)
+  return {name[len(top) :].lstrip('/'): entry for name, entry in found.items()}
 
 
 class replacing:
@@ -116,6 +159,17 @@ class replacing:
         put(self.temporary, self.path)
     finally:
       os.unlink(self.temporary)
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+  """Drivers raise what their HTTP library does."""
+  try:
+    yield
+  except OSError:
+    raise
+  except Exception as error:
+    raise OSError(0, _words(error)) from error
 
 
 def _words(error: BaseException) -> str:

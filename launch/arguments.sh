@@ -69,8 +69,8 @@ check_workdir() {
   local remedy='of a folder that all machines see'
   [ -z "${1:-}" ] || remedy+="; with --bucket=NAME that is $1/..."
   case ${workdir:?} in
-    *://*) fail "--workdir is '$workdir': it must be a folder, so give the whole path $remedy" ;;
-    /*) ;;
+    gs://*/* | /*) ;;
+    *://*) fail "--workdir is '$workdir': it must be gs://... or a folder, so give the whole path $remedy" ;;
     *) fail "--workdir is '$workdir': give the whole path $remedy" ;;
   esac
 }

@@ -4,11 +4,11 @@ set -euo pipefail
 USAGE='Trains on Kubernetes (GKE) as one JobSet; needs kubectl and the JobSet controller.
 
   launch/gke.sh --name=pbe --image=REGISTRY/exedit:TAG --config=configs/pbe.py \
-      --bucket=BUCKET --workdir=/gcs/run --tpu=tpu-v5-lite-podslice --topology=4x4 [-- ...]
+      --workdir=gs://BUCKET/run --tpu=tpu-v5-lite-podslice --topology=4x4 [-- ...]
   launch/gke.sh ... --gpu=nvidia-h100-80gb --gpus=8 --nodes=2
 
-  --bucket=NAME      of Cloud Storage, mounted at /gcs (best with hierarchical namespace, where
-                     renames are atomic); the data may also be read as gs://..., without a mount
+  --bucket=NAME      of Cloud Storage, mounted at /gcs; not needed where workdir and data are
+                     gs://...
   --image            made from launch/Dockerfile, or any with exedit in its working folder
   --tpu, --topology  kind and shape of the slices, as GKE labels its nodes; --chips of each node (4)
   --slices=N         that train together (1)

@@ -5,10 +5,10 @@ USAGE='Trains on a TPU slice of Google Cloud (a queued resource): asks for it, w
 this checkout to all its hosts, installs, starts there what goes on without this machine, and watches.
 
   launch/tpu_vm.sh --name=pbe --zone=us-west4-a --type=v5litepod-16 \
-      --bucket=BUCKET --config=configs/pbe.py --workdir=/gcs/run [-- --config.batch_size=256 ...]
+      --config=configs/pbe.py --workdir=gs://BUCKET/run [-- --config.batch_size=256 ...]
 
-  --bucket=NAME      of Cloud Storage, mounted at /gcs of every host (best with hierarchical
-                     namespace, where renames are atomic); the data may also be read as gs://...
+  --bucket=NAME      of Cloud Storage, mounted at /gcs of every host; not needed where workdir and
+                     data are gs://...
   --project=P        (default: that of gcloud)
   --runtime=VERSION  of the TPU software (default: by --type)
   --spot             a spot slice: when it is taken away, another one is asked for

@@ -204,10 +204,13 @@ def test_a_jobset_on_gpus():
     (('tpu_vm', *RUN), '--name is missing: see --help'),
     ((*TPU_VM, '--type=h100'), "--type is 'h100': it must be a type such as v5litepod-16"),
     ((*TPU_VM, '--workdir=run'), "--workdir is 'run': give the whole path of a folder that"),
-    ((*TPU_VM, '--workdir=gs://b/run'), 'it must be a folder, .* with --bucket=NAME that is /gcs/'),
     (
-      (*GKE_TPU, '--workdir=gs://b/run'),
-      'it must be a folder, .* with --bucket=NAME that is /gcs/',
+      (*TPU_VM, '--workdir=s3://b/run'),
+      'it must be gs:.* or a folder, .* --bucket=NAME that is /gcs/',
+    ),
+    (
+      (*GKE_TPU, '--workdir=gs://b'),
+      'it must be gs:.* or a folder, .* --bucket=NAME that is /gcs/',
     ),
     (
       (*SLURM, '--workdir=run'),

@@ -57,13 +57,16 @@ def edit(model, source, mask, exemplar, key, *, scale=1.0):
 
 
 if __name__ == '__main__':
+  import os
   import sys
 
   from absl import flags
   from ml_collections import config_flags
 
   from exedit import doors, train
+  from exedit.training import lease
 
+  lease.RENEW = float(os.environ.get('EXEDIT_LEASE', lease.RENEW))
   train.SYSTEMS['toy'] = sys.modules['__main__']
   config_flags.DEFINE_config_file('config')
   flags.DEFINE_string('workdir', None, '')

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from exedit import caches
 from exedit.errors import UserError
 
 CHUNK = 500  # rows that are asked for, or in memory, at once
@@ -21,8 +22,7 @@ def key(*parts: str) -> str:
 
 def default_folder() -> str:
   """Beside the other caches of this user, so that several evaluations share a reference set's."""
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return os.path.join(base, 'exedit')
+  return str(caches.folder())
 
 
 class Cache:

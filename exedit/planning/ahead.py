@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import signal
 import time
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from exedit import doors, settings
+from exedit import caches, doors, settings
 from exedit.errors import UserError
 from exedit.models import attention
 from exedit.planning import child, topology, traffic
@@ -73,8 +72,7 @@ def remembered(config: Config, name: str, effort: str = 'quick') -> Path:
   what['sizes'] = [doors.trained_on(config, size) for size in ('size', 'exemplar_size')]
   what['steps'] = config['steps'] if config['optimizer'].get('schedule') == 'cosine' else None
   fact = json.dumps([name, what, effort, topology.versions(), source_digest()], sort_keys=True)
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return Path(base, 'exedit', 'plans', hashlib.sha256(fact.encode()).hexdigest()[:32] + '.json')
+  return caches.folder('plans', hashlib.sha256(fact.encode()).hexdigest()[:32] + '.json')
 
 
 def source_digest() -> str:

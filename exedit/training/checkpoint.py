@@ -5,11 +5,15 @@ shape, type and checksum, because Orbax restores flipped bits without an error (
 3.4). The frozen parameters are written once, to `<workdir>/frozen.safetensors`.
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
+import re
 import shutil
+import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,13 +23,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jaxtyping import Array, Shaped, UInt32
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from exedit.errors import disk_is_full
+from exedit.errors import disk_is_full, one_line
 from exedit.training import runtime
 from exedit.training.state import TrainState
+from exedit.training.workdir import path_of
+from input_pipeline import remote
+
+FROZEN = 'frozen.safetensors'
+# What TensorStore and gcsfs say of rights, and of the machine or the network.
+FORBIDDEN = 'PERMISSION_DENIED|UNAUTHENTICATED|storage.objects'
+PASSING = 'RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Client[A-Za-z]*Error|Timeout'
 
 
 class CheckpointError(ValueError):
@@ -46,9 +58,10 @@ class Checkpoints:
     keep_every: int | None = None,
     say: Callable[[str], None] = print,
   ):
-    self.folder = Path(workdir).absolute() / 'checkpoints'
+    self.folder = path_of(workdir) / 'checkpoints'
     self._say, self._keep, self._keep_every = say, keep, keep_every
     logging.getLogger('absl').addFilter(_not_orbax)
+    sys.unraisablehook = _not_late
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
     )
@@ -119,7 +132,7 @@ class Checkpoints:
       items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
       state = self._manager.restore(step, args=items)['state']
     except Exception as error:
-      raise _damage_or_memory(error) from error
+      raise _damage_or_not(error) from error
     verify(named(state), seal)
     return state
 
@@ -127,9 +140,13 @@ class Checkpoints:
     """Move a damaged checkpoint out of the way, to where a person can look at it."""
     if jax.process_index() == 0:
       aside = self.folder.parent / 'damaged_checkpoints' / str(step)
-      shutil.rmtree(aside, ignore_errors=True)
-      aside.parent.mkdir(exist_ok=True)
-      os.replace(self.folder / str(step), aside)
+      if aside.exists():
+        aside.rmtree()
+      if remote.is_remote(aside):
+        remote.move(f'{self.folder}/{step}', os.fspath(aside))
+      else:
+        aside.parent.mkdir(exist_ok=True)
+        (self.folder / str(step)).rename(aside)
     if jax.process_count() > 1:
       from jax.experimental import multihost_utils
 
@@ -138,6 +155,8 @@ class Checkpoints:
 
   def require_space(self, state: TrainState) -> None:
     """Refuse early what has no room: a checkpoint, its bookkeeping, and a little for the logs."""
+    if remote.is_remote(self.folder):
+      return
     arrays = jax.tree.leaves(state)
     need = sum(a.size * a.dtype.itemsize for a in arrays) // jax.process_count()
     need = int(1.05 * need) + 4096 * len(arrays) + 2**20
@@ -150,7 +169,9 @@ class Checkpoints:
     try:
       action()
     except Exception as error:
-      if not disk_is_full(error):
+      if re.search(FORBIDDEN, str(error)):
+        raise CheckpointError(f'cannot write to {self.folder}: {one_line(error)[:200]}') from error
+      if remote.is_remote(self.folder) or not disk_is_full(error):
         raise
       if jax.process_index() == 0:
         for path in self.folder.glob('*orbax-checkpoint-tmp*'):
@@ -173,8 +194,8 @@ def restore_params(
   """
   if which not in ('ema', 'params'):
     raise ValueError(f"which is '{which}'; use 'ema' or 'params'")
-  folder = Path(workdir).absolute() / 'checkpoints'
-  steps = sorted(_steps(folder), reverse=True)
+  folder = path_of(workdir) / 'checkpoints'
+  steps = sorted(steps_in(folder), reverse=True)
   if not steps:
     raise CheckpointError(f'{workdir} holds no checkpoints: train there first, or name another')
   problems = []
@@ -190,7 +211,7 @@ def restore_params(
   raise CheckpointError(f'no checkpoint in {folder} can be read: {problems[0]}')
 
 
-def _read_part(path: Path, which: str) -> dict[str, np.ndarray]:
+def _read_part(path: epath.Path, which: str) -> dict[str, np.ndarray]:
   seal = read_seal(path)
   part = {name: entry for name, entry in seal.items() if name.startswith(f'{which}/')}
   if not part and which == 'ema':
@@ -206,7 +227,7 @@ def _read_part(path: Path, which: str) -> dict[str, np.ndarray]:
   try:
     tree = ocp.PyTreeCheckpointer().restore(path / 'state', args=args)
   except Exception as error:
-    raise _damage_or_memory(error) from error
+    raise _damage_or_not(error) from error
   verify(named(tree), part)
   return tree[which]
 
@@ -215,33 +236,43 @@ def save_frozen(workdir: str | os.PathLike, params: Mapping[str, jax.Array]) -> 
   """Write the frozen parameters, atomically, each with its CRC-32 in the header."""
   if jax.process_index() != 0:
     return
-  path = Path(workdir) / 'frozen.safetensors'
+  path = path_of(workdir) / FROZEN
   arrays = {name: np.asarray(value) for name, value in params.items()}
   crc = {name: _crc32(a) for name, a in arrays.items()}
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  folder = tempfile.gettempdir() if remote.is_remote(path) else path.parent
+  temporary = Path(folder, f'{FROZEN}.{os.getpid()}.tmp')
   try:
     save_file(arrays, temporary, metadata={'crc32': json.dumps(crc)})
     temporary.chmod(0o644)  # safetensors writes for the owner alone
-    os.replace(temporary, path)
-  except BaseException as error:
-    temporary.unlink(missing_ok=True)
+    if remote.is_remote(path):
+      remote.put(str(temporary), os.fspath(path))
+    else:
+      os.replace(temporary, path)
+  except Exception as error:
     if not disk_is_full(error):
       raise
     need = sum(a.nbytes for a in arrays.values())
-    raise CheckpointError(_no_space(path, need, shutil.disk_usage(workdir).free)) from error
+    raise CheckpointError(_no_space(temporary, need, shutil.disk_usage(folder).free)) from error
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def load_frozen(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
   """The frozen parameters of a run, verified; CheckpointError where they are missing or damaged."""
   from safetensors import safe_open
 
-  path = Path(workdir) / 'frozen.safetensors'
+  path = path_of(workdir) / FROZEN
   if not path.exists():
     raise CheckpointError(f'{path} is missing: copy it from where the run was started')
   try:
-    arrays = load_file(path)
-    with safe_open(path, 'numpy') as file:
-      crc = json.loads((file.metadata() or {}).get('crc32', '{}'))
+    with contextlib.ExitStack() as held:
+      local = os.fspath(path)
+      if remote.is_remote(path):
+        local = os.path.join(held.enter_context(tempfile.TemporaryDirectory()), FROZEN)
+        remote.get(os.fspath(path), local)
+      arrays = load_file(local)
+      with safe_open(local, 'numpy') as file:
+        crc = json.loads((file.metadata() or {}).get('crc32', '{}'))
   except (SafetensorError, ValueError) as error:
     raise CheckpointError(f'{path} is damaged ({error}): restore it from a copy') from error
   for name, array in arrays.items():
@@ -293,7 +324,7 @@ def _words(x: Shaped[Array, '...']) -> UInt32[Array, '...']:
   return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
 
 
-def read_seal(path: Path) -> dict[str, dict]:
+def read_seal(path: epath.Path | Path) -> dict[str, dict]:
   """Shape, type and digest of every array of one checkpoint."""
   try:
     seal = json.loads((path / 'digest' / 'metadata').read_text())
@@ -311,7 +342,7 @@ def verify(arrays: Mapping[str, Any], seal: Mapping[str, dict]) -> None:
       raise Damaged(f'checksum of {name} is {value:08x}, saved was {seal[name]["digest"]:08x}')
 
 
-def _compare(seal: Mapping[str, dict], wanted: Mapping[str, Any], path: Path) -> None:
+def _compare(seal: Mapping[str, dict], wanted: Mapping[str, Any], path: epath.Path) -> None:
   """Refuse a checkpoint of another model or optimizer, naming the first difference."""
   for name in sorted(set(seal) | set(wanted)):
     saved = str(seal[name]['shape']) if name in seal else 'absent'
@@ -323,21 +354,25 @@ def _compare(seal: Mapping[str, dict], wanted: Mapping[str, Any], path: Path) ->
       )
 
 
-def _steps(folder: Path) -> list[int]:
+def steps_in(folder: epath.Path) -> list[int]:
+  """The steps whose checkpoints in this folder were written to their end."""
   if not folder.is_dir():
     return []
-  return [int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir()]
+  steps = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+  return [int(path.name) for path in steps if ocp.utils.is_checkpoint_finalized(path)]
 
 
-def _damage_or_memory(error: Exception) -> Exception:
-  """A failed read is damage, except where the machine was too small for a good checkpoint."""
+def _damage_or_not(error: Exception) -> Exception:
+  """A failed read is damage, except where machine, network or rights failed a good checkpoint."""
   text = f'{type(error).__name__}: {error}'
-  if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
+  if re.search(FORBIDDEN, text):
+    return CheckpointError(f'a checkpoint cannot be read: {one_line(error)[:200]}')
+  if isinstance(error, MemoryError) or re.search(PASSING, text):
     return error
   return Damaged(' '.join(text.split())[:200])
 
 
-def _no_space(path: Path, need: int | None, free: int) -> str:
+def _no_space(path: os.PathLike, need: int | None, free: int) -> str:
   needs = '' if need is None else f'needs {_size(need)}, '
   return (
     f'no space left for {path}: {needs}{_size(free)} free; free some, keep fewer '
@@ -348,6 +383,12 @@ def _no_space(path: Path, need: int | None, free: int) -> str:
 def _not_orbax(record: logging.LogRecord) -> bool:
   """Orbax logs every file it writes, and prints each error that it raises as well."""
   return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def _not_late(unraisable: Any, *, before=sys.unraisablehook) -> None:
+  """Where a request to a store failed, TensorStore's others tell a loop that is no longer there."""
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    before(unraisable)
 
 
 def _size(count: int) -> str:

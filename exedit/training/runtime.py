@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from exedit import __version__
+from exedit import __version__, caches
 from exedit.errors import UserError, explain, one_line
 from exedit.training import rendezvous
 
@@ -345,8 +345,7 @@ def cache_compiled(folder: str | None = None) -> None:
   allowed = getattr(jax.config, 'jax_enable_compilation_cache', True)
   if os.environ.get('JAX_COMPILATION_CACHE_DIR') or not allowed:
     return
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  folder = folder or os.path.join(base, 'exedit', f'jax-{jax.__version__}-{_processor()}')
+  folder = folder or str(caches.folder(f'jax-{jax.__version__}-{_processor()}'))
   with contextlib.suppress(OSError):
     os.makedirs(folder, exist_ok=True)
   if os.access(folder, os.W_OK):

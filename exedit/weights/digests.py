@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from exedit import caches
+
 FRESH = 2.0  # seconds; a file this young may change again without a change in its time
 
 
@@ -38,8 +40,7 @@ def together(paths: Iterable[str | os.PathLike], also: str = '') -> str:
 
 
 def _book() -> Path:
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return Path(base) / 'exedit' / 'digests.json'
+  return caches.folder('digests.json')
 
 
 def _known() -> dict[str, list]:

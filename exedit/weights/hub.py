@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from exedit.errors import UserError, disk_is_full, one_line
+from exedit.weights import stores
+from input_pipeline import remote
 
 COMPONENTS = ('unet', 'vae', 'image_encoder', 'feature_extractor', 'scheduler')
 ENDINGS = ('.safetensors', '.bin', '.ckpt', '.pt', '.pth')  # the first kind in a folder is taken
@@ -26,8 +28,9 @@ _ID = re.compile(r'([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?')
 def resolve(src: str | os.PathLike, revision: str | None = None) -> Path:
   """A path that exists as it is; 'owner/name' or 'owner/name@revision' fetched from the hub.
 
-  The hub's own cache, login and environment variables count (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE,
-  HF_ENDPOINT); what is in the cache serves when the hub cannot be reached.
+  What is in a store (gs://bucket/run) is copied to the cache folder. The hub's own cache, login and
+  environment variables count (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT); what is in its cache
+  serves when the hub cannot be reached.
 
   Args:
     src: a path, or a hub id.
@@ -39,10 +42,11 @@ def resolve(src: str | os.PathLike, revision: str | None = None) -> Path:
     UserError: where there is neither such a path nor such a repository, or it cannot be fetched.
   """
   name = os.fspath(src)
-  if os.path.exists(name):
+  stored = name.partition('://')[0] in remote.DRIVERS and remote.is_remote(name)
+  if stored or os.path.exists(name):
     if revision:
       raise UserError(f'{name} is a path, and revision {revision} only means something on the hub')
-    return Path(name)
+    return stores.fetch(name, wanted) if stored else Path(name)
   match = _ID.fullmatch(name)
   if not match or match[1].endswith(ENDINGS):
     raise UserError(f"{name} does not exist: give a file, a folder or a hub id 'owner/name'")

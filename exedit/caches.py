@@ -1,0 +1,10 @@
+"""Where what can be made again is kept: a folder of this user's."""
+
+import os
+from pathlib import Path
+
+
+def folder(*parts: str) -> Path:
+  """~/.cache/exedit or, where XDG_CACHE_HOME says so, another; nothing is made."""
+  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return Path(base, 'exedit', *parts)
