@@ -234,8 +234,8 @@ def begun(workdir: str) -> bool:
     if not remote.is_remote(workdir):
       raise
     raise UserError(
-      f'the workdir {workdir} cannot be read ({one_line(error)[:200]}): check its name, your rights '
-      'there and the network, or choose another'
+      f'the workdir {workdir} cannot be read ({one_line(error)[:200]}): check its name, rights '
+      'and the network, or choose another'
     ) from error
 
 

@@ -224,9 +224,7 @@ def test_a_workdir_that_cannot_be_written_is_one_line(settings, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'cannot write to the workdir .*/file/run \(Not a directory'):
     train.train(str(tmp_path / 'file' / 'run'), **settings)
-  with pytest.raises(
-    UserError, match='s3://bucket/run cannot be a workdir: checkpoints go to folders'
-  ):
+  with pytest.raises(UserError, match='s3://bucket/run cannot be a workdir: checkpoints go to'):
     train.train('s3://bucket/run', **settings)
 
 
