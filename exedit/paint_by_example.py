@@ -210,16 +210,20 @@ def loss(
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
   """The paper's objective on one batch: predict the noise, given the hole and the exemplar's token.
 
-  Every random number is a function of (key, the example's id), so neither the order of the batch
-  nor its split over devices or micro-batches matters. Also returns the loss `per_example [b]` at
-  its timestep `t [b]`.
+  A batch has images, or the moments of their latents (input_pipeline/encoded.py). Every random
+  number is a function of (key, the example's id), so neither the order of the batch nor its split
+  over devices or micro-batches matters. Also returns the loss `per_example [b]` at its timestep
+  `t [b]`.
   """
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['id'])
   k_z, k_still, k_t, k_noise, k_drop = jnp.moveaxis(jax.vmap(_split_5)(keys), 1, 0)
-  image, mask = as_signed(batch['image']), batch['mask'][..., None].astype(jnp.float32) / 255
-  shape = latent_shape(model, image.shape)
+  mask = batch['mask'][..., None].astype(jnp.float32) / 255
+  shape = latent_shape(model, mask.shape)
   noises = jnp.stack([normal(k_z, shape), normal(k_still, shape)], 1)
-  z, still = latents(model, image, mask, noises)
+  if 'moments' in batch:  # exedit.encode has been there
+    z, still = drawn(model, batch['moments'].astype(jnp.float32), mask, noises)
+  else:
+    z, still = latents(model, as_signed(batch['image']), mask, noises)
   context = model.context(as_signed(batch['exemplar']))
   coins = k_drop if model.drop == 'example' else jax.random.fold_in(key, 2**31)
   context = guidance.drop(context, model.conditioner.null[...], coins, model.p_drop)
@@ -240,14 +244,36 @@ def latents(
 ) -> tuple[Float[Array, 'b lh lw z'], Float[Array, 'b lh lw s']]:
   """What is noised (the image's latent) and what is still (the masked image's, and the mask).
 
-  Each posterior is sampled with its noise, or is its mean without. Both encodes are one call; the
-  pair is stacked on a new axis so that a batch sharded over devices stays where it is.
+  Each posterior is sampled with its noise, or is its mean without.
+  """
+  return drawn(model, moments(model.autoencoder, image, mask), mask, noises)
+
+
+def moments(
+  autoencoder: AutoencoderKL | SpaceToDepth,
+  image: Float[Array, 'b h w 3'],
+  mask: Float[Array, 'b h w 1'],
+) -> Float[Array, 'b 2 lh lw m']:
+  """Of the latents of the image and of the masked image.
+
+  Both encodes are one call; the pair is stacked on a new axis so that a batch sharded over devices
+  stays where it is.
   """
   pair = jnp.stack([image, image * (1 - mask)], 1)
+  found = autoencoder.moments(pair.reshape(-1, *pair.shape[2:]))
+  return jax.lax.stop_gradient(found.reshape(*pair.shape[:2], *found.shape[1:]))
+
+
+def drawn(
+  model: PaintByExample,
+  moments: Float[Array, 'b 2 lh lw m'],
+  mask: Float[Array, 'b h w 1'],
+  noises: Float[Array, 'b 2 lh lw z'] | None = None,
+) -> tuple[Float[Array, 'b lh lw z'], Float[Array, 'b lh lw s']]:
+  """`latents` from the moments of both."""
   flat = lambda pair: pair.reshape(-1, *pair.shape[2:])
-  z = model.autoencoder.encode(flat(pair), None if noises is None else flat(noises))
-  z = jax.lax.stop_gradient(z)
-  z = z.reshape(len(image), 2, *z.shape[1:])
+  z = model.autoencoder.draw(flat(moments), None if noises is None else flat(noises))
+  z = z.reshape(*moments.shape[:2], *z.shape[1:])
   return z[:, 0], jnp.concatenate([z[:, 1], keep(mask, z.shape[2:4])], -1)
 
 

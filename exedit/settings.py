@@ -72,3 +72,15 @@ def find(config: Mapping[str, Any], name: str) -> str | None:
     if inner:
       return f'{key}.{inner}'
   return None
+
+
+def differences(old: Any, new: Any, path: str = '') -> list[str]:
+  """What changed between two settings, as 'optimizer.lr 1e-05 -> 3e-05'."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    names = [n for n in {**old, **new}]
+    return [
+      line
+      for n in names
+      for line in differences(old.get(n), new.get(n), f'{path}.{n}' if path else n)
+    ]
+  return [] if old == new else [f'{path} {old} -> {new}']

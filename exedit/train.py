@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from exedit import doors, images, settings
+from exedit import doors, images, latents, settings
 from exedit.errors import UserError, one_line
 from exedit.program import SYSTEMS, Program, make_program
 from exedit.training import goodput, log, optimizer, runtime, state
@@ -39,7 +39,7 @@ from exedit.training.prefetch import Prefetch
 from exedit.training.state import Params, TrainState
 from exedit.training.workdir import Workdir
 from exedit.weights.tensor import Tensor
-from input_pipeline import loader, remote, synthetic
+from input_pipeline import encoded, loader, remote, synthetic
 from input_pipeline.errors import DataError
 
 SOURCES = ('init_from', 'init_clip')  # settings that name weights to start from
@@ -207,7 +207,9 @@ def initial(
   restored = checkpoints.restore(program.now)
   if restored is not None:
     stored = load_frozen(workdir)
-    return restored, place(stored, program.frozen, f'{workdir}/frozen.safetensors')
+    frozen = place(stored, program.frozen, f'{workdir}/frozen.safetensors')
+    latents.require_same(config, restored.params, frozen)
+    return restored, frozen
   # No step has this number, so the first weights share no random number with any step.
   key = jax.random.fold_in(jax.random.key(config['seed'], impl='threefry2x32'), 2**32 - 1)
   tensors = given(program, config) if tensors is None else tensors
@@ -221,6 +223,7 @@ def initial(
   elif program.frozen:
     say(f'frozen and random, for no weights were given (init_from): {sizes(program.frozen)}')
   now, frozen = program.init(key, placed)
+  latents.require_same(config, now.params, frozen)
   save_frozen(workdir, frozen)
   return now, frozen
 
@@ -297,7 +300,7 @@ def draw(data: Mapping[str, Any], scenes: Mapping[str, Any] | None) -> None:
   """Draw the synthetic data where a config asks for them."""
   if not data.get('root'):
     raise ValueError('data.root is not set: give --config.data.root=DIR, the folder of the shards')
-  if scenes is None:
+  if scenes is None or encoded.manifest(data['root']) is not None:
     return
   if jax.process_index() == 0:
     synthetic.ensure(data['root'], **scenes)
@@ -313,7 +316,7 @@ def must_agree(config: Mapping[str, Any], shards: loader.Shards) -> None:
   said = runtime.everyone(json.dumps([socket.gethostname(), facts]))
   (host, first), *others = map(json.loads, said)
   for index, (other, theirs) in enumerate(others, 1):
-    changed = differences(first, theirs)
+    changed = settings.differences(first, theirs)
     if changed:
       raise runtime.TheOthers(
         f'process {index} on {other} differs from process 0 on {host}, all must be the same: '
@@ -377,7 +380,7 @@ def record(
   path = os.path.join(place.files, 'config.json')
   if start and os.path.exists(path):
     with open(path, encoding='utf-8') as file:
-      changed = differences(json.load(file), json.loads(json.dumps(config)))
+      changed = settings.differences(json.load(file), json.loads(json.dumps(config)))
     said = f', with other settings than before: {", ".join(changed)}' if changed else ''
     say(f'going on from step {start}{said}')
   log.write_json(path, config)
@@ -400,18 +403,6 @@ def sizes(params: Params) -> str:
     part = name.split('.')[0]
     parts[part] = parts.get(part, 0) + int(np.prod(array.shape))
   return ', '.join(f'{part} {count:,}' for part, count in parts.items()) or 'nothing'
-
-
-def differences(old: Any, new: Any, path: str = '') -> list[str]:
-  """What changed between two settings, as 'optimizer.lr 1e-05 -> 3e-05'."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    names = [n for n in {**old, **new}]
-    return [
-      line
-      for n in names
-      for line in differences(old.get(n), new.get(n), f'{path}.{n}' if path else n)
-    ]
-  return [] if old == new else [f'{path} {old} -> {new}']
 
 
 def check(config: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline import open_images
+from input_pipeline import encoded, open_images
 from input_pipeline.errors import DataError, Unusable
 from input_pipeline.tfrecord import CorruptRecord, Source, parse_example, shard_paths, sweep
 
@@ -59,6 +59,7 @@ def batches(
   """
   _check(batch_size, start_step, shard_index, shard_count, on_corrupt)
   _check_settings(make_example, example_settings)
+  encoded.check(root, split, example_settings)
   source = Source(shard_paths(root, split))
   if not len(source):
     raise DataError(f'split {split!r} in {root!r} holds no whole record')

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from input_pipeline import augment as augmentation
-from input_pipeline import crops, masks
+from input_pipeline import crops, encoded, masks
 from input_pipeline.errors import DataError, Unusable
 
 NON_SQUARE = ('squash', 'pad', 'skip')
@@ -69,8 +69,13 @@ def make_example(
   exemplar, blur_kernels pixels of the exemplar. non_square says what happens where no square cut
   holds the box: 'squash' the whole image (as released), 'pad' it by mirroring, or 'skip' to another
   draw. Returns image uint8 [size size 3], mask uint8 [size size] (255 = repaint, soft edges) and
-  exemplar uint8 [s s 3]. DataError where the image cannot be decoded, Unusable where no box serves.
+  exemplar uint8 [s s 3]; of an encoded record moments instead of the image. DataError where the
+  image cannot be decoded, Unusable where no box serves.
   """
+  if encoded.MOMENTS in features:
+    return encoded.make_example(
+      features, rng, augment=augment, affine_jitter=affine_jitter, blur_kernels=blur_kernels
+    )
   check_settings(non_square=non_square)
   name = _name(features)
   if not features.get('image'):

@@ -102,6 +102,8 @@ def main(config, output: str, split: str, count: int) -> None:
   if config.get('synthetic'):
     synthetic.ensure(data['root'], **config['synthetic'])
   batch = next(loader.batches(batch_size=count, seed=config.get('seed', 0), **data))
+  if 'image' not in batch:
+    raise DataError(f'{data["root"]} holds latents and no pictures: show what it was encoded from')
   plots, lines = statistics(data['root'], data['split'], batch)
   print('\n'.join(lines))
   _save(contact_sheet(batch, plots, lines), output)

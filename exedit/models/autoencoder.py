@@ -51,18 +51,20 @@ class AutoencoderKL(nnx.Module):
     self, image: Float[Array, 'b h w 3'], noise: Float[Array, 'b lh lw z'] | None = None
   ) -> Float[Array, 'b lh lw z']:
     """A draw from the posterior with the given standard normal noise; its mean without."""
-    mean, logvar = self.posterior(image)
-    z = mean if noise is None else mean + jnp.exp(0.5 * logvar) * noise
-    return z * self.scale
+    return self.draw(self.moments(image), noise)
 
-  def posterior(
-    self, image: Float[Array, 'b h w 3']
-  ) -> tuple[Float[Array, 'b lh lw z'], Float[Array, 'b lh lw z']]:
-    """Mean and log-variance, unscaled, the latter within [-30, 20] (LDM distributions.py)."""
+  def moments(self, image: Float[Array, 'b h w 3']) -> Float[Array, 'b lh lw m']:
+    """Of the posterior: mean and log-variance, one after the other, unscaled."""
     _check(image, self.factor)
-    moments = self.quant_conv(self.encoder(image)).astype(jnp.float32)
+    return self.quant_conv(self.encoder(image)).astype(jnp.float32)
+
+  def draw(
+    self, moments: Float[Array, 'b lh lw m'], noise: Float[Array, 'b lh lw z'] | None = None
+  ) -> Float[Array, 'b lh lw z']:
+    """Latents of these moments; log-variances within [-30, 20] (LDM distributions.py)."""
     mean, logvar = jnp.split(moments, 2, -1)
-    return mean, jnp.clip(logvar, -30, 20)
+    z = mean if noise is None else mean + jnp.exp(0.5 * jnp.clip(logvar, -30, 20)) * noise
+    return z * self.scale
 
   def decode(self, z: Float[Array, 'b lh lw z']) -> Float[Array, 'b h w 3']:
     """Latents to images, about [-1, 1] but not clipped, float32."""
@@ -97,12 +99,22 @@ class SpaceToDepth(nnx.Module):
     self, image: Float[Array, 'b h w 3'], noise: Float[Array, 'b lh lw z'] | None = None
   ) -> Float[Array, 'b lh lw z']:
     """The pixels, rearranged and scaled; there is no posterior, so `noise` has no effect."""
-    del noise
+    return self.draw(self.moments(image), noise)
+
+  def moments(self, image: Float[Array, 'b h w 3']) -> Float[Array, 'b lh lw z']:
+    """The latents themselves."""
     _check(image, self.factor)
     b, h, w, c = image.shape
     p = self.factor
     z = image.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)  # [b lh lw p p c]
     return (z.reshape(b, h // p, w // p, -1) - self.mean) * self.scale
+
+  def draw(
+    self, moments: Float[Array, 'b lh lw z'], noise: Float[Array, 'b lh lw z'] | None = None
+  ) -> Float[Array, 'b lh lw z']:
+    """The moments, which are the latents."""
+    del noise
+    return moments
 
   def decode(self, z: Float[Array, 'b lh lw z']) -> Float[Array, 'b h w 3']:
     b, lh, lw, _ = z.shape

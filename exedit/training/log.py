@@ -228,7 +228,12 @@ def sweep(workdir: str | os.PathLike) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """A JSON file for people and programs, written whole or not at all."""
-  write_text(path, json.dumps(value, indent=2) + '\n')
+  write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+  """As JSON, for people too."""
+  return json.dumps(value, indent=2) + '\n'
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,237 @@
+"""DOOR: draw each photo's crop and mask once, and keep latents instead of pixels.
+
+  python -m exedit.encode --config=configs/pbe.py --config.init_from=W --config.data.root=DATA \
+      --output=ENCODED
+  python -m exedit.train --config=configs/pbe.py --config.init_from=W --config.data.root=ENCODED \
+      --workdir=RUN
+
+A training on them runs no autoencoder. The price is variety: a photo is seen in `--draws` crops
+with as many masks and not in a new one each time; exemplars are augmented anew as ever. The same
+command goes on where it was stopped. Of several processes each encodes its share of the shards.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from exedit import doors, latents, settings
+from exedit import paint_by_example as pbe
+from exedit.errors import UserError
+from exedit.training import log, rows, runtime, state
+from input_pipeline import encoded, open_images, remote, synthetic, tfrecord
+from input_pipeline.errors import DataError, Unusable
+
+
+class Example(NamedTuple):
+  """One draw of one photo, and its name."""
+
+  arrays: dict[str, np.ndarray]
+  name: bytes
+
+
+def encode(
+  config: Mapping[str, Any],
+  output: str,
+  *,
+  draws: int = 1,
+  dtype: str = 'float16',
+  batch_size: int = 16,
+  say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Write the split `config.data.split` into the folder `output`, shard by shard.
+
+  Args:
+    config: of the training to come; its `init_from` names the autoencoder.
+    draws: crops and masks of each photo. dtype: of the moments.
+    batch_size: examples at a time, on all devices of this process together.
+  Returns:
+    What `encoded.json` holds.
+  Raises:
+    UserError: for settings that cannot be, weights or data that cannot be used, a folder that was
+      encoded otherwise.
+  """
+  for name, value in (('draws', draws), ('batch_size', batch_size)):
+    if value < 1:
+      raise UserError(f'--{name} is {value}: it must be at least 1')
+  if dtype not in encoded.DTYPES:
+    raise UserError(f'--dtype is {dtype}: use one of {", ".join(encoded.DTYPES)}')
+  data = config['data']
+  root, split = data.get('root'), data.get('split', 'train')
+  if root and encoded.manifest(root) is not None:
+    raise UserError(f'{root} is encoded already: config.data.root must name the photos')
+  with settings.mendable(config):
+    open_images.check_settings(**latents.drawn(data))
+  if not root:
+    raise UserError('data.root is not set: give --config.data.root=DIR, the folder of the shards')
+  with runtime.together():
+    if config.get('synthetic') and jax.process_index() == 0:
+      synthetic.ensure(root, **config['synthetic'])
+  shards = tfrecord.shard_paths(root, split)
+  graph, params = latents.autoencoder(config)
+  how = dict(
+    split=split,
+    settings=latents.drawn(data),
+    seed=config.get('seed', 0),
+    draws=draws,
+    dtype=dtype,
+    autoencoder=latents.identity(config['model'], params),
+  )
+  with runtime.together():
+    if jax.process_index() == 0:
+      begin(output, how, root)
+  mine = shards[jax.process_index() :: jax.process_count()]
+  there = files(output)
+  left = [path for path in mine if os.path.basename(path) not in there]
+  if len(left) < len(mine):
+    say(f'{len(mine) - len(left)} of {len(mine)} shards are there already')
+  devices = jax.local_devices()
+  size = -(-batch_size // len(devices)) * len(devices)
+  network = rows.over_devices(functools.partial(moments, graph), params, devices)
+  total = draws * sum(len(tfrecord.Source([path])) for path in left)
+  with tqdm(total=total, unit='example', mininterval=1) as bar:
+    for path in left:
+      examples = drawn(path, how, shards.index(path), say, bar.update)
+      target = os.path.join(output, os.path.basename(path))
+      tfrecord.write_shard(target, records(examples, network, size, dtype))
+  return how
+
+
+def begin(output: str, how: Mapping[str, Any], root: str) -> None:
+  """Make the folder, or find that it was begun in the same way; the validation split goes along."""
+  found = encoded.manifest(output)
+  changed = settings.differences(found, dict(how)) if found else []
+  if changed:
+    raise UserError(
+      f'{output} was begun with other settings: {", ".join(changed[:5])}; go on with the same, or '
+      'name another folder'
+    )
+  if not remote.is_remote(output):
+    os.makedirs(output, exist_ok=True)
+  there = files(output)
+  if not found:
+    if there:
+      raise UserError(f'{output} holds files already: name an empty folder')
+    path = os.path.join(output, encoded.MANIFEST)
+    if remote.is_remote(path):
+      remote.write(path, log.json_text(how).encode())
+    else:
+      log.write_json(path, how)
+  try:
+    others = tfrecord.shard_paths(root, 'validation') if how['split'] != 'validation' else []
+  except DataError:  # there are none: grids of edits will have to be left out
+    others = []
+  for path in others:
+    name = os.path.basename(path)
+    if name not in there:
+      source = tfrecord.Source([path])
+      tfrecord.write_shard(os.path.join(output, name), (source[i] for i in range(len(source))))
+
+
+def files(folder: str) -> set[str]:
+  """The names in a folder, here or in a store."""
+  return set(remote.listing(folder) if remote.is_remote(folder) else os.listdir(folder))
+
+
+def drawn(
+  path: str, how: Mapping[str, Any], shard: int, say: Callable, done: Callable[[], Any]
+) -> Iterator[Example]:
+  """The draws of a shard's usable photos; draw k of photo i depends on (seed, shard, i, k)."""
+  source, draws = tfrecord.Source([path]), range(how['draws'])
+
+  def make(i: int) -> list[Example] | str:
+    try:
+      features = tfrecord.parse_example(source[i])
+      name = (features.get('image/filename') or [b''])[0]
+      rngs = [np.random.default_rng([how['seed'], shard, i, k]) for k in draws]
+      make_example = functools.partial(open_images.make_example, augment=False, **how['settings'])
+      return [Example(make_example(features, rng), name) for rng in rngs]
+    except Unusable:
+      return []
+    except DataError as error:
+      return f'{error}; skipped'
+
+  cv2.setNumThreads(0)  # the parallelism is over photos
+  count = os.cpu_count() or 1
+  with ThreadPoolExecutor(count) as threads:
+    for start in range(0, len(source), 8 * count):
+      for made in threads.map(make, range(start, min(start + 8 * count, len(source)))):
+        if isinstance(made, str):
+          say(made)
+          made = []
+        yield from made
+        for _ in draws:
+          done()
+
+
+def records(
+  examples: Iterator[Example], network: Callable, size: int, dtype: str
+) -> Iterator[bytes]:
+  """The examples as records, their moments computed `size` at a time."""
+  batch: list[Example] = []
+  for example in examples:
+    batch.append(example)
+    if len(batch) == size:
+      yield from encoded_batch(batch, network, size, dtype)
+      batch = []
+  if batch:
+    yield from encoded_batch(batch, network, size, dtype)
+
+
+def encoded_batch(
+  batch: Sequence[Example], network: Callable, size: int, dtype: str
+) -> list[bytes]:
+  """At most `size` examples as records; the last one fills up what is missing."""
+  full = [*batch, *[batch[-1]] * (size - len(batch))]
+  pictures, masks = (np.stack([e.arrays[name] for e in full]) for name in ('image', 'mask'))
+  found = np.asarray(network(pictures, masks)).astype(dtype)
+  return [encoded.record(e.arrays, m, e.name) for e, m in zip(batch, found)]
+
+
+def moments(
+  graph: state.Graph, params: Mapping[str, Array], image: Array, mask: Array
+) -> Float[Array, 'b 2 lh lw m']:
+  """Of the latents of images uint8 [b h w 3] and of the same with their holes, uint8 [b h w]."""
+  hole = mask[..., None].astype(jnp.float32) / 255
+  network: Any = state.merge(graph, params)
+  return pbe.moments(network, pbe.as_signed(image), hole)
+
+
+def define_flags() -> None:
+  """The arguments of `encode`, and where this process belongs."""
+  flags.DEFINE_string('output', None, 'the folder to write to')
+  flags.DEFINE_integer('draws', 1, 'crops and masks of each photo')
+  flags.DEFINE_string('dtype', 'float16', 'of the moments: float16 or float32')
+  flags.DEFINE_integer('batch_size', 16, 'examples at a time')
+  runtime.define_flags()
+
+
+def main(_: list[str]) -> None:
+  """Open the door: shards of photos in, shards of latents out."""
+  values = flags.FLAGS
+  if not values.config or not values.output:
+    raise UserError('encode needs --config=configs/pbe.py (or another) and --output=DIR')
+  runtime.join_processes(**runtime.place_flags(values))
+  runtime.cache_compiled()
+  with runtime.ending_together():
+    how = dict(draws=values.draws, dtype=values.dtype, batch_size=values.batch_size)
+    encode(values.config.to_dict(), values.output, **how)
+  if jax.process_index() == 0:
+    print(f'train on it with --config.data.root={values.output}')
+
+
+if __name__ == '__main__':
+  from ml_collections import config_flags
+
+  config_flags.DEFINE_config_file('config', None, 'the settings, configs/pbe.py')
+  define_flags()
+  doors.run(main)

@@ -1,0 +1,88 @@
+"""The autoencoder of a training to come, and whether data were encoded with it."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from exedit import paint_by_example as pbe
+from exedit.errors import UserError
+from exedit.training import checkpoint, state
+from input_pipeline import encoded, open_images
+
+LATER = ('augment', 'affine_jitter', 'blur_kernels')  # what no latent depends on
+PREFIX = 'autoencoder.'
+
+
+def autoencoder(config: Mapping[str, Any]) -> tuple[state.Graph, dict[str, Array]]:
+  """The autoencoder that a training with this config starts from, and its parameters by name.
+
+  Raises:
+    UserError: where the config names no weights to start from, or unusable ones.
+  """
+  model = config['model']
+  settings = dict(model.get('autoencoder', {}))
+  network = pbe.AUTOENCODERS[settings.pop('kind', 'kl')]
+  dtype = jnp.dtype(model.get('dtype', 'float32'))
+  graph, shapes = state.flatten(
+    nnx.eval_shape(lambda: network(**settings, dtype=dtype, rngs=state.Keys(jax.random.key(0))))
+  )
+  if not shapes:
+    return graph, {}
+  if not config.get('init_from'):
+    raise UserError(
+      'config.init_from is not set: latents are those of the weights that the training will start '
+      'from, --config.init_from=...'
+    )
+  tensors = pbe.start(config['init_from'], config.get('init_clip'), model)
+  return graph, {name: jax.device_put(tensors[PREFIX + name].read()) for name in shapes}
+
+
+def identity(model: Mapping[str, Any], params: Mapping[str, Array]) -> str:
+  """SHA-256 that names an encoder: its settings and the checksums of its parameters.
+
+  params: the autoencoder's, by their names in it; those of the decoder do not count.
+  """
+  settings = pbe.complete(model)['autoencoder']
+  used = {name: a for name, a in params.items() if name.split('.')[0] in ('encoder', 'quant_conv')}
+  fact = json.dumps([settings, checkpoint.digests(used)], sort_keys=True)
+  return hashlib.sha256(fact.encode()).hexdigest()
+
+
+def drawn(data: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings of `config.data` that decide crops and masks, defaults included."""
+  parameters = inspect.signature(open_images.make_example).parameters.values()
+  known = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
+  chosen = {name: data.get(name, value) for name, value in known.items() if name not in LATER}
+  return json.loads(json.dumps(chosen))  # tuples as lists
+
+
+def require_same(
+  config: Mapping[str, Any], trained: Mapping[str, Array], frozen: Mapping[str, Array]
+) -> None:
+  """UserError where the data of a training were encoded with another autoencoder than it has.
+
+  trained, frozen: its parameters by name.
+  """
+  root = config['data']['root']
+  found = encoded.manifest(root)
+  if found is None:
+    return
+  if any(name.startswith(PREFIX) for name in trained):
+    raise UserError(
+      f'{root} holds latents, so the autoencoder cannot train: leave it out of config.trainable, '
+      'or train on the photos'
+    )
+  own = {n.removeprefix(PREFIX): a for n, a in frozen.items() if n.startswith(PREFIX)}
+  here = identity(config['model'], own)
+  if found['autoencoder'] != here:
+    raise UserError(
+      f'{root} was encoded with another autoencoder ({found["autoencoder"]:.12} there, {here:.12} '
+      'here): start from the weights it was encoded with, or encode again'
+    )
