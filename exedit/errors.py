@@ -1,4 +1,4 @@
-"""The one way in which a door says no: one line on stderr, exit status 2, no traceback."""
+"""The one way in which a door says no: one line on stderr, exit status, no traceback."""
 
 import contextlib
 import errno
@@ -12,8 +12,11 @@ LONGEST = 20  # entries of a listing that are shown
 class UserError(Exception):
   """What the person at the door can mend: what was wrong, both values, the remedy, in one line.
 
-  `listing` are the entries that the line announces, one on each line below it.
+  `listing` are the entries that the line announces, one on each line below it. `status` is the exit
+  status: 2 is final for whatever starts a failed program again.
   """
+
+  status = 2
 
   def __init__(self, line: str, listing: Sequence[str] = ()):
     super().__init__(' '.join(line.splitlines()))  # a name in it may hold a line break
@@ -23,6 +26,12 @@ class UserError(Exception):
     more = len(self.listing) - LONGEST
     shown = [*self.listing[:LONGEST], *([f'and {more} more'] if more > 0 else [])]
     return '\n  '.join([*map(str, self.args), *shown])
+
+
+class Passing(UserError):
+  """What may be gone at the next attempt, such as a network that is not there: exit status 1."""
+
+  status = 1
 
 
 def one_line(error: BaseException) -> str:
@@ -88,7 +97,7 @@ def heard() -> Iterator[None]:
 
 
 def door(main: Callable) -> Callable:
-  """Wrap a door's `main(argv)`: a mendable error becomes one line and exit status 2."""
+  """Wrap a door's `main(argv)`: a mendable error becomes one line and its exit status, mostly 2."""
 
   def guarded(argv):
     try:
@@ -98,6 +107,6 @@ def door(main: Callable) -> Callable:
       if line is None:
         raise
       print(f'error: {line}', file=sys.stderr)
-      sys.exit(2)
+      sys.exit(getattr(error, 'status', 2))
 
   return guarded

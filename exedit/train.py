@@ -23,12 +23,13 @@ import numpy as np
 from absl import flags
 
 from exedit import doors, images, latents, settings
-from exedit.errors import UserError, one_line
+from exedit.errors import UserError
 from exedit.program import SYSTEMS, Program, make_program
 from exedit.training import goodput, log, optimizer, runtime, state
 from exedit.training import mesh as meshes
 from exedit.training import workdir as workdirs
 from exedit.training.checkpoint import (
+  FROZEN,
   CheckpointError,
   Checkpoints,
   load_frozen,
@@ -109,16 +110,14 @@ def train(
     shards = loader.survey(data['root'], data.get('split', 'train'))
   must_agree(config, shards)
   with runtime.together():
-    place = workdirs.hold(workdir, leader=jax.process_index() == 0)
-  try:
-    return go_on(workdir, place, program, config, tensors, stream, examples, shards, begin)
-  finally:
-    place.close()
+    held = workdirs.hold(workdir, jax.process_index())
+  with held:
+    return go_on(workdir, held, program, config, tensors, stream, examples, shards, begin)
 
 
 def go_on(
   workdir: str,
-  place: Workdir,
+  held: Workdir,
   program: Program,
   config: Mapping[str, Any],
   tensors: Mapping[str, Tensor] | None,
@@ -134,21 +133,21 @@ def go_on(
   """
   steps, batch_size, edit_every = config['steps'], config['batch_size'], config['edit_every']
   say = log.Progress(steps, batch_size).say
-  hours = goodput.Goodput(place.files, begin)
+  hours = goodput.Goodput(held.files, begin)
   checkpoints = Checkpoints(workdir, **config['checkpoint'], say=say)
   checkpoints.require_space(program.now)
-  now, frozen = initial(program, workdir, checkpoints, config, tensors, say)
+  now, frozen = initial(program, workdir, held, checkpoints, config, tensors, say)
   start = int(now.step)
   if start >= steps:
     checkpoints.tidy()
     hours.close()
     say(f'{workdir} is at step {start} of {steps}: nothing to do; raise --config.steps to go on')
     return now
-  record(workdir, place, program, config, start, say)
+  record(workdir, held, program, config, start, say)
 
   with runtime.Stop() as stop:  # to the very end, so that a second SIGTERM ends no writing
     book = log.Log(
-      place.files,
+      held.files,
       steps=steps,
       batch_size=batch_size,
       start=start,
@@ -168,15 +167,16 @@ def go_on(
           book.flops = book.flops or program.flops(batch)
         book.push(step, {**metrics, 'truncated_shards': shards.truncated}, feed.waited)
         last = stop.requested(step) or step == steps
+        if examples and (step % edit_every == 0 or step == steps):
+          book.flush()
+          with book.pause('edits'):  # before the checkpoint, behind which no start draws it again
+            show_edits(program, now, frozen, examples, config['edit'], held, book, step)
         if last or step % config['save_every'] == 0:
           book.flush()
           with book.pause('checkpoint'):
-            place.push()
+            held.push()
             checkpoints.save(step, now)
-        if examples and (step % edit_every == 0 or step == steps):
-          book.flush()
-          with book.pause('edits'):
-            show_edits(program, now, frozen, examples, config['edit'], place, book, step)
+        held.check()
         if last:
           break
       with book.pause('checkpoint'):
@@ -187,7 +187,7 @@ def go_on(
       checkpoints.close()
       hours.close()
       say(hours.line())
-    place.push()
+    held.push()
   if step < steps:
     say(f'stopped and saved at step {step} of {steps}: the same command goes on from there')
   else:
@@ -198,6 +198,7 @@ def go_on(
 def initial(
   program: Program,
   workdir: str,
+  held: Workdir,
   checkpoints: Checkpoints,
   config: Mapping[str, Any],
   tensors: Mapping[str, Tensor] | None,
@@ -206,8 +207,8 @@ def initial(
   """The state to start from: the workdir's own, else given weights, else random ones."""
   restored = checkpoints.restore(program.now)
   if restored is not None:
-    stored = load_frozen(workdir)
-    frozen = place(stored, program.frozen, f'{workdir}/frozen.safetensors')
+    stored = load_frozen(workdir, held.files)
+    frozen = place(stored, program.frozen, f'{workdir}/{FROZEN}')
     latents.require_same(config, restored.params, frozen)
     return restored, frozen
   # No step has this number, so the first weights share no random number with any step.
@@ -224,7 +225,7 @@ def initial(
     say(f'frozen and random, for no weights were given (init_from): {sizes(program.frozen)}')
   now, frozen = program.init(key, placed)
   latents.require_same(config, now.params, frozen)
-  save_frozen(workdir, frozen)
+  save_frozen(workdir, frozen, held.files)
   return now, frozen
 
 
@@ -236,10 +237,7 @@ def begun(workdir: str) -> bool:
   except Exception as error:
     if not remote.is_remote(workdir):
       raise
-    raise UserError(
-      f'the workdir {workdir} cannot be read ({one_line(error)[:200]}): check its name, rights '
-      'and the network, or choose another'
-    ) from error
+    raise workdirs.trouble(workdir, error) from error
 
 
 def given(program: Program, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -340,7 +338,7 @@ def show_edits(
   frozen: Params,
   examples: Mapping[str, np.ndarray],
   edit: Mapping[str, Any],
-  place: Workdir,
+  held: Workdir,
   book: log.Log,
   step: int,
 ) -> None:
@@ -359,14 +357,14 @@ def show_edits(
   rows = zip(source, source * (1 - mask), exemplar, own, other, others)
   captions = ('source', 'hole', 'exemplar', 'edit', 'another', 'edit')
   sheet = images.grid([list(row) for row in rows], captions)
-  os.makedirs(os.path.join(place.files, 'samples'), exist_ok=True)
-  images.save(sheet, os.path.join(place.files, 'samples', f'{step}.png'))
+  os.makedirs(os.path.join(held.files, 'samples'), exist_ok=True)
+  images.save(sheet, os.path.join(held.files, 'samples', f'{step}.png'))
   book.image(step, 'edits', sheet)
 
 
 def record(
   workdir: str,
-  place: Workdir,
+  held: Workdir,
   program: Program,
   config: Mapping[str, Any],
   start: int,
@@ -377,20 +375,20 @@ def record(
     return
   from clu import parameter_overview
 
-  path = os.path.join(place.files, 'config.json')
+  path = os.path.join(held.files, 'config.json')
   if start and os.path.exists(path):
     with open(path, encoding='utf-8') as file:
       changed = settings.differences(json.load(file), json.loads(json.dumps(config)))
     said = f', with other settings than before: {", ".join(changed)}' if changed else ''
     say(f'going on from step {start}{said}')
   log.write_json(path, config)
-  log.write_json(os.path.join(place.files, 'versions.json'), runtime.versions())
+  log.write_json(os.path.join(held.files, 'versions.json'), runtime.versions())
   tables = [
     f'{title}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}\n'
     for title, params in (('trained', program.now.params), ('frozen', program.frozen))
     if params
   ]
-  log.write_text(os.path.join(place.files, 'parameters.txt'), '\n'.join(tables))
+  log.write_text(os.path.join(held.files, 'parameters.txt'), '\n'.join(tables))
   say(f'trained: {sizes(program.now.params)}; frozen: {sizes(program.frozen)}')
   shape = ' x '.join(f'{name} {size}' for name, size in program.mesh.shape.items())
   say(f'mesh: {shape}; everything goes to {workdir}; compiling the step')
@@ -450,6 +448,8 @@ def main(argv: list[str]) -> None:
   """Open the door: flags in, a run in the workdir out."""
   if not flags.FLAGS.config or not flags.FLAGS.workdir:
     raise UserError('train needs --config=configs/pbe.py:tiny (or another) and --workdir=DIR')
+  if remote.is_remote(flags.FLAGS.workdir):
+    workdirs.quiet_stores()
   try:
     with runtime.Stop(at_once=True):
       runtime.join_processes(**runtime.place_flags(flags.FLAGS))

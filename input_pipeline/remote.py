@@ -8,6 +8,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 from input_pipeline.errors import DataError
 
 DRIVERS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs': 'adlfs'}
+_REFUSED = (  # in the words of gcsfs, TensorStore and google-auth
+  'Forbidden|Unauthorized|Invalid Credentials|DefaultCredentialsError|RefreshError|, 40[0134]|'
+  'PERMISSION_DENIED|UNAUTHENTICATED|storage[.]objects'
+)
 BLOCK = 2**23  # bytes of one request where a file is read from end to end
 
 
@@ -28,7 +33,8 @@ def _store(protocol: str) -> Any:
 
   # What it cannot do is raised and said in a line; it would print tracebacks as well.
   if protocol in DRIVERS:
-    logging.getLogger(DRIVERS[protocol]).setLevel(logging.CRITICAL)
+    for library in (DRIVERS[protocol], 'fsspec'):
+      logging.getLogger(library).setLevel(logging.CRITICAL)
   try:
     return fsspec.filesystem(protocol)
   except ImportError as error:
@@ -110,10 +116,10 @@ def get(path: str, local: str) -> None:
     store(path).get_file(path, local)
 
 
-def write(path: str, data: bytes) -> None:
-  """A file with these bytes, whole or not at all. OSError."""
+def write(path: str, data: bytes, new: bool = False) -> None:
+  """A file with these bytes, whole or not at all. OSError; FileExistsError for a `new` one."""
   with _as_os_error():
-    store(path).pipe_file(path, data)
+    store(path).pipe_file(path, data, mode='create' if new else 'overwrite')
 
 
 def remove(path: str) -> None:
@@ -138,7 +144,16 @@ def find(root: str) -> dict[str, dict]:
   with _as_os_error():
     fs.invalidate_cache()
     found = fs.find(root, detail=True)
-  return {name[len(top) :].lstrip('/'): entry for name, entry in found.items()}
+  names = {name[len(top) :].lstrip('/'): entry for name, entry in found.items()}
+  # What a mount or the console makes for a folder is an object without bytes.
+  return {n: e for n, e in names.items() if n or e['size'] or len(names) == 1}
+
+
+def refused(error: BaseException) -> bool:
+  """Whether the store said no: rights, credentials, a name that is not there. Else it may pass."""
+  if isinstance(error, (FileNotFoundError, PermissionError)):
+    return True
+  return re.search(_REFUSED, f'{type(error).__name__}: {error}') is not None
 
 
 class replacing:

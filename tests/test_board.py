@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from exedit.training import board as board_module
 from exedit.training.board import Board
 from tests import disks
 
@@ -54,3 +55,15 @@ def test_a_killed_file_is_read_up_to_its_last_whole_record(tmp_path):
   later.close()
   shown = EventAccumulator(str(tmp_path), dict(scalars=0)).Reload().Scalars('loss')
   assert [(e.step, e.value) for e in shown] == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_long_run_has_several_files_that_are_read_as_one(tmp_path, monkeypatch):
+  monkeypatch.setattr(board_module, 'LARGEST', 500)
+  board = Board(tmp_path, 0)
+  for step in range(1, 41):
+    board.scalars(step, [('loss', float(step))])
+  board.close()
+  sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+  assert len(sizes) > 2 and max(sizes) < 600
+  shown = EventAccumulator(str(tmp_path), dict(scalars=0)).Reload().Scalars('loss')
+  assert [e.step for e in shown] == list(range(1, 41))

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from exedit import caches
-from exedit.errors import UserError
+from exedit.errors import Passing, UserError
 from exedit.training import checkpoint, lease, lock, workdir
-from exedit.weights import hub, source
+from exedit.weights import hub, source, stores
 from input_pipeline import remote, synthetic
 from tests import fake_gcs, runs, toy_config
 from tests.runs import digests, end, lines, start, start_two
@@ -60,7 +60,7 @@ def store(server):
 
 @pytest.fixture
 def soon(monkeypatch):
-  monkeypatch.setattr(lease, 'RENEW', 0.05)
+  monkeypatch.setattr(lease, 'RENEW', 0.5)
 
 
 def reached(store, what, process):
@@ -90,7 +90,7 @@ def test_a_killed_and_stopped_run_in_a_store_ends_as_one_on_the_disk(root, cache
   end(start(root, whole, cache))
 
   process = start(root, PLACE, cache, EXEDIT_LEASE='1')
-  reached(store, 'checkpoints/18/commit_success.txt', process)
+  reached(store, 'checkpoints/30/commit_success.txt', process)  # of the step of the first grid
   process.send_signal(signal.SIGKILL)
   end(process, -signal.SIGKILL)
   assert 'bucket/run/lease' in store.objects
@@ -99,14 +99,14 @@ def test_a_killed_and_stopped_run_in_a_store_ends_as_one_on_the_disk(root, cache
   reached(store, 'checkpoints/48/', process)
   process.send_signal(signal.SIGTERM)
   output = end(process)
-  assert f'{PLACE} is held by process' in output and 'waiting 3 s' in output
+  assert f'{PLACE} is held (process' in output and 'waiting 3 s' in output
   assert 'going on from step' in output and 'stopped and saved at step' in output
   stopped = int(output.split('stopped and saved at step ')[1].split()[0])
   assert f'bucket/run/checkpoints/{stopped}/commit_success.txt' in store.objects
   assert 'bucket/run/lease' not in store.objects
 
   output = end(start(root, PLACE, cache))
-  assert f'going on from step {stopped}\n' in output and 'is held by' not in output
+  assert f'going on from step {stopped}\n' in output and 'is held' not in output
   assert 'in 3 starts' in output
   torn = copied(store, tmp_path / 'torn')
   assert lines(torn) == lines(whole) and len(lines(whole)) == 90
@@ -116,8 +116,8 @@ def test_a_killed_and_stopped_run_in_a_store_ends_as_one_on_the_disk(root, cache
   assert names(torn, 'samples') == names(whole, 'samples')
   assert (torn / 'samples/60.png').read_bytes() == (whole / 'samples/60.png').read_bytes()
   assert len(names(torn, 'tb')) == 3
-  assert not os.listdir(caches.folder('runs'))
-  assert {*names(whole)} - {*names(torn)} == {'lock'} and names(torn) == sorted({*names(torn)})
+  assert not any(os.listdir(place) for place in caches.folder('runs').iterdir())
+  assert names(torn) == [name for name in names(whole) if name != 'lock']
   assert 'nothing to do' in end(start(root, PLACE, cache))
 
 
@@ -162,6 +162,8 @@ def test_the_newest_checkpoint_of_a_store_is_copied_and_the_older_copy_goes(
   with pytest.raises(UserError, match='gs://bucket/run holds no whole checkpoint yet'):
     hub.resolve(PLACE)
   saved(3, 6)
+  for name in ('', 'checkpoints/', 'checkpoints/old/commit_success.txt'):
+    store.put(f'bucket/run/{name}', b'')  # what a mount makes for folders, and a person
   del store.objects['bucket/run/checkpoints/6/commit_success.txt']
   path = hub.resolve(PLACE)
   params, step = checkpoint.restore_params(path)
@@ -170,6 +172,7 @@ def test_the_newest_checkpoint_of_a_store_is_copied_and_the_older_copy_goes(
   for name, value in expected.items():
     np.testing.assert_array_equal(params[name], value)
   saved(9)
+  monkeypatch.setattr(stores, 'KEPT', 0.0)
   assert hub.resolve(PLACE) == path and os.listdir(path / 'checkpoints') == ['9']
   assert checkpoint.restore_params(path)[1] == 9
 
@@ -195,7 +198,7 @@ def test_a_second_run_is_refused_while_the_first_is_there(store, soon):
   said = []
   with pytest.raises(UserError, match='another run is at work in gs://bucket/run .process .* wait'):
     workdir.hold(PLACE, say=said.append)
-  assert len(said) == 1 and 'is held by process' in said[0]
+  assert len(said) == 1 and 'is held (process' in said[0]
   first.close()
   assert not store.objects
   workdir.hold(PLACE).close()
@@ -208,7 +211,7 @@ def test_a_run_whose_place_was_taken_ends_in_words(store, soon):
   deadline = time.monotonic() + 30
   with pytest.raises(UserError, match='another run has taken gs://bucket/run .process 7 on elsew'):
     while time.monotonic() < deadline:
-      first.push()
+      first.check()
       time.sleep(0.01)
   first.close()
   assert json.loads(store.objects['bucket/run/lease'][0]) == taken
@@ -222,6 +225,64 @@ def test_a_lease_that_nobody_can_read_is_waited_for_too(store, soon, text):
   assert len(said) == 1
 
 
+def test_of_two_that_begin_at_once_one_stays(store, soon, monkeypatch):
+  """Both find no lease; the second comes to create its own when the first one's is there."""
+  first, other = lease.Lease(PLACE), lease.Lease(PLACE)
+  read, waiting = remote.read, [True]
+
+  def late(path, *args):
+    try:
+      return read(path, *args)
+    finally:
+      if waiting and waiting.pop():
+        first.take()
+
+  monkeypatch.setattr(remote, 'read', late)
+  with pytest.raises(UserError, match='another run is at work in gs://bucket/run'):
+    other.take()
+  first.renew()
+  other.release()
+  assert 'bucket/run/lease' in store.objects
+  first.release()
+  assert not store.objects
+
+
+def test_a_long_upload_does_not_cost_the_place(store, soon, monkeypatch):
+  write = remote.write
+
+  def slowly(path, *args, **kwargs):
+    if path.endswith('.jsonl'):
+      time.sleep(4 * lease.RENEW)
+    return write(path, *args, **kwargs)
+
+  monkeypatch.setattr(remote, 'write', slowly)
+  with workdir.hold(PLACE) as first:
+    with open(f'{first.files}/metrics.jsonl', 'w') as file:
+      file.write('{}')
+    begin = json.loads(store.objects['bucket/run/lease'][0])['renewed']
+    first.push()
+    assert json.loads(store.objects['bucket/run/lease'][0])['renewed'] >= begin + 2
+    first.check()
+
+
+def test_what_was_first_to_fail_is_what_is_said(store, capsys):
+  with pytest.raises(KeyError), workdir.hold(PLACE) as held:
+    with open(f'{held.files}/metrics.jsonl', 'w') as file:
+      file.write('{}')
+    store.refuses = 'metrics'
+    raise KeyError
+  assert 'and the workdir gs://bucket/run cannot be used' in capsys.readouterr().err
+  assert not os.path.exists(held.files) and 'bucket/run/lease' not in store.objects
+
+
+def test_a_cache_that_cannot_be_written_is_said(store, tmp_path, monkeypatch):
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  with pytest.raises(UserError, match='cannot write to .*file/exedit/runs.*set XDG_CACHE_HOME'):
+    workdir.hold(PLACE)
+  assert not store.objects
+
+
 # The small files
 
 
@@ -231,11 +292,13 @@ def test_only_what_changed_is_sent(store):
   os.makedirs(f'{place.files}/samples')
   open(f'{place.files}/samples/1.png', 'wb').write(b'a picture')
   open(f'{place.files}/half.7.tmp', 'w').write('in writing')
+  open(f'{place.files}/tb/events', 'wb').write(b'events')
   place.push()
   assert {*store.objects} == {
     'bucket/run/lease',
     'bucket/run/config.json',
     'bucket/run/samples/1.png',
+    'bucket/run/tb/events',
   }
   before = store.asked['upload']
   place.push()
@@ -247,6 +310,7 @@ def test_only_what_changed_is_sent(store):
     file.write('two\n')
   place.close()
   assert store.objects['bucket/run/metrics.jsonl'][0] == b'one\ntwo\n'
+  assert store.objects['bucket/run/tb/events'][0] == b'events'
   assert not os.path.exists(place.files)
   place.close()
 
@@ -266,6 +330,21 @@ def test_a_folder_is_a_workdir_as_ever(tmp_path):
   place.push()
   place.close()
   assert held == ['lock'] and not lock._held
+
+
+def test_the_folder_above_a_link_is_the_links(tmp_path):
+  """As everything else that opens files sees it."""
+  (tmp_path / 'disk/deep').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to(tmp_path / 'disk/deep')
+  found = workdir.path_of(f'{tmp_path}/link/../run')
+  found.mkdir()
+  assert (tmp_path / 'disk/run').is_dir()
+
+
+def test_what_a_killed_probe_has_left_is_swept(tmp_path):
+  (tmp_path / 'probe.3.77.tmp').touch()
+  with workdir.hold(str(tmp_path)):
+    assert os.listdir(tmp_path) == ['lock']
 
 
 # Checkpoints
@@ -327,22 +406,46 @@ def test_frozen_parameters_in_a_store(store, tmp_path, monkeypatch):
 def test_a_place_without_rights_is_one_line(root, cache, store):
   store.refuses = '^run/'
   output = end(start(root, PLACE, cache), 2)
-  assert 'error: cannot write to the workdir gs://bucket/run (' in output
+  assert 'error: the workdir gs://bucket/run cannot be used (' in output
   assert 'no storage.objects.create' in output and 'Traceback' not in output
 
 
-def test_rights_that_end_later_end_the_run_in_words(root, cache, store):
-  store.refuses = 'checkpoints/9'
-  output = end(start(root, PLACE, cache), 2)
-  assert 'error: ' in output and 'Traceback' not in output, output
-  assert checkpoint.steps_in(workdir.path_of(PLACE) / 'checkpoints') == [3, 6]
+@pytest.mark.parametrize('what', ['checkpoints/9', '.*'])
+def test_rights_that_end_later_end_the_run_in_words(root, cache, store, what):
+  process = start(root, PLACE, cache)
+  reached(store, 'checkpoints/6/commit_success.txt', process)
+  store.refuses = what
+  output = end(process, 2)
+  assert 'error: the workdir gs://bucket/run cannot be used (' in output
+  assert 'Traceback' not in output, output
+  assert 6 in checkpoint.steps_in(workdir.path_of(PLACE) / 'checkpoints')
+  assert not os.listdir(caches.folder('runs').joinpath(*os.listdir(caches.folder('runs'))[:1]))
+
+
+def test_a_store_that_cannot_be_reached_is_no_mistake(monkeypatch):
+  """Exit status 1: whatever started the run may start it again."""
+  monkeypatch.setattr(remote, 'read', offline)
+  with pytest.raises(Passing, match='gs://bucket/run cannot be reached .no route.: the same comm'):
+    workdir.hold(PLACE)
+  assert Passing.status == 1 and UserError.status == 2
+
+
+def offline(*_, **__):
+  raise OSError(0, 'no route')
 
 
 def test_rights_to_read_that_are_gone_are_no_damage(store):
   saved(3)
   store.hides = r'checkpoints/3/state/.*manifest'
-  with pytest.raises(checkpoint.CheckpointError, match='cannot be read: .*PERMISSION_DENIED'):
+  with pytest.raises(UserError, match='cannot be used .*PERMISSION_DENIED'):
     restored()
+  store.hides = 'checkpoints/3/digest'
+  with pytest.raises(UserError, match='cannot be used .*no storage.objects.get'):
+    restored()
+  store.hides = 'frozen'
+  checkpoint.save_frozen(PLACE, dict(a=jnp.ones(2)))
+  with pytest.raises(UserError, match='cannot be used .*no storage.objects.get'):
+    checkpoint.load_frozen(PLACE)
   store.hides = ''
   assert_same(restored()[0], make_state(3))
 
@@ -352,7 +455,7 @@ def test_rights_to_read_that_are_gone_are_no_damage(store):
   [
     ('s3://bucket/run', 's3://bucket/run cannot be a workdir: checkpoints go to folders and gs://'),
     ('https://host/run', 'https://host/run cannot be a workdir'),
-    ('gs://elsewhere/run', r'cannot write to the workdir gs://elsewhere/run \('),
+    ('gs://elsewhere/run', r'the workdir gs://elsewhere/run cannot be used \('),
   ],
 )
 def test_what_cannot_be_a_workdir_is_one_line(store, name, words):

@@ -5,11 +5,13 @@ import re
 import socket
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from input_pipeline import tfrecord
+
+LARGEST = 2**25  # bytes; then the next file begins, for stores are sent whole files
 
 
 class Board:
@@ -25,14 +27,21 @@ class Board:
     from tensorboardX.proto import event_pb2
 
     os.makedirs(folder, exist_ok=True)
-    # TensorBoard reads files in the order of their names, whatever the clock has done since.
-    names = (re.match(r'events\.out\.tfevents\.(\d+)\.', name) for name in os.listdir(folder))
-    stamp = max([int(time.time()), *(int(name[1]) + 1 for name in names if name)])
-    name = f'events.out.tfevents.{stamp}.{socket.gethostname()}.{start}'
-    self._file = open(os.path.join(folder, name), 'xb')
+    self._folder, self._start = folder, start
     self._pb: Any = event_pb2
-    self._write(0, file_version='brain.Event:2')
+    self._file = self._next()
     self._write(start + 1, session_log=self._pb.SessionLog(status=self._pb.SessionLog.START))
+
+  def _next(self) -> IO[bytes]:
+    """One more file, behind those that are there."""
+    # TensorBoard reads files in the order of their names, whatever the clock has done since.
+    there = os.listdir(self._folder)
+    names = (re.match(r'events\.out\.tfevents\.(\d+)\.', name) for name in there)
+    stamp = max([int(time.time()), *(int(name[1]) + 1 for name in names if name)])
+    name = f'events.out.tfevents.{stamp}.{socket.gethostname()}.{self._start}'
+    file = open(os.path.join(self._folder, name), 'xb')
+    file.write(self._framed(0, file_version='brain.Event:2'))
+    return file
 
   def scalars(self, step: int, values: Iterable[tuple[str, float]]) -> None:
     """Numbers by name."""
@@ -53,5 +62,11 @@ class Board:
     self._file.close()
 
   def _write(self, step: int, **what) -> None:
+    if self._file.tell() > LARGEST:
+      self._file.close()
+      self._file = self._next()
+    self._file.write(self._framed(step, **what))
+
+  def _framed(self, step: int, **what) -> bytes:
     event = self._pb.Event(step=step, wall_time=time.time(), **what)
-    self._file.write(tfrecord.framed(event.SerializeToString()))
+    return tfrecord.framed(event.SerializeToString())

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -28,16 +27,14 @@ from jaxtyping import Array, Shaped, UInt32
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from exedit.errors import disk_is_full, one_line
+from exedit.errors import disk_is_full
 from exedit.training import runtime
 from exedit.training.state import TrainState
-from exedit.training.workdir import path_of
+from exedit.training.workdir import path_of, trouble
 from input_pipeline import remote
 
 FROZEN = 'frozen.safetensors'
-# What TensorStore and gcsfs say of rights, and of the machine or the network.
-FORBIDDEN = 'PERMISSION_DENIED|UNAUTHENTICATED|storage.objects'
-PASSING = 'RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Client[A-Za-z]*Error|Timeout'
+PASSING = 'UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Client[A-Za-z]*Error|Timeout'  # of a network
 
 
 class CheckpointError(ValueError):
@@ -61,7 +58,6 @@ class Checkpoints:
     self.folder = path_of(workdir) / 'checkpoints'
     self._say, self._keep, self._keep_every = say, keep, keep_every
     logging.getLogger('absl').addFilter(_not_orbax)
-    sys.unraisablehook = _not_late
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
     )
@@ -123,7 +119,7 @@ class Checkpoints:
         self._manager.delete(step)
 
   def _read(self, step: int, like: TrainState) -> TrainState:
-    seal = read_seal(self.folder / str(step))
+    seal = _seal(self.folder / str(step))
     _compare(seal, named(like), self.folder / str(step))
     target = jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
@@ -132,7 +128,7 @@ class Checkpoints:
       items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
       state = self._manager.restore(step, args=items)['state']
     except Exception as error:
-      raise _damage_or_not(error) from error
+      raise _damage_or_not(error, self.folder) from error
     verify(named(state), seal)
     return state
 
@@ -169,9 +165,9 @@ class Checkpoints:
     try:
       action()
     except Exception as error:
-      if re.search(FORBIDDEN, str(error)):
-        raise CheckpointError(f'cannot write to {self.folder}: {one_line(error)[:200]}') from error
-      if remote.is_remote(self.folder) or not disk_is_full(error):
+      if remote.is_remote(self.folder):
+        raise trouble(self.folder.parent, error) from error
+      if not disk_is_full(error):
         raise
       if jax.process_index() == 0:
         for path in self.folder.glob('*orbax-checkpoint-tmp*'):
@@ -212,7 +208,7 @@ def restore_params(
 
 
 def _read_part(path: epath.Path, which: str) -> dict[str, np.ndarray]:
-  seal = read_seal(path)
+  seal = _seal(path)
   part = {name: entry for name, entry in seal.items() if name.startswith(f'{which}/')}
   if not part and which == 'ema':
     return _read_part(path, 'params')
@@ -227,19 +223,24 @@ def _read_part(path: epath.Path, which: str) -> dict[str, np.ndarray]:
   try:
     tree = ocp.PyTreeCheckpointer().restore(path / 'state', args=args)
   except Exception as error:
-    raise _damage_or_not(error) from error
+    raise _damage_or_not(error, path.parent) from error
   verify(named(tree), part)
   return tree[which]
 
 
-def save_frozen(workdir: str | os.PathLike, params: Mapping[str, jax.Array]) -> None:
-  """Write the frozen parameters, atomically, each with its CRC-32 in the header."""
+def save_frozen(
+  workdir: str | os.PathLike, params: Mapping[str, jax.Array], scratch: str | None = None
+) -> None:
+  """Write the frozen parameters, atomically, each with its CRC-32 in the header.
+
+  scratch: a folder of this machine, on their way to a store.
+  """
   if jax.process_index() != 0:
     return
   path = path_of(workdir) / FROZEN
   arrays = {name: np.asarray(value) for name, value in params.items()}
   crc = {name: _crc32(a) for name, a in arrays.items()}
-  folder = tempfile.gettempdir() if remote.is_remote(path) else path.parent
+  folder = (scratch or tempfile.gettempdir()) if remote.is_remote(path) else path.parent
   temporary = Path(folder, f'{FROZEN}.{os.getpid()}.tmp')
   try:
     save_file(arrays, temporary, metadata={'crc32': json.dumps(crc)})
@@ -250,31 +251,41 @@ def save_frozen(workdir: str | os.PathLike, params: Mapping[str, jax.Array]) -> 
       os.replace(temporary, path)
   except Exception as error:
     if not disk_is_full(error):
-      raise
+      if not remote.is_remote(path):
+        raise
+      raise trouble(workdir, error) from error
     need = sum(a.nbytes for a in arrays.values())
     raise CheckpointError(_no_space(temporary, need, shutil.disk_usage(folder).free)) from error
   finally:
     temporary.unlink(missing_ok=True)
 
 
-def load_frozen(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The frozen parameters of a run, verified; CheckpointError where they are missing or damaged."""
+def load_frozen(workdir: str | os.PathLike, scratch: str | None = None) -> dict[str, np.ndarray]:
+  """The frozen parameters of a run, verified; CheckpointError where they are missing or damaged.
+
+  scratch: a folder of this machine, on their way from a store.
+  """
   from safetensors import safe_open
 
   path = path_of(workdir) / FROZEN
-  if not path.exists():
-    raise CheckpointError(f'{path} is missing: copy it from where the run was started')
   try:
     with contextlib.ExitStack() as held:
       local = os.fspath(path)
       if remote.is_remote(path):
-        local = os.path.join(held.enter_context(tempfile.TemporaryDirectory()), FROZEN)
+        folder = held.enter_context(tempfile.TemporaryDirectory(suffix='.tmp', dir=scratch))
+        local = os.path.join(folder, FROZEN)
         remote.get(os.fspath(path), local)
       arrays = load_file(local)
       with safe_open(local, 'numpy') as file:
         crc = json.loads((file.metadata() or {}).get('crc32', '{}'))
+  except FileNotFoundError:
+    raise CheckpointError(f'{path} is missing: copy it from where the run was started') from None
   except (SafetensorError, ValueError) as error:
     raise CheckpointError(f'{path} is damaged ({error}): restore it from a copy') from error
+  except OSError as error:
+    if not remote.is_remote(path):
+      raise
+    raise trouble(workdir, error) from error
   for name, array in arrays.items():
     if _crc32(array) != crc.get(name):
       raise CheckpointError(f'{path} is damaged (checksum of {name}): restore it from a copy')
@@ -335,6 +346,16 @@ def read_seal(path: epath.Path | Path) -> dict[str, dict]:
     raise Damaged(f'its digest is unreadable: {error}') from error
 
 
+def _seal(path: epath.Path) -> dict[str, dict]:
+  """`read_seal`, what a store raises in words."""
+  try:
+    return read_seal(path)
+  except Damaged:
+    raise
+  except Exception as error:
+    raise _damage_or_not(error, path.parent) from error
+
+
 def verify(arrays: Mapping[str, Any], seal: Mapping[str, dict]) -> None:
   """Raise Damaged at the first array whose bits are not those that were saved."""
   for name, value in digests(arrays).items():
@@ -362,13 +383,15 @@ def steps_in(folder: epath.Path) -> list[int]:
   return [int(path.name) for path in steps if ocp.utils.is_checkpoint_finalized(path)]
 
 
-def _damage_or_not(error: Exception) -> Exception:
+def _damage_or_not(error: Exception, folder: epath.Path) -> Exception:
   """A failed read is damage, except where machine, network or rights failed a good checkpoint."""
   text = f'{type(error).__name__}: {error}'
-  if re.search(FORBIDDEN, text):
-    return CheckpointError(f'a checkpoint cannot be read: {one_line(error)[:200]}')
-  if isinstance(error, MemoryError) or re.search(PASSING, text):
+  if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
     return error
+  if remote.is_remote(folder) and not isinstance(error, FileNotFoundError):
+    words = text.replace(str(folder), '')
+    if isinstance(error, OSError) or remote.refused(error) or re.search(PASSING, words):
+      return trouble(folder.parent, error)
   return Damaged(' '.join(text.split())[:200])
 
 
@@ -383,12 +406,6 @@ def _no_space(path: os.PathLike, need: int | None, free: int) -> str:
 def _not_orbax(record: logging.LogRecord) -> bool:
   """Orbax logs every file it writes, and prints each error that it raises as well."""
   return f'{os.sep}orbax{os.sep}' not in record.pathname
-
-
-def _not_late(unraisable: Any, *, before=sys.unraisablehook) -> None:
-  """Where a request to a store failed, TensorStore's others tell a loop that is no longer there."""
-  if str(unraisable.exc_value) != 'Event loop is closed':
-    before(unraisable)
 
 
 def _size(count: int) -> str:

@@ -1,14 +1,12 @@
 """One run at a time in a place of an object store, which knows no locks: a lease."""
 
 import json
-import os
-import socket
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 from exedit.errors import UserError
+from exedit.training import lock
 from input_pipeline import remote
 
 NAME = 'lease'
@@ -18,14 +16,15 @@ RENEW = 10.0  # seconds; who has not renewed for three times as long is gone
 class Lease:
   """Holds `<workdir>/lease` as long as somebody calls `renew` every RENEW seconds.
 
-  No clock is compared with another: whoever finds a lease waits whether it changes.
+  No clock is compared with another: whoever finds a lease waits whether it changes. Of two that
+  find none at the same time one can create it.
   """
 
   def __init__(self, workdir: str):
     self._path = f'{workdir}/{NAME}'
     self._workdir = workdir
-    here = dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime('%F %T %z'))
-    self._mine: dict[str, Any] = dict(here, token=uuid.uuid4().hex, renewed=0)
+    self.token = uuid.uuid4().hex
+    self._renewed, self._here = 0, lock.here()
 
   def take(self, say: Callable[[str], None] = print) -> None:
     """Hold the place.
@@ -36,55 +35,52 @@ class Lease:
     """
     found = self._read()
     if found is not None:
-      say(
-        f'{self._workdir} is held by {_holder(found)}: waiting {3 * RENEW:.0f} s for a sign of it'
-      )
+      who = lock.holder(found)
+      say(f'{self._workdir} is held ({who}): waiting {3 * RENEW:.0f} s for a sign of it')
       until = time.monotonic() + 3 * RENEW
-      while time.monotonic() < until:
+      while (now := self._read()) == found and time.monotonic() < until:
         time.sleep(RENEW / 5)
-        now = self._read()
-        if now is None:
-          break
-        if now != found:
-          raise UserError(
-            f'another run is at work in {self._workdir} ({_holder(now)}): wait for its end, stop '
-            'it, or choose another workdir'
-          )
-    self._write()
+      if now not in (None, found):
+        raise lock.taken(self._workdir, now)
+      if now is not None:
+        remote.remove(self._path)
+    try:
+      remote.write(self._path, self._text(), new=True)
+    except FileExistsError:
+      found = self._read() or b''
+      if found != self._text():  # else it was this one's, asked for twice
+        raise lock.taken(self._workdir, found) from None
 
   def renew(self) -> None:
     """Say that this run is still there.
 
     Raises:
       UserError: where another run has taken the place meanwhile: this one must end.
+      OSError: for a store that cannot be reached.
     """
     found = self._read()
-    if found is not None and found.get('token') != self._mine['token']:
+    if found is not None and not self._own(found):
       raise UserError(
-        f'another run has taken {self._workdir} ({_holder(found)}), for this one gave no sign for '
-        f'{3 * RENEW:.0f} s or both began at once: this one ends'
+        f'another run has taken {self._workdir} ({lock.holder(found)}), for this one gave no sign '
+        f'for {3 * RENEW:.0f} s: this one ends'
       )
-    self._mine['renewed'] += 1
-    self._write()
+    self._renewed += 1
+    remote.write(self._path, self._text())
 
   def release(self) -> None:
     """Let go of the place, if it is still this run's."""
     found = self._read()
-    if found is not None and found.get('token') == self._mine['token']:
+    if found is not None and self._own(found):
       remote.remove(self._path)
 
-  def _write(self) -> None:
-    remote.write(self._path, json.dumps(self._mine).encode())
+  def _text(self) -> bytes:
+    return json.dumps(dict(self._here, token=self.token, renewed=self._renewed)).encode()
 
-  def _read(self) -> dict[str, Any] | None:
+  def _own(self, text: bytes) -> bool:
+    return self.token.encode() in text
+
+  def _read(self) -> bytes | None:
     try:
-      found = json.loads(remote.read(self._path))
-      return found if isinstance(found, dict) else {}
+      return remote.read(self._path)
     except FileNotFoundError:
       return None
-    except ValueError:
-      return {}
-
-
-def _holder(found: dict[str, Any]) -> str:
-  return f'process {found.get("pid")} on {found.get("host")}, since {found.get("since")}'

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from exedit.errors import UserError
 
@@ -30,19 +31,15 @@ def take(workdir: str | os.PathLike, say: Callable[[str], None] = print) -> None
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
-    holder = _holder(os.pread(file, 4096, 0))
+    text = os.pread(file, 4096, 0)
     os.close(file)
-    raise UserError(
-      f'another run is at work in {workdir} ({holder}): wait for its end, stop it, or choose '
-      'another workdir'
-    ) from None
+    raise taken(workdir, text) from None
   except OSError as error:  # no locks on this file system
     os.close(file)
     say(f'{workdir} cannot be locked ({error.strerror}): see to it that no other run goes there')
     return
-  here = dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime('%F %T %z'))
   os.ftruncate(file, 0)
-  os.pwrite(file, json.dumps(here).encode() + b'\n', 0)
+  os.pwrite(file, json.dumps(here()).encode() + b'\n', 0)
   _held[folder] = file
 
 
@@ -53,8 +50,21 @@ def release(workdir: str | os.PathLike) -> None:
     os.close(file)
 
 
-def _holder(text: bytes) -> str:
-  """Who wrote the lock file, in words."""
+def here() -> dict[str, Any]:
+  """What a lock says of the process that holds it."""
+  return dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime('%F %T %z'))
+
+
+def taken(workdir: str | os.PathLike, text: bytes) -> UserError:
+  """The refusal of a workdir whose lock says this."""
+  return UserError(
+    f'another run is at work in {workdir} ({holder(text)}): wait for its end, stop it, or choose '
+    'another workdir'
+  )
+
+
+def holder(text: bytes) -> str:
+  """Who wrote a lock, in words."""
   try:
     found = json.loads(text)
     return f'process {found["pid"]} on {found["host"]}, since {found["since"]}'

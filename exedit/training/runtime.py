@@ -158,12 +158,14 @@ def together():
     if jax.process_count() == 1:
       raise
     failed, words = error, explain(error) or f'{type(error).__name__}: {one_line(error)}'
-  said = [json.loads(line) for line in everyone(json.dumps([socket.gethostname(), words]))]
-  if all(line == words for _, line in said) and words:
-    raise TheOthers(words) from failed
-  wrong = [f'process {i} on {host}: {line}' for i, (host, line) in enumerate(said) if line]
+  mine = [socket.gethostname(), words, getattr(failed, 'status', 2)]
+  said = [json.loads(line) for line in everyone(json.dumps(mine))]
+  wrong = [f'process {i} on {host}: {line}' for i, (host, line, _) in enumerate(said) if line]
   if wrong:
-    raise TheOthers('; '.join(wrong)) from failed
+    alike = all(line == words for _, line, _ in said)
+    all_of_them = TheOthers(words if alike else '; '.join(wrong))
+    all_of_them.status = max(status for _, line, status in said if line)
+    raise all_of_them from failed
 
 
 @contextlib.contextmanager
@@ -179,7 +181,7 @@ def ending_together():
   except Exception as error:
     if jax.process_count() == 1 or isinstance(error, TheOthers):
       raise
-    words, status = explain(error), 2
+    words, status = explain(error), getattr(error, 'status', 2)
     if _lost(error):
       words, status = 'another process is gone: the same command, everywhere, goes on', 1
     elif words is None:

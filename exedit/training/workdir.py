@@ -1,20 +1,25 @@
 """Where a run's files go: a folder, or a place in Google's object store (gs://bucket/run).
 
-Checkpoints go there directly. A store knows no append, so the small files that grow (metrics,
-goodput, TensorBoard's) and those beside them lie in a local folder that is copied there.
+Checkpoints and frozen parameters go there directly. A store knows no append, so the small files
+that grow (metrics, goodput, TensorBoard's) and those beside them lie in a folder of the user's
+cache that is copied there.
 """
 
+import contextlib
 import hashlib
+import logging
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
 from exedit import caches
-from exedit.errors import UserError
+from exedit.errors import Passing, UserError, one_line
 from exedit.training import lease, lock, log
 from input_pipeline import remote
 from input_pipeline.errors import DataError
@@ -27,7 +32,7 @@ def path_of(workdir: str | os.PathLike) -> epath.Path:
   """The workdir as a path; in a store by requests that are never answered from memory."""
   name = os.fspath(workdir)
   if not remote.is_remote(name):
-    return epath.Path(os.path.abspath(name))
+    return epath.Path(Path(name).absolute())  # not abspath: `..` after a link is the link's
   if not name.startswith('gs://'):
     raise UserError(
       f'{name} cannot be a workdir: checkpoints go to folders and gs://; name one of these'
@@ -43,26 +48,57 @@ def path_of(workdir: str | os.PathLike) -> epath.Path:
   return epath.Path(name.rstrip('/'))
 
 
+def trouble(workdir: str | os.PathLike, error: BaseException) -> UserError:
+  """What a store raised, in words: final where it said no, Passing where it could not be asked."""
+  name, words = os.fspath(workdir), (getattr(error, 'strerror', None) or one_line(error))[:200]
+  if remote.refused(error):
+    return UserError(
+      f'the workdir {name} cannot be used ({words}): check its name and your rights there, or '
+      'choose another'
+    )
+  return Passing(f'the workdir {name} cannot be reached ({words}): the same command goes on')
+
+
+def quiet_stores() -> None:
+  """What becomes of requests that nobody waits for any more, after one has failed, is no news.
+
+  Orbax leaves its event loop then, and TensorStore's other requests tell one that is closed. For
+  the door, before anything else puts its own hook behind this one.
+  """
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  before = sys.unraisablehook
+
+  def unheard(what: Any) -> None:
+    if str(what.exc_value) != 'Event loop is closed':
+      before(what)
+
+  sys.unraisablehook = unheard
+
+
 class Workdir:
   """A workdir on a disk: everything is where it belongs as soon as it is written.
 
-  files: the local folder for all but checkpoints and frozen parameters.
+  To be used in a `with`, at whose end it is let go. files: the local folder for all but checkpoints
+  and frozen parameters.
   """
 
-  def __init__(self, workdir: str, leader: bool):
+  def __init__(self, workdir: str, process: int):
     self.files = workdir
-    probe = Path(workdir) / f'.{os.getpid()}.tmp'
+    probe = Path(workdir) / f'probe.{process}.{os.getpid()}.tmp'
     try:
       os.makedirs(workdir, exist_ok=True)
       probe.touch()
       probe.unlink()
-      if leader:
+      if process == 0:
         lock.take(workdir)
         log.sweep(workdir)
     except OSError as error:
       raise UserError(
         f'cannot write to the workdir {workdir} ({error.strerror}): choose another'
       ) from error
+
+  def check(self) -> None:
+    """UserError where the workdir is no longer this run's."""
 
   def push(self) -> None:
     """Return when what was written to `files` so far is where it belongs."""
@@ -71,56 +107,98 @@ class Workdir:
     """The same, and let go of the workdir."""
     lock.release(self.files)
 
+  def __enter__(self) -> 'Workdir':
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    try:
+      self.close()
+    except Exception as other:
+      if error is None:
+        raise
+      print(f'and {one_line(other)}', file=sys.stderr)  # what came first is what is to be said
+
 
 class _Mirror(Workdir):
   """A workdir in a store. What a kill loses of the small files the next start writes again.
 
-  For they are pushed before each checkpoint. A thread of the leader's renews the lease and pushes
-  now and then; what goes wrong there is raised by the next `push`.
+  For all of them are pushed before each checkpoint. Of process 0 one thread renews the lease and
+  another sends what has changed every minute. A place that was lost is noticed by `check`; a store
+  that cannot be reached by them is left for `push` to say.
   """
 
-  def __init__(self, workdir: str, leader: bool, say: Callable[[str], None]):
+  def __init__(self, workdir: str, process: int, say: Callable[[str], None]):
     self._workdir = workdir
     self._pushed: dict[str, tuple[int, int]] = {}
     self._busy, self._ended = threading.Lock(), threading.Event()
-    self._failed: Exception | None = None
-    self._lease = lease.Lease(workdir) if leader else None
-    name = hashlib.sha256(workdir.encode()).hexdigest()[:16]
-    self.files = str(caches.folder('runs', name))
-    if self._lease is None:
+    self._lost: UserError | None = None
+    self._closed = False
+    self._lease = lease.Lease(workdir)
+    self._leads = process == 0
+    home = caches.folder('runs', hashlib.sha256(workdir.encode()).hexdigest()[:16])
+    self.files = str(home / self._lease.token)
+    try:
+      os.makedirs(os.path.join(self.files, 'tb'))
+    except OSError as error:
+      raise UserError(
+        f'cannot write to {home} ({error.strerror}), where files on their way to {workdir} are '
+        'kept: set XDG_CACHE_HOME to another folder'
+      ) from error
+    if not self._leads:
       return
     try:
       self._lease.take(say)
+      for other in home.iterdir():  # of runs that were killed: nobody else holds the place
+        if other.name != self._lease.token:
+          shutil.rmtree(other, ignore_errors=True)
       self._pull()
-    except (OSError, DataError) as error:
-      raise UserError(
-        f'cannot write to the workdir {workdir} ({_words(error)}): check its name and your rights '
-        'there, or choose another'
-      ) from error
-    self._thread = threading.Thread(target=self._keep, name='workdir', daemon=True)
-    self._thread.start()
+    except BaseException as error:
+      shutil.rmtree(self.files, ignore_errors=True)
+      with contextlib.suppress(OSError):
+        self._lease.release()
+      if not isinstance(error, (OSError, DataError)):
+        raise
+      raise trouble(workdir, error) from error
+    self._threads = [
+      threading.Thread(target=self._every, args=every, daemon=True)
+      for every in ((self._renew, lambda: lease.RENEW), (self._push, lambda: EVERY))
+    ]
+    for thread in self._threads:
+      thread.start()
+
+  def check(self) -> None:
+    if self._lost is not None:
+      raise self._lost
 
   def push(self) -> None:
-    if self._failed is not None:
-      raise self._failed
-    if self._lease is not None:
-      self._push()
+    self.check()
+    if self._leads:
+      try:
+        self._push()
+      except OSError as error:
+        raise trouble(self._workdir, error) from error
 
   def close(self) -> None:
-    if self._ended.is_set():
+    if self._closed:
       return
+    self._closed = True
     self._ended.set()
-    if self._lease is not None:
-      self._thread.join()
-      if not isinstance(self._failed, UserError):  # another run's place by now
-        self._push()
-        self._lease.release()
-        shutil.rmtree(self.files, ignore_errors=True)
+    try:
+      if self._leads:
+        for thread in self._threads:
+          thread.join()
+        if self._lost is None:  # else it is another run's place by now
+          try:
+            self._push()
+          finally:
+            self._lease.release()
+    except OSError as error:
+      raise trouble(self._workdir, error) from error
+    finally:
+      shutil.rmtree(self.files, ignore_errors=True)
 
   def _pull(self) -> None:
     """What earlier starts have left; of TensorBoard's files only the names count."""
-    shutil.rmtree(self.files, ignore_errors=True)  # a killed run's, all of which counts is there
-    os.makedirs(os.path.join(self.files, 'tb'))
     for name in PULLED:
       try:
         data = remote.read(f'{self._workdir}/{name}')
@@ -132,12 +210,13 @@ class _Mirror(Workdir):
     self._pushed = self._found()
 
   def _push(self) -> None:
-    with self._busy:
-      for name, state in self._found().items():
-        if self._pushed.get(name) != state:
-          # Read at once: it may grow while it is sent.
-          remote.write(f'{self._workdir}/{name}', Path(self.files, name).read_bytes())
-          self._pushed[name] = state
+    for name, state in self._found().items():
+      if self._pushed.get(name) == state:
+        continue
+      with self._busy:  # one file at a time, so that nobody waits for all of the other's
+        # Read at once: it may grow while it is sent.
+        remote.write(f'{self._workdir}/{name}', Path(self.files, name).read_bytes())
+        self._pushed[name] = state
 
   def _found(self) -> dict[str, tuple[int, int]]:
     """Size and time of change of each file by its name."""
@@ -148,34 +227,26 @@ class _Mirror(Workdir):
         found[path.relative_to(self.files).as_posix()] = status.st_size, status.st_mtime_ns
     return found
 
-  def _keep(self) -> None:
-    waited = 0.0
-    while not self._ended.wait(lease.RENEW):
-      waited += lease.RENEW
-      try:
-        assert self._lease is not None
-        self._lease.renew()
-        if waited >= EVERY:
-          self._push()
-          waited = 0.0
-      except UserError as error:
-        self._failed = error
-        return
-      except OSError:  # the store is out of reach; the next checkpoint will say so if it stays
-        continue
+  def _renew(self) -> None:
+    try:
+      self._lease.renew()
+    except UserError as error:
+      self._lost = error
+      self._ended.set()
+
+  def _every(self, what: Callable[[], None], seconds: Callable[[], float]) -> None:
+    while not self._ended.wait(seconds()):
+      with contextlib.suppress(OSError):  # it is tried again, and the next `push` will say so
+        what()
 
 
-def hold(workdir: str, leader: bool = True, say: Callable[[str], None] = print) -> Workdir:
-  """Make the workdir, see that it can be written and, as the `leader`, hold it against other runs.
+def hold(workdir: str, process: int = 0, say: Callable[[str], None] = print) -> Workdir:
+  """Make the workdir, see that it can be written and, as process 0, hold it against other runs.
 
   Raises:
     UserError: where it cannot be written, or another run is at work there.
   """
   path = path_of(workdir)
   if remote.is_remote(workdir):
-    return _Mirror(os.fspath(path), leader, say)
-  return Workdir(workdir, leader)
-
-
-def _words(error: BaseException) -> str:
-  return ' '.join(str(getattr(error, 'strerror', None) or error).split())[:200]
+    return _Mirror(os.fspath(path), process, say)
+  return Workdir(workdir, process)

@@ -90,7 +90,7 @@ def _workdir(path: Path, config: dict[str, Any], which: str) -> Found:
     for name, array in params.items()
   }
   seal = path / 'checkpoints' / str(step) / 'digest' / 'metadata'
-  files = (seal, path / 'frozen.safetensors')
+  files = (seal, path / checkpoint.FROZEN)
   return Found(config, tensors, identity(tensors), files, step=step, which=which)
 
 

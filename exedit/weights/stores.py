@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from exedit.errors import UserError, disk_is_full, one_line
 from input_pipeline import remote
 from input_pipeline.errors import DataError
 
+BESIDE = ('config.json', 'frozen.safetensors')  # of checkpoints in a workdir
 VERSIONS = 'versions.json'  # of the copies, beside their folder: name, size and number
+KEPT = 3600.0  # seconds; what the store no longer has stays here as long
 SHOWN = 1e8  # bytes; copying less is soon done
 
 
@@ -21,7 +24,7 @@ def fetch(src: str, wanted: Callable[[Sequence[str], str], list[str]]) -> Path:
   """The copy of a file, of a run's workdir or of a folder of weights; only what changed is fetched.
 
   Of a workdir that is the newest whole checkpoint, of another folder those of its files, here by
-  their paths in it, that `wanted(files, src)` takes. What the store no longer has goes.
+  their paths in it, that `wanted(files, src)` takes. What the store no longer has goes, later.
 
   Raises:
     UserError: where there is nothing of that name, or it cannot be read or kept.
@@ -56,11 +59,12 @@ def _chosen(files: Sequence[str], src: str, wanted: Callable) -> list[str]:
   steps = [parts for parts in (file.split('/') for file in files) if parts[0] == 'checkpoints']
   if not steps:
     return wanted(files, src)
-  whole = [int(step[1]) for step in steps if step[2:] == ['commit_success.txt']]
+  done = ['commit_success.txt']
+  whole = [int(step[1]) for step in steps if step[2:] == done and step[1].isdigit()]
   if not whole:
     raise UserError(f'{src} holds no whole checkpoint yet: wait for the first')
   newest = f'checkpoints/{max(whole)}/'
-  return [f for f in files if f.startswith(newest) or f in ('config.json', 'frozen.safetensors')]
+  return [f for f in files if f.startswith(newest) or f in BESIDE]
 
 
 @contextlib.contextmanager
@@ -82,12 +86,14 @@ def _copy(source: str, target: Path, versions: Mapping[str, list[int]], book: Pa
     known = {}
   for folder, folders, files in os.walk(target, topdown=False) if target != book.parent else ():
     for name in files:
-      if Path(folder, name).relative_to(target).as_posix() not in versions:
-        os.unlink(os.path.join(folder, name))
+      path = Path(folder, name)
+      young = time.time() - path.stat().st_mtime < KEPT  # it may be being read
+      if path.relative_to(target).as_posix() not in versions and not young:
+        path.unlink()
     for name in folders:
       with contextlib.suppress(OSError):  # it is not empty
         os.rmdir(os.path.join(folder, name))
-  wanted = [n for n, v in versions.items() if known.get(n) != v or not (target / n).is_file()]
+  wanted = [n for n, v in versions.items() if known.get(n) != v or _size(target / n) != v[0]]
   total = sum(versions[name][0] for name in wanted)
   unseen = total < SHOWN
   with tqdm(total=total, desc=source, unit='B', unit_scale=True, disable=unseen) as bar:
@@ -98,6 +104,10 @@ def _copy(source: str, target: Path, versions: Mapping[str, list[int]], book: Pa
       text = json.dumps({name: known[name] for name in versions if name in known})
       _replace(book, lambda half, text=text: half.write_text(text, encoding='utf-8'))
       bar.update(versions[name][0])
+
+
+def _size(path: Path) -> int:
+  return path.stat().st_size if path.is_file() else -1
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
