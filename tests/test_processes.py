@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from exedit import train
-from exedit.errors import UserError
+from exedit.errors import Passing, UserError
 from exedit.training import runtime
 from input_pipeline import loader, synthetic
 from tests import toy, toy_config
@@ -127,8 +127,9 @@ def test_what_one_cannot_do_ends_all(monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda *_: 2)
   host = socket.gethostname()
 
-  def met(mine, theirs):
-    monkeypatch.setattr(runtime, 'everyone', lambda line: [line, json.dumps(['far', theirs])])
+  def met(mine, theirs, status=2):
+    far = json.dumps(['far', theirs, status])
+    monkeypatch.setattr(runtime, 'everyone', lambda line: [line, far])
     with runtime.together():
       if mine:
         raise mine
@@ -142,6 +143,14 @@ def test_what_one_cannot_do_ends_all(monkeypatch):
     met(UserError('a'), 'b')
   with pytest.raises(runtime.TheOthers, match='^the same$'):
     met(UserError('the same'), 'the same')
+  for mine, theirs, status, expected in (
+    (Passing('gone'), 'gone', 1, 1),
+    (None, 'gone', 1, 1),
+    (Passing('gone'), 'no such folder', 2, 2),
+  ):
+    with pytest.raises(runtime.TheOthers) as caught:
+      met(mine, theirs, status)
+    assert caught.value.status == expected  # 2 is final
   with pytest.raises(runtime.TheOthers, match='KeyError: 3') as caught:
     met(KeyError(3), '')
   assert isinstance(caught.value.__cause__, KeyError)
