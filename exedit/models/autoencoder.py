@@ -54,16 +54,20 @@ class AutoencoderKL(nnx.Module):
     return self.draw(self.moments(image), noise)
 
   def moments(self, image: Float[Array, 'b h w 3']) -> Float[Array, 'b lh lw m']:
-    """Of the posterior: mean and log-variance, one after the other, unscaled."""
+    """Of the posterior: mean and log-variance, one after the other, unscaled.
+
+    The latter within [-30, 20] (LDM distributions.py).
+    """
     _check(image, self.factor)
-    return self.quant_conv(self.encoder(image)).astype(jnp.float32)
+    mean, logvar = jnp.split(self.quant_conv(self.encoder(image)).astype(jnp.float32), 2, -1)
+    return jnp.concatenate([mean, jnp.clip(logvar, -30, 20)], -1)
 
   def draw(
     self, moments: Float[Array, 'b lh lw m'], noise: Float[Array, 'b lh lw z'] | None = None
   ) -> Float[Array, 'b lh lw z']:
-    """Latents of these moments; log-variances within [-30, 20] (LDM distributions.py)."""
+    """Latents of these moments, with the given standard normal noise; their mean without."""
     mean, logvar = jnp.split(moments, 2, -1)
-    z = mean if noise is None else mean + jnp.exp(0.5 * jnp.clip(logvar, -30, 20)) * noise
+    z = mean if noise is None else mean + jnp.exp(0.5 * logvar) * noise
     return z * self.scale
 
   def decode(self, z: Float[Array, 'b lh lw z']) -> Float[Array, 'b h w 3']:
