@@ -38,7 +38,7 @@ if not __package__:  # run by its path: its own folder would be the first to be 
 from benchmarks import sampling_diffusers, workers  # noqa: E402
 from exedit import paint_by_example as pbe  # noqa: E402
 from exedit.diffusion import guidance  # noqa: E402
-from exedit.models import attention  # noqa: E402
+from exedit.models import attention, target  # noqa: E402
 from exedit.planning import topology
 from exedit.training import runtime, state
 from exedit.weights import pipeline, source  # noqa: E402
@@ -259,7 +259,7 @@ def memory_plan(width: str, size: int, batch: int, precision: str, steps: int) -
       devices = topology.devices(topology.parse('v5e:2x2'))
       chip = jax.sharding.SingleDeviceSharding(devices[0])
       jax.clear_caches()  # the edit as traced for the device here
-      with attention.traced_for(attention.Device('tpu')):
+      with target.traced_for(target.Device('tpu')):
         result['tpu v5e'] = planned(width, size, batch, precision, steps, chip)
       jax.clear_caches()
     except (RuntimeError, ValueError, NotImplementedError) as error:

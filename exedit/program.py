@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from exedit import paint_by_example
-from exedit.models import attention
+from exedit.models import target
 from exedit.training import buckets, flops, optimizer, state
 from exedit.training import mesh as meshes
 from exedit.training.state import Graph, Params, TrainState
@@ -53,7 +53,7 @@ class Program:
       return self.compute(params, frozen, part, key)[0]
 
     # Kernels of accelerators hide their derivative's products; XLA's attention has the same ones.
-    with attention.traced_for(attention.PLAIN):
+    with target.traced_for(target.PLAIN):
       once = flops.training(loss, self.now.params, self.frozen, part, jax.random.key(0))
     return once * self.accumulate
 

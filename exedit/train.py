@@ -453,6 +453,7 @@ def main(argv: list[str]) -> None:
   try:
     with runtime.Stop(at_once=True):
       runtime.join_processes(**runtime.place_flags(flags.FLAGS))
+      runtime.keep_memory()
       with runtime.ending_together():
         finished = run(flags.FLAGS.workdir, flags.FLAGS.config.to_dict())
   except runtime.Stopped as stopped:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from exedit.models import attention
+from exedit.models import attention, target
 from exedit.training import flops
 from tests import on_devices
 
@@ -105,7 +105,7 @@ def test_a_tpus_kernel_runs_on_several_devices():
   assert found == dict(same=True, devices=2)
 
 
-TPU = attention.Device('tpu')
+TPU = target.Device('tpu')
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_is_planned_for_a_tpu_is_traced_with_its_kernel():
   q = jax.ShapeDtypeStruct((1, 1024, 2, 40), jnp.bfloat16)
   products = 2 * 2 * 1024 * 1024 * 2 * 40
   loss = lambda q: attention.attend(q, q, q).astype(jnp.float32).sum()
-  with attention.traced_for(TPU):
+  with target.traced_for(TPU):
     forward, both = (jax.make_jaxpr(f)(q).jaxpr for f in (loss, jax.grad(loss)))
     assert 'pallas_call' in str(forward)
   assert flops.count(forward) == products
@@ -140,7 +140,7 @@ def test_what_is_planned_for_a_tpu_is_traced_with_its_kernel():
   assert 'pallas_call' not in str(here)
 
 
-AMPERE, HOPPER = attention.Device('gpu', (8, 0)), attention.Device('gpu', (9, 0))
+AMPERE, HOPPER = target.Device('gpu', (8, 0)), target.Device('gpu', (9, 0))
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ AMPERE, HOPPER = attention.Device('gpu', (8, 0)), attention.Device('gpu', (9, 0)
     ('bfloat16', 512, HOPPER, 'xla'),  # the autoencoder's one head
     ('bfloat16', 20, HOPPER, 'xla'),
     ('float32', 40, HOPPER, 'xla'),
-    ('bfloat16', 40, attention.Device('gpu', (7, 5)), 'xla'),
-    ('bfloat16', 40, attention.Device('gpu'), 'xla'),  # not NVIDIA's
-    ('bfloat16', 40, attention.Device('cpu'), 'xla'),
+    ('bfloat16', 40, target.Device('gpu', (7, 5)), 'xla'),
+    ('bfloat16', 40, target.Device('gpu'), 'xla'),  # not NVIDIA's
+    ('bfloat16', 40, target.Device('cpu'), 'xla'),
   ],
 )
 def test_cudnn_is_chosen_where_it_can_be(dtype, d, on, expected):
@@ -171,7 +171,7 @@ def test_cudnn_is_chosen_where_it_can_be(dtype, d, on, expected):
 def test_to_be_counted_it_is_products_whatever_was_asked_for():
   q = jax.ShapeDtypeStruct((1, 64, 2, 40), jnp.bfloat16)
   loss = lambda q: attention.attend(q, q, q, 'cudnn').astype(jnp.float32).sum()
-  with attention.traced_for(attention.PLAIN):
+  with target.traced_for(target.PLAIN):
     assert flops.training(loss, q) == 3 * 2 * 2 * 64 * 64 * 2 * 40
 
 
@@ -180,4 +180,4 @@ def test_what_is_lacking_is_said():
   said = 'needs an NVIDIA GPU from 8.0 on .here: cpu. and bfloat16 or float16 .not float32. and '
   with pytest.raises(ValueError, match=said + 'heads of at most 128 features, in eights .not 20.'):
     attention.attend(q, q, q, 'cudnn')
-  assert attention.device() == attention.Device('cpu')
+  assert target.device() == target.Device('cpu')

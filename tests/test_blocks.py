@@ -1,4 +1,6 @@
-"""GroupNorm gives what nnx's does, and its gradient, whatever comes in."""
+"""Norms and convolutions give what nnx's and JAX's do, and their gradients."""
+
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from exedit.models import blocks
+from exedit.models import blocks, target
+from exedit.training import flops
 
 
 @pytest.mark.parametrize('channels, groups', [(12, 4), (8, 8), (6, 1)])
@@ -39,3 +42,63 @@ def test_group_norm_keeps_a_small_deviation_beside_a_large_mean():
   exact = x.astype(np.float64).reshape(1, 256, 2, 4)
   exact = (exact - exact.mean((1, 3), keepdims=True)) / exact.std((1, 3), keepdims=True)
   np.testing.assert_allclose(norm(jnp.asarray(x)), exact.reshape(x.shape), atol=2e-3)
+
+
+def convolution(shape, outputs, dtype=jnp.float32):
+  """(ours, JAX's) as functions of input and kernel, and the two; random numbers."""
+  layer = blocks.conv(shape[-1], outputs, dtype=dtype, rngs=nnx.Rngs(0))
+  graph, params = cast(Any, nnx.split(layer))
+
+  def ours(x, kernel):
+    return nnx.merge(graph, {**params, 'kernel': params['kernel'].replace(kernel)})(x)
+
+  def jaxs(x, kernel):
+    numbers, same = ('NHWC', 'HWIO', 'NHWC'), ((1, 1), (1, 1))
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), same, dimension_numbers=numbers)
+
+  normal = np.random.default_rng(0).normal
+  given = (
+    jnp.asarray(normal(size=shape), dtype),
+    jnp.asarray(normal(size=(3, 3, shape[-1], outputs))),
+  )
+  return ours, jaxs, given
+
+
+FEW, MANY = ((2, 3, 4, 6), 40), ((2, 5, 4, 6), 40)  # 24 and 40 pixels for 40 channels
+
+
+@pytest.mark.parametrize('shape, outputs', [FEW, MANY, ((1, 1, 1, 3), 2), ((3, 1, 5, 70), 16)])
+@pytest.mark.parametrize('dtype, within', [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
+def test_a_convolution_and_its_gradient_are_jaxs(shape, outputs, dtype, within):
+  ours, jaxs, given = convolution(shape, outputs, dtype)
+  weights = jnp.asarray(np.random.default_rng(1).normal(size=(*shape[:-1], outputs)), jnp.float32)
+
+  def both(function):
+    loss = lambda *given: (function(*given) * weights).sum()
+    return function(*given), *jax.jit(jax.grad(loss, (0, 1)))(*given)
+
+  for own, other in zip(both(ours), both(jaxs)):
+    assert own.dtype == other.dtype
+    own, other = own.astype(jnp.float32), other.astype(jnp.float32)
+    np.testing.assert_allclose(own, other, atol=within * float(abs(other).max()))
+
+
+def test_the_gradient_is_products_of_matrices_on_a_cpu_and_of_few_pixels_alone():
+  def products(shape, outputs, device):
+    ours, _, given = convolution(shape, outputs)
+    with target.traced_for(device):
+      text = str(jax.make_jaxpr(jax.grad(lambda *given: ours(*given).sum(), (0, 1)))(*given))
+    return text.count('dot_general[')
+
+  assert products(*FEW, target.Device('cpu')) == 2
+  for other in (target.Device('gpu', (9, 0)), target.Device('tpu'), target.PLAIN):
+    assert products(*FEW, other) == 0
+  assert products(*MANY, target.Device('cpu')) == 0
+
+
+def test_to_be_counted_it_is_convolutions():
+  ours, _, (x, kernel) = convolution(*FEW)
+  with target.traced_for(target.PLAIN):
+    counted = flops.training(lambda given: ours(*given).sum(), (x, kernel))
+  assert counted == 3 * 2 * 24 * 40 * 9 * 6

@@ -14,7 +14,7 @@ import pytest
 from configs import pbe
 from exedit import plan
 from exedit.errors import UserError
-from exedit.models import attention
+from exedit.models import attention, target
 from exedit.planning import ahead, child, topology, traffic
 from exedit.training import mesh as meshes
 from input_pipeline import loader, synthetic
@@ -341,7 +341,7 @@ def attention_traffic(slices, say):
       q = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
       loss = lambda q, k, v: attention.attend(q, k, v, implementation).astype(jnp.float32).sum()
       step = jax.grad(loss, (0, 1, 2)) if gradient else loss
-      with attention.traced_for(attention.Device('tpu')):
+      with target.traced_for(target.Device('tpu')):
         lowered = jax.jit(step, in_shardings=one).lower(q, q, q)
       text = lowered.compile().as_text() or ''
       assert ('tpu_custom_call' in text) == (implementation is None)

@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -216,6 +217,30 @@ def test_versions_name_packages_and_devices():
   found = runtime.versions()
   assert found['jax'] == jax.__version__ and found['flax'] and found['optax']
   assert found['devices'] == jax.device_count() and 'commit' in found
+
+
+FAULTS = """
+import resource, jax, jax.numpy as jnp
+from exedit.training import runtime
+runtime.keep_memory()
+step = jax.jit(lambda a: (a @ a.T) @ a)
+a = jnp.ones((4096, 64))
+for _ in range(6):  # the heap finds its shape in the first ones
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  step(a).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(step.lower(a).compile().memory_analysis().temp_size_in_bytes)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='of glibc alone')
+def test_memory_of_a_step_is_the_next_ones():
+  done = subprocess.run(
+    [sys.executable, '-c', FAULTS], cwd=ROOT, capture_output=True, text=True, check=True,
+    env=os.environ | dict(JAX_PLATFORMS='cpu', XLA_FLAGS=''),
+  )  # fmt: skip
+  faults, temporary = map(int, done.stdout.split())
+  assert temporary >= 2**26 and faults < temporary / 4096 / 10
 
 
 def test_products_on_a_cpu_are_not_ynnpacks():

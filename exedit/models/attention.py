@@ -1,10 +1,8 @@
 """One attention; the one place where it may be edited."""
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, cast
+from collections.abc import Callable
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from exedit.models import blocks
+from exedit.models import blocks, target
 
 Implementation = Literal['xla', 'cudnn'] | None
 
@@ -77,13 +75,13 @@ def attend(
   Where the logits are many they are never all there at once, neither here nor in the gradient,
   which computes them again. That is exact: each query sees all keys, only not at the same time.
   (A TPU's kernel rounds once more, q to its own type after the scale.) `implementation` is what
-  `choose` takes for `device()` unless it is said.
+  `choose` takes for `target.device()` unless it is said.
 
   Raises:
     ValueError: for 'cudnn' where it cannot be.
   """
   (b, n, heads, d), m = q.shape, k.shape[1]
-  chosen = choose(q.dtype, (n, m), d, device(), implementation)
+  chosen = choose(q.dtype, (n, m), d, target.device(), implementation)
   if chosen == 'cudnn':
     return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
   if chosen == 'splash':
@@ -96,47 +94,11 @@ def attend(
   return jax.lax.platform_dependent(q, k, v, cpu=_by_head, default=rest)
 
 
-class Device(NamedTuple):
-  """What the choice asks of a device: its platform, and of NVIDIA's the compute capability."""
-
-  platform: str
-  capability: tuple[int, ...] = ()
-
-
-PLAIN = Device('none')  # no device's kernels: products that can be counted
-_elsewhere: contextvars.ContextVar[Device | None] = contextvars.ContextVar('device', default=None)
-
-
-@contextlib.contextmanager
-def traced_for(other: Device) -> Iterator[None]:
-  """What is traced inside is for such a device, not for those that are here.
-
-  JAX remembers traces of compiled functions and does not know of this: a function that was traced
-  before keeps what was chosen then, until `jax.clear_caches`.
-  """
-  token = _elsewhere.set(other)
-  try:
-    yield
-  finally:
-    _elsewhere.reset(token)
-
-
-def device() -> Device:
-  """The kind of device that is computed on, here if nothing else is said."""
-  elsewhere = _elsewhere.get()
-  if elsewhere is not None:
-    return elsewhere
-  first = jax.local_devices()[0]
-  if first.platform != 'gpu' or 'cuda' not in first.client.platform_version:
-    return Device(first.platform)
-  return Device('gpu', tuple(map(int, first.compute_capability.split('.'))))
-
-
 def choose(
   dtype: DTypeLike,
   tokens: tuple[int, int],
   d: int,
-  on: Device,
+  on: target.Device,
   implementation: Implementation = None,
 ) -> Literal['xla', 'cudnn', 'splash']:
   """What computes attention of so many queries and keys, in heads of d features, on a device.
@@ -144,13 +106,13 @@ def choose(
   'cudnn', flash attention, where NVIDIA's library has it: 16-bit numbers and a d that is a multiple
   of 8, at most 128 before Hopper and 256 from there on (jax fused_attention_stablehlo.py): Stable
   Diffusion's 40 and 80 always, its 160 on Hopper. 'splash', JAX's flash attention for TPUs, where
-  there are many logits of bfloat16 numbers, and tokens in 128s. Else 'xla', as for PLAIN. What was
-  asked for by name is not replaced by something else.
+  there are many logits of bfloat16 numbers, and tokens in 128s. Else 'xla', as for
+  target.PLAIN. What was asked for by name is not replaced by something else.
 
   Raises:
     ValueError: for 'cudnn' where it cannot be.
   """
-  if implementation == 'xla' or on == PLAIN:
+  if implementation == 'xla' or on == target.PLAIN:
     return 'xla'
   if on.platform == 'tpu' and implementation is None:
     n, m = tokens
@@ -171,7 +133,7 @@ def choose(
   return 'xla' if lacks else 'cudnn'
 
 
-def _dotted(on: Device) -> str:
+def _dotted(on: target.Device) -> str:
   return ' ' + '.'.join(map(str, on.capability)) if on.capability else ''
 
 

@@ -1,5 +1,6 @@
 """The pieces that the UNet and the autoencoder share: norms, convolutions, ResBlock, up, down."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from exedit.models import target
 
 zeros = nnx.initializers.zeros_init()
 
@@ -55,7 +58,56 @@ def conv(inputs: int, outputs: int, size: int = 3, *, zero: bool = False, **kwar
   kwargs.setdefault('padding', size // 2)
   if zero:
     kwargs['kernel_init'] = zeros
+  if size == 3 and kwargs['padding'] == kwargs.get('strides', 1) == 1:
+    kwargs['conv_general_dilated'] = _convolve
   return nnx.Conv(inputs, outputs, (size, size), **kwargs)
+
+
+def _convolve(x, kernel, *args, **kwargs):
+  """jax.lax.conv_general_dilated for 3x3 kernels, padded by 1, at every pixel."""
+  few = math.prod(x.shape[:-1]) < kernel.shape[-1]
+  if few and target.device().platform == 'cpu':
+    return _of_few_pixels(x, kernel)
+  return jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+
+
+@jax.custom_vjp
+def _of_few_pixels(x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c d']):
+  """A convolution whose gradient is two matrix products, all nine taps in each.
+
+  On a CPU the gradient of XLA's writes the kernel down mirrored and transposed first, and that of
+  the kernel comes out transposed. With fewer pixels than channels this costs as much as the rest.
+  """
+  same = ((1, 1), (1, 1))
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), same, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+
+
+def _of_few_pixels_backward(kept, dy):
+  x, kernel = kept
+  b, h, w, c = x.shape
+  dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+  rows = dy.reshape(b * h * w, -1)
+  taps = [(i, j) for i in range(3) for j in range(3)]
+
+  products = dot(rows, kernel.reshape(9 * c, -1), (((1,), (1,)), ((), ())))
+  products = jnp.split(products.reshape(b, h, w, 9 * c), 9, -1)
+  moved = (  # as far as the tap lies off the middle; what leaves the picture is lost
+    jax.lax.pad(y, jnp.float32(0), ((0, 0, 0), (i - 1, 1 - i, 0), (j - 1, 1 - j, 0), (0, 0, 0)))
+    for (i, j), y in zip(taps, products)
+  )
+  dx = functools.reduce(jnp.add, moved)
+
+  wide = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  views = jnp.concatenate([wide[:, i : i + h, j : j + w] for i, j in taps], -1)
+  dkernel = dot(views.reshape(b * h * w, 9 * c), rows, (((0,), (0,)), ((), ())))
+  return dx.astype(x.dtype), dkernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_of_few_pixels.defvjp(
+  lambda x, kernel: (_of_few_pixels(x, kernel), (x, kernel)), _of_few_pixels_backward
+)
 
 
 def timestep_embedding(t: Int[Array, ' b'], dim: int) -> Float[Array, 'b dim']:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from exedit import caches, doors, settings
 from exedit.errors import UserError
-from exedit.models import attention
+from exedit.models import target
 from exedit.planning import child, topology, traffic
 from exedit.program import SYSTEMS, Program, make_program
 from exedit.training import collectives, flops, log
@@ -99,7 +99,7 @@ def compile_step(config: Config, name: str, say: Callable[[str], None]) -> Findi
     program = lay_out(config, topology.devices(where))
     batch = batch_shapes(config, program.mesh)
     model = program.flops(batch)
-    with attention.traced_for(attention.Device('tpu')):
+    with target.traced_for(target.Device('tpu')):
       traced = program.step.trace(program.now, program.frozen, batch)
     work = dict(model=model, executed=flops.count(traced.jaxpr.jaxpr))
   found: Findings = dict(mesh=dict(program.mesh.shape), flops=work)
