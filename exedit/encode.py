@@ -11,8 +11,10 @@ command goes on where it was stopped. Of several processes each encodes its shar
 """
 
 import functools
+import itertools
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -33,9 +35,11 @@ from input_pipeline.errors import DataError, Unusable
 
 
 class Example(NamedTuple):
-  """One draw of one photo, and its name."""
+  """One draw of one photo: image uint8 [h w 3], mask uint8 [h w], the mask and exemplar as PNG."""
 
-  arrays: dict[str, np.ndarray]
+  image: np.ndarray
+  mask: np.ndarray
+  pictures: dict[str, bytes]
   name: bytes
 
 
@@ -80,33 +84,40 @@ def encode(
   graph, params = latents.autoencoder(config)
   how = dict(
     split=split,
+    source=tfrecord.Source(shards).digest(),
     settings=latents.drawn(data),
-    seed=config.get('seed', 0),
+    seed=config.get('seed', 0) % 2**32,
     draws=draws,
     dtype=dtype,
     autoencoder=latents.identity(config['model'], params),
   )
   with runtime.together():
     if jax.process_index() == 0:
-      begin(output, how, root)
-  mine = shards[jax.process_index() :: jax.process_count()]
-  there = files(output)
-  left = [path for path in mine if os.path.basename(path) not in there]
-  if len(left) < len(mine):
-    say(f'{len(mine) - len(left)} of {len(mine)} shards are there already')
+      begin(output, how, root, say)
+  there = json.loads(runtime.everyone(json.dumps(sorted(files(output))))[0])
+  left = [path for path in shards if os.path.basename(path) not in there]
+  if len(left) < len(shards) and jax.process_index() == 0:
+    say(f'{len(shards) - len(left)} of {len(shards)} shards are there already')
+  left = runtime.own_share(left)
   devices = jax.local_devices()
   size = -(-batch_size // len(devices)) * len(devices)
   network = rows.over_devices(functools.partial(moments, graph), params, devices)
   total = draws * sum(len(tfrecord.Source([path])) for path in left)
   with tqdm(total=total, unit='example', mininterval=1) as bar:
     for path in left:
-      examples = drawn(path, how, shards.index(path), say, bar.update)
+      source = tfrecord.Source([path])
+      for error in source.damaged:
+        if data.get('on_corrupt') == 'fatal':
+          raise error
+        say(f'{error}; the rest of it is left out')
+      examples = drawn(source, how, shards.index(path), say, bar.update)
       target = os.path.join(output, os.path.basename(path))
       tfrecord.write_shard(target, records(examples, network, size, dtype))
+  runtime.wait_for_others('encoded')
   return how
 
 
-def begin(output: str, how: Mapping[str, Any], root: str) -> None:
+def begin(output: str, how: Mapping[str, Any], root: str, say: Callable[[str], None]) -> None:
   """Make the folder, or find that it was begun in the same way; the validation split goes along."""
   found = encoded.manifest(output)
   changed = settings.differences(found, dict(how)) if found else []
@@ -126,15 +137,27 @@ def begin(output: str, how: Mapping[str, Any], root: str) -> None:
       remote.write(path, log.json_text(how).encode())
     else:
       log.write_json(path, how)
+  if how['split'] == 'validation':
+    return
   try:
-    others = tfrecord.shard_paths(root, 'validation') if how['split'] != 'validation' else []
-  except DataError:  # there are none: grids of edits will have to be left out
-    others = []
+    others = tfrecord.shard_paths(root, 'validation')
+  except DataError as error:
+    if 'no shards of split' not in str(error):
+      raise
+    others = []  # there will be no grids of edits
   for path in others:
     name = os.path.basename(path)
     if name not in there:
-      source = tfrecord.Source([path])
-      tfrecord.write_shard(os.path.join(output, name), (source[i] for i in range(len(source))))
+      tfrecord.write_shard(os.path.join(output, name), readable(tfrecord.Source([path]), say))
+
+
+def readable(source: tfrecord.Source, say: Callable[[str], None]) -> Iterator[bytes]:
+  """The records of a shard, without those that are damaged."""
+  for i in range(len(source)):
+    try:
+      yield source[i]
+    except DataError as error:
+      say(f'{error}; left out')
 
 
 def files(folder: str) -> set[str]:
@@ -143,58 +166,73 @@ def files(folder: str) -> set[str]:
 
 
 def drawn(
-  path: str, how: Mapping[str, Any], shard: int, say: Callable, done: Callable[[], Any]
+  source: tfrecord.Source,
+  how: Mapping[str, Any],
+  shard: int,
+  say: Callable[[str], None],
+  done: Callable[[], Any],
 ) -> Iterator[Example]:
   """The draws of a shard's usable photos; draw k of photo i depends on (seed, shard, i, k)."""
-  source, draws = tfrecord.Source([path]), range(how['draws'])
 
   def make(i: int) -> list[Example] | str:
     try:
       features = tfrecord.parse_example(source[i])
-      name = (features.get('image/filename') or [b''])[0]
-      rngs = [np.random.default_rng([how['seed'], shard, i, k]) for k in draws]
-      make_example = functools.partial(open_images.make_example, augment=False, **how['settings'])
-      return [Example(make_example(features, rng), name) for rng in rngs]
-    except Unusable:
-      return []
+      found = (one(features, i, k) for k in range(how['draws']))
+      return [example for example in found if example is not None]
     except DataError as error:
-      return f'{error}; skipped'
+      return f'{error}; left out'
+
+  def one(features: dict, i: int, k: int) -> Example | None:
+    rng = np.random.default_rng([how['seed'], shard, i, k])
+    try:
+      made = open_images.make_example(features, rng, augment=False, **how['settings'])
+    except Unusable:  # such a draw; another one may have found a box
+      return None
+    name = (features.get('image/filename') or [b''])[0]
+    return Example(
+      made['image'], made['mask'], encoded.pictures(made['mask'], made['exemplar']), name
+    )
 
   cv2.setNumThreads(0)  # the parallelism is over photos
-  count = os.cpu_count() or 1
-  with ThreadPoolExecutor(count) as threads:
-    for start in range(0, len(source), 8 * count):
-      for made in threads.map(make, range(start, min(start + 8 * count, len(source)))):
+  chunk = 8 * (os.cpu_count() or 1)
+  with ThreadPoolExecutor(os.cpu_count()) as threads:
+    chunks = [range(at, min(at + chunk, len(source))) for at in range(0, len(source), chunk)]
+    ahead = [threads.map(make, chunks[0])] if chunks else []
+    for following in [*chunks[1:], None]:
+      now = ahead.pop() if ahead else ()
+      if following is not None:
+        ahead.append(threads.map(make, following))  # while this one is used
+      for made in now:
         if isinstance(made, str):
           say(made)
           made = []
         yield from made
-        for _ in draws:
+        for _ in range(how['draws']):
           done()
 
 
 def records(
   examples: Iterator[Example], network: Callable, size: int, dtype: str
 ) -> Iterator[bytes]:
-  """The examples as records, their moments computed `size` at a time."""
-  batch: list[Example] = []
-  for example in examples:
-    batch.append(example)
-    if len(batch) == size:
-      yield from encoded_batch(batch, network, size, dtype)
-      batch = []
-  if batch:
-    yield from encoded_batch(batch, network, size, dtype)
+  """The examples as records, their moments computed `size` at a time.
+
+  While the devices compute those of one batch the next one is drawn.
+  """
+  waiting: list[tuple[list[Example], Any]] = []
+  while batch := list(itertools.islice(examples, size)):
+    full = [*batch, *[batch[-1]] * (size - len(batch))]
+    found = network(np.stack([e.image for e in full]), np.stack([e.mask for e in full]))
+    waiting.append((batch, found))
+    if len(waiting) > 1:
+      yield from finished(*waiting.pop(0), dtype)
+  for batch, found in waiting:
+    yield from finished(batch, found, dtype)
 
 
-def encoded_batch(
-  batch: Sequence[Example], network: Callable, size: int, dtype: str
-) -> list[bytes]:
-  """At most `size` examples as records; the last one fills up what is missing."""
-  full = [*batch, *[batch[-1]] * (size - len(batch))]
-  pictures, masks = (np.stack([e.arrays[name] for e in full]) for name in ('image', 'mask'))
-  found = np.asarray(network(pictures, masks)).astype(dtype)
-  return [encoded.record(e.arrays, m, e.name) for e, m in zip(batch, found)]
+def finished(batch: list[Example], found: Array, dtype: str) -> Iterator[bytes]:
+  """The records of a batch, whose last moments may be of none."""
+  for example, moments in zip(batch, np.asarray(found).astype(dtype)):
+    yield encoded.record(example.pictures, moments, example.name)
 
 
 def moments(

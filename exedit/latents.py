@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from exedit import paint_by_example as pbe
+from exedit import settings
 from exedit.errors import UserError
 from exedit.training import checkpoint, state
 from input_pipeline import encoded, open_images
@@ -26,13 +27,14 @@ def autoencoder(config: Mapping[str, Any]) -> tuple[state.Graph, dict[str, Array
   Raises:
     UserError: where the config names no weights to start from, or unusable ones.
   """
-  model = config['model']
-  settings = dict(model.get('autoencoder', {}))
-  network = pbe.AUTOENCODERS[settings.pop('kind', 'kl')]
-  dtype = jnp.dtype(model.get('dtype', 'float32'))
-  graph, shapes = state.flatten(
-    nnx.eval_shape(lambda: network(**settings, dtype=dtype, rngs=state.Keys(jax.random.key(0))))
-  )
+  model, size = config['model'], drawn(config['data'])['size']
+  with settings.mendable(config):
+    whole = nnx.eval_shape(lambda: pbe.build(**model, rngs=state.Keys(jax.random.key(0))))
+  if size % whole.multiple():
+    raise UserError(
+      f'data.size is {size}: with this model it must be a multiple of {whole.multiple()}'
+    )
+  graph, shapes = state.flatten(whole.autoencoder)
   if not shapes:
     return graph, {}
   if not config.get('init_from'):
@@ -41,7 +43,16 @@ def autoencoder(config: Mapping[str, Any]) -> tuple[state.Graph, dict[str, Array
       'from, --config.init_from=...'
     )
   tensors = pbe.start(config['init_from'], config.get('init_clip'), model)
-  return graph, {name: jax.device_put(tensors[PREFIX + name].read()) for name in shapes}
+  if parts := config.get('init_parts'):
+    with settings.mendable(config):
+      tensors = state.split_trainable(tensors, parts, 'init_parts')[0]
+  if any(PREFIX + name not in tensors for name in shapes):
+    raise UserError(
+      f"config.init_parts is '{parts}', so that the training's autoencoder would be random: take it "
+      'from the weights too'
+    )
+  # As the training has them, whatever the file does.
+  return graph, {n: jnp.asarray(tensors[PREFIX + n].read(), a.dtype) for n, a in shapes.items()}
 
 
 def identity(model: Mapping[str, Any], params: Mapping[str, Array]) -> str:
@@ -49,9 +60,9 @@ def identity(model: Mapping[str, Any], params: Mapping[str, Array]) -> str:
 
   params: the autoencoder's, by their names in it; those of the decoder do not count.
   """
-  settings = pbe.complete(model)['autoencoder']
+  sizes = pbe.complete(model)['autoencoder']
   used = {name: a for name, a in params.items() if name.split('.')[0] in ('encoder', 'quant_conv')}
-  fact = json.dumps([settings, checkpoint.digests(used)], sort_keys=True)
+  fact = json.dumps([sizes, checkpoint.digests(used)], sort_keys=True)
   return hashlib.sha256(fact.encode()).hexdigest()
 
 

@@ -327,7 +327,10 @@ def held_out(data: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, np.n
   same = dict(split='validation', augment=False, workers=0, threads=1, prefetch=1)
   how = dict(batch_size=edit.get('count', 8), seed=0, shuffle=False)
   try:
-    return next(loader.batches(**how, **{**data, **same}))
+    found = next(loader.batches(**how, **{**data, **same}))
+    if 'image' not in found:
+      raise DataError(f'the validation split in {data["root"]} holds latents and no pictures')
+    return found
   except DataError as error:
     raise UserError(f'{error} (for the grids of edits; --config.edit_every=0 for none)') from error
 
@@ -453,8 +456,8 @@ def main(argv: list[str]) -> None:
   try:
     with runtime.Stop(at_once=True):
       runtime.join_processes(**runtime.place_flags(flags.FLAGS))
-      runtime.keep_memory()
       with runtime.ending_together():
+        runtime.keep_memory()
         finished = run(flags.FLAGS.workdir, flags.FLAGS.config.to_dict())
   except runtime.Stopped as stopped:
     print(stopped, flush=True)

@@ -23,18 +23,22 @@ MOMENTS = 'latents/moments'
 DTYPES = ('float16', 'float32')
 
 
+def pictures(mask: UInt8[np.ndarray, 'h w'], exemplar: UInt8[np.ndarray, 's s 3']) -> dict:
+  """What a record keeps of an example beside its moments."""
+  return dict(mask=_png(mask), exemplar=_png(cv2.cvtColor(exemplar, cv2.COLOR_RGB2BGR)))
+
+
 def record(
-  example: Mapping[str, np.ndarray], moments: Float[np.ndarray, '2 h w m'], name: bytes
+  pictures: Mapping[str, bytes], moments: Float[np.ndarray, '2 h w m'], name: bytes
 ) -> bytes:
-  """One serialized example: its mask uint8 [h w] and exemplar uint8 [s s 3], and the moments."""
+  """One serialized example."""
   return tfrecord.serialize_example(
     {
       MOMENTS: moments.tobytes(),
       'latents/shape': np.array(moments.shape, np.int64),
       'latents/dtype': moments.dtype.name.encode(),
-      'mask': _png(example['mask']),
-      'exemplar': _png(cv2.cvtColor(example['exemplar'], cv2.COLOR_RGB2BGR)),
       'image/filename': name,
+      **pictures,
     }
   )
 
@@ -105,7 +109,7 @@ def _png(pixels: UInt8[np.ndarray, '...']) -> bytes:
 
 
 def _pixels(data: bytes, flags: int) -> UInt8[np.ndarray, '...']:
-  pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
   if pixels is None:
     raise ValueError(f'{len(data)} bytes that are no picture')
   return pixels

@@ -59,7 +59,9 @@ def batches(
   """
   _check(batch_size, start_step, shard_index, shard_count, on_corrupt)
   _check_settings(make_example, example_settings)
-  encoded.check(root, split, example_settings)
+  known = inspect.signature(make_example).parameters.values()
+  defaults = {p.name: p.default for p in known if p.kind == p.KEYWORD_ONLY}
+  encoded.check(root, split, {**defaults, **example_settings})
   source = Source(shard_paths(root, split))
   if not len(source):
     raise DataError(f'split {split!r} in {root!r} holds no whole record')

@@ -14,7 +14,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from input_pipeline import doors, loader, open_images, synthetic, tfrecord
+from input_pipeline import doors, encoded, loader, open_images, synthetic, tfrecord
 from input_pipeline.errors import DataError
 
 _CELL = 112  # pixels of the sheet
@@ -99,11 +99,12 @@ def main(config, output: str, split: str, count: int) -> None:
   if 'data' not in config:
     raise DataError('the config has no group data: name one such as configs/pbe.py:tiny')
   data = config['data'] | dict(workers=0) | (dict(split=split) if split else {})
-  if config.get('synthetic'):
+  latents = encoded.manifest(data['root'])
+  if latents and latents['split'] == data['split']:
+    raise DataError(f'{data["root"]} holds latents and no pictures: show what it was encoded from')
+  if config.get('synthetic') and not latents:
     synthetic.ensure(data['root'], **config['synthetic'])
   batch = next(loader.batches(batch_size=count, seed=config.get('seed', 0), **data))
-  if 'image' not in batch:
-    raise DataError(f'{data["root"]} holds latents and no pictures: show what it was encoded from')
   plots, lines = statistics(data['root'], data['split'], batch)
   print('\n'.join(lines))
   _save(contact_sheet(batch, plots, lines), output)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from input_pipeline import crops, doors, remote, tfrecord
+from input_pipeline import crops, doors, encoded, remote, tfrecord
 from input_pipeline.errors import DataError
 from input_pipeline.scenes import (
   GRID,
@@ -119,6 +119,8 @@ def ensure(root: str, **kwargs) -> dict:
   DataError where it is there with other settings.
   """
   wanted = settings(**kwargs)
+  if encoded.manifest(root) is not None:
+    raise DataError(f'{root} holds latents that exedit.encode has made: name another folder')
   manifest = _read_manifest(root)
   if manifest is None and remote.is_remote(root):
     raise DataError(

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import pbe as recipe
 from exedit import encode, latents, train
@@ -66,7 +68,9 @@ def whole(photos, weights, tmp_path_factory):
 def test_the_loss_is_that_of_the_pictures_themselves(photos, whole, weights):
   """Examples drawn again from the photos, by the rule that the docstring gives."""
   rows = next(
-    loader.batches(whole, 'train', 6, shuffle=False, augment=False, size=32, exemplar_size=32)
+    loader.batches(
+      whole, 'train', 6, shuffle=False, augment=False, size=32, exemplar_size=32, extend=0.3
+    )
   )
   assert set(rows) == {'mask', 'exemplar', 'moments', 'id', 'corrupt'}
   source = tfrecord.Source(tfrecord.shard_paths(photos, 'train')[:1])
@@ -96,7 +100,7 @@ def test_the_loss_is_that_of_the_pictures_themselves(photos, whole, weights):
 def test_half_precision_is_close(config, photos, whole, tmp_path):
   config['data']['extend'] = 0.3
   encode.encode(config, str(tmp_path / 'half'), draws=2)
-  settings = dict(shuffle=False, augment=False, size=32, exemplar_size=32)
+  settings = dict(shuffle=False, augment=False, size=32, exemplar_size=32, extend=0.3)
   rows = [next(loader.batches(str(r), 'train', 8, **settings)) for r in (whole, tmp_path / 'half')]
   assert [str(r['moments'].dtype) for r in rows] == ['float32', 'float16']
   np.testing.assert_allclose(rows[1]['moments'], rows[0]['moments'], rtol=1e-3, atol=1e-3)
@@ -147,7 +151,7 @@ def test_a_damaged_photo_is_said_and_left_out(config, photos, tmp_path):
   encode.encode(config, str(tmp_path / 'out'), say=said.append)
   made = tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'out'), 'train'))
   assert len(made) == len(records) - 1
-  assert len(said) == 1 and 'skipped' in said[0] and os.linesep not in said[0]
+  assert len(said) == 1 and 'left out' in said[0] and os.linesep not in said[0]
 
 
 def test_data_of_other_weights_or_settings_are_one_line(config, whole, photos, tmp_path):
@@ -166,11 +170,45 @@ def test_data_of_other_weights_or_settings_are_one_line(config, whole, photos, t
     encode.encode(config, str(tmp_path / 'd'))
   with pytest.raises(UserError, match='was begun with other settings: draws 2 -> 1'):
     encode.encode({**config, 'data': {**config['data'], 'root': photos, 'extend': 0.3}}, whole)
+  before = sorted(os.listdir(whole))
   with pytest.raises(DataError, match='holds latents and no pictures'):
-    from ml_collections import ConfigDict
-
-    shown = dict(config, data={**config['data'], 'extend': 0.3})
+    shown = dict(config, synthetic=SCENES, data={**config['data'], 'extend': 0.3})
     show.main(ConfigDict(shown), str(tmp_path / 'sheet.png'), '', 2)
+  with pytest.raises(DataError, match='holds latents that exedit.encode has made'):
+    synthetic.ensure(whole, **SCENES)
+  assert sorted(os.listdir(whole)) == before
+  del config['data']['extend']  # what a config leaves out is its default
+  with pytest.raises(UserError, match=r'was encoded with data.extend=0.3, not 0.4'):
+    train.train(str(tmp_path / 'e'), **config)
+
+
+def test_weights_in_half_precision_are_the_same_ones_for_both(config, tmp_path):
+  half = tmp_path / 'half'
+  folder.write(half, released.config(), released.params(), step=1, dtype='float16')
+  config |= dict(init_from=str(half), steps=1)
+  encode.encode(config, str(tmp_path / 'latents'))
+  config['data'] |= dict(root=str(tmp_path / 'latents'))
+  assert int(train.train(str(tmp_path / 'run'), **config).step) == 1
+
+
+def test_a_folder_goes_on_with_the_same_photos_only(config, tmp_path):
+  encode.encode(config, str(tmp_path / 'out'))
+  synthetic.ensure(str(tmp_path / 'others'), **{**SCENES, 'seed': 1})
+  config['data']['root'] = str(tmp_path / 'others')
+  with pytest.raises(UserError, match='was begun with other settings: source '):
+    encode.encode(config, str(tmp_path / 'out'))
+
+
+def test_a_validation_split_with_damage_goes_along_without_it(config, photos, tmp_path):
+  shutil.copytree(photos, tmp_path / 'photos')
+  (path,) = tfrecord.shard_paths(str(tmp_path / 'photos'), 'validation')
+  with open(path, 'r+b') as file:
+    file.seek(100)
+    file.write(b'\xff')
+  config['data']['root'], said = str(tmp_path / 'photos'), []
+  encode.encode(config, str(tmp_path / 'out'), say=said.append)
+  assert len(tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'out'), 'validation'))) == 3
+  assert len(said) == 1 and 'corrupt record' in said[0]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +218,7 @@ def test_data_of_other_weights_or_settings_are_one_line(config, whole, photos, t
     ({}, dict(draws=0), '--draws is 0: it must be at least 1'),
     ({}, dict(dtype='int8'), '--dtype is int8: use one of float16, float32'),
     (dict(data=dict(size=0)), {}, 'data.size is 0: it must be at least 1'),
+    (dict(init_parts='unet'), {}, "config.init_parts is 'unet', so that the training's"),
     (dict(data={}), {}, 'data.root is not set'),
   ],
 )
@@ -198,7 +237,7 @@ def test_a_folder_with_something_in_it_is_left_alone(config, tmp_path):
 
 def test_a_record_that_is_not_whole_is_no_example():
   good = encoded.record(
-    dict(mask=np.zeros((4, 4), np.uint8), exemplar=np.zeros((2, 2, 3), np.uint8)),
+    encoded.pictures(np.zeros((4, 4), np.uint8), np.zeros((2, 2, 3), np.uint8)),
     np.zeros((2, 2, 2, 8), np.float16),
     b'name',
   )
@@ -210,6 +249,7 @@ def test_a_record_that_is_not_whole_is_no_example():
     ('latents/shape', np.array([2, 2, 2, 9])),
     ('latents/dtype', [b'object']),
     ('mask', [b'no picture']),
+    ('mask', [b'']),
     ('exemplar', []),
   ):
     with pytest.raises(DataError, match='no encoded example'):

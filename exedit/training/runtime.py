@@ -368,8 +368,9 @@ def keep_memory() -> None:
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   if jax.default_backend() == 'cpu' and platform.libc_ver()[0] == 'glibc':
     libc = ctypes.CDLL(None)
-    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-      libc.mallopt(threshold, 2**31 - 1)
+    # Old ones refuse so much; then the other threshold alone would make it worse.
+    if libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1):
+      libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @functools.cache
