@@ -48,8 +48,8 @@ def autoencoder(config: Mapping[str, Any]) -> tuple[state.Graph, dict[str, Array
       tensors = state.split_trainable(tensors, parts, 'init_parts')[0]
   if any(PREFIX + name not in tensors for name in shapes):
     raise UserError(
-      f"config.init_parts is '{parts}', so that the training's autoencoder would be random: take it "
-      'from the weights too'
+      f"config.init_parts is '{parts}', so that the training's autoencoder would be random: take "
+      'it from the weights too'
     )
   # As the training has them, whatever the file does.
   return graph, {n: jnp.asarray(tensors[PREFIX + n].read(), a.dtype) for n, a in shapes.items()}
