@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from exedit.weights import folder
 from input_pipeline import encoded, loader, open_images, show, synthetic, tfrecord
 from input_pipeline.errors import DataError
 from tests import released
-from tests.runs import lines
+from tests.runs import ROOT, end, free_port, lines
 
 SCENES = dict(scenes=20, val_scenes=4, seed=0, shards=3, size=64)
 
@@ -263,3 +265,28 @@ def test_an_autoencoder_without_parameters_needs_no_weights(photos):
   one = latents.identity(config['model'], {})
   changed = {**config['model'], 'autoencoder': {**config['model']['autoencoder'], 'scale': 3.0}}
   assert latents.identity(changed, {}) != one
+
+
+def test_two_processes_share_the_shards_and_wait_for_each_other(tmp_path):
+  """As people start them; three shards, so that one of the two is done first."""
+  one, two = tmp_path / 'one', tmp_path / 'two'
+
+  def start(output, *place):
+    command = [sys.executable, '-m', 'exedit.encode', '--config=configs/pbe.py:tiny', *place]
+    few = [f'--config.synthetic.{name}' for name in ('scenes=20', 'val_scenes=4', 'shards=3')]
+    given = (f'--config.data.root={tmp_path}/photos', f'--output={output}')
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([*command, *few, *given], cwd=ROOT, **pipe)
+
+  address = f'--coordinator=localhost:{free_port()}'
+  both = [start(two, address, '--num_processes=2', f'--process_id={i}') for i in range(2)]
+  outputs = [end(process) for process in [*both, start(one)]]
+  assert [f'train on it with --config.data.root={two}' in text for text in outputs] == [
+    True,
+    False,
+    False,
+  ]
+  assert sorted(os.listdir(two)) == sorted(os.listdir(one))
+  for name in os.listdir(one):
+    if not name.endswith('.npy'):
+      assert (two / name).read_bytes() == (one / name).read_bytes(), name
