@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from exedit import doors, latents, settings
 from exedit import paint_by_example as pbe
 from exedit.errors import UserError
+from exedit.evaluation.features import in_parallel
 from exedit.training import log, rows, runtime, state
 from input_pipeline import encoded, open_images, remote, synthetic, tfrecord
 from input_pipeline.errors import DataError, Unusable
@@ -102,10 +102,9 @@ def encode(
   devices = jax.local_devices()
   size = -(-batch_size // len(devices)) * len(devices)
   network = rows.over_devices(functools.partial(moments, graph), params, devices)
-  total = draws * sum(len(tfrecord.Source([path])) for path in left)
-  with tqdm(total=total, unit='example', mininterval=1) as bar:
-    for path in left:
-      source = tfrecord.Source([path])
+  sources = [tfrecord.Source([path]) for path in left]
+  with tqdm(total=draws * sum(map(len, sources)), unit='example', mininterval=1) as bar:
+    for path, source in zip(left, sources):
       for error in source.damaged:
         if data.get('on_corrupt') == 'fatal':
           raise error
@@ -194,21 +193,13 @@ def drawn(
     )
 
   cv2.setNumThreads(0)  # the parallelism is over photos
-  chunk = 8 * (os.cpu_count() or 1)
-  with ThreadPoolExecutor(os.cpu_count()) as threads:
-    chunks = [range(at, min(at + chunk, len(source))) for at in range(0, len(source), chunk)]
-    ahead = [threads.map(make, chunks[0])] if chunks else []
-    for following in [*chunks[1:], None]:
-      now = ahead.pop() if ahead else ()
-      if following is not None:
-        ahead.append(threads.map(make, following))  # while this one is used
-      for made in now:
-        if isinstance(made, str):
-          say(made)
-          made = []
-        yield from made
-        for _ in range(how['draws']):
-          done()
+  for made in in_parallel(make, range(len(source))):
+    if isinstance(made, str):
+      say(made)
+      made = []
+    yield from made
+    for _ in range(how['draws']):
+      done()
 
 
 def records(

@@ -1,7 +1,6 @@
 """The autoencoder of a training to come, and whether data were encoded with it."""
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from exedit import paint_by_example as pbe
 from exedit import settings
 from exedit.errors import UserError
 from exedit.training import checkpoint, state
-from input_pipeline import encoded, open_images
+from input_pipeline import encoded, loader
 
 LATER = ('augment', 'affine_jitter', 'blur_kernels')  # what no latent depends on
 PREFIX = 'autoencoder.'
@@ -68,9 +67,8 @@ def identity(model: Mapping[str, Any], params: Mapping[str, Array]) -> str:
 
 def drawn(data: Mapping[str, Any]) -> dict[str, Any]:
   """The settings of `config.data` that decide crops and masks, defaults included."""
-  parameters = inspect.signature(open_images.make_example).parameters.values()
-  known = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
-  chosen = {name: data.get(name, value) for name, value in known.items() if name not in LATER}
+  known = loader.defaults().items()
+  chosen = {name: data.get(name, value) for name, value in known if name not in LATER}
   return json.loads(json.dumps(chosen))  # tuples as lists
 
 

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
+from typing import Any
 
 import cv2
 import grain
@@ -59,9 +60,7 @@ def batches(
   """
   _check(batch_size, start_step, shard_index, shard_count, on_corrupt)
   _check_settings(make_example, example_settings)
-  known = inspect.signature(make_example).parameters.values()
-  defaults = {p.name: p.default for p in known if p.kind == p.KEYWORD_ONLY}
-  encoded.check(root, split, {**defaults, **example_settings})
+  encoded.check(root, split, {**defaults(make_example), **example_settings})
   source = Source(shard_paths(root, split))
   if not len(source):
     raise DataError(f'split {split!r} in {root!r} holds no whole record')
@@ -84,6 +83,12 @@ def batches(
     stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
   cv2.setNumThreads(0)  # the parallelism is over batches
   return _reported(stream, source, on_corrupt, workers)
+
+
+def defaults(make_example: Callable[..., dict] = open_images.make_example) -> dict[str, Any]:
+  """What examples are made with where a config does not say otherwise."""
+  parameters = inspect.signature(make_example).parameters.values()
+  return {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
 
 
 @dataclasses.dataclass(frozen=True)

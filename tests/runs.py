@@ -13,7 +13,8 @@ from flax import nnx
 
 from exedit.training import checkpoint, state
 from exedit.weights import folder
-from tests import toy
+from input_pipeline import synthetic
+from tests import toy, toy_config
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
 TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu', 'goodput')
@@ -37,6 +38,13 @@ def start(root, workdir, cache, *overrides, **variables):
     stderr=subprocess.STDOUT,
     text=True,
   )
+
+
+def shards(tmp_path_factory):
+  """A folder with the toy's data."""
+  folder = str(tmp_path_factory.mktemp('shards'))
+  synthetic.ensure(folder, **toy_config.get_config(folder).synthetic.to_dict())
+  return folder
 
 
 def start_two(root, workdir, cache, *overrides, others=(), **variables):

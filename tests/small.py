@@ -57,11 +57,17 @@ def quickly():
     models[key] = models.get(key) or load(found, dtype=dtype)
     return models[key]
 
-  with pytest.MonkeyPatch.context() as patch:
+  with pytest.MonkeyPatch.context() as patch, compiled_quickly():
     patch.setattr(pbe, 'load', once)
-    jax.config.update('jax_disable_most_optimizations', True)
     yield
-    jax.config.update('jax_disable_most_optimizations', False)
+
+
+@contextlib.contextmanager
+def compiled_quickly():
+  """XLA optimises little."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def workdir(path, steps) -> str:

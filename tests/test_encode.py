@@ -19,7 +19,7 @@ from exedit.errors import UserError
 from exedit.weights import folder
 from input_pipeline import encoded, loader, open_images, show, synthetic, tfrecord
 from input_pipeline.errors import DataError
-from tests import released
+from tests import released, small
 from tests.runs import ROOT, end, free_port, lines
 
 SCENES = dict(scenes=20, val_scenes=4, seed=0, shards=3, size=64)
@@ -27,9 +27,8 @@ SCENES = dict(scenes=20, val_scenes=4, seed=0, shards=3, size=64)
 
 @pytest.fixture(scope='module', autouse=True)
 def compile_quickly():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  with small.compiled_quickly():
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -51,10 +50,10 @@ def config(photos, weights):
   """A training with a real autoencoder, small."""
   config = recipe.get_config('tiny').to_dict()
   data = dict(root=photos, split='train', size=32, exemplar_size=32, threads=1)
-  small = dict(model=json.loads(json.dumps(released.SMALL)), data=data, init_from=weights)
+  little = dict(model=json.loads(json.dumps(released.SMALL)), data=data, init_from=weights)
   plan = dict(steps=3, batch_size=4, log_every=1, save_every=2, edit_every=0, synthetic=None)
-  small |= dict(optimizer=dict(lr=1e-3))
-  return {**config, **small, **plan, 'trainable': 'unet|conditioner', 'compile_cache': False}
+  little |= dict(optimizer=dict(lr=1e-3))
+  return {**config, **little, **plan, 'trainable': 'unet|conditioner', 'compile_cache': False}
 
 
 @pytest.fixture(scope='module')

@@ -14,8 +14,8 @@ import pytest
 from exedit import train
 from exedit.errors import Passing, UserError
 from exedit.training import runtime
-from input_pipeline import loader, synthetic
-from tests import toy, toy_config
+from input_pipeline import loader
+from tests import runs, toy, toy_config
 from tests.runs import at_line, digests, end, export, free_port, lines, start, start_two
 
 # Seconds; short for a test, and long for a machine that does something else too.
@@ -24,9 +24,7 @@ HEARTBEAT = int(os.environ.get('EXEDIT_HEARTBEAT', 20))
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('shards')
-  synthetic.ensure(str(folder), **toy_config.get_config(str(folder)).synthetic.to_dict())
-  return str(folder)
+  return runs.shards(tmp_path_factory)
 
 
 @pytest.fixture(scope='module')

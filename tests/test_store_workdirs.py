@@ -16,8 +16,8 @@ from exedit import caches
 from exedit.errors import Passing, UserError
 from exedit.training import checkpoint, lease, lock, workdir
 from exedit.weights import hub, source, stores
-from input_pipeline import remote, synthetic
-from tests import fake_gcs, runs, toy_config
+from input_pipeline import remote
+from tests import fake_gcs, runs
 from tests.runs import digests, end, lines, start, start_two
 from tests.test_checkpoint import assert_same, make_state
 
@@ -28,9 +28,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('shards')
-  synthetic.ensure(str(folder), **toy_config.get_config(str(folder)).synthetic.to_dict())
-  return str(folder)
+  return runs.shards(tmp_path_factory)
 
 
 @pytest.fixture(scope='module')

@@ -17,15 +17,14 @@ from exedit.errors import UserError
 from exedit.program import make_program
 from exedit.training import checkpoint, goodput, log, prefetch, state
 from exedit.training import mesh as meshes
-from tests import disks, on_devices, released, toy, toy_config
+from tests import disks, on_devices, released, small, toy, toy_config
 from tests.runs import at_line, digests, end, export, lines, start
 
 
 @pytest.fixture(scope='module', autouse=True)
 def compile_quickly():
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  with small.compiled_quickly():
+    yield
 
 
 @pytest.fixture(scope='session')

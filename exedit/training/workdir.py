@@ -6,7 +6,6 @@ cache that is copied there.
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -135,7 +134,7 @@ class _Mirror(Workdir):
     self._closed = False
     self._lease = lease.Lease(workdir)
     self._leads = process == 0
-    home = caches.folder('runs', hashlib.sha256(workdir.encode()).hexdigest()[:16])
+    home = caches.folder_of('runs', workdir)
     self.files = str(home / self._lease.token)
     try:
       os.makedirs(os.path.join(self.files, 'tb'))

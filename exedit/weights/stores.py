@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import time
@@ -36,7 +35,7 @@ def fetch(src: str, wanted: Callable[[Sequence[str], str], list[str]]) -> Path:
     raise UserError(f'{src} cannot be read: {one_line(error)[:200]}') from error
   if not found:
     raise UserError(f'{src} does not exist: check its name, and your rights there')
-  home = caches.folder('stores', hashlib.sha256(src.encode()).hexdigest()[:16])
+  home = caches.folder_of('stores', src)
   name = src.rpartition('/')[2]
   if '' in found:
     found = {name: found['']}
