@@ -12,7 +12,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
 
 from input_pipeline import augment as augmentation
 from input_pipeline import remote, tfrecord
@@ -23,15 +22,13 @@ MOMENTS = 'latents/moments'
 DTYPES = ('float16', 'float32')
 
 
-def pictures(mask: UInt8[np.ndarray, 'h w'], exemplar: UInt8[np.ndarray, 's s 3']) -> dict:
-  """What a record keeps of an example beside its moments."""
+def pictures(mask: np.ndarray, exemplar: np.ndarray) -> dict[str, bytes]:
+  """Mask uint8 [h w] and exemplar uint8 [s s 3]: what a record keeps beside its moments."""
   return dict(mask=_png(mask), exemplar=_png(cv2.cvtColor(exemplar, cv2.COLOR_RGB2BGR)))
 
 
-def record(
-  pictures: Mapping[str, bytes], moments: Float[np.ndarray, '2 h w m'], name: bytes
-) -> bytes:
-  """One serialized example."""
+def record(pictures: Mapping[str, bytes], moments: np.ndarray, name: bytes) -> bytes:
+  """One serialized example; moments [2 lh lw m], float16 or float32."""
   return tfrecord.serialize_example(
     {
       MOMENTS: moments.tobytes(),
@@ -104,11 +101,11 @@ def check(root: str, split: str, settings: Mapping[str, Any]) -> None:
       )
 
 
-def _png(pixels: UInt8[np.ndarray, '...']) -> bytes:
+def _png(pixels: np.ndarray) -> bytes:
   return cv2.imencode('.png', pixels)[1].tobytes()
 
 
-def _pixels(data: bytes, flags: int) -> UInt8[np.ndarray, '...']:
+def _pixels(data: bytes, flags: int) -> np.ndarray:
   pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
   if pixels is None:
     raise ValueError(f'{len(data)} bytes that are no picture')

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -21,7 +22,8 @@ from input_pipeline import tfrecord
 from input_pipeline.errors import DataError
 from launch import prepare_open_images as prepare
 
-FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
+ROOT = pathlib.Path(__file__).parents[1]
+FIXTURES = ROOT / 'tests' / 'fixtures'
 HEADER = (
   'ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,'
   'IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside'
@@ -77,6 +79,26 @@ def split_of(layout, output, *flags):
 def lines_of(layout):
   table = layout / 'annotations' / 'oidv6-train-annotations-bbox.csv'
   return table.read_text().splitlines()[1:]
+
+
+def test_it_imports_nothing_that_its_requirements_do_not_name():
+  script = """
+import sys
+from importlib.metadata import packages_distributions
+before = {*sys.modules}
+import launch.prepare_open_images
+names = {name.partition('.')[0] for name in {*sys.modules} - before}
+print(*sorted({d for name in names for d in packages_distributions().get(name, [])}))
+"""
+  result = subprocess.run(
+    [sys.executable, '-I', '-c', f'import sys; sys.path.insert(0, {str(ROOT)!r})' + script],
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  named = re.findall(r'^[a-z0-9-]+', (ROOT / 'requirements-prepare.txt').read_text(), re.M)
+  assert set(result.stdout.split()) <= {*named}
+  assert 'numpy' in result.stdout.split()
 
 
 def test_an_image_has_one_shard_for_ever():
