@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from exedit import paint_by_example
 from exedit.models import target
-from exedit.training import buckets, flops, optimizer, state
+from exedit.training import buckets, flops, optimizer, runtime, state
 from exedit.training import mesh as meshes
 from exedit.training.state import Graph, Params, TrainState
 
@@ -161,6 +161,7 @@ def compiled(step: Callable, layout: TrainState, mesh: Mesh) -> Callable:
     in_shardings=(layout, everywhere, examples),
     out_shardings=(layout, everywhere),
     donate_argnums=0,
+    compiler_options=runtime.compiler_options(mesh.devices.flat[0].platform),
   )
 
 

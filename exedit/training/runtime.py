@@ -41,7 +41,10 @@ PACKAGES = (
   'ml_collections',
 )
 
-CPU_OPTIONS: dict[str, Any] = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+CPU_OPTIONS: dict[str, Any] = {
+  'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE',
+  'xla_cpu_prefer_vector_width': '512',
+}
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -379,7 +382,8 @@ def compiler_options(platform: str) -> dict[str, Any]:
 
   On CPUs it gives products and convolutions to YNNPACK since jaxlib 0.10. Eigen, which it used
   before and takes where YNNPACK may only reduce, needs 0.5 to 0.9 of the time for the UNet's
-  (benchmarks/sampling.py). A jaxlib that does not know the option is left alone.
+  (benchmarks/sampling.py). Loops use all of AVX-512's registers where the processor has them;
+  LLVM takes half of them by itself. A jaxlib that does not know them all is left alone.
   """
   if platform != 'cpu':
     return {}
