@@ -4,6 +4,8 @@ Everything is a function of (seed, split, index); looks of `validation` and `ben
 `train`. `bench` draws a scene again with another look in its box: the ground truth of an edit.
 """
 
+import contextlib
+import fcntl
 import glob
 import json
 import math
@@ -114,11 +116,23 @@ def write(root: str, **kwargs) -> dict:
 
 
 def ensure(root: str, **kwargs) -> dict:
-  """Writes the data unless it is there whole; returns the manifest.
+  """Writes the data unless it is there whole; returns the manifest. Of several at once one writes.
 
   DataError where it is there with other settings.
   """
   wanted = settings(**kwargs)
+  manifest = _whole(root, wanted)
+  if manifest is None:
+    with _alone(root):
+      manifest = _whole(root, wanted) or write(root, **kwargs)  # another may have just done so
+  return manifest
+
+
+def _whole(root: str, wanted: dict) -> dict | None:
+  """The manifest of the data with these settings, None where it is to be written.
+
+  DataError where it is there with other settings, or not of this machine and not whole.
+  """
   if encoded.manifest(root) is not None:
     raise DataError(f'{root} holds latents that exedit.encode has made: name another folder')
   manifest = _read_manifest(root)
@@ -128,7 +142,7 @@ def ensure(root: str, **kwargs) -> dict:
       f'(python -m input_pipeline.synthetic) and copy the folder to {root}'
     )
   if manifest is None:
-    return write(root, **kwargs)
+    return None
   for name, value in wanted.items():
     found = manifest['settings'].get(name)
     if found != value:
@@ -139,8 +153,34 @@ def ensure(root: str, **kwargs) -> dict:
   if any(_size(os.path.join(root, name)) != size for name, size in sizes.items()):
     if remote.is_remote(root):
       raise DataError(f'{root} is not a whole copy of the folder it was copied from: copy it again')
-    return write(root, **kwargs)
+    return None
   return manifest
+
+
+@contextlib.contextmanager
+def _alone(root: str) -> Iterator[None]:
+  """One process at a time; the folder itself is locked, so that nothing is left in it."""
+  try:
+    os.makedirs(root, exist_ok=True)
+    folder = os.open(root, os.O_RDONLY)
+  except OSError:
+    yield  # writing will say why
+    return
+  try:
+    _lock(folder, root)
+    yield
+  finally:
+    os.close(folder)
+
+
+def _lock(folder: int, root: str) -> None:
+  try:
+    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    print(f'{root}: another run is drawing the same scenes; waiting for it', file=sys.stderr)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+  except OSError:
+    pass  # a disk without locks
 
 
 def _read_manifest(root: str) -> dict | None:

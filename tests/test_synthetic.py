@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -117,6 +119,22 @@ def test_ensure_writes_once_and_repairs_but_does_not_mix_settings(tmp_path):
   assert os.path.getsize(shard) > 10
   with pytest.raises(DataError, match='was made with scenes=7, not scenes=8; remove it or name'):
     synthetic.ensure(root, **SMALL | dict(scenes=8))
+
+
+def test_of_several_at_once_one_draws_and_the_others_wait(tmp_path, monkeypatch, capfd):
+  root, write, drawn = str(tmp_path / 'data'), synthetic.write, []
+
+  def slowly(*args, **kwargs):
+    drawn.append(args)
+    time.sleep(0.5)  # the others are there by then
+    return write(*args, **kwargs)
+
+  monkeypatch.setattr(synthetic, 'write', slowly)
+  with ThreadPoolExecutor(4) as pool:
+    manifests = list(pool.map(lambda _: synthetic.ensure(root, **SMALL), range(4)))
+  assert len(drawn) == 1 and all(manifest == manifests[0] for manifest in manifests)
+  assert f'{root}: another run is drawing the same scenes; waiting for it' in capfd.readouterr().err
+  assert {*os.listdir(root)} == {'manifest.json', *manifests[0]['files']}
 
 
 def test_write_leaves_other_peoples_folders_alone(tmp_path):
