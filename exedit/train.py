@@ -291,7 +291,7 @@ def try_step(program: Program, rows: Mapping[str, np.ndarray], batch_size: int) 
     name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
     for name, array in rows.items()
   }
-  jax.eval_shape(program.step, program.now, program.frozen, batch)
+  program.step.eval_shape(program.now, program.frozen, batch)
 
 
 def draw(data: Mapping[str, Any], scenes: Mapping[str, Any] | None) -> None:
