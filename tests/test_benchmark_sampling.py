@@ -11,6 +11,7 @@ from benchmarks import sampling as benchmark
 from exedit import paint_by_example as pbe
 from exedit.planning import topology
 from input_pipeline import doors
+from tests import small
 
 TORCH = bool(importlib.util.find_spec('torch') and importlib.util.find_spec('diffusers'))
 
@@ -18,6 +19,14 @@ TORCH = bool(importlib.util.find_spec('torch') and importlib.util.find_spec('dif
 def door(*flags):
   argv = ['benchmark', '--width=tiny', '--size=16', '--steps=2', *flags]
   doors.run(benchmark.main, benchmark._flags(), benchmark.__doc__, argv)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quickly():
+  """Here and in the processes that the benchmark starts."""
+  with pytest.MonkeyPatch.context() as patch, small.compiled_quickly():
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+    yield
 
 
 @pytest.fixture(scope='module')

@@ -40,6 +40,7 @@ def said(notebook):
 
 def test_train_tiny(tmp_path, monkeypatch):
   monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path / 'jupyter'))
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   notebook = shortened(
     COLAB / 'train_tiny.ipynb', STEPS=4, SCENES=40, EDITS=4, WORKDIR=str(tmp_path / 'run')
   )
@@ -53,6 +54,7 @@ def test_train_tiny(tmp_path, monkeypatch):
 
 def test_edit(tmp_path, monkeypatch):
   monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path / 'jupyter'))
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   output = str(tmp_path / 'edited.png')
   notebook = shortened(
     COLAB / 'edit.ipynb', STEPS=4, SCALES=[1.0, 3.0], SEEDS=[0, 1], OUTPUT=output
