@@ -59,8 +59,7 @@ def grow_devices(counts: list[int], width: str, size: int, batch: int, rounds: i
         seed=0, steps=10**6, devices=jax.devices()[:count],
       )  # fmt: skip
       # Of zeros a step takes as long, and drawing weights would compile for half a minute.
-      zeros = lambda a: jax.numpy.zeros(a.shape, a.dtype, device=a.sharding)
-      now, frozen = jax.tree.map(zeros, (program.now, program.frozen))
+      now, frozen = train_step.zeros((program.now, program.frozen))
       put = meshes.batch_sharding(program.mesh)
       given = train_step.arrays(width, size, batch)
       given = {name: jax.device_put(a, put) for name, a in given.items()}

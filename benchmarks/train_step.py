@@ -107,8 +107,7 @@ def begun(spec: Mapping[str, Any]) -> tuple[Program, TrainState, Params]:
   placed = train.place(tensors, everything, 'weights')
   params = {name: placed[name] for name in program.now.params}
   # What the optimizer holds begins as zeros: program.init would compile for it for half a minute.
-  now = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), program.now)
-  now = dataclasses.replace(now, params=params, ema=jax.tree.map(jnp.copy, params))
+  now = dataclasses.replace(zeros(program.now), params=params, ema=jax.tree.map(jnp.copy, params))
   return program, now, {name: placed[name] for name in program.frozen}
 
 
@@ -144,6 +143,11 @@ def exedit(spec: Mapping[str, Any]) -> dict[str, Any]:
   if spec['feed']:
     found['waited'] = waited(program, step, now, frozen, spec)
   return found
+
+
+def zeros(shapes: Any) -> Any:
+  """Arrays for a tree of shapes, each where it is to lie."""
+  return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), shapes)
 
 
 def compiled(function: Callable, *args, options: Mapping[str, Any] | None = None):

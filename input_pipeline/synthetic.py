@@ -160,27 +160,17 @@ def _whole(root: str, wanted: dict) -> dict | None:
 @contextlib.contextmanager
 def _alone(root: str) -> Iterator[None]:
   """One process at a time; the folder itself is locked, so that nothing is left in it."""
-  try:
-    os.makedirs(root, exist_ok=True)
-    folder = os.open(root, os.O_RDONLY)
-  except OSError:
-    yield  # writing will say why
-    return
-  try:
-    _lock(folder, root)
+  with contextlib.ExitStack() as held:
+    with contextlib.suppress(OSError):  # a disk without locks; or without rights, as writing says
+      os.makedirs(root, exist_ok=True)
+      folder = os.open(root, os.O_RDONLY)
+      held.callback(os.close, folder)
+      try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        print(f'{root}: another run is drawing the same scenes; waiting for it', file=sys.stderr)
+        fcntl.flock(folder, fcntl.LOCK_EX)
     yield
-  finally:
-    os.close(folder)
-
-
-def _lock(folder: int, root: str) -> None:
-  try:
-    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    print(f'{root}: another run is drawing the same scenes; waiting for it', file=sys.stderr)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-  except OSError:
-    pass  # a disk without locks
 
 
 def _read_manifest(root: str) -> dict | None:

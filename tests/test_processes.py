@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +21,12 @@ from tests.runs import at_line, digests, end, export, free_port, lines, start, s
 
 # Seconds; short for a test, and long for a machine that does something else too.
 HEARTBEAT = int(os.environ.get('EXEDIT_HEARTBEAT', 20))
+
+# What Gloo prints on its own; two of its threads may do so at once, piece by piece.
+GLOO = re.compile(
+  r'(\[Gloo\] Rank | is connected to | peer ranks\. Expected number of connected peer ranks is : '
+  r'|\d)*'
+)
 
 
 @pytest.fixture(scope='module')
@@ -104,9 +111,7 @@ def test_a_host_that_lacks_a_shard_is_said_by_all(root, cache, tmp_path):
   flags = (f'--heartbeat={HEARTBEAT}',)
   processes = start_two(root, workdir, cache, *flags, others=(f'--config.data.root={lacking}',))
   outputs = [end(process, 2) for process in processes]
-  assert not any('Traceback' in text for text in outputs)
-  # Gloo prints as well, sometimes in the middle of another line of its own.
-  said = [[line for line in text.splitlines() if 'error:' in line] for text in outputs]
+  said = [[line for line in text.splitlines() if not GLOO.fullmatch(line)] for text in outputs]
   host = socket.gethostname()
   assert said[0] == said[1] and len(said[0]) == 1
   assert said[0][0].startswith(f"error: process 1 on {host}: no shards of split 'train' in")
