@@ -33,15 +33,17 @@ from benchmarks import workers  # noqa: E402
 from benchmarks.sampling_diffusers import peak_bytes  # noqa: E402
 from exedit import images
 from exedit.evaluation import bench, bench_edits, evaluate_bench, features
-from exedit.metrics import frechet  # noqa: E402
-from exedit.models.clip import CLIPImageEncoder  # noqa: E402
-from exedit.models.inception import DIM, SIZE, Inception  # noqa: E402
-from exedit.training import state  # noqa: E402
-from exedit.weights import clip_image, inception, source, tables  # noqa: E402
-from exedit.weights.files import save_tensors  # noqa: E402
-from input_pipeline import doors  # noqa: E402
-from input_pipeline.coco_ee import Bench  # noqa: E402
-from input_pipeline.errors import DataError  # noqa: E402
+from exedit.input_pipeline import doors
+from exedit.input_pipeline.coco_ee.bench import Bench
+from exedit.input_pipeline.errors import DataError
+from exedit.metrics import frechet
+from exedit.models import parameters
+from exedit.models.clip import CLIPImageEncoder
+from exedit.models.inception import DIM, SIZE, Inception
+from exedit.weights import find as source
+from exedit.weights import names as tables
+from exedit.weights.formats.files import save_tensors
+from exedit.weights.tables import clip_image, inception
 
 BATCH = 32  # rows: exedit's own
 SMALL = dict(width=64, layers=2, heads=1, mlp=128, patch=8, image_size=32)  # a CLIP
@@ -54,7 +56,7 @@ def write_network(
   model: Callable[[], nnx.Module], table: Sequence, path: Path, **more: Any
 ) -> None:
   """Weights of a size that keeps activations near 1, each a function of its name, as published."""
-  _, shapes = state.flatten(nnx.eval_shape(model))
+  _, shapes = parameters.flatten(nnx.eval_shape(model))
 
   def draw(name, shape):
     values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
@@ -80,8 +82,8 @@ def write_clip(path: Path) -> None:
   write_network(build, clip_image.OPENAI, path)
 
 
-def keys() -> state.Keys:
-  return state.Keys(jax.random.key(0))
+def keys() -> parameters.Keys:
+  return parameters.Keys(jax.random.key(0))
 
 
 def write_pictures(folder: Path, count: int, size: int) -> None:

@@ -36,10 +36,12 @@ import PIL.Image  # noqa: E402
 from benchmarks import sampling, train_step, workers  # noqa: E402
 from exedit import paint_by_example as pbe  # noqa: E402
 from exedit.evaluation import bench as benches  # noqa: E402
-from exedit.program import make_program  # noqa: E402
+from exedit.input_pipeline import doors, loader, synthetic, tfrecord  # noqa: E402
+from exedit.input_pipeline.coco_ee import bench as coco_ee  # noqa: E402
+from exedit.input_pipeline.coco_ee import layout as coco_ee_layout  # noqa: E402
+from exedit.input_pipeline.errors import DataError  # noqa: E402
 from exedit.training import mesh as meshes  # noqa: E402
-from input_pipeline import coco_ee, coco_ee_layout, doors, loader, synthetic, tfrecord  # noqa: E402
-from input_pipeline.errors import DataError  # noqa: E402
+from exedit.training.step import make_program  # noqa: E402
 
 SPLIT = 'train'
 Rows = list[dict[str, Any]]

@@ -31,8 +31,8 @@ import scipy.ndimage
 if not __package__:  # run by its path: this file would hide the package of the same name
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from input_pipeline import augment, crops, doors, masks, open_images, tfrecord  # noqa: E402
-from input_pipeline.errors import DataError  # noqa: E402
+from exedit.input_pipeline import augment, crops, doors, masks, open_images, tfrecord
+from exedit.input_pipeline.errors import DataError
 
 CLIP_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.float32([0.26862954, 0.26130258, 0.27577711])

@@ -23,9 +23,9 @@ from ml_collections import config_flags
 if not __package__:  # run by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from exedit import doors  # noqa: E402
-from exedit.program import SYSTEMS, Program, make_program  # noqa: E402
-from exedit.training import mesh as meshes  # noqa: E402
+from exedit.runtime import doors
+from exedit.training import mesh as meshes
+from exedit.training.step import SYSTEMS, Program, make_program
 
 DEVICES = (1, 2, 4, 8)
 Config = Mapping[str, Any]

@@ -36,15 +36,16 @@ if not __package__:  # run by its path: its own folder would be the first to be 
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from benchmarks import sampling_diffusers, workers  # noqa: E402
-from exedit import paint_by_example as pbe  # noqa: E402
-from exedit.diffusion import guidance  # noqa: E402
-from exedit.models import attention, target  # noqa: E402
+from exedit import paint_by_example as pbe
+from exedit.diffusion import guidance
+from exedit.input_pipeline import doors
+from exedit.input_pipeline.errors import DataError
+from exedit.models import attention, parameters, target
 from exedit.planning import topology
-from exedit.training import runtime, state
-from exedit.weights import pipeline, source  # noqa: E402
-from exedit.weights.tensor import Tensor  # noqa: E402
-from input_pipeline import doors  # noqa: E402
-from input_pipeline.errors import DataError  # noqa: E402
+from exedit.runtime import compilation
+from exedit.weights import find as source
+from exedit.weights.formats.tensor import Tensor
+from exedit.weights.layouts import pipeline
 
 SCALE = 5.0
 THEIRS = 'benchmarks.sampling_diffusers'  # a module without JAX, for its own memory's sake
@@ -160,7 +161,7 @@ def evaluation(model, given, name='as it is') -> tuple[Callable[[], jax.Array], 
 
 def compiler_options() -> dict[str, Any]:
   """Those that `edit` compiles with here."""
-  return runtime.compiler_options(jax.default_backend())
+  return compilation.compiler_options(jax.default_backend())
 
 
 # exedit's shortcuts, taken away one at a time.
@@ -276,7 +277,7 @@ def planned(width, size, batch, precision, steps, sharding=None) -> dict[str, in
 
   kept = lambda name: precision if name.endswith('.kernel') else 'float32'  # as pbe.load does
   params = {name: like(a.shape, kept(name)) for name, a in shapes.items()}
-  graphdef, params = nnx.split(state.merge(graph, params))
+  graphdef, params = nnx.split(parameters.merge(graph, params))
   given = [like(a.shape, a.dtype) for a in arrays(width, size, batch).values()]
   options = {} if sharding is not None else compiler_options()
 

@@ -28,8 +28,8 @@ if not __package__:  # run by its path: its own folder would be the first to be 
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from benchmarks import workers  # noqa: E402
-from input_pipeline import doors, synthetic  # noqa: E402
-from input_pipeline.errors import DataError  # noqa: E402
+from exedit.input_pipeline import doors, synthetic
+from exedit.input_pipeline.errors import DataError
 
 STAGES = (
   'python', 'import', 'build', 'try', 'init', 'first batch', 'trace', 'compile', 'step', 'else',

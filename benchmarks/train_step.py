@@ -37,17 +37,18 @@ if not __package__:  # run by its path: its own folder would be the first to be 
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from benchmarks import sampling, workers  # noqa: E402
-from exedit import paint_by_example as pbe  # noqa: E402
-from exedit import train  # noqa: E402
-from exedit.models import unet  # noqa: E402
-from exedit.program import Program, make_program  # noqa: E402
-from exedit.training import mesh as meshes  # noqa: E402
-from exedit.training import runtime, state  # noqa: E402
-from exedit.training.prefetch import Prefetch  # noqa: E402
-from exedit.training.state import Params, TrainState  # noqa: E402
-from exedit.weights import source  # noqa: E402
-from input_pipeline import doors, synthetic  # noqa: E402
-from input_pipeline.errors import DataError  # noqa: E402
+from exedit import paint_by_example as pbe
+from exedit import train
+from exedit.input_pipeline import doors, synthetic
+from exedit.input_pipeline.errors import DataError
+from exedit.models import parameters, unet
+from exedit.models.parameters import Params
+from exedit.runtime import compilation
+from exedit.training import mesh as meshes
+from exedit.training.prefetch import Prefetch
+from exedit.training.state import TrainState
+from exedit.training.step import Program, make_program
+from exedit.weights import find as source
 
 THEIRS = 'benchmarks.train_step_torch'  # a module without JAX, for its own memory's sake
 PARTS = ('encode', 'clip', 'forward', 'backward', 'update')
@@ -113,7 +114,7 @@ def begun(spec: Mapping[str, Any]) -> tuple[Program, TrainState, Params]:
 
 def exedit(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Times and memory of ours, the whole step and by part."""
-  runtime.keep_memory()  # as the door does
+  compilation.keep_memory()  # as the door does
   program, now, frozen = begun(spec)
   rows = dict(np.load(spec['inputs']))
   batch = {name: jax.device_put(a, meshes.batch_sharding(program.mesh)) for name, a in rows.items()}
@@ -159,7 +160,7 @@ def compiled(function: Callable, *args, options: Mapping[str, Any] | None = None
 
 def parts(program, now, frozen, batch, whole: float) -> dict[str, float]:
   """Seconds by part: what each program takes longer than the one that goes less far."""
-  model = lambda params, frozen: state.merge(program.graph, {**params, **frozen})
+  model = lambda params, frozen: parameters.merge(program.graph, {**params, **frozen})
   image = jnp.concatenate([pbe.as_signed(batch['image'])] * 2)
   exemplar = pbe.as_signed(batch['exemplar'])
   key = jax.random.key(0)
@@ -255,7 +256,7 @@ def ablations(spec: Mapping[str, Any]) -> dict[str, Any]:
 def moments(program: Program, params: Params, batch: Mapping[str, Any]) -> jax.Array:
   """What exedit.encode keeps of a batch."""
   mask = batch['mask'][..., None].astype(jnp.float32) / 255
-  network: Any = state.merge(program.graph, params)
+  network: Any = parameters.merge(program.graph, params)
   return jax.jit(lambda image, mask: pbe.moments(network.autoencoder, image, mask))(
     pbe.as_signed(batch['image']), mask
   )

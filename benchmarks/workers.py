@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.errors import DataError
+from exedit.input_pipeline.errors import DataError
 
 
 def in_own_process(arguments: list[str], system: str, **environment: str) -> dict[str, Any]:
@@ -56,9 +56,9 @@ def measured(
 
 def machine() -> dict[str, Any]:
   """What the figures hold for."""
-  from exedit.training import runtime  # not above: a process that clocks starts may not start JAX
+  from exedit.runtime import versions
 
-  found = runtime.versions()
+  found = versions.versions()
   names = ('device', 'platform', 'jax', 'jaxlib', 'flax', 'commit')
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else None

@@ -17,11 +17,14 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from exedit import doors
 from exedit import paint_by_example as pbe
-from exedit.errors import UserError
-from exedit.weights import folder, original, pipeline, source, tables
-from exedit.weights.tensor import Tensor
+from exedit.runtime import doors
+from exedit.runtime.errors import UserError
+from exedit.weights import find as source
+from exedit.weights import names as tables
+from exedit.weights.formats.tensor import Tensor
+from exedit.weights.layouts import exedit as folder
+from exedit.weights.layouts import original, pipeline
 
 LAYOUTS = ('exedit', 'diffusers', 'original')
 FLAGS = ('from', 'to', 'layout', 'which', 'dtype', 'revision', 'heads', 'groups')

@@ -25,13 +25,16 @@ from absl import flags
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from exedit import doors, latents, settings
 from exedit import paint_by_example as pbe
-from exedit.errors import UserError
-from exedit.evaluation.features import in_parallel
-from exedit.training import log, rows, runtime, state
-from input_pipeline import encoded, open_images, remote, synthetic, tfrecord
-from input_pipeline.errors import DataError, Unusable
+from exedit.input_pipeline import latents as encoded
+from exedit.input_pipeline import open_images, remote, synthetic, tfrecord
+from exedit.input_pipeline.errors import DataError, Unusable
+from exedit.models import parameters
+from exedit.runtime import compilation, doors, files, processes, settings
+from exedit.runtime import devices as device_rows
+from exedit.runtime.errors import UserError
+from exedit.runtime.parallel import in_parallel
+from exedit.training import latent_shards as latents
 
 
 class Example(NamedTuple):
@@ -77,7 +80,7 @@ def encode(
     open_images.check_settings(**latents.drawn(data))
   if not root:
     raise UserError('data.root is not set: give --config.data.root=DIR, the folder of the shards')
-  with runtime.together():
+  with processes.together():
     if config.get('synthetic') and jax.process_index() == 0:
       synthetic.ensure(root, **config['synthetic'])
   shards = tfrecord.shard_paths(root, split)
@@ -91,17 +94,17 @@ def encode(
     dtype=dtype,
     autoencoder=latents.identity(config['model'], params),
   )
-  with runtime.together():
+  with processes.together():
     if jax.process_index() == 0:
       begin(output, how, root, say)
-  there = json.loads(runtime.everyone(json.dumps(sorted(files(output))))[0])
+  there = json.loads(processes.everyone(json.dumps(sorted(shards_in(output))))[0])
   left = [path for path in shards if os.path.basename(path) not in there]
   if len(left) < len(shards) and jax.process_index() == 0:
     say(f'{len(shards) - len(left)} of {len(shards)} shards are there already')
-  left = runtime.own_share(left)
+  left = processes.own_share(left)
   devices = jax.local_devices()
   size = -(-batch_size // len(devices)) * len(devices)
-  network = rows.over_devices(functools.partial(moments, graph), params, devices)
+  network = device_rows.over_devices(functools.partial(moments, graph), params, devices)
   sources = [tfrecord.Source([path]) for path in left]
   with tqdm(total=draws * sum(map(len, sources)), unit='example', mininterval=1) as bar:
     for path, source in zip(left, sources):
@@ -112,7 +115,7 @@ def encode(
       examples = drawn(source, how, shards.index(path), say, bar.update)
       target = os.path.join(output, os.path.basename(path))
       tfrecord.write_shard(target, records(examples, network, size, dtype))
-  runtime.wait_for_others('encoded')
+  processes.wait_for_others('encoded')
   return how
 
 
@@ -127,15 +130,15 @@ def begin(output: str, how: Mapping[str, Any], root: str, say: Callable[[str], N
     )
   if not remote.is_remote(output):
     os.makedirs(output, exist_ok=True)
-  there = files(output)
+  there = shards_in(output)
   if not found:
     if there:
       raise UserError(f'{output} holds files already: name an empty folder')
     path = os.path.join(output, encoded.MANIFEST)
     if remote.is_remote(path):
-      remote.write(path, log.json_text(how).encode())
+      remote.write(path, files.json_text(how).encode())
     else:
-      log.write_json(path, how)
+      files.write_json(path, how)
   if how['split'] == 'validation':
     return
   try:
@@ -159,7 +162,7 @@ def readable(source: tfrecord.Source, say: Callable[[str], None]) -> Iterator[by
       say(f'{error}; left out')
 
 
-def files(folder: str) -> set[str]:
+def shards_in(folder: str) -> set[str]:
   """The names in a folder, here or in a store."""
   return set(remote.listing(folder) if remote.is_remote(folder) else os.listdir(folder))
 
@@ -227,11 +230,11 @@ def finished(batch: list[Example], found: Array, dtype: str) -> Iterator[bytes]:
 
 
 def moments(
-  graph: state.Graph, params: Mapping[str, Array], image: Array, mask: Array
+  graph: parameters.Graph, params: Mapping[str, Array], image: Array, mask: Array
 ) -> Float[Array, 'b 2 lh lw m']:
   """Of the latents of images uint8 [b h w 3] and of the same with their holes, uint8 [b h w]."""
   hole = mask[..., None].astype(jnp.float32) / 255
-  network: Any = state.merge(graph, params)
+  network: Any = parameters.merge(graph, params)
   return pbe.moments(network, pbe.as_signed(image), hole)
 
 
@@ -241,7 +244,7 @@ def define_flags() -> None:
   flags.DEFINE_integer('draws', 1, 'crops and masks of each photo')
   flags.DEFINE_string('dtype', 'float16', 'of the moments: float16 or float32')
   flags.DEFINE_integer('batch_size', 16, 'examples at a time')
-  runtime.define_flags()
+  processes.define_flags()
 
 
 def main(_: list[str]) -> None:
@@ -249,9 +252,9 @@ def main(_: list[str]) -> None:
   values = flags.FLAGS
   if not values.config or not values.output:
     raise UserError('encode needs --config=configs/pbe.py (or another) and --output=DIR')
-  runtime.join_processes(**runtime.place_flags(values))
-  runtime.cache_compiled()
-  with runtime.ending_together():
+  processes.join_processes(**processes.place_flags(values))
+  compilation.cache_compiled()
+  with processes.ending_together():
     how = dict(draws=values.draws, dtype=values.dtype, batch_size=values.batch_size)
     encode(values.config.to_dict(), values.output, **how)
   if jax.process_index() == 0:

@@ -25,15 +25,15 @@ from jaxtyping import Bool, Float, UInt8
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from exedit import doors, images, settings
+from exedit import images
 from exedit import paint_by_example as pbe
-from exedit.errors import UserError
 from exedit.evaluation import compare, compare_page, evaluate_bench
+from exedit.input_pipeline import synthetic
 from exedit.metrics import confidence, identification
 from exedit.metrics.psnr import psnr
-from exedit.training import log, runtime
-from exedit.weights import source
-from input_pipeline import synthetic
+from exedit.runtime import compilation, doors, files, processes, settings, versions
+from exedit.runtime.errors import UserError
+from exedit.weights import find as source
 
 SHOWN = 12  # rows of the picture
 COLUMNS = ('source', 'hole', 'exemplar', 'result', 'truth', 'other one', 'its result')
@@ -113,7 +113,7 @@ def evaluate(
     benchmark=benchmark,
     sampling=sampling,
     weights=dict(path=weights, step=found.step, sha256=found.digest()),
-    versions=runtime.versions(),
+    versions=versions.versions(),
     chance=1 / truths,
     **{name: s.summary() for name, s in scores.items()},
     edits=_per_edit(bench, others, scores),
@@ -122,7 +122,7 @@ def evaluate(
   os.makedirs(output, exist_ok=True)
   sheet = images.grid(_rows(bench, others, passes), COLUMNS)
   picture = images.save(sheet, os.path.join(output, 'grid.png'))
-  log.write_json(os.path.join(output, 'results.json'), results)
+  files.write_json(os.path.join(output, 'results.json'), results)
   say(f'{picture} and results.json beside it')
   return results
 
@@ -278,8 +278,8 @@ def main(_: list[str]) -> None:
     raise UserError('--config is missing: use --config=configs/synthetic_bench.py')
   config = values.config.to_dict()
   if 'data' in config:
-    runtime.join_processes()
-    runtime.cache_compiled()
+    processes.join_processes()
+    compilation.cache_compiled()
     settings.check(config, evaluate_bench.evaluate, 'config')
     evaluate_bench.main(values.output, values.weights, values.images, config)
     return
@@ -287,7 +287,7 @@ def main(_: list[str]) -> None:
     raise UserError('--images goes with --config=configs/coco_ee.py: this benchmark is drawn')
   if not values.weights:
     raise UserError('--weights is missing: name the folder of a run, or one such as weights/tiny')
-  runtime.cache_compiled()
+  compilation.cache_compiled()
   settings.check(config, evaluate, 'config')
   evaluate(values.weights, values.output, **config)
 

@@ -14,14 +14,14 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from exedit import doors, images
-from exedit.errors import UserError, one_line
+from exedit import images
 from exedit.evaluation import features
 from exedit.evaluation.bench import EVERY
 from exedit.evaluation.instruments import KINDS_OF_FILE
 from exedit.metrics import quality_score
-from exedit.training import runtime
-from exedit.weights import mixture
+from exedit.runtime import compilation, doors, parallel
+from exedit.runtime.errors import UserError, one_line
+from exedit.weights.formats import mixture
 
 
 def make(
@@ -72,7 +72,7 @@ def fit(folder: str, clip: str | None, components: int, seed: int) -> quality_sc
     raise UserError(f'{folder} holds no image ({", ".join(KINDS_OF_FILE)}): name another folder')
   network = features.load('clip', clip)
   paths = tqdm([os.path.join(folder, n) for n in names], unit='image', mininterval=EVERY)
-  prepared = features.in_parallel(lambda path: network.prepare(images.read(path)), paths)
+  prepared = parallel.in_parallel(lambda path: network.prepare(images.read(path)), paths)
   return quality_score.fit(network.embed(prepared), components, seed=seed)
 
 
@@ -95,7 +95,7 @@ def main(_: list[str]) -> None:
   for name, value in (('from', source), ('to', output)):
     if not value:
       raise UserError(f'--{name} is missing')
-  runtime.cache_compiled()
+  compilation.cache_compiled()
   gmm = make(source, output, **given)
   components, width = gmm.means.shape
   kind = gmm.covariance_type

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from exedit import decode
-from exedit.errors import UserError
+from exedit.runtime import decode
+from exedit.runtime.errors import UserError
 
 FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
 LONGEST_SIDE = {'JPEG': 65500, 'WEBP': 16383}  # what the format's own fields can say

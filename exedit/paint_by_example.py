@@ -19,19 +19,22 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from exedit import framing, images
+from exedit import images
 from exedit.diffusion import guidance, sampling
 from exedit.diffusion.schedule import Schedule
-from exedit.errors import UserError, one_line
+from exedit.editing import framing
+from exedit.models import parameters
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
 from exedit.models.clip import CLIPVision
 from exedit.models.conditioner import ExemplarConditioner
 from exedit.models.unet import UNet
-from exedit.training import runtime, state
-from exedit.weights import source, tables
+from exedit.runtime import compilation
+from exedit.runtime.errors import UserError, one_line
+from exedit.weights import find as source
+from exedit.weights import names as tables
 from exedit.weights import start as start_from
-from exedit.weights.source import Weights
-from exedit.weights.tensor import Tensor
+from exedit.weights.find import Weights
+from exedit.weights.formats.tensor import Tensor
 
 AUTOENCODERS = {'kl': AutoencoderKL, 'space_to_depth': SpaceToDepth}
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -151,20 +154,20 @@ def load(
 
   with ThreadPoolExecutor(READERS) as readers:
     params = dict(zip(shapes, readers.map(place, shapes)))
-  return cast(PaintByExample, state.merge(graph, params))
+  return cast(PaintByExample, parameters.merge(graph, params))
 
 
 def abstract(
   settings: Mapping[str, Any], where: str = 'config.model'
-) -> tuple[state.Graph, dict[str, Any]]:
+) -> tuple[parameters.Graph, dict[str, Any]]:
   """The model of these `build` settings without its parameters, and their shapes by path.
 
   Raises:
     UserError: for settings that build no model.
   """
   try:
-    return state.flatten(
-      nnx.eval_shape(lambda: build(**settings, rngs=state.Keys(jax.random.key(0))))
+    return parameters.flatten(
+      nnx.eval_shape(lambda: build(**settings, rngs=parameters.Keys(jax.random.key(0))))
     )
   except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
     raise UserError(f'{where}: its config builds no model ({one_line(error)})') from error
@@ -411,7 +414,7 @@ def _compiled(platform: str | None):
   return jax.jit(
     _edit,
     static_argnames=('graphdef', 'steps', 'scale', 'sampler', 'mask_resize'),
-    compiler_options=runtime.compiler_options(platform) if platform else None,
+    compiler_options=compilation.compiler_options(platform) if platform else None,
   )
 
 

@@ -18,10 +18,10 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from exedit import doors
-from exedit.errors import UserError
 from exedit.planning import ahead, roofline, topology
 from exedit.planning.topology import GIB, Topology
+from exedit.runtime import doors, files
+from exedit.runtime.errors import UserError
 from exedit.training import log
 from exedit.training import mesh as meshes
 
@@ -371,7 +371,7 @@ def main(_: list[str]) -> None:
     status=status,
   )
   status.end()
-  log.write_json(values.output, json.loads(json.dumps(result)))
+  files.write_json(values.output, json.loads(json.dumps(result)))
   print(f'{table(result)}; all of it as JSON: {values.output}')
   if not result['fits']:
     sys.exit(1)

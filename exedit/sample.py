@@ -24,11 +24,11 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from exedit import doors, images
+from exedit import images
 from exedit.editing import edits, recipe, repaint, replay, shares
 from exedit.editing.session import Pace, Session, share_out, sweep, workers
-from exedit.errors import UserError, heard
-from exedit.training import runtime
+from exedit.runtime import compilation, doors, processes
+from exedit.runtime.errors import UserError, heard
 
 FILES = dict(
   weights='run, exported or diffusers folder, .ckpt or .safetensors file, or the id of a hub',
@@ -81,7 +81,7 @@ def sample(
   first = edits.plan(found[0], session.trained)
   own = repaint.originals(first)
   known = own, repaint.see(first, own, session.exemplar_size)
-  jobs = runtime.own_share([dataclasses.replace(first, edit=edit) for edit in found])
+  jobs = processes.own_share([dataclasses.replace(first, edit=edit) for edit in found])
   devices, rows, note = share_out(batch_size, 1, len(jobs))
   where = _where(first.frame, own.mask.shape)
   for line in [*session.found.notes, *first.notes, *where, *note]:
@@ -176,7 +176,7 @@ def sample_list(
   remedy = 'Mend them, or leave them out with --skip_bad'
   if not skip_bad or not jobs:
     edits.refuse(faults, listed, total, remedy)
-  jobs = runtime.own_share(jobs)
+  jobs = processes.own_share(jobs)
   states = dict(zip(jobs, _states(session, jobs)))
   for line in [*session.found.notes, *_counted(jobs, states)]:
     say(f'note: {line}')
@@ -364,8 +364,8 @@ def define_flags() -> None:
 
 def main(_: list[str]) -> None:
   """Open the door: files in, files out."""
-  runtime.join_processes()
-  runtime.cache_compiled()
+  processes.join_processes()
+  compilation.cache_compiled()
   names = (*FILES, *SETTINGS, *OTHERS)
   given = {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].present}
   mode = 'replay' if 'replay' in given else 'edits' if 'edits' in given else None

@@ -22,10 +22,16 @@ import jax
 import numpy as np
 from absl import flags
 
-from exedit import doors, images, latents, settings
-from exedit.errors import UserError
-from exedit.program import SYSTEMS, Program, make_program
-from exedit.training import goodput, log, optimizer, runtime, state
+from exedit import images
+from exedit.input_pipeline import latents as encoded
+from exedit.input_pipeline import loader, remote, synthetic
+from exedit.input_pipeline.errors import DataError
+from exedit.models import parameters
+from exedit.models.parameters import Params
+from exedit.runtime import compilation, doors, files, processes, settings, signals, versions
+from exedit.runtime.errors import UserError
+from exedit.training import goodput, log, optimizer, state
+from exedit.training import latent_shards as latents
 from exedit.training import mesh as meshes
 from exedit.training import workdir as workdirs
 from exedit.training.checkpoint import (
@@ -37,11 +43,10 @@ from exedit.training.checkpoint import (
   steps_in,
 )
 from exedit.training.prefetch import Prefetch
-from exedit.training.state import Params, TrainState
+from exedit.training.state import TrainState
+from exedit.training.step import SYSTEMS, Program, make_program
 from exedit.training.workdir import Workdir
-from exedit.weights.tensor import Tensor
-from input_pipeline import encoded, loader, remote, synthetic
-from input_pipeline.errors import DataError
+from exedit.weights.formats.tensor import Tensor
 
 SOURCES = ('init_from', 'init_clip')  # settings that name weights to start from
 
@@ -80,7 +85,7 @@ def train(
       and `count`, how many held-out examples are edited.
     batch_size: of all devices together; taken in `accumulate` equal parts, one after the other.
     data: arguments of `loader.batches`. synthetic: of `synthetic.ensure`, to draw the data first.
-    trainable: which parameters train, see `state.split_trainable`.
+    trainable: which parameters train, see `parameters.split_trainable`.
     init_from, init_clip: weights to start from instead of random ones, see the system's `start`.
     init_parts: which parameters are taken of them, a pattern as `trainable`; '': all.
     max_bad_steps: so many steps in a row without a finite loss and gradient end the run.
@@ -92,24 +97,24 @@ def train(
       checkpoints or a disk that cannot be used, and for a run that diverged.
   """
   config = {name: value for name, value in locals().items() if name != 'workdir'}
-  begin = runtime.process_began() if __name__ == '__main__' else time.perf_counter()
+  begin = versions.process_began() if __name__ == '__main__' else time.perf_counter()
   if compile_cache:
-    runtime.cache_compiled()
-  with runtime.together(), settings.mendable(config):
+    compilation.cache_compiled()
+  with processes.together(), settings.mendable(config):
     check(config)
     program = make_program(
       SYSTEMS[system], model, optimizer, ema, mesh, trainable, batch_size, accumulate, seed, steps
     )
     tensors = None if begun(workdir) else given(program, config)
     draw(data, synthetic)
-  with runtime.together(), settings.mendable(config):  # the data are there by now
+  with processes.together(), settings.mendable(config):  # the data are there by now
     examples = held_out(data, edit) if edit_every else None
     stream = functools.partial(batches, data, batch_size, seed)
     one_each = {**data, 'workers': 0, 'threads': 1, 'prefetch': 1}  # shapes need no whole batch
     try_step(program, next(batches(one_each, jax.process_count(), seed, 0)), batch_size)
     shards = loader.survey(data['root'], data.get('split', 'train'))
   must_agree(config, shards)
-  with runtime.together():
+  with processes.together():
     held = workdirs.hold(workdir, jax.process_index())
   with held:
     return go_on(workdir, held, program, config, tensors, stream, examples, shards, begin)
@@ -145,7 +150,7 @@ def go_on(
     return now
   record(workdir, held, program, config, start, say)
 
-  with runtime.Stop() as stop:  # to the very end, so that a second SIGTERM ends no writing
+  with signals.Stop() as stop:  # to the very end, so that a second SIGTERM ends no writing
     book = log.Log(
       held.files,
       steps=steps,
@@ -251,7 +256,7 @@ def given(program: Program, config: Mapping[str, Any]) -> dict[str, Tensor]:
       )
     return {}
   tensors = program.system.start(*sources, config['model'])
-  return state.split_trainable(tensors, parts, 'init_parts')[0] if parts else tensors
+  return parameters.split_trainable(tensors, parts, 'init_parts')[0] if parts else tensors
 
 
 def place(arrays: Mapping[str, Any], like: Params, where: str) -> Params:
@@ -310,13 +315,13 @@ def must_agree(config: Mapping[str, Any], shards: loader.Shards) -> None:
   The folder of the data may have another name on another machine; what lies in it may not differ.
   """
   facts = dict(config, data={**config['data'], 'root': dataclasses.asdict(shards)})
-  facts = dict(config=facts, versions=runtime.versions_of_packages())
-  said = runtime.everyone(json.dumps([socket.gethostname(), facts]))
+  facts = dict(config=facts, versions=versions.versions_of_packages())
+  said = processes.everyone(json.dumps([socket.gethostname(), facts]))
   (host, first), *others = map(json.loads, said)
   for index, (other, theirs) in enumerate(others, 1):
     changed = settings.differences(first, theirs)
     if changed:
-      raise runtime.TheOthers(
+      raise processes.TheOthers(
         f'process {index} on {other} differs from process 0 on {host}, all must be the same: '
         + ', '.join(changed[:5])
       )
@@ -351,7 +356,7 @@ def show_edits(
   exemplar = images.from_uint8(examples['exemplar'])
   other = np.roll(exemplar, 1, axis=0)
   how = {name: value for name, value in edit.items() if name != 'count'}
-  model = state.merge(program.graph, {**(now.ema or now.params), **frozen})
+  model = parameters.merge(program.graph, {**(now.ema or now.params), **frozen})
   twice = [np.concatenate(pair) for pair in ((source,) * 2, (mask,) * 2, (exemplar, other))]
   result = program.system.edit(model, *twice, key=jax.random.key(0), **how)
   if jax.process_index() != 0:
@@ -384,14 +389,14 @@ def record(
       changed = settings.differences(json.load(file), json.loads(json.dumps(config)))
     said = f', with other settings than before: {", ".join(changed)}' if changed else ''
     say(f'going on from step {start}{said}')
-  log.write_json(path, config)
-  log.write_json(os.path.join(held.files, 'versions.json'), runtime.versions())
+  files.write_json(path, config)
+  files.write_json(os.path.join(held.files, 'versions.json'), versions.versions())
   tables = [
     f'{title}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}\n'
     for title, params in (('trained', program.now.params), ('frozen', program.frozen))
     if params
   ]
-  log.write_text(os.path.join(held.files, 'parameters.txt'), '\n'.join(tables))
+  files.write_text(os.path.join(held.files, 'parameters.txt'), '\n'.join(tables))
   say(f'trained: {sizes(program.now.params)}; frozen: {sizes(program.frozen)}')
   shape = ' x '.join(f'{name} {size}' for name, size in program.mesh.shape.items())
   say(f'mesh: {shape}; everything goes to {workdir}; compiling the step')
@@ -431,7 +436,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 def define_flags() -> None:
   """The flags that tell nothing of the run itself: where it takes place, and how it ends."""
-  runtime.define_flags()
+  processes.define_flags()
   what = 'exit status of a run that was told to stop, and has saved, before its last step'
   flags.DEFINE_integer('stopped_status', 0, what, 0, 255)
 
@@ -454,12 +459,12 @@ def main(argv: list[str]) -> None:
   if remote.is_remote(flags.FLAGS.workdir):
     workdirs.quiet_stores()
   try:
-    with runtime.Stop(at_once=True):
-      runtime.join_processes(**runtime.place_flags(flags.FLAGS))
-      with runtime.ending_together():
-        runtime.keep_memory()
+    with signals.Stop(at_once=True):
+      processes.join_processes(**processes.place_flags(flags.FLAGS))
+      with processes.ending_together():
+        compilation.keep_memory()
         finished = run(flags.FLAGS.workdir, flags.FLAGS.config.to_dict())
-  except runtime.Stopped as stopped:
+  except signals.Stopped as stopped:
     print(stopped, flush=True)
     finished = False
   if not finished:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from input_pipeline.errors import DataError
+from .errors import DataError
 
 
 def run(

@@ -17,9 +17,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline import encoded, open_images
-from input_pipeline.errors import DataError, Unusable
-from input_pipeline.tfrecord import CorruptRecord, Source, parse_example, shard_paths, sweep
+from . import latents as encoded
+from . import open_images
+from .errors import DataError, Unusable
+from .tfrecord import CorruptRecord, Source, parse_example, shard_paths, sweep
 
 _STAND_INS = 256  # records tried in the place of one that cannot be used
 _GRACE = 30.0  # seconds that a worker still serves after SIGTERM

@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from input_pipeline import augment as augmentation
-from input_pipeline import crops, encoded, masks
-from input_pipeline.errors import DataError, Unusable
+from . import augment as augmentation
+from . import crops, masks
+from . import latents as encoded
+from .errors import DataError, Unusable
 
 NON_SQUARE = ('squash', 'pad', 'skip')
 

@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL.Image
 
-from input_pipeline import coco_ee, doors, poisson, whole
-from input_pipeline import coco_ee_build as build
-from input_pipeline import coco_ee_layout as layout
-from input_pipeline.errors import DataError
+from . import doors
+from . import files as whole
+from .coco_ee import bench as coco_ee
+from .coco_ee import build, layout, poisson
+from .errors import DataError
 
 MADE_BY = 'input_pipeline.references'
 VERSION = 1  # of the pictures: a change of them is a change of this

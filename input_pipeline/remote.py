@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from input_pipeline.errors import DataError
+from .errors import DataError
 
 DRIVERS = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs': 'adlfs'}
 _REFUSED = (  # in the words of gcsfs, TensorStore and google-auth

@@ -14,8 +14,9 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from input_pipeline import doors, encoded, loader, open_images, synthetic, tfrecord
-from input_pipeline.errors import DataError
+from . import doors, loader, open_images, synthetic, tfrecord
+from . import latents as encoded
+from .errors import DataError
 
 _CELL = 112  # pixels of the sheet
 _GAP = 8

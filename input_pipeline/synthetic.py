@@ -17,19 +17,10 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from input_pipeline import crops, doors, encoded, remote, tfrecord
-from input_pipeline.errors import DataError
-from input_pipeline.scenes import (
-  GRID,
-  MARGIN,
-  SHAPES,
-  VERSION,
-  Look,
-  Scene,
-  draw,
-  sample_look,
-  sample_scene,
-)
+from . import crops, doors, remote, tfrecord
+from . import latents as encoded
+from .errors import DataError
+from .scenes import GRID, MARGIN, SHAPES, VERSION, Look, Scene, draw, sample_look, sample_scene
 
 MADE_BY = 'input_pipeline.synthetic'
 JPEG_QUALITY = 95

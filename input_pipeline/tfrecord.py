@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 import google_crc32c
 import numpy as np
 
-from input_pipeline import remote
-from input_pipeline.errors import DataError
+from . import remote
+from .errors import DataError
 
 _HEADER = struct.Struct('<QI')
 _CRC = struct.Struct('<I')

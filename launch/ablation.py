@@ -19,11 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from exedit.input_pipeline import files as whole
+from exedit.input_pipeline import synthetic
+from exedit.input_pipeline.coco_ee import bench as coco_ee
+from exedit.input_pipeline.coco_ee import build
+from exedit.input_pipeline.errors import DataError
 from exedit.metrics import clip_score, copy_paste, identification
 from exedit.metrics.psnr import psnr
-from input_pipeline import coco_ee, synthetic, whole
-from input_pipeline import coco_ee_build as build
-from input_pipeline.errors import DataError
 from launch import ablation_figures as figures
 from launch import ablation_report as report
 from launch.commands import Parser, door

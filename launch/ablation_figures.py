@@ -8,9 +8,11 @@ import PIL.Image
 from PIL import ImageDraw, ImageFont
 
 from exedit import images
-from input_pipeline import coco_ee, references, whole
-from input_pipeline import coco_ee_build as build
-from input_pipeline.errors import DataError
+from exedit.input_pipeline import files as whole
+from exedit.input_pipeline import references
+from exedit.input_pipeline.coco_ee import bench as coco_ee
+from exedit.input_pipeline.coco_ee import build
+from exedit.input_pipeline.errors import DataError
 
 SHOWN = ('identification', 'psnr', 'copy_paste', 'pasted')
 WIDTH, HEIGHT = 620, 380  # pixels of a panel

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from configs.pbe import ROWS
+from exedit.input_pipeline import files as whole
+from exedit.input_pipeline.errors import DataError
 from exedit.metrics import confidence
-from input_pipeline import whole
-from input_pipeline.errors import DataError
 from launch import ablation_figures as figures
 
 REFERENCES = ('source', 'copy_paste', 'harmonised', 'truth')

@@ -5,7 +5,7 @@ import functools
 import sys
 from collections.abc import Callable
 
-from input_pipeline.errors import DataError
+from exedit.input_pipeline.errors import DataError
 
 
 class Parser(argparse.ArgumentParser):

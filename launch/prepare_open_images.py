@@ -43,9 +43,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL.Image
 
-from input_pipeline import open_images
-from input_pipeline.errors import DataError
-from input_pipeline.tfrecord import serialize_example, write_shard
+from exedit.input_pipeline import open_images
+from exedit.input_pipeline.errors import DataError
+from exedit.input_pipeline.tfrecord import serialize_example, write_shard
 
 SPLITS = {'train': 1024, 'validation': 32, 'test': 64}  # shards of half a gigabyte
 COLUMNS = ('ImageID', 'XMin', 'XMax', 'YMin', 'YMax')

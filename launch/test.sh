@@ -23,13 +23,13 @@ case "${1:-}" in
   --prepare)
     shift
     make_environment .venv-prepare requirements-prepare.txt requirements-pytest.txt
-    python -m pytest -o addopts= --noconftest tests/test_prepare_open_images.py "$@"
+    python -m pytest -o addopts= --noconftest tests/input_pipeline/test_prepare_open_images.py "$@"
     ;;
   --plan)
     shift
     make_environment .venv-plan requirements.txt requirements-test.txt requirements-plan.txt
     export EXEDIT_PLAN=1 # a test that cannot compile is then an error, not a skip
-    python -m pytest tests/test_plan.py "$@"
+    python -m pytest tests/planning/test_plan.py "$@"
     ;;
   --parity)
     shift

@@ -31,9 +31,10 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from input_pipeline import coco_ee, whole
-from input_pipeline import coco_ee_layout as layout
-from input_pipeline.errors import DataError
+from exedit.input_pipeline import files as whole
+from exedit.input_pipeline.coco_ee import bench as coco_ee
+from exedit.input_pipeline.coco_ee import layout
+from exedit.input_pipeline.errors import DataError
 from launch import user_study_answers as answers
 from launch.commands import Parser, door
 

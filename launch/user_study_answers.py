@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from input_pipeline.errors import DataError
+from exedit.input_pipeline.errors import DataError
 
 FORMAT = 'exedit-user-study-answers-1'
 KEY_FORMAT = 'exedit-user-study-key-1'

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from input_pipeline import coco_ee
+from exedit.input_pipeline.coco_ee import bench as coco_ee
 
 IDS = (900100065455, 283, 2231413, 17)  # not sorted, one beyond 32 bits
 SIZE = 24

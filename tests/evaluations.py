@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exedit.errors import explain
 from exedit.evaluation import evaluate_bench, instruments
 from exedit.metrics import quality_score
+from exedit.runtime.errors import explain
 from tests import bench, judges, small
 
 SIZE = 40

@@ -25,8 +25,8 @@ import jax
 import numpy as np
 
 from exedit import images
-from exedit.errors import UserError
-from exedit.weights import files
+from exedit.runtime.errors import UserError
+from exedit.weights.formats import files
 from tests import fuzz_folders, fuzz_images, fuzz_pickles, fuzz_weights
 
 SECONDS = 60.0  # per file; on an idle machine the slowest take about 3

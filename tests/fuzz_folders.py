@@ -15,12 +15,12 @@ import numpy as np
 import yaml
 from PIL import Image, PngImagePlugin
 
-from exedit import framing, images
+from exedit import images
 from exedit import paint_by_example as pbe
-from exedit.editing import edits, recipe, session
-from exedit.errors import UserError
-from exedit.weights import source
-from exedit.weights.files import open_tensors, save_tensors
+from exedit.editing import edits, framing, recipe, session
+from exedit.runtime.errors import UserError
+from exedit.weights import find as source
+from exedit.weights.formats.files import open_tensors, save_tensors
 from tests import released, small
 from tests.mutations import mutated, pick
 

@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 
+from exedit.models import parameters
 from exedit.models.clip import CLIPImageEncoder
 from exedit.models.dino import DINO
 from exedit.models.lpips import LPIPS
-from exedit.training import state
-from exedit.weights import clip_image, dino, lpips, tables
-from exedit.weights.files import save_tensors
+from exedit.weights import names as tables
+from exedit.weights.formats.files import save_tensors
+from exedit.weights.tables import clip_image, dino, lpips
 from tests.networks import with_random_weights
 
 TOWER = dict(width=64, layers=2, heads=1, mlp=96, patch=8, image_size=32)
@@ -20,7 +21,7 @@ def write(folder, seed=0) -> dict[str, str]:
   """The files of a CLIP, a DINO and an LPIPS: paths by the names of `config.features`."""
   folder.mkdir(parents=True)
   build = lambda cls, *args, **sizes: (
-    lambda: cls(*args, **sizes, rngs=state.Keys(jax.random.key(0)))
+    lambda: cls(*args, **sizes, rngs=parameters.Keys(jax.random.key(0)))
   )
   networks = dict(
     clip=(build(CLIPImageEncoder, vision=TOWER, dim=DIM), clip_image.OPENAI, 0.2),
@@ -30,7 +31,7 @@ def write(folder, seed=0) -> dict[str, str]:
   paths = {}
   for name, (make, table, scale) in networks.items():
     model = with_random_weights(make, seed, scale)
-    arrays = {key: np.asarray(value) for key, value in state.flatten(model)[1].items()}
+    arrays = {key: np.asarray(value) for key, value in parameters.flatten(model)[1].items()}
     tensors = tables.to_theirs(table, arrays)
     paths[name] = str(folder / f'{name}.safetensors')
     save_tensors(

@@ -21,9 +21,11 @@ from jax.sharding import PartitionSpec as P
 from configs import pbe
 from exedit import paint_by_example
 from exedit.models import attention
-from exedit.program import make_program
-from exedit.training import buckets, checkpoint, collectives, prefetch, rows
+from exedit.planning import collectives
+from exedit.runtime import devices as device_rows
+from exedit.training import buckets, checkpoint, prefetch
 from exedit.training import mesh as meshes
+from exedit.training.step import make_program
 from tests import toy
 
 SMALL = dict(  # all parts of configs/pbe.py:tiny, as small as they go
@@ -218,7 +220,7 @@ def shared():
   rng = np.random.default_rng(0)
   q, k, v = (np.float32(rng.standard_normal((4, 128, 2, 8))) for _ in range(3))
   run = lambda scale, q, k, v: attention._splash(scale * q, k, v, interpret=True)
-  one, all_ = (rows.over_devices(run, 2.0, jax.devices()[:n])(q, k, v) for n in (1, None))
+  one, all_ = (device_rows.over_devices(run, 2.0, jax.devices()[:n])(q, k, v) for n in (1, None))
   return dict(same=bool(np.array_equal(one, all_)), devices=len(all_.devices()))
 
 

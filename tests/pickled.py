@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from exedit.errors import UserError
-from exedit.weights.files import open_tensors
+from exedit.runtime.errors import UserError
+from exedit.weights.formats.files import open_tensors
 
 STORAGES = {'f4': 'FloatStorage', 'f8': 'DoubleStorage', 'f2': 'HalfStorage', 'i8': 'LongStorage'}
 

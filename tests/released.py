@@ -7,9 +7,11 @@ import math
 import numpy as np
 
 from exedit import paint_by_example as pbe
-from exedit.weights import diffusers, folder, original, pipeline, tables
-from exedit.weights.files import open_tensors, save_tensors
-from exedit.weights.tensor import Tensor
+from exedit.weights import names as tables
+from exedit.weights.formats.files import open_tensors, save_tensors
+from exedit.weights.formats.tensor import Tensor
+from exedit.weights.layouts import diffusers, original, pipeline
+from exedit.weights.layouts import exedit as folder
 
 abstract = pbe.abstract  # tests put a remembering one in its place
 UNET = dict(channels=16, mult=(1, 2), layers=1, attention_levels=(0,), heads=2, groups=8)

@@ -11,12 +11,12 @@ import time
 import numpy as np
 from flax import nnx
 
-from exedit.training import checkpoint, state
-from exedit.weights import folder
-from input_pipeline import synthetic
-from tests import toy, toy_config
+from exedit.input_pipeline import synthetic
+from exedit.models import parameters
+from exedit.training import checkpoint
+from exedit.weights.layouts import exedit as folder
+from tests import ROOT, toy, toy_config
 
-ROOT = os.path.dirname(os.path.dirname(__file__))
 TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu', 'goodput')
 
 
@@ -100,7 +100,7 @@ def digests(workdir, step):
 
 def export(path, width=64, part=''):
   """A folder with the toy's parameters, all of them or those of one part."""
-  _, params = state.flatten(toy.build(width=width, rngs=nnx.Rngs(5)))
+  _, params = parameters.flatten(toy.build(width=width, rngs=nnx.Rngs(5)))
   params = {n: np.asarray(a) for n, a in params.items() if n.startswith(part)}
   folder.write(path, dict(model=dict(width=width), data={}), params, step=3)
   return str(path), params

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from exedit.evaluation import evaluate_bench
-from exedit.training import runtime
+from exedit.runtime import processes
 from tests import bench, evaluations
 
 COUNT = 11  # pictures whose vectors are written: neither all devices' nor a batch's multiple
@@ -36,7 +36,7 @@ def looked_at(networks) -> dict[str, np.ndarray]:
   )
 
 
-def processes(count, devices, *arguments) -> list[str]:
+def start_processes(count, devices, *arguments) -> list[str]:
   """The program in so many processes; returns what each said."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -59,7 +59,7 @@ def processes(count, devices, *arguments) -> list[str]:
 
 
 def main(world: str, shown: str, output: str, cache: str) -> None:
-  runtime.join_processes()
+  processes.join_processes()
   given = evaluations.arguments(Path(world), cache)
   counted = evaluate_bench.vectors.fill
   made = []
@@ -74,7 +74,7 @@ def main(world: str, shown: str, output: str, cache: str) -> None:
   if not jax.process_index():
     networks = evaluate_bench.instruments.networks(given['features'])
     np.savez(Path(output) / 'vectors.npz', allow_pickle=False, **looked_at(networks))
-  runtime.wait_for_others('said')
+  processes.wait_for_others('said')
 
 
 if __name__ == '__main__':

@@ -10,8 +10,11 @@ import pytest
 from flax import nnx
 
 from exedit import paint_by_example as pbe
-from exedit.training import checkpoint, log, state
-from exedit.weights import folder, source
+from exedit.models import parameters
+from exedit.runtime import files
+from exedit.training import checkpoint, state
+from exedit.weights import find as source
+from exedit.weights.layouts import exedit as folder
 
 SIZE = 16
 MODEL = dict(
@@ -32,7 +35,7 @@ CONFIG = dict(
 
 def params() -> dict[str, np.ndarray]:
   """Such that the output depends on all inputs (fresh weights would end in zeros)."""
-  shapes = state.flatten(nnx.eval_shape(lambda: pbe.build(**MODEL, rngs=nnx.Rngs(0))))[1]
+  shapes = parameters.flatten(nnx.eval_shape(lambda: pbe.build(**MODEL, rngs=nnx.Rngs(0))))[1]
   rng = np.random.default_rng(0)
   return {
     name: np.float32(0.2 * rng.standard_normal(a.shape) + name.endswith('.scale'))
@@ -73,7 +76,7 @@ def compiled_quickly():
 def workdir(path, steps) -> str:
   """The workdir of a run that saved at these steps, made."""
   path.mkdir()
-  log.write_json(path / 'config.json', CONFIG)
+  files.write_json(path / 'config.json', CONFIG)
   trained = {name: jnp.asarray(array) for name, array in params().items()}
   checkpoint.save_frozen(path, {})
   checkpoints = checkpoint.Checkpoints(path)

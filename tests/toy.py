@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from exedit.diffusion.schedule import Schedule
-from exedit.weights import source
+from exedit.weights import find as source
 
 
 class Toy(nnx.Module):
@@ -63,7 +63,8 @@ if __name__ == '__main__':
   from absl import flags
   from ml_collections import config_flags
 
-  from exedit import doors, train
+  from exedit import train
+  from exedit.runtime import doors
   from exedit.training import lease
 
   lease.RENEW = float(os.environ.get('EXEDIT_LEASE', lease.RENEW))

@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from exedit import decode, doors, framing, images
+from exedit import images
 from exedit import paint_by_example as pbe
-from exedit.editing import room
-from exedit.errors import UserError, explain
+from exedit.editing import framing, room
+from exedit.runtime import decode, doors
+from exedit.runtime.errors import UserError, explain
 
 INPUTS = ('image', 'mask', 'exemplar', 'exemplar_mask')
 NEEDED = INPUTS[:3]

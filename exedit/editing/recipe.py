@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from exedit import decode, framing, images
-from exedit.editing import edits
-from exedit.errors import UserError, one_line
-from exedit.training import runtime
+from exedit import images
+from exedit.editing import edits, framing
+from exedit.runtime import decode
+from exedit.runtime import versions as runtime_versions
+from exedit.runtime.errors import UserError, one_line
 
 FORMAT = 1
 LARGEST = 1 << 20  # bytes; a recipe has about two thousand
@@ -61,7 +62,7 @@ class Recipe:
 
 def versions() -> dict[str, Any]:
   """What the numbers depend on besides the recipe's own settings."""
-  found = runtime.versions()
+  found = runtime_versions.versions()
   return {name: found[name] for name in VERSIONS}
 
 

@@ -1,10 +1,9 @@
 """Many edits through one compiled function: read ahead, batched, split over devices, written."""
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from typing import Any
 
 import jax
@@ -13,11 +12,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
-from exedit import framing, images
+from exedit import images
 from exedit import paint_by_example as pbe
-from exedit.editing import edits
-from exedit.errors import UserError, explain
-from exedit.training.rows import everywhere, over_devices
+from exedit.editing import edits, framing
+from exedit.runtime.devices import everywhere, over_devices
+from exedit.runtime.errors import UserError
+from exedit.runtime.parallel import ahead
 
 PER_COMPILATION = ('steps', 'scale', 'sampler', 'mask_resize')  # settings a program is made for
 
@@ -54,9 +54,6 @@ class Batch:
 
   jobs: tuple[edits.Job, ...]
   rows: int
-
-
-# Files to arrays, and back
 
 
 def originals(job: edits.Job) -> Originals:
@@ -105,9 +102,6 @@ def pixels(result: Result, own: Originals) -> UInt8[np.ndarray, 'h w c']:
     return rgb
   opaque = np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], -1)
   return np.where(painted[..., None], opaque, rgba)
-
-
-# Batches
 
 
 def groups(jobs: Iterable[edits.Job], multiple: int) -> dict[tuple, list[edits.Job]]:
@@ -160,9 +154,6 @@ def program(model: pbe.PaintByExample, devices: Sequence[Any]) -> Callable[..., 
     return over_devices(share, params, devices)
 
   return lambda *arrays, **settings: compiled(**settings)(*arrays)
-
-
-# The work
 
 
 def run(
@@ -230,29 +221,3 @@ def _arrived(jobs, raw) -> list[Result]:
     Result(job, row[: job.frame.size[0], : job.frame.size[1]], len(raw))
     for job, row in zip(jobs, raw)
   ]
-
-
-def ahead(
-  pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], depth: int
-) -> Iterator[Any]:
-  """function(item) for each item in order, up to `depth` of them begun before they are wanted.
-
-  What a person can mend comes out as its one line (str) instead of a value.
-  """
-  waiting: collections.deque[Future] = collections.deque()
-  for item in items:
-    waiting.append(pool.submit(function, item))
-    if len(waiting) > depth:
-      yield _outcome(waiting.popleft())
-  while waiting:
-    yield _outcome(waiting.popleft())
-
-
-def _outcome(future):
-  try:
-    return future.result()
-  except Exception as error:
-    why = explain(error)
-    if why is None:
-      raise
-    return why

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from exedit import decode, doors, framing, images
-from exedit.editing import edits, repaint
+from exedit import images
+from exedit.editing import edits, framing, repaint
 from exedit.editing import recipe as recipes
 from exedit.editing.session import Pace, Session
-from exedit.errors import UserError
+from exedit.runtime import decode, doors
+from exedit.runtime.errors import UserError
 
 
 def replay(

@@ -16,12 +16,13 @@ from typing import Any
 
 import jax
 
-from exedit import doors, images
+from exedit import images
 from exedit import paint_by_example as pbe
 from exedit.editing import edits, repaint, room
 from exedit.editing import recipe as recipes
 from exedit.models.clip import CLIPVision
-from exedit.weights import source
+from exedit.runtime import doors
+from exedit.weights import find as source
 
 THREADS = 4  # decode and encode files; Pillow lets go of the interpreter while it does
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from exedit.errors import UserError, explain, one_line
+from exedit.runtime.errors import UserError, explain, one_line
 
 PATIENCE = 5.0  # seconds until the one that failed says that it waits for the others
 KEY = 'exedit/ended/'

@@ -14,9 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from exedit import images
-from exedit.errors import UserError
-from exedit.evaluation.features import in_parallel
-from input_pipeline.coco_ee import Bench
+from exedit.input_pipeline.coco_ee.bench import Bench
+from exedit.runtime.errors import UserError
+from exedit.runtime.parallel import in_parallel
 
 KINDS = ('source', 'mask', 'exemplar')
 EVERY = 0.1 if sys.stderr.isatty() else 10  # seconds between two looks of a progress bar

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from exedit import images
 from exedit import paint_by_example as pbe
 from exedit.editing import repaint, session
-from exedit.errors import UserError
 from exedit.evaluation.bench import EVERY, Edit
-from exedit.training import log
-from exedit.weights.source import Weights
-from input_pipeline.coco_ee import Bench
+from exedit.input_pipeline.coco_ee.bench import Bench
+from exedit.runtime import files, parallel
+from exedit.runtime.errors import UserError
+from exedit.weights.find import Weights
 
 PER_DEVICE = 8
 PICTURES, CLAIM = 'results', 'sampling.json'
@@ -51,7 +51,7 @@ def claim(output: str, made_with: dict[str, Any]) -> None:
     )
   else:
     os.makedirs(pictures, exist_ok=True)
-    log.write_json(path, made_with)
+    files.write_json(path, made_with)
   for name in os.listdir(pictures):  # what a killed run left half-written
     if re.fullmatch(r'\d+\.png\.\d+\.\d+\.tmp', name):
       os.remove(os.path.join(pictures, name))
@@ -154,7 +154,7 @@ def _run(batches, bench, start, write, pool: Executor) -> Iterator[int]:
   """Each batch's count once its files are written, while the device works on the next."""
   todo = [edit.position for edits, _ in batches for edit in edits]
   depth = 2 * max(rows for _, rows in batches)
-  read = repaint.ahead(pool, bench.__getitem__, todo, depth)
+  read = parallel.ahead(pool, bench.__getitem__, todo, depth)
   waiting = None
   for edits, rows in batches:
     loaded = list(islice(read, len(edits)))

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from exedit import caches
-from exedit.errors import UserError
+from exedit.runtime import caches
+from exedit.runtime.errors import UserError
 
 CHUNK = 500  # rows that are asked for, or in memory, at once
 FILE = 'features.sqlite'

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from exedit.errors import UserError
 from exedit.evaluation.report import number
 from exedit.metrics import confidence
+from exedit.runtime.errors import UserError
 
 COLUMNS = ('metric', 'first', 'second', 'difference', '95 % interval', 'p', 'n', '')
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from exedit import images
-from exedit.errors import UserError
 from exedit.evaluation import bench, bench_edits, compare, evaluate_bench, report
 from exedit.evaluation.bench import Scored
-from exedit.training import log
-from input_pipeline.coco_ee import Bench
+from exedit.input_pipeline.coco_ee.bench import Bench
+from exedit.runtime import files
+from exedit.runtime.errors import UserError
 
 SYSTEMS = ('first', 'second')
 KINDS = ('source', 'exemplar', *SYSTEMS)
@@ -44,7 +44,7 @@ def write(output: str, comparison: Mapping[str, Any]) -> str:
     for kind, pixels in zip(KINDS, drawn, strict=True):
       images.save(report.small(pixels), folder / f'{i:012d}_{kind}.png')
   page = os.path.join(output, report.PAGE)
-  log.write_text(page, '\n'.join(_parts(comparison, results, ranked, ids[: report.SHOWN])))
+  files.write_text(page, '\n'.join(_parts(comparison, results, ranked, ids[: report.SHOWN])))
   return page
 
 

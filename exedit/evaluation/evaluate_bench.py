@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from exedit import doors, settings
-from exedit.errors import UserError, heard
 from exedit.evaluation import bench, bench_edits, instruments, report, scores, vectors
 from exedit.evaluation.cache import Cache, default_folder
-from exedit.training import log, runtime
-from exedit.weights import source
-from input_pipeline.coco_ee import Bench
+from exedit.input_pipeline.coco_ee.bench import Bench
+from exedit.runtime import doors, files, processes, settings, versions
+from exedit.runtime.errors import UserError, heard
+from exedit.weights import find as source
 
 PRECISIONS = ('float32', 'bfloat16')
 NETWORKS = ('clip_b32', 'clip', 'inception', 'lpips', 'dino_s16', 'dino')
@@ -81,7 +80,7 @@ def evaluate(
   shares = os.path.join(output, SHARES)
   if jax.process_index():
     vectors.share_out(None, scores.Scorer(None, scored, reader, tools).columns(), shares)
-    runtime.wait_for_others('scored')  # who leaves would take the first one with it
+    processes.wait_for_others('scored')  # who leaves would take the first one with it
     return {}
   with Cache(cache or default_folder()) as kept:
     scorer = scores.Scorer(kept, scored, reader, tools)
@@ -96,16 +95,16 @@ def evaluate(
     networks={role: _named(network, features) for role, network in tools.networks.items()},
     reference=_reference(tools),
     gmm=dict(path=gmm, sha256=tools.gmm_sha256) if gmm else None,
-    versions=runtime.versions(),
+    versions=versions.versions(),
     metrics={metric.name: metric.summary() for metric in metrics},
     edits=_per_edit(scored, metrics),
   )
   say(report.table(results))
   os.makedirs(output, exist_ok=True)
   page = report.write(output, results, scored, reader)
-  log.write_json(os.path.join(output, RESULTS), results)
+  files.write_json(os.path.join(output, RESULTS), results)
   say(f'{page} and {RESULTS} beside it')
-  runtime.wait_for_others('scored')
+  processes.wait_for_others('scored')
   return results
 
 
@@ -140,10 +139,10 @@ def make(
   if not jax.process_index():
     made_with = dict(asked, weights=digest, benchmark=bench.digest(edits))
     bench_edits.claim(output, made_with)
-  runtime.wait_for_others('claimed')
+  processes.wait_for_others('claimed')
   seen = Bench(root, exemplar_size(found.config))
   bench_edits.sample(found, seen, edits, output, batch_size=batch_size, say=say, **asked)
-  runtime.wait_for_others('made')
+  processes.wait_for_others('made')
   return dict(weights=dict(path=found.where, step=found.step, sha256=digest), sampling=asked)
 
 

@@ -4,8 +4,6 @@ clip = features.load('clip_b32', 'openai/clip-vit-base-patch32')
 vectors = clip(images.read(path) for path in paths)  # [n 512]
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -20,18 +18,25 @@ from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
 from exedit import images
-from exedit.errors import UserError
 from exedit.evaluation import preprocess
+from exedit.models import parameters
 from exedit.models.clip import CLIPImageEncoder
 from exedit.models.dino import DINO
 from exedit.models.inception import DIM, SIZE, Inception
 from exedit.models.lpips import LPIPS, SMALLEST
-from exedit.training import rows, state
-from exedit.weights import digests, published, tables
-from exedit.weights.published import Published, Recognised
+from exedit.runtime import devices
+from exedit.runtime.errors import UserError
+from exedit.runtime.parallel import in_parallel
+from exedit.weights import digests
+from exedit.weights import names as tables
+from exedit.weights.layouts import published
+from exedit.weights.layouts.published import Published, Recognised
 
 Pixels = UInt8[np.ndarray, 'h w 3']
+
+
 Prepared = Float[np.ndarray, 's s 3']
+
 
 # What to get for each name.
 NEEDED = {
@@ -147,9 +152,6 @@ def _together(pieces):
   return np.concatenate([np.zeros(0, np.float32), *pieces])
 
 
-# Loading
-
-
 class Family(NamedTuple):
   """How the networks of one kind are told apart and built."""
 
@@ -217,15 +219,15 @@ def _open(name, path, families) -> tuple[Any, Recognised, str]:
     network = family.recognise(found)
     if name not in (network.name, network.name.split('_')[0]):
       raise UserError(f'{path} is {network.name}, not {name}')
-    build = lambda: family.build(**network.settings, rngs=state.Keys(jax.random.key(0)))
-    graph, like = state.flatten(nnx.eval_shape(build))
+    build = lambda: family.build(**network.settings, rngs=parameters.Keys(jax.random.key(0)))
+    graph, like = parameters.flatten(nnx.eval_shape(build))
     tensors = tables.to_ours(network.table, found.theirs, like, found.where)
     arrays = {ours: _float32(ours, tensor) for ours, tensor in tensors.items()}
   except UserError as error:
     raise UserError(f'{name} needs {needed(name)}; {error.args[0]}', error.listing) from error
   except ValueError as error:  # sizes that no network can have
     raise UserError(f'{name} needs {needed(name)}; {path}: {error}') from error
-  return state.merge(graph, arrays), network, digests.together(found.files)
+  return parameters.merge(graph, arrays), network, digests.together(found.files)
 
 
 def _float32(name, tensor):
@@ -234,18 +236,15 @@ def _float32(name, tensor):
   return jnp.asarray(tensor.read(), jnp.float32)
 
 
-# Running
-
-
 def _compiled(model: nnx.Module, method: str) -> Callable[..., Any]:
   """A method of the network over this process's devices, in full float32 on any kind of them."""
-  graph, params = state.flatten(model)
+  graph, params = parameters.flatten(model)
 
   def run(params, *arrays):
     with jax.default_matmul_precision('highest'):
-      return getattr(state.merge(graph, params), method)(*arrays)
+      return getattr(parameters.merge(graph, params), method)(*arrays)
 
-  return rows.over_devices(run, params, jax.local_devices())
+  return devices.over_devices(run, params, jax.local_devices())
 
 
 def run_batches(
@@ -277,24 +276,3 @@ def run_batches(
       waiting = result, count
   if waiting is not None:
     yield np.asarray(waiting[0])[: waiting[1]]
-
-
-def in_parallel(
-  function: Callable[[Any], Any], items: Iterable[Any], threads: int = 0
-) -> Iterator[Any]:
-  """`map` over threads (0: by the machine), in order, two results a thread early.
-
-  An error comes where its result would have.
-  """
-  threads = threads or min(16, os.cpu_count() or 1)
-  pool = concurrent.futures.ThreadPoolExecutor(threads)
-  futures = collections.deque()
-  try:
-    for item in items:
-      futures.append(pool.submit(function, item))
-      if len(futures) >= 2 * threads:
-        yield futures.popleft().result()
-    while futures:
-      yield futures.popleft().result()
-  finally:
-    pool.shutdown(cancel_futures=True)

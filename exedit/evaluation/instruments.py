@@ -11,12 +11,13 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from exedit.errors import UserError, one_line
 from exedit.evaluation import cache as caches
 from exedit.evaluation import features
 from exedit.evaluation.bench import EVERY, Edit
 from exedit.evaluation.features import Features
 from exedit.metrics import quality_score as quality
+from exedit.runtime import parallel
+from exedit.runtime.errors import UserError, one_line
 
 KINDS_OF_FILE = ('.png', '.jpg', '.jpeg', '.webp')
 
@@ -104,7 +105,7 @@ def real_images(root: str, edits: Sequence[Edit]) -> Real:
     raise UserError(f'{root} holds no image ({", ".join(KINDS_OF_FILE)}): name another folder')
   paths = tuple(os.path.join(root, name) for name in names)
   hashes = tqdm(
-    features.in_parallel(_sha256, paths), 'real images', len(paths), mininterval=EVERY, leave=False
+    parallel.in_parallel(_sha256, paths), 'real images', len(paths), mininterval=EVERY, leave=False
   )
   sizes = {edit.size for edit in edits}
   side = min(edits[0].size) if len(sizes) == 1 and len(set(edits[0].size)) == 1 else None

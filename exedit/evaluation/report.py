@@ -12,7 +12,7 @@ from PIL import Image
 
 from exedit import images
 from exedit.evaluation.bench import Reader, Scored
-from exedit.training import log
+from exedit.runtime import files
 
 PAGE, PICTURES = 'index.html', 'page'
 SHOWN = 24  # edits of the grid
@@ -82,7 +82,7 @@ def write(output: str, results: Mapping[str, Any], scored: Sequence[Scored], rea
     if old.endswith('.png'):
       os.remove(folder / old)
   page = os.path.join(output, PAGE)
-  log.write_text(page, _page(output, results, scored, extremes))
+  files.write_text(page, _page(output, results, scored, extremes))
   return page
 
 

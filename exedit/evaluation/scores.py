@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 
 from exedit import images
-from exedit.errors import UserError, one_line
 from exedit.evaluation import cache as caches
 from exedit.evaluation import features, preprocess, vectors
 from exedit.evaluation.bench import Reader, Scored
@@ -23,6 +22,7 @@ from exedit.evaluation.instruments import Instruments, Real, square
 from exedit.evaluation.vectors import Column, Job
 from exedit.metrics import background, clip_score, confidence, copy_paste, frechet
 from exedit.metrics import quality_score as quality
+from exedit.runtime.errors import UserError, one_line
 
 VERSION = '1'  # of what is cached: a change of the computation here is a change of this
 PUBLISHED = dict(clip='clip_b32', dino='dino_s16', inception='inception', lpips='lpips_alex')

@@ -14,12 +14,11 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from exedit.errors import UserError, one_line
-from exedit.evaluation import features
 from exedit.evaluation.bench import EVERY
 from exedit.evaluation.cache import Cache
-from exedit.training import log, runtime
-from input_pipeline.errors import DataError
+from exedit.input_pipeline.errors import DataError
+from exedit.runtime import files, parallel, processes
+from exedit.runtime.errors import UserError, one_line
 
 AT_ONCE = 64  # vectors: no more are lost by a kill
 WANTED = 'wanted.json'  # in the folder of the processes' shares
@@ -55,7 +54,7 @@ def fill(cache: Cache, column: Column, only: Collection[str] | None = None) -> N
   asked: collections.deque[str] = collections.deque()
 
   def inputs():
-    for key, (value, why) in features.in_parallel(lambda k: (k, _attempt(column, k)), missing):
+    for key, (value, why) in parallel.in_parallel(lambda k: (k, _attempt(column, k)), missing):
       if why:
         cache.put(key, None, why)
         bar.update()
@@ -103,18 +102,18 @@ def share_out(cache: Cache | None, columns: Sequence[Column], folder: str) -> No
     UserError: in every process, for what one of them cannot compute (`fill`).
   """
   wanted = os.path.join(folder, WANTED)
-  with runtime.together():
+  with processes.together():
     if cache is not None:
       os.makedirs(folder, exist_ok=True)
       _collect(cache, folder)
-      log.write_json(wanted, cache.missing(key for column in columns for key in column.jobs))
-  with runtime.together():
+      files.write_json(wanted, cache.missing(key for column in columns for key in column.jobs))
+  with processes.together():
     with open(wanted, encoding='utf-8') as file:
-      ours = set(runtime.own_share(json.load(file)))
+      ours = set(processes.own_share(json.load(file)))
     with Cache(folder, f'{jax.process_index()}.sqlite') as share:
       for column in columns:
         fill(share, column, ours)
-  with runtime.together():
+  with processes.together():
     if cache is not None:
       _collect(cache, folder)
       os.remove(wanted)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from exedit.errors import UserError
 from exedit.metrics import checks
+from exedit.runtime.errors import UserError
 
 FULL_MARKS = 300.0  # nats: a log-likelihood of this or more scores 100
 COVARIANCE_TYPES = ('full', 'tied', 'diag', 'spherical')

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from exedit import caches, doors, settings
-from exedit.errors import UserError
 from exedit.models import target
-from exedit.planning import child, topology, traffic
-from exedit.program import SYSTEMS, Program, make_program
-from exedit.training import collectives, flops, log
+from exedit.planning import child, collectives, topology, traffic
+from exedit.runtime import caches, doors, files, settings
+from exedit.runtime.errors import UserError
+from exedit.training import flops
 from exedit.training import mesh as meshes
+from exedit.training.step import SYSTEMS, Program, make_program
 
 # Arguments of make_program that a compiled step depends on; the others are numbers inside it.
 GROUPS = ('system', 'model', 'optimizer', 'ema', 'mesh', 'trainable', 'batch_size', 'accumulate')
@@ -62,7 +62,7 @@ def compiled(
   found['effort'] = effort
   with contextlib.suppress(OSError):  # a home that cannot be written costs time, no more
     path.parent.mkdir(parents=True, exist_ok=True)
-    log.write_json(path, found)
+    files.write_json(path, found)
   return {**found, 'cached': False}
 
 

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from exedit.errors import UserError
+from exedit.runtime.errors import UserError
 
 
 class Died(RuntimeError):

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from input_pipeline import tfrecord
+from exedit.input_pipeline import tfrecord
 
 LARGEST = 2**25  # bytes; then the next file begins, for stores are sent whole files
 

@@ -27,11 +27,11 @@ from jaxtyping import Array, Shaped, UInt32
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from exedit.errors import disk_is_full
-from exedit.training import runtime
+from exedit.input_pipeline import remote
+from exedit.runtime import signals
+from exedit.runtime.errors import disk_is_full
 from exedit.training.state import TrainState
 from exedit.training.workdir import path_of, trouble
-from input_pipeline import remote
 
 FROZEN = 'frozen.safetensors'
 PASSING = 'UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Client[A-Za-z]*Error|Timeout'  # of a network
@@ -61,7 +61,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
     )
-    with runtime.held():
+    with signals.held():
       self._manager = ocp.CheckpointManager(self.folder, options=options)
 
   def save(self, step: int, state: TrainState) -> None:
@@ -85,7 +85,7 @@ class Checkpoints:
   def close(self) -> None:
     self._writing(self._manager.close)
 
-  @runtime.held()
+  @signals.held()
   def restore(self, like: TrainState) -> TrainState | None:
     """The newest good checkpoint, laid out as `like` (arrays or shapes with shardings) says.
 

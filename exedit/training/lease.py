@@ -5,9 +5,9 @@ import time
 import uuid
 from collections.abc import Callable
 
-from exedit.errors import UserError
-from exedit.training import lock
-from input_pipeline import remote
+from exedit.input_pipeline import remote
+from exedit.runtime import lock
+from exedit.runtime.errors import UserError
 
 NAME = 'lease'
 RENEW = 10.0  # seconds; who has not renewed for three times as long is gone

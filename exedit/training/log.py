@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from exedit.runtime import files
 from exedit.training.board import Board
 from exedit.training.goodput import Goodput
 
@@ -206,34 +206,7 @@ def drop_after(path: Path, step: int) -> None:
     with contextlib.suppress(ValueError, KeyError, TypeError):
       if json.loads(line)['step'] <= step:
         kept.append(line + '\n')
-  write_text(path, ''.join(kept))
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-  """Write a file so that it is there whole or not at all."""
-  temporary = f'{path}.{os.getpid()}.tmp'
-  try:
-    Path(temporary).write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
-  finally:
-    Path(temporary).unlink(missing_ok=True)
-
-
-def sweep(workdir: str | os.PathLike) -> None:
-  """Remove what a kill has left of files in writing; only for who holds the workdir alone."""
-  for path in [*Path(workdir).glob('*.tmp'), *Path(workdir).glob('samples/*.tmp')]:
-    if re.fullmatch(r'.+\.\d+\.tmp', path.name):
-      path.unlink(missing_ok=True)
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-  """A JSON file for people and programs, written whole or not at all."""
-  write_text(path, json_text(value))
-
-
-def json_text(value: Any) -> str:
-  """As JSON, for people too."""
-  return json.dumps(value, indent=2) + '\n'
+  files.write_text(path, ''.join(kept))
 
 
 def duration(seconds: float) -> str:

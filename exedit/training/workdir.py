@@ -17,11 +17,11 @@ from typing import Any
 
 from etils import epath
 
-from exedit import caches
-from exedit.errors import Passing, UserError, one_line
-from exedit.training import lease, lock, log
-from input_pipeline import remote
-from input_pipeline.errors import DataError
+from exedit.input_pipeline import remote
+from exedit.input_pipeline.errors import DataError
+from exedit.runtime import caches, files, lock
+from exedit.runtime.errors import Passing, UserError, one_line
+from exedit.training import lease
 
 EVERY = 60.0  # seconds between copies of what has changed
 PULLED = ('metrics.jsonl', 'goodput.jsonl', 'config.json')  # what a later start reads and goes on
@@ -90,7 +90,7 @@ class Workdir:
       probe.unlink()
       if process == 0:
         lock.take(workdir)
-        log.sweep(workdir)
+        files.sweep(workdir)
     except OSError as error:
       raise UserError(
         f'cannot write to the workdir {workdir} ({error.strerror}): choose another'

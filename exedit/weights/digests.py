@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from exedit import caches
+from exedit.runtime import caches
 
 FRESH = 2.0  # seconds; a file this young may change again without a change in its time
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exedit.errors import UserError
-from exedit.weights import source
-from exedit.weights.source import Weights
-from exedit.weights.tensor import Tensor
+from exedit.runtime.errors import UserError
+from exedit.weights import find as source
+from exedit.weights.find import Weights
+from exedit.weights.formats.tensor import Tensor
 
 CONV_IN = 'unet.conv_in.kernel'
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from exedit import caches
-from exedit.errors import UserError, disk_is_full, one_line
-from input_pipeline import remote
-from input_pipeline.errors import DataError
+from exedit.input_pipeline import remote
+from exedit.input_pipeline.errors import DataError
+from exedit.runtime import caches
+from exedit.runtime.errors import UserError, disk_is_full, one_line
 
 BESIDE = ('config.json', 'frozen.safetensors')  # of checkpoints in a workdir
 VERSIONS = 'versions.json'  # of the copies, beside their folder: name, size and number

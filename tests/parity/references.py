@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from exedit.weights import tables
+from exedit.weights import names as tables
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PNDM = dict(  # scheduler_config.json of the published weights

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from exedit.models.autoencoder import AutoencoderKL
-from exedit.weights.autoencoder import TABLE
+from exedit.weights.tables.autoencoder import TABLE
 from tests.networks import jitted
 from tests.parity import references
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import sampling
 from benchmarks import train_step as benchmark
-from input_pipeline import doors
+from exedit.input_pipeline import doors
 
 pytest.importorskip('torch')
 pytest.importorskip('diffusers')

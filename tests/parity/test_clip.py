@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from exedit.models.clip import CLIPVision
-from exedit.weights.clip import TABLE
+from exedit.weights.tables.clip import TABLE
 from tests.networks import jitted
 from tests.parity import references
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from exedit.models.clip import CLIPVision
 from exedit.models.conditioner import ExemplarConditioner
-from exedit.weights.conditioner import IMAGE_ENCODER
+from exedit.weights.tables.conditioner import IMAGE_ENCODER
 from tests.networks import jitted
 from tests.parity import references
 

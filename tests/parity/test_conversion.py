@@ -13,9 +13,10 @@ import pytest
 
 from exedit import paint_by_example as pbe
 from exedit.convert import convert
-from exedit.training import state
-from exedit.weights import original, source
-from exedit.weights.files import open_tensors, save_tensors
+from exedit.models import parameters
+from exedit.weights import find as source
+from exedit.weights.formats.files import open_tensors, save_tensors
+from exedit.weights.layouts import original
 from tests import released
 from tests.parity import references
 
@@ -239,7 +240,7 @@ def test_a_lightning_checkpoint_is_read_without_torch(tmp_path, monkeypatch):
   lightning_checkpoint(tmp_path / 'model.ckpt', monkeypatch)
   weights = source.look(tmp_path / 'model.ckpt', heads=2, groups=4)
   assert 'schedule: its betas' in weights.notes
-  _, params = state.flatten(pbe.load(weights))
+  _, params = parameters.flatten(pbe.load(weights))
   expected = released.params()
   assert params.keys() == expected.keys()
   for name, array in expected.items():

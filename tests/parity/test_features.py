@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from exedit.errors import UserError
 from exedit.evaluation import features, preprocess
 from exedit.models import clip, dino
-from exedit.weights import clip_image, lpips
-from exedit.weights import dino as dino_tables
-from exedit.weights import inception as inception_tables
-from exedit.weights.published import Published
-from exedit.weights.tensor import Tensor
+from exedit.runtime.errors import UserError
+from exedit.weights.formats.tensor import Tensor
+from exedit.weights.layouts.published import Published
+from exedit.weights.tables import clip_image, lpips
+from exedit.weights.tables import dino as dino_tables
+from exedit.weights.tables import inception as inception_tables
 from tests.networks import count
 from tests.parity import references
 

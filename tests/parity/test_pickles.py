@@ -8,9 +8,9 @@ import types
 import numpy as np
 import pytest
 
-from exedit.errors import UserError
-from exedit.weights.files import open_tensors, save_tensors
-from exedit.weights.torch_names import DTYPES
+from exedit.runtime.errors import UserError
+from exedit.weights.formats.files import open_tensors, save_tensors
+from exedit.weights.formats.torch_names import DTYPES
 
 torch = pytest.importorskip('torch')
 

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from exedit.models.unet import UNet
-from exedit.weights.unet import TABLE
+from exedit.weights.tables.unet import TABLE
 from tests.networks import count, jitted
 from tests.parity import references
 

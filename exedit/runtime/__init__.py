@@ -1,0 +1,1 @@
+"""What every program needs: errors, doors, files, processes, signals, compilation, versions."""

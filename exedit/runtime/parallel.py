@@ -1,0 +1,56 @@
+"""Work in threads: results in order, read ahead of their use."""
+
+import collections
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+from exedit.runtime.errors import explain
+
+
+def in_parallel(
+  function: Callable[[Any], Any], items: Iterable[Any], threads: int = 0
+) -> Iterator[Any]:
+  """`map` over threads (0: by the machine), in order, two results a thread early.
+
+  An error comes where its result would have.
+  """
+  threads = threads or min(16, os.cpu_count() or 1)
+  pool = ThreadPoolExecutor(threads)
+  futures: collections.deque[Future] = collections.deque()
+  try:
+    for item in items:
+      futures.append(pool.submit(function, item))
+      if len(futures) >= 2 * threads:
+        yield futures.popleft().result()
+    while futures:
+      yield futures.popleft().result()
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def ahead(
+  pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], depth: int
+) -> Iterator[Any]:
+  """function(item) for each item in order, up to `depth` of them begun before they are wanted.
+
+  What a person can mend comes out as its one line (str) instead of a value.
+  """
+  waiting: collections.deque[Future] = collections.deque()
+  for item in items:
+    waiting.append(pool.submit(function, item))
+    if len(waiting) > depth:
+      yield _outcome(waiting.popleft())
+  while waiting:
+    yield _outcome(waiting.popleft())
+
+
+def _outcome(future):
+  try:
+    return future.result()
+  except Exception as error:
+    why = explain(error)
+    if why is None:
+      raise
+    return why

@@ -1,0 +1,1 @@
+"""Files to tensors: safetensors, and what PyTorch wrote, read without executing anything."""

@@ -1,0 +1,359 @@
+"""A pickle read by an interpreter that can call nothing.
+
+Python's own unpickler imports and calls whatever a file names. This one knows the opcodes
+(docs.python.org, pickletools), builds lists, tuples and pairs, asks its owner for what it builds
+itself, and puts an inert placeholder for every other object: no import, no attribute, no call, no
+hash of foreign keys. Names that its owner does not list are refused.
+"""
+
+import codecs
+import struct
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from exedit.runtime.errors import UserError
+from exedit.weights.formats.pread import damaged, quoted
+
+# Bounds on what a small hostile pickle can cost. 1,500 tensors with Adam's moments take about 0.1
+# million steps; 3 million take seconds and at most some 300 MB.
+MOST_STEPS = 3_000_000
+LONGEST_INTEGER = 1024  # bytes
+LONGEST_NAME = 500  # characters
+MOST_ARGUMENTS = 32
+
+_PLAIN = (str, int, float, bool, bytes, type(None))
+
+
+class Name(NamedTuple):
+  """A class or function that the pickle names; only ever text here."""
+
+  module: str
+  name: str
+
+  def __str__(self) -> str:
+    return f'{self.module}.{self.name}'
+
+
+class Placeholder:
+  """An object of a class that is not ours to build: its name, and nothing of what it holds."""
+
+  __slots__ = ('name',)
+
+  def __init__(self, name: str):
+    self.name = name
+
+
+class Object:
+  """What a builder may give for an object whose attributes matter: they are kept in `state`."""
+
+  __slots__ = ('state',)
+
+  def __init__(self):
+    self.state: Any = None
+
+
+class Pairs:
+  """A dict of the pickle as the list of its (key, value), so that no foreign key is hashed."""
+
+  __slots__ = ('items',)
+
+  def __init__(self, items: list[tuple[Any, Any]]):
+    self.items = items
+
+
+class Names(NamedTuple):
+  """What the names in a pickle mean to its reader; a name that stands nowhere here is refused."""
+
+  builders: Mapping[str, Callable[..., Any]]  # called with what the pickle would call it with
+  inert: Collection[str]  # single names that become placeholders
+  packages: Collection[str]  # every class of these packages does
+  persistent: Callable[[Any], Any]  # what a persistent id stands for
+
+
+def unpickle(data: bytes, path: str, names: Names) -> Any:
+  """The value that a pickle describes: Pairs, lists, tuples, plain values, placeholders, ours.
+
+  path: of the file around it, for messages. A builder says no with a ValueError.
+  Raises:
+    UserError: where it asks for another name, or is damaged.
+  """
+  return _Machine(data, path, names).run()
+
+
+def kind(value: Any) -> str:
+  """What a value is, for a message: never the content of a container, which may be endless."""
+  if isinstance(value, _PLAIN):
+    return quoted(value)
+  if isinstance(value, (Name, Placeholder)):
+    return quoted(str(value) if isinstance(value, Name) else value.name)
+  return 'a dict' if isinstance(value, Pairs) else f'a {type(value).__name__}'
+
+
+class _Machine:
+  """The pickle machine: a stack, stacks set aside by marks, and a memo."""
+
+  def __init__(self, data: bytes, path: str, names: Names):
+    self.data, self.path, self.names, self.at = data, path, names, 0
+    self.steps_left = MOST_STEPS
+    self.stack: list[Any] = []
+    self.marked: list[list[Any]] = []
+    self.memo: dict[int, Any] = {}
+
+  def run(self) -> Any:
+    """The value that the pickle leaves, or a UserError."""
+    try:
+      while self.steps_left > 0:
+        self.steps_left -= 1
+        opcode = self.take(1)[0]
+        if opcode == ord('.'):
+          return self.stack.pop()
+        if opcode not in _OPCODES:
+          raise ValueError(f'opcode 0x{opcode:02x}, which no file of weights needs')
+        _OPCODES[opcode](self)
+    except (ValueError, struct.error) as error:
+      raise damaged(self.path, f'its pickle, byte {self.at}: {str(error)[:150]}') from None
+    except (IndexError, KeyError):
+      raise damaged(self.path, f'its pickle, byte {self.at}: nothing there to take') from None
+    raise damaged(self.path, f'its pickle has more than {MOST_STEPS} steps')
+
+  # bytes
+
+  def take(self, count: int) -> bytes:
+    """The next bytes, if they are there."""
+    if count > len(self.data) - self.at:
+      raise ValueError(f'{count} bytes asked for, {len(self.data) - self.at} left')
+    self.at += count
+    return self.data[self.at - count : self.at]
+
+  def number(self, code: str) -> Any:
+    """The next number, by its code in `struct`, without alignment."""
+    code = '<' + code if code != 'd' else '>d'
+    return struct.unpack(code, self.take(struct.calcsize(code)))[0]
+
+  def line(self) -> bytes:
+    """Up to the next line break."""
+    end = self.data.find(b'\n', self.at)
+    if end < 0:
+      raise ValueError('a line without an end')
+    return self.take(end + 1 - self.at)[:-1]
+
+  # stack and memo
+
+  def push(self, value: Any) -> None:
+    self.stack.append(value)
+
+  def mark(self) -> None:
+    self.marked.append(self.stack)
+    self.stack = []
+
+  def pop_mark(self) -> list[Any]:
+    """What was pushed since the last mark."""
+    items, self.stack = self.stack, self.marked.pop()
+    return items
+
+  def pop(self) -> None:
+    if self.stack:
+      self.stack.pop()
+    else:
+      self.pop_mark()
+
+  def pop_tuple(self, count: int) -> None:
+    items = [self.stack.pop() for _ in range(count)]
+    self.push(tuple(reversed(items)))
+
+  def put(self, index: int) -> None:
+    """The top of the stack under a number."""
+    if not 0 <= index < 2**32:
+      raise ValueError(f'memo {quoted(index)}')
+    self.memo[index] = self.stack[-1]
+
+  # containers
+
+  def append(self, items: list[Any]) -> None:
+    """Into the list on top; a placeholder takes no notice."""
+    target = self.stack[-1]
+    if isinstance(target, list):
+      target.extend(items)
+    elif not isinstance(target, Placeholder):
+      raise ValueError(f'items added to {kind(target)}')
+
+  def set_items(self, items: list[Any]) -> None:
+    """Keys and values by turns into the dict on top."""
+    target = self.stack[-1]
+    if len(items) % 2:
+      raise ValueError('a key without a value')
+    if isinstance(target, Pairs):
+      target.items.extend(zip(items[::2], items[1::2]))
+    elif not isinstance(target, Placeholder):
+      raise ValueError(f'keys set in {kind(target)}')
+
+  def push_dict(self) -> None:
+    items = self.pop_mark()
+    self.push(Pairs([]))
+    self.set_items(items)
+
+  def push_frozenset(self) -> None:
+    self.pop_mark()
+    self.push(Placeholder('frozenset'))
+
+  # names and objects
+
+  def push_name(self, module: Any, name: Any) -> None:
+    """A name, if it is one that may stand in a file of weights."""
+    if not isinstance(module, str) or not isinstance(name, str):
+      raise ValueError('a name that is no text')
+    if len(module) + len(name) > LONGEST_NAME:
+      raise ValueError(f'a name of {len(module) + len(name)} characters')
+    full = f'{module}.{name}'
+    known = full in self.names.builders or full in self.names.inert
+    package = any(module == p or module.startswith(p + '.') for p in self.names.packages)
+    if not known and not (package and name.isidentifier()):
+      raise UserError(
+        f'{self.path} is refused: its pickle asks for {quoted(full)}, which is neither a tensor nor'
+        ' a known bystander; if you trust it, load it with torch and save its state_dict alone'
+      )
+    self.push(Name(module, name))
+
+  def call(self, function: Any, args: Any) -> None:
+    """What a call or a constructor would give: ours, or a placeholder."""
+    if not isinstance(function, Name) or type(args) is not tuple or len(args) > MOST_ARGUMENTS:
+      raise ValueError(f'a call of {kind(function)} with {kind(args)}')
+    if (build := self.names.builders.get(str(function))) is None:
+      return self.push(Placeholder(str(function)))
+    self.steps_left -= sum(len(a) for a in args if type(a) in (list, tuple))  # it may walk them
+    try:
+      self.push(build(*args))
+    except TypeError:
+      raise ValueError(f'{function} with {len(args)} arguments') from None
+
+  def reduce(self) -> None:
+    args, function = self.stack.pop(), self.stack.pop()
+    self.call(function, args)
+
+  def push_instance(self) -> None:
+    self.push_name(_text(self.line()), _text(self.line()))
+    function = self.stack.pop()
+    self.call(function, tuple(self.pop_mark()))
+
+  def push_object(self) -> None:
+    function, *args = self.pop_mark()
+    self.call(function, tuple(args))
+
+  def push_global(self) -> None:
+    name, module = self.stack.pop(), self.stack.pop()
+    self.push_name(module, name)
+
+  def set_state(self) -> None:
+    """Attributes set on an object: left out, whatever they are, unless it is an `Object`."""
+    state = self.stack.pop()
+    if isinstance(self.stack[-1], Object):
+      self.stack[-1].state = state
+    elif isinstance(self.stack[-1], Name) or type(self.stack[-1]) in (*_PLAIN, list, tuple):
+      raise ValueError(f'state set on {kind(self.stack[-1])}')
+
+  def push_persistent(self) -> None:
+    """What stands outside the pickle under this id."""
+    self.push(self.names.persistent(self.stack.pop()))
+
+
+# Opcodes (pickletools.opcodes). Absent, and so refused: the extension registry, out-of-band
+# buffers and persistent ids in text.
+
+
+def _text(data: bytes) -> str:
+  return data.decode('utf-8', 'surrogatepass')
+
+
+def _latin(data: bytes) -> str:
+  return data.decode('latin-1')
+
+
+def _integer(data: bytes) -> int:
+  if len(data) > LONGEST_INTEGER:
+    raise ValueError(f'an integer of {len(data)} bytes')
+  return int.from_bytes(data, 'little', signed=True)
+
+
+def _decimal(line: bytes) -> int | bool:
+  return line == b'01' if line in (b'00', b'01') else int(line.removesuffix(b'L'))
+
+
+def _unquoted(line: bytes) -> str:
+  return codecs.escape_decode(line[1:-1])[0].decode('latin-1')
+
+
+_Step = Callable[[_Machine], None]
+
+
+def _constant(value: Any) -> _Step:
+  return lambda m: m.push(value)
+
+
+def _number(code: str) -> _Step:
+  return lambda m: m.push(m.number(code))
+
+
+def _sized(code: str, convert: Callable[[bytes], Any]) -> _Step:
+  """So many bytes as the number before them says."""
+  return lambda m: m.push(convert(m.take(m.number(code))))
+
+
+def _line(convert: Callable[[bytes], Any]) -> _Step:
+  return lambda m: m.push(convert(m.line()))
+
+
+_BY_CHARACTER: dict[str, _Step] = {
+  # values
+  **{'N': _constant(None), '\x88': _constant(True), '\x89': _constant(False)},
+  **{'J': _number('i'), 'K': _number('B'), 'M': _number('H'), 'G': _number('d')},
+  **{'I': _line(_decimal), 'L': _line(_decimal), 'F': _line(float)},
+  **{'\x8a': _sized('B', _integer), '\x8b': _sized('I', _integer)},
+  **{'X': _sized('I', _text), '\x8c': _sized('B', _text), '\x8d': _sized('Q', _text)},
+  **{'T': _sized('I', _latin), 'U': _sized('B', _latin), 'S': _line(_unquoted)},
+  'V': _line(lambda line: line.decode('raw-unicode-escape')),
+  **{'B': _sized('I', bytes), 'C': _sized('B', bytes), '\x8e': _sized('Q', bytes)},
+  '\x96': _sized('Q', bytes),
+  # stack and memo
+  '(': _Machine.mark,
+  '0': _Machine.pop,
+  '1': lambda m: m.pop_mark().clear(),
+  '2': lambda m: m.push(m.stack[-1]),
+  'p': lambda m: m.put(int(m.line())),
+  'q': lambda m: m.put(m.number('B')),
+  'r': lambda m: m.put(m.number('I')),
+  '\x94': lambda m: m.put(len(m.memo)),
+  'g': lambda m: m.push(m.memo[int(m.line())]),
+  'h': lambda m: m.push(m.memo[m.number('B')]),
+  'j': lambda m: m.push(m.memo[m.number('I')]),
+  # containers
+  ')': _constant(()),
+  '\x85': lambda m: m.pop_tuple(1),
+  '\x86': lambda m: m.pop_tuple(2),
+  '\x87': lambda m: m.pop_tuple(3),
+  't': lambda m: m.push(tuple(m.pop_mark())),
+  ']': lambda m: m.push([]),
+  'l': lambda m: m.push(m.pop_mark()),
+  'a': lambda m: m.append([m.stack.pop()]),
+  'e': lambda m: m.append(m.pop_mark()),
+  '}': lambda m: m.push(Pairs([])),
+  'd': _Machine.push_dict,
+  's': lambda m: m.set_items([m.stack.pop(), m.stack.pop()][::-1]),
+  'u': lambda m: m.set_items(m.pop_mark()),
+  '\x8f': lambda m: m.push(Placeholder('set')),
+  '\x90': lambda m: m.append(m.pop_mark()),
+  '\x91': _Machine.push_frozenset,
+  # names and objects
+  'c': lambda m: m.push_name(_text(m.line()), _text(m.line())),
+  '\x93': _Machine.push_global,
+  'R': _Machine.reduce,
+  '\x81': _Machine.reduce,
+  '\x92': lambda m: (m.stack.pop(), m.reduce())[1],
+  'i': _Machine.push_instance,
+  'o': _Machine.push_object,
+  'b': _Machine.set_state,
+  'Q': _Machine.push_persistent,
+  # protocol and frame
+  '\x80': lambda m: m.number('B') and None,
+  '\x95': lambda m: m.number('Q') and None,
+}
+_OPCODES = {ord(character): step for character, step in _BY_CHARACTER.items()}

@@ -1,0 +1,1 @@
+"""Folders and files as their makers arrange them: ours, diffusers, the original."""

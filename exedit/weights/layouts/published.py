@@ -1,0 +1,157 @@
+"""Feature networks' weights as their publishers give them: found, recognised, not yet read."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from exedit.runtime.errors import UserError
+from exedit.weights import fetch as hub
+from exedit.weights import names as tables
+from exedit.weights import settings as configs
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.tensor import Tensor
+from exedit.weights.layouts import diffusers
+from exedit.weights.names import Row
+from exedit.weights.settings import Known
+from exedit.weights.tables import clip_image, dino, inception, lpips
+
+ENDINGS = ('.safetensors', '.bin', '.pt', '.pth')
+HEAD_WIDTH = 64  # of every published CLIP and DINO transformer
+
+# The published sizes: width, layers, patch and side of the image.
+CLIPS = {
+  (768, 12, 32, 224): 'clip_b32',
+  (768, 12, 16, 224): 'clip_b16',
+  (1024, 24, 14, 224): 'clip_l14',
+  (1024, 24, 14, 336): 'clip_l14_336',
+}
+DINOS = {
+  (384, 12, 16, 224): 'dino_s16',
+  (384, 12, 8, 224): 'dino_s8',
+  (768, 12, 16, 224): 'dino_b16',
+  (768, 12, 8, 224): 'dino_b8',
+}
+VIT = Known(
+  read=dict(num_attention_heads=12),
+  implemented=dict(hidden_act=('gelu',), num_channels=(3,), qkv_bias=(True,)),
+  strict=False,  # dozens of settings of transformers' base class
+)
+
+
+class Published(NamedTuple):
+  """Tensors by their publisher's names, the config.json beside them (or {}), where they lie."""
+
+  theirs: Mapping[str, Tensor]
+  config: Mapping[str, Any]
+  files: Sequence[Path]
+  where: str
+
+
+class Recognised(NamedTuple):
+  """Which network that is: its table, the settings to build it with, its name."""
+
+  table: Sequence[Row]
+  settings: dict[str, Any]
+  name: str
+
+
+def find(src: str | os.PathLike) -> Published:
+  """The weight file `src`, or those of a folder or hub id.
+
+  A folder with a config.json is read as transformers reads it; one without gives the tensors of
+  all its weight files together.
+  Raises:
+    UserError: where there is none, it is damaged, or two files hold tensors of the same name.
+  """
+  path = Path(hub.resolve(os.fspath(src)))
+  config = {}
+  if not path.is_dir():
+    files = [path]
+  elif (path / 'config.json').exists():
+    config = diffusers.read_json(path / 'config.json')
+    files = [diffusers.weights_file(path, 'model')]
+  else:
+    files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
+    if not files:
+      raise UserError(f'{path} holds no weights ({", ".join(ENDINGS)}): put them there')
+  theirs = {}
+  for file in files:
+    more = open_tensors(file)
+    if twice := sorted(theirs.keys() & more.keys()):
+      raise UserError(
+        f'{file} holds {len(twice)} tensors whose names another file in its folder has too, such as'
+        f' {twice[0]!r}: leave the files of one network alone in a folder'
+      )
+    theirs |= more
+  files = [shard for file in files for shard in diffusers.shards(file)]
+  return Published(theirs, config, files, os.fspath(src))
+
+
+def clip(found: Published) -> Recognised:
+  """A CLIP image tower with its projection, in transformers' or in OpenAI's layout."""
+  openai = any(name.startswith('visual.') for name in found.theirs)
+  table = clip_image.OPENAI if openai else clip_image.TRANSFORMERS
+  ours = tables.to_ours(table, found.theirs, where=found.where)
+  vision = _transformer(ours, 'vision.', found.where)
+  if found.config:
+    vision = configs.clip(found.config, f'{found.where}/config.json')
+  dim = _shape(ours, 'projection.kernel', found.where)[-1]
+  return Recognised(table, dict(vision=vision, dim=dim), _name('clip', CLIPS, vision))
+
+
+def dino_vit(found: Published) -> Recognised:
+  """A DINO transformer in transformers' layout or in that of the original code."""
+  original = 'cls_token' in found.theirs
+  table = dino.ORIGINAL if original else dino.TRANSFORMERS
+  ours = tables.to_ours(table, found.theirs, where=found.where)
+  settings = _transformer(ours, '', found.where)
+  if found.config:
+    config = configs.values(VIT, found.config, f'{found.where}/config.json')
+    settings['heads'] = config['num_attention_heads']
+  return Recognised(table, settings, _name('dino', DINOS, settings))
+
+
+def fid_inception(found: Published) -> Recognised:
+  """FID's Inception; torchvision's of the same name has other weights, and another classifier."""
+  classes = found.theirs['fc.weight'].shape[0] if 'fc.weight' in found.theirs else 1008
+  if classes != 1008:
+    raise UserError(
+      f"{found.where} tells {classes} classes apart, FID's Inception 1008: it is torchvision's"
+    )
+  return Recognised(inception.TABLE, {}, 'inception')
+
+
+def lpips_net(found: Published) -> Recognised:
+  """LPIPS over AlexNet or VGG-16, told by the number of convolutions."""
+  convs = [n for n, t in found.theirs.items() if n.endswith('.weight') and t.shape[2:] > (1, 1)]
+  net = 'alex' if len(convs) <= 5 else 'vgg'
+  return Recognised(lpips.TABLES[net], dict(net=net), f'lpips_{net}')
+
+
+def _transformer(ours: Mapping[str, Tensor], prefix: str, where: str) -> dict[str, Any]:
+  """Settings of a vision transformer from the shapes of its tensors."""
+  shape = lambda name: _shape(ours, prefix + name, where)
+  width, patch = shape('class_embedding')[0], shape('patch_embedding.kernel')[0]
+  norms = [name for name in ours if name.endswith('.norm1.scale')]
+  return dict(
+    width=width,
+    layers=len(norms),
+    heads=max(1, width // HEAD_WIDTH),
+    mlp=shape('layers.0.fc1.kernel')[-1],
+    patch=patch,
+    image_size=patch * math.isqrt(max(shape('position_embedding')[0] - 1, 1)),
+  )
+
+
+def _shape(ours: Mapping[str, Tensor], name: str, where: str) -> tuple[int, ...]:
+  if name not in ours or not math.prod(ours[name].shape):
+    raise UserError(f'{where} holds no {name}')
+  return ours[name].shape
+
+
+def _name(kind: str, names: Mapping[tuple, str], settings: Mapping[str, Any]) -> str:
+  """The published name of these sizes; others spell them out."""
+  width, layers, patch, size = (settings[k] for k in ('width', 'layers', 'patch', 'image_size'))
+  return names.get((width, layers, patch, size), f'{kind}_{width}x{layers}p{patch}s{size}')

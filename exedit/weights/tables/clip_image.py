@@ -1,0 +1,58 @@
+"""CLIPImageEncoder <-> transformers' CLIP models with projection, and OpenAI's own state dict."""
+
+from exedit.weights.names import CONV, LINEAR, SAME, Row, ignored, linear, norm, under
+from exedit.weights.tables import clip
+
+TEXT = ('text_model.*', 'text_projection*', 'logit_scale')  # the other half of CLIPModel
+
+TRANSFORMERS: list[Row] = [
+  *under('', 'vision.', clip.TABLE),
+  *linear('visual_projection', 'projection', bias=False),
+  *ignored(*TEXT),
+]
+
+_PROJECTIONS = ('to_q', 'to_k', 'to_v')  # one tensor of theirs, in this order
+
+RESBLOCK: list[Row] = [
+  *norm('ln_1', 'norm1'),
+  *(
+    row
+    for i, ours in enumerate(_PROJECTIONS)
+    for row in (
+      ('attn.in_proj_weight', f'attn.{ours}.kernel', LINEAR._replace(part=i, parts=3)),
+      ('attn.in_proj_bias', f'attn.{ours}.bias', SAME._replace(part=i, parts=3)),
+    )
+  ),
+  *linear('attn.out_proj', 'attn.to_out'),
+  *norm('ln_2', 'norm2'),
+  *linear('mlp.c_fc', 'fc1'),
+  *linear('mlp.c_proj', 'fc2'),
+]
+
+# clip/model.py VisionTransformer; open_clip kept the names.
+OPENAI: list[Row] = [
+  *under(
+    'visual.',
+    'vision.',
+    [
+      ('class_embedding', 'class_embedding', SAME),
+      ('conv1.weight', 'patch_embedding.kernel', CONV),
+      ('positional_embedding', 'position_embedding', SAME),
+      *norm('ln_pre', 'pre_norm'),
+      *under('transformer.resblocks.{i}.', 'layers.{i}.', RESBLOCK),
+      *norm('ln_post', 'post_norm'),
+    ],
+  ),
+  ('visual.proj', 'projection.kernel', SAME),  # [width dim], as ours
+  *ignored(
+    'transformer.*',  # the text tower
+    'ln_final.*',
+    'token_embedding.*',
+    'positional_embedding',
+    'text_projection',
+    'logit_scale',
+    'input_resolution',  # three numbers that their TorchScript archive carries along
+    'context_length',
+    'vocab_size',
+  ),
+]

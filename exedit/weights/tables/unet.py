@@ -1,0 +1,101 @@
+"""UNet <-> Stable Diffusion 1.x: diffusers' UNet2DConditionModel, LDM's UNetModel (facts 2.4)."""
+
+from collections.abc import Sequence
+
+from exedit.weights.names import CONV1X1, Row, conv, linear, norm, resnet, under
+
+
+def _attention(name: str) -> list[Row]:
+  return [
+    *linear(f'transformer_blocks.0.{name}.to_q', f'{name}.to_q', bias=False),
+    *linear(f'transformer_blocks.0.{name}.to_k', f'{name}.to_k', bias=False),
+    *linear(f'transformer_blocks.0.{name}.to_v', f'{name}.to_v', bias=False),
+    *linear(f'transformer_blocks.0.{name}.to_out.0', f'{name}.to_out'),
+  ]
+
+
+# Inside a transformer both layouts use the same names.
+TRANSFORMER: list[Row] = [
+  *norm('norm', 'norm'),
+  *linear('proj_in', 'proj_in', CONV1X1),
+  *norm('transformer_blocks.0.norm1', 'norm1'),
+  *_attention('attn1'),
+  *norm('transformer_blocks.0.norm2', 'norm2'),
+  *_attention('attn2'),
+  *norm('transformer_blocks.0.norm3', 'norm3'),
+  *linear('transformer_blocks.0.ff.net.0.proj', 'ff.proj'),
+  *linear('transformer_blocks.0.ff.net.2', 'ff.out'),
+  *linear('proj_out', 'proj_out', CONV1X1),
+]
+
+
+def _levels(side: str) -> list[Row]:
+  """The rows of all levels on the way 'down' or 'up', in the order of computing."""
+  theirs, ours = f'{side}_blocks.{{i}}.', f'{side}.{{i}}.'
+  return [
+    *resnet(theirs + 'resnets.{j}', ours + 'resnets.{j}'),
+    *under(theirs + 'attentions.{j}.', ours + 'attentions.{j}.', TRANSFORMER),
+    *conv(f'{theirs}{side}samplers.0.conv', f'{ours}resize.conv'),
+  ]
+
+
+TABLE: list[Row] = [
+  *linear('time_embedding.linear_1', 'time1'),
+  *linear('time_embedding.linear_2', 'time2'),
+  *conv('conv_in', 'conv_in'),
+  *_levels('down'),
+  *resnet('mid_block.resnets.0', 'mid1'),
+  *under('mid_block.attentions.0.', 'mid_attention.', TRANSFORMER),
+  *resnet('mid_block.resnets.1', 'mid2'),
+  *_levels('up'),
+  *norm('conv_norm_out', 'norm_out'),
+  *conv('conv_out', 'conv_out'),
+]
+
+
+def original(levels: int, layers: int, attention_levels: Sequence[int]) -> list[Row]:
+  """The table of LDM's UNetModel, whose blocks are numbered through all levels.
+
+  Block 0 is conv_in; a level then takes one number per layer and one for its Downsample. On the way
+  up the Upsample belongs to a level's last block, behind the attention where there is one.
+  """
+  rows = [
+    *linear('time_embed.0', 'time1'),
+    *linear('time_embed.2', 'time2'),
+    *conv('input_blocks.0.0', 'conv_in'),
+    *_original_resnet('middle_block.0', 'mid1'),
+    *under('middle_block.1.', 'mid_attention.', TRANSFORMER),
+    *_original_resnet('middle_block.2', 'mid2'),
+    *norm('out.0', 'norm_out'),
+    *conv('out.2', 'conv_out'),
+  ]
+  for i in range(levels):
+    for j in range(layers):
+      block = f'input_blocks.{1 + i * (layers + 1) + j}'
+      rows += _original_resnet(f'{block}.0', f'down.{i}.resnets.{j}')
+      if i in attention_levels:
+        rows += under(f'{block}.1.', f'down.{i}.attentions.{j}.', TRANSFORMER)
+    if i < levels - 1:
+      rows += conv(f'input_blocks.{(i + 1) * (layers + 1)}.0.op', f'down.{i}.resize.conv')
+  for i in range(levels):  # from coarse to fine
+    attend = levels - 1 - i in attention_levels
+    for j in range(layers + 1):
+      block = f'output_blocks.{i * (layers + 1) + j}'
+      rows += _original_resnet(f'{block}.0', f'up.{i}.resnets.{j}')
+      if attend:
+        rows += under(f'{block}.1.', f'up.{i}.attentions.{j}.', TRANSFORMER)
+    if i < levels - 1:
+      last = f'output_blocks.{i * (layers + 1) + layers}'
+      rows += conv(f'{last}.{2 if attend else 1}.conv', f'up.{i}.resize.conv')
+  return rows
+
+
+def _original_resnet(theirs: str, ours: str) -> list[Row]:
+  return [
+    *norm(f'{theirs}.in_layers.0', f'{ours}.norm1'),
+    *conv(f'{theirs}.in_layers.2', f'{ours}.conv1'),
+    *linear(f'{theirs}.emb_layers.1', f'{ours}.time_proj'),
+    *norm(f'{theirs}.out_layers.0', f'{ours}.norm2'),
+    *conv(f'{theirs}.out_layers.3', f'{ours}.conv2'),
+    *conv(f'{theirs}.skip_connection', f'{ours}.shortcut'),
+  ]

@@ -1,0 +1,1 @@
+"""Benchmarks in the layout of COCOEE: read, validate, build."""

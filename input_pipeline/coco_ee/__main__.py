@@ -1,0 +1,7 @@
+"""The door: python -m input_pipeline.coco_ee."""
+
+import sys
+
+from .bench import main
+
+main(sys.argv)

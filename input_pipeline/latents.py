@@ -1,0 +1,112 @@
+"""Examples whose crop and mask were drawn once, with their latents in place of their pixels.
+
+`exedit.encode` writes them, in shards as any others; `<root>/encoded.json` says how. A record holds
+the exemplar before its augmentation and the mask as PNG, and the moments of the image's and of the
+masked image's latents.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+from . import augment as augmentation
+from . import remote, tfrecord
+from .errors import DataError
+
+MANIFEST = 'encoded.json'
+MOMENTS = 'latents/moments'
+DTYPES = ('float16', 'float32')
+
+
+def pictures(mask: np.ndarray, exemplar: np.ndarray) -> dict[str, bytes]:
+  """Mask uint8 [h w] and exemplar uint8 [s s 3]: what a record keeps beside its moments."""
+  return dict(mask=_png(mask), exemplar=_png(cv2.cvtColor(exemplar, cv2.COLOR_RGB2BGR)))
+
+
+def record(pictures: Mapping[str, bytes], moments: np.ndarray, name: bytes) -> bytes:
+  """One serialized example; moments [2 lh lw m], float16 or float32."""
+  return tfrecord.serialize_example(
+    {
+      MOMENTS: moments.tobytes(),
+      'latents/shape': np.array(moments.shape, np.int64),
+      'latents/dtype': moments.dtype.name.encode(),
+      'image/filename': name,
+      **pictures,
+    }
+  )
+
+
+def make_example(
+  features: Mapping[str, Any],
+  rng: np.random.Generator,
+  *,
+  augment: bool,
+  affine_jitter: int,
+  blur_kernels: tuple[int, ...],
+) -> dict[str, np.ndarray]:
+  """Mask uint8 [h w] (255 = repaint), exemplar uint8 [s s 3] and moments [2 lh lw m].
+
+  Of the two moments the first are the image's, the second the masked image's. DataError for a
+  record that is not whole.
+  """
+  try:
+    shape = tuple(int(n) for n in features['latents/shape'])
+    dtype = features['latents/dtype'][0].decode()
+    if dtype not in DTYPES or len(shape) != 4:
+      raise ValueError(f'moments of type {dtype!r:.20}, shape {shape}')
+    moments = np.frombuffer(features[MOMENTS][0], dtype).reshape(shape)
+    mask = _pixels(features['mask'][0], cv2.IMREAD_GRAYSCALE)
+    exemplar = _pixels(features['exemplar'][0], cv2.IMREAD_COLOR_RGB)
+  except (KeyError, IndexError, ValueError, UnicodeDecodeError) as error:
+    raise DataError(f'a record that is no encoded example ({error})') from error
+  if augment:
+    exemplar = augmentation.exemplar(
+      exemplar, rng, affine_jitter=affine_jitter, blur_kernels=blur_kernels
+    )
+  return dict(mask=mask, exemplar=exemplar, moments=moments)
+
+
+def manifest(root: str | os.PathLike) -> dict[str, Any] | None:
+  """How a folder's examples were encoded, None where they are pictures; DataError if damaged."""
+  path = os.path.join(os.fspath(root), MANIFEST)
+  try:
+    if remote.is_remote(path):
+      found = json.loads(remote.read(path))
+    else:
+      with open(path, encoding='utf-8') as file:
+        found = json.load(file)
+    dict(found['settings'])
+    return dict(found, split=str(found['split']), autoencoder=str(found['autoencoder']))
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise DataError(f'{path} cannot be read ({error}): restore it, or encode again') from error
+
+
+def check(root: str, split: str, settings: Mapping[str, Any]) -> None:
+  """DataError where this split of the root was encoded with other settings than these."""
+  found = manifest(root)
+  if found is None or found['split'] != split:
+    return
+  for name, value in found['settings'].items():
+    wanted = settings.get(name, value)
+    if json.loads(json.dumps(wanted)) != value:
+      raise DataError(
+        f'{root} was encoded with data.{name}={value}, not {wanted}: leave that as it is, or '
+        'encode again (python -m exedit.encode)'
+      )
+
+
+def _png(pixels: np.ndarray) -> bytes:
+  return cv2.imencode('.png', pixels)[1].tobytes()
+
+
+def _pixels(data: bytes, flags: int) -> np.ndarray:
+  pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+  if pixels is None:
+    raise ValueError(f'{len(data)} bytes that are no picture')
+  return pixels

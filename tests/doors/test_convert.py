@@ -1,0 +1,296 @@
+"""Weights keep every bit from layout to layout, and nothing half-written is left behind."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+
+from exedit import convert as door
+from exedit import paint_by_example as pbe
+from exedit.convert import convert
+from exedit.runtime import doors
+from exedit.runtime.errors import UserError
+from exedit.weights import find as source
+from exedit.weights import names as tables
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.tensor import Tensor
+from exedit.weights.layouts import original
+from exedit.weights.tables import conditioner
+from tests import ROOT, released, small
+
+
+def quiet(*args, **kwargs):
+  convert(*map(str, args), say=lambda line: None, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def build_each_model_once(monkeypatch):
+  """Half of a conversion's time is the tracing of the network that the names must fit."""
+  shapes = lambda settings, where='': (None, released.shapes_of(json.dumps(settings)))
+  monkeypatch.setattr(pbe, 'abstract', functools.wraps(pbe.abstract)(shapes))
+
+
+def contents(path):
+  """Every file below a folder, or the one file, by name."""
+  files = [path] if path.is_file() else [p for p in path.rglob('*') if p.is_file()]
+  return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+@pytest.mark.parametrize('name', released.MODELS)
+def test_round_trips_keep_every_bit(name, tmp_path):
+  """original -> exedit -> diffusers -> exedit -> original, dead kernels included."""
+  model = released.MODELS[name]
+  expected = released.params(model)
+  start = tmp_path / 'start.safetensors'
+  original.write(
+    start,
+    dict(released.config(model), model=pbe.complete(model)),
+    released.tensors(expected),
+  )
+  quiet(start, tmp_path / 'a')
+  quiet(tmp_path / 'a', tmp_path / 'b', layout='diffusers')
+  quiet(tmp_path / 'b', tmp_path / 'c')
+  quiet(tmp_path / 'c', tmp_path / 'end.safetensors', layout='original')
+  for folder in ('a', 'b', 'c'):
+    weights = source.look(tmp_path / folder)
+    assert pbe.complete(weights.config['model']) == pbe.complete(model)
+    assert weights.config['data'] == released.config(model)['data']
+    assert weights.tensors.keys() == expected.keys()
+    for path, array in expected.items():
+      np.testing.assert_array_equal(weights.tensors[path].read(), array, err_msg=path)
+  first, last = open_tensors(start), open_tensors(tmp_path / 'end.safetensors')
+  assert first.keys() == last.keys()
+  for path in first:
+    assert first[path].read().tobytes() == last[path].read().tobytes(), path
+
+
+def test_the_original_names_are_the_published_ones():
+  """Counts, sizes and names from facts 1.5, 2.1 and 2.4; no weights are made for it."""
+  complete = pbe.complete({})
+  _, shapes = pbe.abstract({})
+  table = [*original.networks(complete['unet'], complete['autoencoder']), *conditioner.ORIGINAL]
+  unread = {n: Tensor(a.shape, np.dtype(np.float32), lambda: 1 / 0) for n, a in shapes.items()}
+  theirs = {name: tensor.shape for name, tensor in tables.to_theirs(table, unread).items()}
+  count = lambda prefix: sum(name.startswith(prefix) for name in theirs)
+  assert count('model.diffusion_model.') == 686
+  assert count('first_stage_model.') == 248
+  assert count('cond_stage_model.transformer.vision_model.') == 391
+  assert count('cond_stage_model.mapper.resblocks.') == 60
+  assert len(theirs) == 686 + 248 + 391 + 60 + 2 + 2 + 1
+  assert 4 * sum(int(np.prod(shape)) for shape in theirs.values()) == 5_240_560_556
+  unet, mapper = 'model.diffusion_model.', 'cond_stage_model.mapper.resblocks.4.'
+  vae = 'first_stage_model.'
+  assert {
+    unet + 'input_blocks.0.0.weight': (320, 9, 3, 3),
+    unet + 'input_blocks.9.0.op.weight': (1280, 1280, 3, 3),
+    unet + 'input_blocks.10.0.in_layers.2.weight': (1280, 1280, 3, 3),
+    unet + 'middle_block.1.transformer_blocks.0.attn2.to_k.weight': (1280, 768),
+    unet + 'output_blocks.2.1.conv.weight': (1280, 1280, 3, 3),
+    unet + 'output_blocks.5.2.conv.weight': (1280, 1280, 3, 3),
+    unet + 'output_blocks.8.2.conv.weight': (640, 640, 3, 3),
+    unet + 'output_blocks.8.0.skip_connection.weight': (640, 960, 1, 1),
+    unet + 'output_blocks.11.1.proj_in.weight': (320, 320, 1, 1),
+    vae + 'encoder.down.2.downsample.conv.weight': (512, 512, 3, 3),
+    vae + 'decoder.up.3.upsample.conv.weight': (512, 512, 3, 3),
+    vae + 'decoder.up.0.block.0.nin_shortcut.weight': (128, 256, 1, 1),
+    vae + 'encoder.mid.attn_1.q.weight': (512, 512, 1, 1),
+    mapper + 'attn.c_qkv.weight': (3072, 1024),
+    mapper + 'attn.c_qkv.bias': (3072,),
+    mapper + 'mlp.c_fc.weight': (4096, 1024),
+    'learnable_vector': (1, 1, 768),
+    'proj_out.weight': (768, 1024),
+  }.items() <= theirs.items()
+
+
+def test_from_a_workdir(tmp_path):
+  workdir = small.workdir(tmp_path / 'run', steps=(2, 4))
+  quiet(workdir, tmp_path / 'out', which='params')
+  weights = source.look(tmp_path / 'out')
+  assert weights.step == 4 and weights.config['exported']['dtype'] == 'float32'
+  for path, array in small.params().items():
+    np.testing.assert_array_equal(weights.tensors[path].read(), array)
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float16', 1e-3), ('bfloat16', 1e-2)])
+def test_another_type(tmp_path, dtype, tolerance):
+  quiet(released.export(tmp_path / 'a'), tmp_path / 'b', layout='diffusers', dtype=dtype)
+  tensors = source.look(tmp_path / 'b').tensors
+  assert {str(tensor.dtype) for tensor in tensors.values()} == {dtype}
+  for path, array in released.params().items():
+    back = tensors[path].read().astype(np.float32)
+    np.testing.assert_allclose(back, array, rtol=tolerance, atol=1e-4)
+  quiet(tmp_path / 'b', tmp_path / 'c')  # as they are
+  assert source.look(tmp_path / 'c').config['exported']['dtype'] == dtype
+
+
+def too_large(path):
+  params = released.params() | {'unet.conv_in.bias': np.full(16, 1e6, np.float32)}
+  released.folder.write(path, released.config(), params, step=1)
+  return path
+
+
+@pytest.mark.parametrize('layout', ['exedit', 'diffusers', 'original'])
+def test_what_fails_half_way_leaves_nothing(tmp_path, layout):
+  too_large(tmp_path / 'a')
+  before = contents(tmp_path)
+  with pytest.raises(UserError, match=r'unet.conv_in.bias holds numbers up to 1e\+06, more than'):
+    quiet(tmp_path / 'a', tmp_path / 'b.safetensors', layout=layout, dtype='float16')
+  assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  ('to', 'layout', 'words'),
+  [
+    ('a', 'exedit', 'a is there already'),
+    ('b', 'original', 'one .safetensors'),
+    ('none/b.safetensors', 'original', 'does not exist'),
+  ],
+)
+def test_targets_that_cannot_be(tmp_path, to, layout, words):
+  released.export(tmp_path / 'a')
+  before = contents(tmp_path)
+  with pytest.raises(UserError, match=words):
+    quiet(tmp_path / 'a', tmp_path / to, layout=layout)
+  assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('layout', ['diffusers', 'original'])
+def test_a_model_without_an_autoencoder_stays_with_us(tmp_path, layout):
+  small.export(tmp_path / 'a')
+  with pytest.raises(UserError, match='has no autoencoder .kind .space_to_depth.'):
+    quiet(tmp_path / 'a', tmp_path / 'b.safetensors', layout=layout)
+  assert os.listdir(tmp_path) == ['a']
+
+
+@pytest.mark.parametrize(
+  ('part', 'change', 'words'),
+  [
+    ('conditioner', dict(layers=2), 'the conditioner has 2 layers, and diffusers builds 1'),
+    ('unet', dict(mult=(2, 4)), 'is 2 times as wide as its first convolution'),
+  ],
+)
+def test_what_diffusers_cannot_say_goes_into_the_original_layout(tmp_path, part, change, words):
+  model = {**released.SMALL, part: {**released.SMALL[part], **change}}
+  released.export(tmp_path / 'a', model)
+  with pytest.raises(UserError, match=words):
+    quiet(tmp_path / 'a', tmp_path / 'b', layout='diffusers')
+  quiet(tmp_path / 'a', tmp_path / 'b.safetensors', layout='original')
+  quiet(tmp_path / 'b.safetensors', tmp_path / 'c')
+  assert (
+    contents(tmp_path / 'a')['model.safetensors'] == contents(tmp_path / 'c')['model.safetensors']
+  )
+
+
+def test_a_note_in_the_file_keeps_no_paths(tmp_path):
+  config = released.config()
+  config['data']['root'] = 'somewhere/private'
+  released.folder.write(tmp_path / 'a', config, released.params(), step=1)
+  quiet(tmp_path / 'a', tmp_path / 'b.safetensors', layout='original')
+  assert b'private' not in (tmp_path / 'b.safetensors').read_bytes()
+
+
+def test_the_door_says_what_it_took_from_where(tmp_path, monkeypatch, capsys):
+  model = {**released.SMALL, 'unet': {**released.UNET, 'heads': 4}}
+  released.write_checkpoint(tmp_path / 'a.safetensors', released.checkpoint(model))
+  monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
+  door.define_flags()
+  to, given = str(tmp_path / 'b'), ['--heads=4', '--groups=4']
+  doors.parse(['convert', f'--from={tmp_path / "a.safetensors"}', f'--to={to}', *given])
+  door.main([])
+  output = capsys.readouterr().out
+  assert 'heads 4: as given\n' in output and 'groups 4: as given\n' in output
+  assert 'schedule: as published, for the file does not say\n' in output
+  assert re.search(r'b: exedit layout, \d+ tensors, [\d.]+ MB in float32\n$', output)
+  assert json.loads((tmp_path / 'b' / 'config.json').read_text())['model']['unet']['heads'] == 4
+
+
+MEASURE = """
+import re, sys
+import jax, numpy as np
+from exedit import convert, paint_by_example as pbe
+from exedit.weights import source
+
+def peak():  # of this program; ru_maxrss also remembers the process that started it
+  return 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])
+
+src, how, to = sys.argv[1:]
+weights = source.look(src)
+pbe.abstract(weights.config['model'])
+jax.device_put(np.ones(3))
+before = peak()
+if how == 'load':
+  pbe.load(weights)
+elif how == 'bfloat16':
+  pbe.load(weights, dtype='bfloat16')
+else:
+  convert.convert(src, to, layout=how, say=str)
+size = sum(file.stat().st_size for file in weights.files)
+print((peak() - before) / size)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='needs Linux')
+def test_memory(tmp_path):
+  """Loading takes little more than the weights, converting only a few tensors at a time."""
+  model = dict(
+    unet=dict(channels=256, mult=(1, 2), layers=1, attention_levels=(0, 1)),
+    autoencoder=dict(kind='kl', channels=32, mult=(1, 2), layers=1),
+    clip=dict(width=512, layers=4, heads=8, mlp=2048, patch=16, image_size=64),
+    conditioner=dict(layers=1),
+    context_dim=256,
+  )
+  shapes = pbe.abstract(model)[1]
+  params = {name: np.zeros(a.shape, np.float32) for name, a in shapes.items()}
+  released.folder.write(tmp_path / 'a', released.config(model), params, step=1)
+  assert (tmp_path / 'a' / 'model.safetensors').stat().st_size > 280e6
+
+  def peak(src, how, to='x'):
+    command = [sys.executable, '-c', MEASURE, str(tmp_path / src), how, str(tmp_path / to)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.splitlines()[-1])
+
+  assert peak('a', 'diffusers', 'b') < 0.3
+  assert 0.9 < peak('b', 'load') < 1.3
+  assert peak('b', 'bfloat16') < 1.0
+  assert peak('b', 'original', 'c.safetensors') < 0.3
+
+
+@pytest.mark.parametrize('layout', ['exedit', 'diffusers', 'original'])
+@pytest.mark.parametrize(
+  ('to', 'words'),
+  [
+    ('a.png/x.safetensors', 'a.png is not a folder'),
+    ('none/deep/x.safetensors', 'the folder .*none/deep does not exist; make it first'),
+  ],
+)
+def test_a_target_without_a_folder_is_refused_before_reading(
+  tmp_path, monkeypatch, layout, to, words
+):
+  (tmp_path / 'a.png').write_bytes(b'a picture')
+  monkeypatch.setattr(source, 'look', lambda *_, **__: pytest.fail('it was read'))
+  with pytest.raises(UserError, match=words) as error:
+    quiet(tmp_path / 'weights', tmp_path / to, layout=layout)
+  assert '\n' not in str(error.value)
+  assert os.listdir(tmp_path) == ['a.png']
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='needs Linux')
+def test_a_folder_that_takes_no_folders():
+  with pytest.raises(UserError, match='cannot write /proc/weights'):
+    released.export('/proc/weights')
+
+
+@pytest.mark.parametrize('layout', door.LAYOUTS)
+def test_a_name_too_long_for_a_file_system_is_refused(tmp_path, layout):
+  released.export(tmp_path / 'w')
+  name = 'a' * 260 + '.safetensors'
+  with pytest.raises(UserError, match='its name has more than 200 bytes'):
+    convert(str(tmp_path / 'w'), str(tmp_path / name), layout=layout)
+  assert os.listdir(tmp_path) == ['w']

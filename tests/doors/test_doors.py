@@ -1,0 +1,367 @@
+"""Every door opens, and says no in one line: exit status 2, no traceback, nothing half-written."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from exedit import evaluate, images, sample
+from exedit import paint_by_example as pbe
+from exedit.diffusion import sampling
+from exedit.diffusion.schedule import Schedule
+from exedit.runtime import doors
+from exedit.runtime.errors import UserError
+from tests import ROOT, small
+
+DOORS = (
+  'exedit.train',
+  'exedit.sample',
+  'exedit.evaluate',
+  'exedit.convert',
+  'exedit.gmm',
+  'input_pipeline.synthetic',
+  'input_pipeline.show',
+)
+
+
+def run(*command, cwd=ROOT):
+  """A door in a process of its own, as a person opens it."""
+  env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_ENABLE_COMPILATION_CACHE='false')
+  return subprocess.run(
+    [sys.executable, '-m', *map(str, command)], capture_output=True, text=True, env=env, cwd=cwd
+  )
+
+
+def knock(module, arguments, monkeypatch, capsys):
+  """The line with which a door of this process says no, having checked that it is one."""
+  monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
+  module.define_flags()
+  argv = ['door', *(f'--{name}={value}' for name, value in arguments.items())]
+  monkeypatch.setattr(sys, 'argv', argv)  # ml_collections reads the overrides from there
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as exit:
+    doors.door(module.main)(doors.door(doors.parse)(argv))
+  stderr = capsys.readouterr().err
+  assert exit.value.code == 2
+  return one_line(stderr)
+
+
+def grey_paint(monkeypatch):
+  """An edit that costs nothing, where the door around it is tested."""
+
+  def edit(model, source, *_, **__):
+    return source * 0
+
+  monkeypatch.setattr(pbe, 'edit', functools.wraps(pbe.edit)(edit))
+
+
+def one_line(stderr):
+  assert re.fullmatch(r'error: [^\n]{10,400}\n(  [^\n]+\n)*', stderr), stderr
+  return stderr
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  return small.export(tmp_path_factory.mktemp('weights') / 'small')
+
+
+@pytest.fixture
+def arguments(tmp_path, weights):
+  """Good arguments for the sample door, the output in a folder of its own."""
+  rng = np.random.default_rng(0)
+  Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(tmp_path / 'photo.png')
+  hole = np.zeros((16, 24), np.uint8)
+  hole[4:10, 4:12] = 255
+  Image.fromarray(hole).save(tmp_path / 'mask.png')
+  Image.new('RGB', (9, 20), 'red').save(tmp_path / 'exemplar.png')
+  (tmp_path / 'out').mkdir()
+  paths = {name: str(tmp_path / f'{name}.png') for name in ('mask', 'exemplar')}
+  photo = str(tmp_path / 'photo.png')
+  return dict(weights=weights, image=photo, output=str(tmp_path / 'out' / 'out.png'), **paths)
+
+
+# every door, as a person opens it
+
+
+@pytest.mark.parametrize('door', DOORS)
+def test_help_says_what_the_door_is_for_and_names_the_flags(door):
+  done = run(door, '--help')
+  assert done.returncode == 0 and done.stderr == ''
+  assert re.match(r'\w+[^\n]{20,}[.?]\n', done.stdout) and '\n  --' in done.stdout
+
+
+@pytest.mark.parametrize(
+  'command, says',
+  [
+    (('exedit.train', '--config=configs/pbe.py:tiny', '--config.batch_sze=3'), 'batch_size'),
+    (('exedit.train', '--config=configs/pbe.py:tinny', '--workdir=w'), "'tinny'"),
+    (('exedit.sample', '--wieghts=w'), 'weights'),
+    (
+      ('exedit.evaluate', '--config=configs/synthetic_bench.py', '--weights=w'),
+      'w does not exist',
+    ),
+    (('exedit.convert', '--from=nowhere', '--to=new'), 'nowhere does not exist'),
+    (('input_pipeline.synthetic', '--scenes=10'), '--output'),
+    (('input_pipeline.show', '--config=configs/none.py', '--output=sheet.png'), 'configs/none.py'),
+  ],
+)
+def test_a_wrong_command_is_one_line(command, says, tmp_path):
+  os.symlink(ROOT / 'configs', tmp_path / 'configs')
+  done = run(*command, cwd=tmp_path)
+  assert done.returncode == 2
+  assert says in one_line(done.stderr)
+  assert os.listdir(tmp_path) == ['configs']
+
+
+def test_sample_from_the_shell_falls_back_to_the_last_good_checkpoint(arguments, tmp_path):
+  run_folder = Path(small.workdir(tmp_path / 'run', steps=(2, 4)))
+  cut(run_folder / 'checkpoints' / '4' / 'digest' / 'metadata')
+  arguments['weights'] = run_folder
+  done = run('exedit.sample', *(f'--{name}={value}' for name, value in arguments.items()))
+  assert (done.returncode, done.stderr) == (0, '')
+  assert re.search('checkpoint 4 is damaged .* using checkpoint 2', done.stdout)
+  source, hole, out = (
+    np.asarray(Image.open(arguments[name])) for name in ('image', 'mask', 'output')
+  )
+  np.testing.assert_array_equal(out[hole == 0], source[hole == 0])
+
+
+def test_evaluate_from_the_shell(weights, tmp_path):
+  config = ('--config=configs/synthetic_bench.py', '--config.edits=3', '--config.truths=2')
+  done = run('exedit.evaluate', *config, f'--weights={weights}', f'--output={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  assert '3 held-out synthetic edits at 16 px' in done.stdout
+  assert sorted(os.listdir(tmp_path)) == ['grid.png', 'results.json']
+
+
+# bad input for the sample door
+
+
+def cut(path):
+  """A file that ends in the middle."""
+  data = path.read_bytes()
+  path.write_bytes(data[: len(data) // 2])
+
+
+def bad_inputs(folder):
+  """Name -> (argument, path, what the line must say); the files are made in `folder`."""
+  Image.new('L', (24, 17), 255).save(folder / 'other_size.png')
+  Image.new('L', (24, 16), 0).save(folder / 'black.png')
+  Image.new('RGB', (1, 1)).save(folder / 'dot.png')
+  noise = np.random.default_rng(1).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+  for name in ('cut.jpg', 'cut.png', 'cut.webp', 'cut.tif', 'cut.gif', 'cut.bmp'):
+    Image.fromarray(noise).save(folder / name)
+    cut(folder / name)
+  (folder / 'empty.png').write_bytes(b'')
+  (folder / 'text.jpg').write_text('no picture')
+  (folder / 'zero.ppm').write_bytes(b'P6 0 0 255\n')
+  Image.fromarray(np.ones((16, 24), np.float32)).save(folder / 'float.tif')
+  return {
+    'missing image': ('image', 'nowhere.png', 'does not exist'),
+    'missing mask': ('mask', 'nowhere.png', 'does not exist'),
+    'missing exemplar': ('exemplar', 'nowhere.png', 'does not exist'),
+    'folder': ('exemplar', '.', 'folder'),
+    'mask of another size': ('mask', 'other_size.png', '24 x 17 .* 24 x 16'),
+    'empty mask': ('mask', 'black.png', 'empty'),
+    'one pixel': ('image', 'dot.png', '1 x 1'),
+    'one pixel exemplar': ('exemplar', 'dot.png', '1 x 1'),
+    'zero size': ('image', 'zero.ppm', 'zero.ppm'),
+    'no bytes': ('image', 'empty.png', 'empty'),
+    'no image': ('exemplar', 'text.jpg', 'not an image'),
+    'floating point': ('image', 'float.tif', "'F'"),
+    **{
+      f'truncated {kind}': ('image', f'cut.{kind}', f'cut.{kind}')
+      for kind in ('jpg', 'png', 'webp', 'tif', 'gif', 'bmp')
+    },
+    'no weights': ('weights', 'nowhere', 'does not exist'),
+    'folder without weights': ('weights', '.', 'config.json'),
+    'unknown ending': ('output', 'out/a.gif', '.gif'),
+    'missing folder': ('output', 'no/a.png', 'does not exist'),
+    'output is a folder': ('output', 'out', 'folder'),
+    'no steps': ('steps', '0', 'steps'),
+    'no such sampler': ('sampler', 'euler', 'ddim'),
+    'no samples': ('num_samples', '0', 'num_samples'),
+    'scale is a word': ('scale', 'much', 'scale'),
+  }
+
+
+def test_bad_input_is_one_line_and_writes_nothing(arguments, tmp_path, monkeypatch, capsys):
+  for case, (name, value, says) in bad_inputs(tmp_path).items():
+    path = str(tmp_path / value) if name in arguments else value
+    line = knock(sample, arguments | {name: path}, monkeypatch, capsys)
+    assert re.search(says, line), f'{case}: {line}'
+  assert os.listdir(tmp_path / 'out') == []
+
+
+def test_a_missing_argument_is_named(arguments, monkeypatch, capsys):
+  for name in arguments:
+    rest = {other: value for other, value in arguments.items() if other != name}
+    assert f'--{name} is missing' in knock(sample, rest, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+  'changes, says',
+  [
+    (dict(image=None, edits='list.csv'), '--mask does not go with --edits'),
+    (dict(skip_bad='true'), '--skip_bad does not go with a single edit'),
+    (dict(weights=None, image=None, replay='out.json', seed='3'), 'does not go with --replay'),
+  ],
+)
+def test_flags_that_do_not_go_together(changes, says, arguments, monkeypatch, capsys):
+  given = {name: value for name, value in (arguments | changes).items() if value is not None}
+  assert says in knock(sample, given, monkeypatch, capsys)
+
+
+def test_a_list_or_a_recipe_that_cannot_be_read(arguments, tmp_path, monkeypatch, capsys):
+  (tmp_path / 'bad.jsonl').write_text('{"image": "no.png", "mask": "m.png", "exemplar": "e.png"}')
+  (tmp_path / 'bad.json').write_text('{"exedit": 1}')
+  given = dict(weights=arguments['weights'], output=tmp_path / 'out')
+  line = knock(sample, given | dict(edits=tmp_path / 'bad.jsonl'), monkeypatch, capsys)
+  assert '1 of 1 edits cannot be made: line 1: ' in line and 'no.png does not exist' in line
+  assert 'none.csv does not exist' in knock(
+    sample, given | dict(edits=tmp_path / 'none.csv'), monkeypatch, capsys
+  )
+  assert '--weights is missing' in knock(
+    sample, dict(edits=tmp_path / 'bad.jsonl'), monkeypatch, capsys
+  )
+  assert 'bad.json is no recipe' in knock(
+    sample, dict(replay=tmp_path / 'bad.json'), monkeypatch, capsys
+  )
+  assert os.listdir(tmp_path / 'out') == []
+
+
+@pytest.mark.parametrize('spoil', ['no checkpoints', 'cut weights', 'cut config', 'other model'])
+def test_weights_that_cannot_be_used(spoil, arguments, tmp_path, monkeypatch, capsys):
+  folder = tmp_path / 'spoiled'
+  small.export(folder)
+  model, config = folder / 'model.safetensors', folder / 'config.json'
+  if spoil == 'no checkpoints':
+    model.unlink()
+  elif spoil == 'other model':
+    config.write_text(config.read_text().replace('"context_dim": 16', '"context_dim": 32'))
+  else:
+    cut(model if spoil == 'cut weights' else config)
+  line = knock(sample, arguments | dict(weights=str(folder)), monkeypatch, capsys)
+  assert 'spoiled' in line
+  config = dict(config='configs/synthetic_bench.py', weights=str(folder))
+  assert 'spoiled' in knock(evaluate, config, monkeypatch, capsys)
+  assert os.listdir(tmp_path / 'out') == [] and not (folder / 'evaluation').exists()
+
+
+def test_a_full_disk_is_one_line(arguments, tmp_path, monkeypatch, capsys):
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  grey_paint(monkeypatch)
+  monkeypatch.setattr(os, 'replace', full)
+  line = knock(sample, arguments, monkeypatch, capsys)
+  assert 'no space left' in line and 'out.png' in line
+  assert os.listdir(tmp_path / 'out') == []
+
+
+# good input of every kind
+
+
+def test_every_kind_of_file_is_edited(arguments, tmp_path, monkeypatch):
+  """16-bit, grey, RGBA, palette, CMYK, animated, rotated: the mask fits the upright picture."""
+  grey_paint(monkeypatch)
+  rng = np.random.default_rng(2)
+  colour = Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8))
+  exif = Image.Exif()
+  exif[0x0112] = 8
+  kinds = {
+    'deep.png': Image.fromarray(rng.integers(0, 65536, (16, 24), dtype=np.uint16)),
+    'grey.png': colour.convert('L'),
+    'rgba.png': colour.convert('RGBA'),
+    'palette.png': colour.convert('P'),
+    'cmyk.jpg': colour.convert('CMYK'),
+    'animated.gif': colour,
+    'rotated.jpg': colour.transpose(Image.Transpose.ROTATE_270),
+  }
+  options = {
+    'animated.gif': dict(save_all=True, append_images=[colour.transpose(0)]),
+    'rotated.jpg': dict(exif=exif),
+  }
+  hole = np.asarray(Image.open(arguments['mask'])) > 0
+  for name, image in kinds.items():
+    image.save(tmp_path / name, **options.get(name, {}))
+    photo = dict(arguments, image=str(tmp_path / name), exemplar=str(tmp_path / name))
+    (path,) = sample.sample(**photo, say=lambda line: None)
+    out, kept = np.asarray(Image.open(path)), images.read(tmp_path / name)
+    np.testing.assert_array_equal(out[~hole][:, :3], kept[~hole], err_msg=name)
+    assert out.shape[-1] == (4 if name == 'rgba.png' else 3)
+
+
+# flags and configs
+
+
+def test_a_config_key_that_is_no_argument_is_named_with_the_nearest(tmp_path, monkeypatch, capsys):
+  path = tmp_path / 'bench.py'
+  text = (ROOT / 'configs' / 'synthetic_bench.py').read_text()
+  path.write_text(text.replace('edits=256', 'edit=256'))
+  line = knock(evaluate, dict(config=path, weights='w'), monkeypatch, capsys)
+  assert 'edit ' in line and "'edits'" in line
+
+
+@pytest.mark.parametrize(
+  'change, says',
+  [
+    ({'config.edit': 3}, "'edits'"),
+    ({'config.edits': 'many'}, 'many'),
+    ({'config.edits': 1}, 'edits is 1'),
+    ({'config.sampler': 'euler'}, 'euler'),
+    ({'config.steps': 0}, 'steps is 0'),
+    ({'seed': 3}, 'seed'),
+  ],
+)
+def test_wrong_overrides_are_named(change, says, weights, monkeypatch, capsys):
+  good = dict(config='configs/synthetic_bench.py', weights=weights)
+  assert says in knock(evaluate, good | change, monkeypatch, capsys)
+
+
+def test_a_config_file_that_is_missing_or_no_python(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'bad.py').write_text('get_config = (')
+  for name in ('bad.py', 'none.py'):
+    line = knock(evaluate, dict(config=tmp_path / name), monkeypatch, capsys)
+    assert name in line
+  assert '--config is missing' in knock(evaluate, {}, monkeypatch, capsys)
+  config = dict(config='configs/synthetic_bench.py')
+  assert '--weights is missing' in knock(evaluate, config, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+  ('num_steps', 'given', 'says'),
+  [
+    (20, dict(steps=20), "steps is 20: .* between 1 and 19, for the weights' schedule has 20"),
+    (20, dict(steps=None), 'steps is 50: .* between 1 and 19'),  # edit's default
+    (None, dict(steps=1000), 'steps is 1000: .* between 1 and 999'),
+    (None, dict(scale=float('nan')), 'scale is nan'),
+    (None, dict(scale=10**400), 'scale is 1000'),
+    (None, dict(scale='a'), "scale is 'a'"),
+  ],
+)
+def test_settings_that_the_weights_cannot_do(num_steps, given, says):
+  schedule = {} if num_steps is None else dict(num_steps=num_steps)
+  config = dict(
+    model=dict(schedule=schedule), edit={n: v for n, v in given.items() if n == 'scale'}
+  )
+  asked = dict(steps=given.get('steps'), scale=None, sampler=None)
+  with pytest.raises(UserError, match=says):
+    doors.edit_settings(config, **asked)
+
+
+def test_the_most_steps_are_those_that_every_sampler_takes():
+  config = dict(model=dict(schedule=dict(num_steps=20)))
+  steps = doors.edit_settings(config, steps=19, scale=None, sampler=None)['steps']
+  schedule = Schedule(num_steps=20)
+  assert len(schedule.timesteps(steps)) == len(sampling.dpm_timesteps(steps, schedule)) == 19
+  for timesteps in (schedule.timesteps, lambda n: sampling.dpm_timesteps(n, schedule)):
+    with pytest.raises(ValueError):
+      timesteps(20)

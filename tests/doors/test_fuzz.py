@@ -1,0 +1,141 @@
+"""A share of the fuzzing, and that it would notice."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+from PIL import EpsImagePlugin
+
+from exedit.runtime.errors import UserError
+from tests import fuzz, fuzz_folders, fuzz_images, fuzz_pickles, fuzz_weights
+from tests.fuzz import Case
+
+
+def test_150_bad_files_are_read_or_refused():
+  todo = [(case, seed) for case, seed in fuzz.cases(180, 1) if 'megapixels' not in case.kind][:150]
+  table = fuzz.run(todo)
+  failures = [f'{kind}: {failure}' for kind, row in table.items() for failure in row.failures]
+  assert not failures, '\n'.join(failures)
+  makers = fuzz_weights.MAKERS | fuzz_pickles.MAKERS | fuzz_images.MAKERS
+  for kinds in fuzz_folders.DOORS.values():
+    makers |= kinds
+  assert set(makers) - set(table) <= {kind for kind in makers if 'megapixels' in kind}
+  assert sum(row.accepted for row in table.values()) > 15
+  assert sum(row.refused for row in table.values()) > 100
+  hostile = [row for kind, row in table.items() if 'hostile' in kind and 'PNG' not in kind]
+  assert len(hostile) == 3 and not any(row.accepted for row in hostile)
+
+
+def test_the_files_before_they_are_damaged_are_good(tmp_path):
+  rng = np.random.default_rng(0)
+  for make, door in [
+    (fuzz_weights.whole_safetensors, fuzz.open_weights),
+    (fuzz_weights.whole_zip, fuzz.open_weights),
+    (fuzz_weights.whole_legacy, fuzz.open_weights),
+  ]:
+    (tmp_path / 'a.bin').write_bytes(make(rng))
+    door(tmp_path / 'a.bin')
+  for name, data in fuzz_images.sound().items():
+    (tmp_path / name).write_bytes(data)
+    if name != 'float.tif':  # refused for what it is
+      fuzz.open_image(tmp_path / name)
+
+
+def test_the_folders_before_they_are_damaged_are_good(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    fuzz_folders, 'damaged_text', lambda rng, value, write=json.dumps: write(value).encode()
+  )
+  monkeypatch.setattr(fuzz_folders, 'mutated', lambda rng, data, *others: data)
+  for door, makers in fuzz_folders.DOORS.items():
+    for kind, make in makers.items():
+      if door is not fuzz_folders.open_list:  # its rows are damaged one by one
+        folder = tmp_path / kind
+        files = make(np.random.default_rng(3), fuzz.CANARY)
+        for name, data in files.items():
+          (folder / name).parent.mkdir(parents=True, exist_ok=True)
+          (folder / name).write_bytes(data)
+        door(folder / next(iter(files)))
+
+
+def good(rng, canary):
+  return {'a.txt': b'text'}
+
+
+def raise_another(path):
+  raise ValueError('not for users')
+
+
+def leave_something(path):
+  (path.parent / 'b.txt').touch()
+
+
+def obey(path):
+  (path.parent / fuzz.CANARY).touch()
+  raise UserError(f'{path} is bad')
+
+
+def say_nothing_of_it(path):
+  raise UserError('the file is bad')
+
+
+def say_much(path):
+  raise UserError(f'{path} is bad' + ' and bad' * 500)
+
+
+def hang(path):
+  time.sleep(60)
+
+
+def die(path):
+  os._exit(7)
+
+
+def eat(path):
+  np.ones(2**26)
+
+
+def succeed(path):
+  pass
+
+
+def test_every_kind_of_failure_is_noticed_and_the_next_file_is_judged_for_itself():
+  expected = {
+    raise_another: 'ValueError: not for users',
+    leave_something: 'left or changed',
+    obey: 'obeyed',
+    say_nothing_of_it: 'does not name',
+    say_much: 'not one line',
+    hang: 'no answer within 1 s',
+    die: 'exit code 7',
+    eat: 'MemoryError',
+  }
+  todo = []
+  for door in expected:
+    todo += [(Case(door.__name__, good, (door,), 2**28), [0, len(todo)])]
+    todo += [(Case('fine', good, (succeed,), 2**28), [0, len(todo)])]
+  table = fuzz.run(todo, seconds=1)
+  assert table['fine'].accepted == len(expected) and not table['fine'].failures
+  for door, words in expected.items():
+    (failure,) = table[door.__name__].failures
+    assert words in failure and failure in fuzz.show(table)
+
+
+def test_files_are_a_function_of_seed_and_place():
+  def made(seed):
+    return [case.make(np.random.default_rng(s), 'sung') for case, s in fuzz.cases(40, seed)][10:]
+
+  assert made(3) == made(3) != made(4)
+
+
+def test_postscript_is_refused_and_no_program_is_run(tmp_path, monkeypatch):
+  def program(*_, **__):
+    raise AssertionError('Ghostscript was called')
+
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', program)
+  (tmp_path / 'a.png').write_bytes(
+    b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n'
+  )
+  with pytest.raises(UserError, match='not an image of a kind'):
+    fuzz.open_image(tmp_path / 'a.png')

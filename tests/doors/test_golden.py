@@ -1,0 +1,54 @@
+"""Three training steps of a small Paint by Example, to the number."""
+
+import jax
+import numpy as np
+
+from configs import pbe
+from exedit import paint_by_example
+from exedit.input_pipeline import synthetic
+from exedit.input_pipeline.open_images import make_example
+from exedit.input_pipeline.tfrecord import parse_example
+from exedit.training import mesh
+from exedit.training.step import make_program
+
+LOSSES = [0.8100281953811646, 0.8100281357765198, 0.7963488101959229]
+GRAD_NORMS = [0.2507695257663727, 0.29158657789230347, 0.24395400285720825]
+
+CHANGED = """
+The first steps of training are not what they were: {name} {got} instead of {golden}.
+If you did not mean to change the model, its initialisation, the data, the random numbers or the
+optimizer, find out what did. If you did, put the new numbers into this file and say in
+the commit message why they changed: every run and every checkpoint made before is of another model.
+"""
+
+
+def test_first_steps():
+  config = pbe.get_config('tiny').to_dict()
+  config['model']['unet'] |= dict(channels=16, heads=2, mult=(1, 1), attention_levels=(1,))
+  config['model']['clip'] |= dict(width=16, layers=1, mlp=32)
+  program = make_program(
+    paint_by_example, config['model'], config['optimizer'] | dict(warmup=2),
+    config['ema'], dict(data=1), config['trainable'], 8, 1, seed=0, steps=10,
+  )  # fmt: skip
+  settings = {
+    k: v for k, v in config['data'].items() if k not in ('root', 'split', 'workers', 'on_corrupt')
+  }
+  rows = [
+    make_example(
+      parse_example(synthetic.record(0, 'train', i)), np.random.default_rng(i), **settings
+    )
+    for i in range(8)
+  ]
+  batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+  batch |= dict(id=np.arange(8, dtype=np.int32), corrupt=np.zeros(8, np.int32))
+  batch = jax.device_put(batch, mesh.batch_sharding(program.mesh))
+  now, frozen = program.init(jax.random.key(0))
+  losses, norms = [], []
+  for _ in range(3):
+    now, metrics = program.step(now, frozen, batch)
+    losses.append(float(metrics['loss']))
+    norms.append(float(metrics['grad_norm']))
+  for name, got, golden in (('loss', losses, LOSSES), ('grad_norm', norms, GRAD_NORMS)):
+    np.testing.assert_allclose(
+      got, golden, rtol=1e-3, err_msg=CHANGED.format(name=name, got=got, golden=golden)
+    )

@@ -1,0 +1,85 @@
+"""The notebooks run from top to bottom, shortened through their parameter cell alone."""
+
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+
+from exedit import images, sample
+from tests import ROOT
+
+COLAB = ROOT / 'launch' / 'colab'
+EXAMPLE = ('docs/example/image.png', 'docs/example/mask.png', 'docs/example/exemplar.png')
+
+
+def shortened(path: pathlib.Path, **parameters):
+  """The notebook with other values in its parameter cell."""
+  notebook = nbformat.read(path, as_version=4)
+  [cell] = [c for c in notebook.cells if 'parameters' in c.metadata.get('tags', [])]
+  names = {line.split(' = ')[0] for line in cell.source.splitlines()}
+  assert set(parameters) <= names
+  cell.source += ''.join(f'\n{name} = {value!r}' for name, value in parameters.items())
+  return notebook
+
+
+def outputs(notebook):
+  code = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  return [output for cell in code for output in cell.outputs]
+
+
+def pictures(notebook):
+  return [output for output in outputs(notebook) if 'image/png' in output.get('data', {})]
+
+
+def said(notebook):
+  return ''.join(output.get('text', '') for output in outputs(notebook))
+
+
+def test_train_tiny(tmp_path, monkeypatch):
+  monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path / 'jupyter'))
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  notebook = shortened(
+    COLAB / 'train_tiny.ipynb', STEPS=4, SCENES=40, EDITS=4, WORKDIR=str(tmp_path / 'run')
+  )
+  client = nbclient.NotebookClient(
+    notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(COLAB)}}
+  )
+  client.execute()
+  assert len(pictures(notebook)) == 5  # the data, the losses, the edit, the benchmark, guidance
+  assert (tmp_path / 'run' / 'evaluation' / 'results.json').exists()
+
+
+def test_edit(tmp_path, monkeypatch):
+  monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path / 'jupyter'))
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  output = str(tmp_path / 'edited.png')
+  notebook = shortened(
+    COLAB / 'edit.ipynb', STEPS=4, SCALES=[1.0, 3.0], SEEDS=[0, 1], OUTPUT=output
+  )
+  client = nbclient.NotebookClient(
+    notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(COLAB)}}
+  )
+  client.execute()
+  assert len(pictures(notebook)) == 6  # inputs, result, noise, guesses, decoded, the sweep
+  [line] = re.findall(r'largest difference of a pixel: (\S+)', said(notebook))
+  assert float(line) < 1e-3
+  door = sample.sample(
+    *(str(ROOT / path) for path in ('weights/tiny', *EXAMPLE)), str(tmp_path / 'door.png'), steps=4
+  )
+  np.testing.assert_array_equal(images.read(output), images.read(door[0]))
+
+
+def test_the_first_half_of_the_edit_notebook_has_six_cells():
+  notebook = nbformat.read(COLAB / 'edit.ipynb', as_version=4)
+  kinds = [cell.cell_type for cell in notebook.cells]
+  assert kinds[1:8] == ['code'] * 6 + ['markdown']
+
+
+@pytest.mark.parametrize('path', sorted(COLAB.glob('*.ipynb')), ids=lambda p: p.name)
+def test_notebooks_are_stored_without_outputs(path):
+  notebook = nbformat.read(path, as_version=4)
+  code = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  assert all(not cell.outputs and cell.execution_count is None for cell in code)

@@ -1,0 +1,644 @@
+import errno
+import functools
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from exedit import images, sample
+from exedit import paint_by_example as pbe
+from exedit.editing import repaint, room
+from exedit.runtime.errors import UserError
+from tests import ROOT, small
+
+QUICK = dict(JAX_PLATFORMS='cpu', JAX_DISABLE_MOST_OPTIMIZATIONS='1')
+PLAIN = dict(feather=0.0, match='none')  # stitched as `edit` pastes
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quickly():
+  with small.quickly():
+    yield
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  return small.export(tmp_path_factory.mktemp('weights') / 'small')
+
+
+@pytest.fixture
+def files(tmp_path, weights):
+  """The paths of the weights, of a photo of 50 x 36, its mask and an exemplar."""
+  rng = np.random.default_rng(0)
+  Image.fromarray(rng.integers(0, 256, (36, 50, 3), dtype=np.uint8)).save(tmp_path / 'photo.png')
+  hole = np.zeros((36, 50), np.uint8)
+  hole[10:27, 17:41] = 255
+  Image.fromarray(hole).save(tmp_path / 'mask.png')
+  Image.fromarray(rng.integers(0, 256, (9, 20, 3), dtype=np.uint8)).save(tmp_path / 'ex.png')
+  names = dict(image='photo.png', mask='mask.png', exemplar='ex.png')
+  return dict({name: str(tmp_path / path) for name, path in names.items()}, weights=weights)
+
+
+def pixels(path):
+  return np.asarray(Image.open(path))
+
+
+def run(files, output, **settings):
+  said = []
+  return sample.sample(**files, output=str(output), say=said.append, **settings), said
+
+
+def trained_size(files):
+  """The files cut to the size that the weights were trained at."""
+  for name in ('image', 'mask'):
+    Image.open(files[name]).crop((10, 4, 10 + small.SIZE, 4 + small.SIZE)).save(files[name])
+
+
+def paint(monkeypatch, value=0.0):
+  """An edit that costs nothing; returns the list of what it is called with."""
+  seen = []
+
+  def edit(model, source, mask, exemplar, key, **settings):
+    seen.append(dict(source=source, mask=mask, exemplar=exemplar, key=key, settings=settings))
+    return jnp.full_like(source, value)
+
+  monkeypatch.setattr(pbe, 'edit', functools.wraps(pbe.edit)(edit))
+  return seen
+
+
+# what an edit is
+
+
+def test_outside_the_mask_the_output_holds_the_sources_bytes(files, tmp_path):
+  (path,), _ = run(files, tmp_path / 'out.png')
+  source, hole, out = (pixels(p) for p in (files['image'], files['mask'], path))
+  assert out.shape == source.shape
+  np.testing.assert_array_equal(out[hole == 0], source[hole == 0])
+  assert (out[hole > 0] != source[hole > 0]).any(-1).mean() > 0.9
+
+
+def test_nopaste_saves_the_raw_decode(files, tmp_path):
+  (path,), said = run(files, tmp_path / 'out.png', paste=False)
+  source, hole = pixels(files['image']), pixels(files['mask'])
+  assert (pixels(path)[hole == 0] != source[hole == 0]).any(-1).mean() > 0.9
+  assert any('outside the mask change' in line for line in said)
+
+
+@pytest.mark.parametrize('batch_size', [1, 2])
+def test_a_sample_depends_on_its_seed_and_not_on_how_many_there_are(files, tmp_path, batch_size):
+  three, said = run(files, tmp_path / 'out.png', seed=5, num_samples=3, batch_size=batch_size)
+  assert [os.path.basename(p) for p in three] == ['out-0.png', 'out-1.png', 'out-2.png']
+  (alone,), _ = run(files, tmp_path / 'alone.png', seed=7)
+  off = np.abs(pixels(three[2]).astype(int) - pixels(alone))
+  assert off.max() <= (batch_size > 1)  # the same program: to the last bit
+  assert (pixels(three[0]) != pixels(three[1])).any()
+  assert sum('seed 6' in line for line in said) == 1
+
+
+def test_at_the_trained_size_the_door_is_edit_in_a_notebook(files, tmp_path):
+  trained_size(files)
+  (path,), said = run(files, tmp_path / 'out.png', seed=3, **PLAIN)
+  result = pbe.edit(
+    pbe.load(files['weights']),
+    images.load(files['image']),
+    images.load_mask(files['mask']),
+    images.load(files['exemplar']),
+    key=jax.random.key(3),
+    steps=3,
+    scale=2.0,
+    sampler='ddim',
+  )
+  np.testing.assert_array_equal(pixels(path), images.to_uint8(result)[0])
+  assert not [line for line in said if line.startswith('note')]
+
+
+def test_at_any_size_the_door_is_edit_photo_in_a_notebook(files, tmp_path):
+  hole = np.zeros((36, 50), np.uint8)
+  hole[20:24, 30:33] = 255
+  Image.fromarray(hole).save(files['mask'])
+  subject = np.zeros((9, 20), np.uint8)
+  subject[2:7, 3:12] = 255
+  Image.fromarray(subject).save(tmp_path / 'subject.png')
+  cut = dict(exemplar_mask=str(tmp_path / 'subject.png'), exemplar_fit='pad')
+  (path,), said = run(files, tmp_path / 'out.png', seed=3, zoom='context', **cut)
+  assert any('a window of 8 x 8 of the photo of 50 x 36' in line for line in said)
+  result = pbe.edit_photo(
+    pbe.load(files['weights']),
+    images.load(files['image']),
+    images.load_mask(files['mask']),
+    images.load(files['exemplar']),
+    jax.random.key(3),
+    trained=small.SIZE,
+    zoom='context',
+    fit='pad',
+    exemplar_mask=images.load_mask(cut['exemplar_mask']),
+    steps=3,
+    scale=2.0,
+    sampler='ddim',
+  )
+  np.testing.assert_array_equal(pixels(path), images.to_uint8(result)[0])
+  assert (pixels(path) != pixels(files['image'])).any(-1).sum() <= 12
+
+
+def test_settings_are_the_weights_own_unless_given(files, tmp_path, monkeypatch):
+  seen = paint(monkeypatch)
+  run(files, tmp_path / 'a.png')
+  run(files, tmp_path / 'a.png', steps=7, sampler='plms', mask_resize='nearest')
+  own = dict(steps=3, scale=2.0, sampler='ddim', mask_resize='bilinear', paste=False)
+  changed = own | dict(steps=7, sampler='plms', mask_resize='nearest')
+  assert [call['settings'] for call in seen] == [own, changed]
+
+
+def test_the_precision_reaches_the_model(files, tmp_path, monkeypatch):
+  seen = []
+
+  def load(found, **options):
+    seen.append(options)
+    raise UserError('enough seen')
+
+  monkeypatch.setattr(pbe, 'load', load)
+  for precision in (None, 'bfloat16'):
+    with pytest.raises(UserError, match='enough seen'):
+      run(files, tmp_path / 'a.png', precision=precision)
+  assert [options['dtype'] for options in seen] == ['float32', 'bfloat16']
+
+
+def test_bfloat16_is_near_float32_and_not_the_same(files, tmp_path):
+  trained_size(files)
+  paths = [run(files, tmp_path / f'{p}.png', precision=p)[0][0] for p in ('float32', 'bfloat16')]
+  off = np.abs(pixels(paths[0]).astype(int) - pixels(paths[1]))
+  assert 0 < off.max() and off.mean() < 8
+
+
+def test_the_network_sees_the_trained_size_and_nothing_of_the_hole(files, tmp_path, monkeypatch):
+  seen = paint(monkeypatch)
+  hole = pixels(files['mask'])
+  photo = pixels(files['image']) // 4
+  photo[hole > 0] = 255
+  Image.fromarray(photo).save(files['image'])
+  _, said = run(files, tmp_path / 'a.png')
+  [call] = seen
+  mask = np.asarray(call['mask'])
+  assert call['source'].shape == (1, 16, 24, 3) and mask.shape == (1, 16, 24, 1)  # 22, grown to 8s
+  kept = np.asarray(call['source'])[mask[..., 0] == 0]
+  covered = mask[:, :, :22].mean()
+  assert (hole > 0).mean() <= covered < 1.4 * (hole > 0).mean()
+  assert np.mean(kept > 0.5) < 0.05  # bicubic reaches over the hole's edge by a pixel, no more
+  assert any('22 x 16' in line for line in said)
+
+
+def test_a_white_mask_and_jpeg_are_noted(files, tmp_path):
+  Image.new('L', (50, 36), 255).save(files['mask'])
+  (path,), said = run(files, tmp_path / 'out.jpg')
+  assert Image.open(path).format == 'JPEG'
+  assert any('white everywhere' in line for line in said) and any('JPEG' in line for line in said)
+
+
+def test_the_first_edit_and_the_next_are_timed(files, tmp_path):
+  _, said = run(files, tmp_path / 'out.png')
+  assert [line for line in said if line.endswith(' s with compiling')] == said[-1:]
+  _, said = run(files, tmp_path / 'out.png', num_samples=2)
+  assert 's with compiling, then' in said[-1] and said[-1].endswith('s each')
+
+
+# what is kept of the photo
+
+
+def test_a_rotated_photo_is_edited_upright(files, tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  upright = Image.open(files['image'])
+  upright.transpose(Image.Transpose.ROTATE_90).save(files['image'], exif=exif)
+  (path,), _ = run(files, tmp_path / 'out.png')
+  hole = pixels(files['mask'])
+  np.testing.assert_array_equal(pixels(path)[hole == 0], np.asarray(upright)[hole == 0])
+  assert Image.open(path).getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize('ending', ['png', 'webp'])
+def test_transparency_is_kept_and_what_is_repainted_is_opaque(files, tmp_path, ending):
+  rgba = np.random.default_rng(3).integers(0, 256, (36, 50, 4), dtype=np.uint8)
+  rgba[:12, :, 3] = 0  # colours that nobody sees, which are the file's own all the same
+  Image.fromarray(rgba).save(files['image'])
+  (path,), _ = run(files, tmp_path / f'out.{ending}')
+  out, hole = pixels(path), pixels(files['mask']) > 0
+  np.testing.assert_array_equal(out[~hole], rgba[~hole])
+  assert (out[hole, 3] == 255).all()
+  (path,), said = run(files, tmp_path / 'out.jpg')
+  assert pixels(path).shape == (36, 50, 3) and any('no transparency' in line for line in said)
+
+
+def test_sixteen_bits_and_inks_are_noted(files, tmp_path, monkeypatch):
+  paint(monkeypatch)
+  deep = np.random.default_rng(4).integers(0, 65536, (36, 50), dtype=np.uint16)
+  Image.fromarray(deep).save(tmp_path / 'deep.png')
+  Image.open(files['image']).convert('CMYK').save(tmp_path / 'inks.tif')
+  for name, word in (('deep.png', '16 bits'), ('inks.tif', 'CMYK')):
+    _, said = run(files | dict(image=str(tmp_path / name)), tmp_path / 'out.png')
+    assert any(word in line for line in said), name
+
+
+def test_the_colour_profile_of_the_photo_is_kept(files, tmp_path):
+  from PIL import ImageCms
+
+  profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+  Image.open(files['image']).save(files['image'], icc_profile=profile)
+  (path,), _ = run(files, tmp_path / 'out.png')
+  assert Image.open(path).info['icc_profile'] == profile
+
+
+# what is refused
+
+
+def test_a_result_that_is_not_finite_is_not_written(files, tmp_path, monkeypatch):
+  paint(monkeypatch, np.nan)
+  with pytest.raises(UserError, match='not finite'):
+    run(files, tmp_path / 'out.png')
+  assert not list(tmp_path.glob('out*'))
+
+
+@pytest.mark.parametrize('at', ['.png', '.json'])
+def test_no_space_leaves_no_file_and_names_the_output(files, tmp_path, monkeypatch, at):
+  move = os.replace
+
+  def full(old, new):
+    if new.endswith(at):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    move(old, new)
+
+  before = sorted(os.listdir(tmp_path))
+  monkeypatch.setattr(os, 'replace', full)
+  with pytest.raises(OSError) as caught:
+    run(files, tmp_path / 'out.png')
+  assert caught.value.filename.endswith('out' + at)
+  assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_bad_inputs_are_found_before_the_weights_are_read(files, tmp_path, monkeypatch):
+  def load(*_, **__):
+    raise AssertionError('the weights were read')
+
+  monkeypatch.setattr(pbe, 'load', load)
+  (tmp_path / 'taken.json').write_text('{"mine": 1}')
+  bad = [
+    dict(image=str(tmp_path / 'nowhere.png')),
+    dict(mask=files['exemplar']),
+    dict(exemplar=files['weights']),
+    dict(exemplar_mask=files['mask']),
+    dict(output=str(tmp_path / 'out.gif')),
+    dict(output=str(tmp_path / 'no' / 'out.png')),
+    dict(output=files['image']),
+    dict(output=str(tmp_path / 'taken.png')),
+    dict(steps=0),
+    dict(scale=float('nan')),
+    dict(seed=-1),
+    dict(seed=2**31 - 2, num_samples=3),
+    dict(feather=-1.0),
+    dict(zoom='in'),
+    dict(weights=str(tmp_path)),
+  ]
+  for change in bad:
+    arguments = dict(files, output=str(tmp_path / 'out.png')) | change
+    with pytest.raises(UserError) as caught:
+      sample.sample(**arguments)
+    assert '\n' not in str(caught.value), change
+  assert (tmp_path / 'taken.json').read_text() == '{"mine": 1}'
+
+
+def test_a_very_long_photo_is_refused_where_it_must_be_seen_whole(files, tmp_path):
+  Image.new('RGB', (90, 20)).save(files['image'])
+  Image.new('L', (90, 20), 255).save(files['mask'])
+  with pytest.raises(UserError, match='photo.png: .*90 x 20'):
+    run(files, tmp_path / 'out.png', zoom='off')
+
+
+def test_an_output_too_large_for_its_format_is_refused(files, tmp_path):
+  Image.new('RGB', (16400, 8)).save(files['image'])
+  hole = Image.new('L', (16400, 8))
+  hole.paste(255, (4, 2, 8, 6))
+  hole.save(files['mask'])
+  with pytest.raises(UserError, match='WEBP holds at most 16383'):
+    run(files, tmp_path / 'out.webp')
+
+
+# a list
+
+
+@pytest.fixture
+def listed(files, tmp_path):
+  """Five edits of two working sizes, as a list whose paths are relative to its folder."""
+  rng = np.random.default_rng(5)
+  Image.fromarray(rng.integers(0, 256, (48, 24, 3), dtype=np.uint8)).save(tmp_path / 'tall.png')
+  hole = np.zeros((48, 24), np.uint8)
+  hole[10:40, 4:20] = 255
+  Image.fromarray(hole).save(tmp_path / 'hole.png')
+  rows = [
+    dict(image='photo.png', mask='mask.png', exemplar='ex.png', output='a.png'),
+    dict(image='tall.png', mask='hole.png', exemplar='ex.png', seed=4),
+    dict(image='photo.png', mask='mask.png', exemplar='tall.png', output='deep/b.png', seed=2),
+    dict(image='photo.png', mask='mask.png', exemplar='ex.png', output='c.webp', seed=1),
+    dict(image='photo.png', mask='mask.png', exemplar='ex.png', output='d.png', steps=2),
+  ]
+  path = tmp_path / 'list.jsonl'
+  path.write_text('\n'.join(json.dumps(row) for row in rows))
+  return str(path)
+
+
+def run_list(files, listed, output, **options):
+  said = []
+  made = sample.sample_list(files['weights'], listed, str(output), say=said.append, **options)
+  return made, said
+
+
+def contents(folder):
+  return {path: path.read_bytes() for path in sorted(Path(folder).rglob('*')) if path.is_file()}
+
+
+def test_a_list_is_the_single_edits(files, listed, tmp_path):
+  made, said = run_list(files, listed, tmp_path / 'out', batch_size=1)
+  names = ['a.png', 'tall.png', 'deep/b.png', 'c.webp', 'd.png']
+  assert made == [str(tmp_path / 'out' / name) for name in names]
+  assert all(os.path.exists(images.recipe_path(path)) for path in made)
+  (alone,), _ = run(files | dict(exemplar=str(tmp_path / 'tall.png')), tmp_path / 'b.png', seed=2)
+  np.testing.assert_array_equal(pixels(made[2]), pixels(alone))
+  (alone,), _ = run(files, tmp_path / 'd.png', steps=2)
+  np.testing.assert_array_equal(pixels(made[4]), pixels(alone))
+  assert any('3 working sizes or settings' in line for line in said)
+  assert '5 edits: first' in said[-1]
+
+
+def test_an_edit_depends_neither_on_its_neighbours_nor_much_on_the_batch_size(
+  files, listed, tmp_path
+):
+  """The same number of rows: to the last bit, whoever is beside it. Another: within 1 of 255."""
+  whole, _ = run_list(files, listed, tmp_path / 'whole', batch_size=2)
+  lines = Path(listed).read_text().splitlines()
+  other = tmp_path / 'other.jsonl'
+  other.write_text('\n'.join([lines[3], lines[1], lines[0]]))
+  other, _ = run_list(files, str(other), tmp_path / 'others', batch_size=2)
+  for a, b in ((whole[0], other[2]), (whole[3], other[0])):
+    np.testing.assert_array_equal(pixels(a), pixels(b))
+  for size in (1, 3):
+    alone, _ = run_list(files, listed, tmp_path / str(size), batch_size=size)
+    for a, b in zip(whole, alone):
+      assert np.abs(pixels(a).astype(int) - pixels(b)).max() <= 1
+
+
+def test_edits_of_one_working_size_share_a_program_and_the_last_batch_is_filled(
+  files, listed, tmp_path, monkeypatch
+):
+  seen = paint(monkeypatch)
+  run_list(files, listed, tmp_path / 'out', batch_size=2)
+  assert [call['source'].shape[:3] for call in seen] == [
+    (2, 16, 24), (2, 16, 24), (1, 32, 16), (1, 16, 24),
+  ]  # fmt: skip
+  keys = jax.random.key_data(seen[1]['key'])
+  np.testing.assert_array_equal(keys[0], keys[1])
+
+
+def test_an_interrupted_list_goes_on_and_ends_as_the_whole_one(files, listed, tmp_path):
+  whole = tmp_path / 'whole'
+  run_list(files, listed, whole, batch_size=2)
+  expected = contents(whole)
+  for name in ('c.webp', 'a.json', 'deep/b.png'):
+    (whole / name).unlink()
+  (whole / 'd.png').write_bytes((whole / 'd.png').read_bytes()[:200])
+  (whole / 'c.webp.4194305.7.tmp').write_bytes(b'half')
+  kept = (whole / 'tall.png').stat().st_mtime_ns
+  made, said = run_list(files, listed, whole, batch_size=2)
+  assert len(made) == 5 and contents(whole) == expected
+  assert (whole / 'tall.png').stat().st_mtime_ns == kept
+  assert any('1 of 5 edits are finished already' in line for line in said)
+  assert said[-1].startswith('4 edits: ')
+
+
+def test_a_finished_list_reads_no_weights(files, listed, tmp_path, monkeypatch):
+  run_list(files, listed, tmp_path / 'out', batch_size=2)
+  monkeypatch.setattr(pbe, 'load', lambda *_, **__: pytest.fail('the weights were read'))
+  made, said = run_list(files, listed, tmp_path / 'out')
+  assert len(made) == 5 and any('5 of 5 edits are finished' in line for line in said)
+
+
+def test_other_settings_and_other_inputs_are_made_again_and_a_retouched_output_is_kept(
+  files, listed, tmp_path
+):
+  out = tmp_path / 'out'
+  run_list(files, listed, out, batch_size=2)
+  _, said = run_list(files, listed, out, feather=1.0, batch_size=2)
+  assert said[-1].startswith('5 edits: ')
+  image = pixels(files['image']).copy()
+  image[0, 0] = 1
+  Image.fromarray(image).save(files['image'])
+  retouched = pixels(out / 'tall.png').copy()
+  retouched[5, 5] = 77
+  Image.fromarray(retouched).save(out / 'tall.png')
+  _, said = run_list(files, listed, out, feather=1.0, batch_size=2)
+  assert said[-1].startswith('4 edits: ')
+  assert any('1 of them were changed since and are kept' in line for line in said)
+  np.testing.assert_array_equal(pixels(out / 'tall.png'), retouched)
+
+
+def test_faults_are_counted_and_told_before_the_weights_are_read(
+  files, listed, tmp_path, monkeypatch
+):
+  with open(listed, 'a') as file:
+    for i, row in enumerate([{}, dict(image='none.png'), dict(mask='hole.png')]):
+      row = dict(image='photo.png', mask='mask.png', exemplar='ex.png', output=f'e{i}.png') | row
+      file.write('\n' + json.dumps(row))
+    file.write('\n' + json.dumps(row | dict(mask='mask.png', output='a.png')))
+    file.write('\nno json')
+  monkeypatch.setattr(pbe, 'load', lambda *_, **__: pytest.fail('the weights were read'))
+  with pytest.raises(UserError) as caught:
+    run_list(files, listed, tmp_path / 'out')
+  line = str(caught.value)
+  assert '\n' not in line and 'list.jsonl: 4 of 10 edits cannot be made' in line
+  assert 'line 7: ' in line and 'line 8: ' in line and '--skip_bad' in line and '1 more' in line
+  assert not (tmp_path / 'out').exists()
+
+
+def test_skip_bad_makes_the_others_and_lists_the_bad(files, listed, tmp_path):
+  data = (tmp_path / 'tall.png').read_bytes()
+  (tmp_path / 'tall.png').write_bytes(data[: len(data) // 2])  # the header is good
+  with open(listed, 'a') as file:
+    file.write('\n' + json.dumps(dict(image='none.png', mask='mask.png', exemplar='ex.png')))
+  made, said = run_list(files, listed, tmp_path / 'out', skip_bad=True, batch_size=2)
+  assert [os.path.basename(path) for path in made] == ['a.png', 'c.webp', 'd.png']
+  left = [line for line in said if line.startswith('left out: ')]
+  assert [line.split(':')[1] for line in left] == [' line 2', ' line 3', ' line 6']
+  assert 'none.png does not exist' in left[2] and 'tall.png cannot be decoded' in left[1]
+
+
+def test_a_file_found_damaged_on_the_way_does_not_stop_the_others(files, listed, tmp_path):
+  data = (tmp_path / 'tall.png').read_bytes()
+  (tmp_path / 'tall.png').write_bytes(data[: len(data) // 2])
+  with pytest.raises(UserError, match=r'2 of 5 edits .* line 2: .*tall.png .*All others are made'):
+    run_list(files, listed, tmp_path / 'out', batch_size=2)
+  assert sorted(p.name for p in (tmp_path / 'out').glob('*.png')) == ['a.png', 'd.png']
+
+
+def test_the_photos_of_a_list_are_in_memory_one_by_one_where_there_is_room_for_one(
+  files, listed, tmp_path, monkeypatch
+):
+  """Each is there while it is looked at and while it is written, not while it waits for others."""
+  run_list(files, listed, tmp_path / 'roomy', batch_size=4)
+  monkeypatch.setattr(room, 'PHOTOS', room.Room(1))
+  inside, most, decode = [], [], repaint.originals
+
+  def counted(job):
+    found = decode(job)
+    inside.append(weakref.ref(found.photo.rgb))
+    most.append(sum(photo() is not None for photo in inside))
+    return found
+
+  monkeypatch.setattr(repaint, 'originals', counted)
+  made, _ = run_list(files, listed, tmp_path / 'narrow', batch_size=4)
+  assert len(made) == 5 and len(most) == 10
+  assert max(most) <= 2  # one, and perhaps another that is being let go of
+  assert [*contents(tmp_path / 'narrow').values()] == [*contents(tmp_path / 'roomy').values()]
+
+
+def test_several_samples_of_each_edit(files, listed, tmp_path):
+  made, _ = run_list(files, listed, tmp_path / 'out', num_samples=2, batch_size=2)
+  assert [os.path.basename(path) for path in made[:4]] == [
+    'a-0.png', 'a-1.png', 'tall-0.png', 'tall-1.png',
+  ]  # fmt: skip
+  recipe = json.loads((tmp_path / 'out' / 'tall-1.json').read_text())
+  assert recipe['settings']['seed'] == 5 and recipe['batch'] == 2
+
+
+def test_an_output_is_no_input_and_not_written_twice(files, listed, tmp_path):
+  for output, says in (('photo.png', 'also an input'), ('list.webp', 'list.json is there')):
+    (tmp_path / 'list.json').write_text('mine')
+    row = dict(image='photo.png', mask='mask.png', exemplar='ex.png', output=output)
+    (tmp_path / 'one.jsonl').write_text(json.dumps(row))
+    with pytest.raises(UserError, match=says):
+      sample.sample_list(files['weights'], str(tmp_path / 'one.jsonl'))
+
+
+# processes and devices
+
+
+def start(arguments, devices=1, **env):
+  """The door in a process of its own."""
+  flags = [f'--{name}={value}' for name, value in arguments.items()]
+  env = {**os.environ, **QUICK, 'PYTHONPATH': str(ROOT), **env}
+  env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  return subprocess.Popen(
+    [sys.executable, '-m', 'exedit.sample', *flags],
+    env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+  )  # fmt: skip
+
+
+def end(process, expected=0):
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == expected, err
+  return out, err
+
+
+def test_four_devices_make_the_same_bytes_as_one(files, listed, tmp_path):
+  """Rows per device decide about the bits, not the number of devices.
+
+  In one process, because the CPU's thread pool is split among its simulated devices.
+  """
+  program = f"""
+import jax
+from exedit import sample
+for name, count in ('four', 4), ('one', 1):
+  devices = jax.local_devices()[:count]
+  jax.local_devices = lambda: devices
+  sample.sample_list({files['weights']!r}, {listed!r}, {str(tmp_path)!r} + '/' + name,
+                     num_samples=4, batch_size=2 * count - (count > 1))
+"""
+  env = {**os.environ, **QUICK, 'PYTHONPATH': str(ROOT)}
+  env['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=env)
+  assert done.returncode == 0, done.stderr
+  assert 'note: batches of 8, not 7: as many for each of 4 devices' in done.stdout
+  four, one = contents(tmp_path / 'four'), contents(tmp_path / 'one')
+  assert len(four) == 2 * 20
+  for (a, x), (b, y) in zip(four.items(), one.items()):
+    same = json.loads(a.with_suffix('.json').read_text())['batch'] == 2
+    assert a.name == b.name and (x == y or not same), a  # the smaller groups: one row per device
+  sizes = [json.loads(x)['batch'] for a, x in four.items() if a.suffix == '.json']
+  assert sizes.count(2) == 12
+
+
+def test_two_processes_share_a_list_and_what_one_cannot_make_both_say(files, listed, tmp_path):
+  """The second process finds its damaged file at once, the first is not stopped by it."""
+  import socket
+
+  alone, _ = run_list(files, listed, tmp_path / 'alone', batch_size=1)
+  data = (tmp_path / 'tall.png').read_bytes()
+  (tmp_path / 'tall.png').write_bytes(data[: len(data) // 2])  # the header is good
+  Image.open(files['exemplar']).resize((24, 48)).save(tmp_path / 'sound.png')
+  lines = Path(listed).read_text().splitlines()
+  lines[2] = lines[2].replace('tall.png', 'sound.png')
+  Path(listed).write_text('\n'.join(lines))
+
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  arguments = dict(weights=files['weights'], edits=listed, output=tmp_path / 'two', batch_size=1)
+  env = dict(JAX_COORDINATOR_ADDRESS=f'localhost:{port}', JAX_NUM_PROCESSES='2')
+  both = [start(arguments, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
+  (out, others), (silent, own) = [end(process, 2) for process in both]
+  assert '3 edits: first' in out and 'edits' not in silent
+  fault = f'1 of 5 edits cannot be made: line 2: {tmp_path}/tall.png cannot be decoded'
+  assert f'error: {listed}: {fault}' in own and f'error: process 1: {listed}: {fault}' in others
+  assert 'Traceback' not in own + others
+  for path in alone:
+    other = str(path).replace(str(tmp_path / 'alone'), str(tmp_path / 'two'))
+    if 'tall' in other:
+      assert not os.path.exists(other)
+    elif 'b.png' not in other:  # its exemplar is another
+      np.testing.assert_array_equal(pixels(path), pixels(other))
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_list_leaves_whole_files_and_goes_on(files, listed, tmp_path, number):
+  arguments = dict(weights=files['weights'], edits=listed, output=tmp_path / 'out', batch_size=1)
+  arguments |= dict(num_samples=200, steps=3)
+  process = start(arguments)
+  deadline = time.time() + 120
+  while len(list((tmp_path / 'out').glob('*.json'))) < 8 and time.time() < deadline:
+    time.sleep(0.02)
+  process.send_signal(number)
+  _, err = end(process, 130 if number == signal.SIGINT else -number)
+  if number == signal.SIGINT:
+    assert 'Traceback' not in err and 'stopped; the same command goes on' in err
+  left = list((tmp_path / 'out').rglob('*.json'))
+  assert 8 <= len(left) < 1000
+  for path in left:
+    image = next(p for p in path.parent.glob(path.stem + '.*') if p.suffix in ('.png', '.webp'))
+    Image.open(image).load()
+
+
+# the terminal
+
+
+def test_ticking_shows_seconds_on_a_terminal_only(monkeypatch):
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  def slow():
+    time.sleep(0.1)
+    yield 1
+
+  terminal, file = Terminal(), io.StringIO()
+  for out in (terminal, file):
+    monkeypatch.setattr(sys, 'stdout', out)
+    assert list(sample.ticking(slow(), 'working', every=0.01)) == [1]
+  assert 'working' in terminal.getvalue() and terminal.getvalue().endswith('\r\033[K')
+  assert file.getvalue() == ''

@@ -1,0 +1,292 @@
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from exedit.editing import edits
+from exedit.runtime.errors import UserError
+
+OWN = edits.Settings(steps=20, scale=3.0, sampler='ddim')
+ROW = dict(image='a.png', mask='m.png', exemplar='e.png')
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Pictures a.png and tall.png with masks of their sizes, and an exemplar with its own."""
+  rng = np.random.default_rng(0)
+  for name, size in (('a', (32, 40)), ('tall', (60, 20)), ('e', (9, 20))):
+    pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f'{name}.png')
+  for name, size in (('m', (32, 40)), ('hole', (60, 20)), ('subject', (9, 20))):
+    mask = np.zeros(size, np.uint8)
+    mask[3:7, 4:16] = 255
+    Image.fromarray(mask).save(tmp_path / f'{name}.png')
+  Image.new('L', (40, 32)).save(tmp_path / 'black.png')
+  return tmp_path
+
+
+def jsonl(folder, *rows):
+  path = folder / 'list.jsonl'
+  path.write_text('\n'.join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+  return str(path)
+
+
+def csv(folder, text):
+  path = folder / 'list.csv'
+  path.write_text(text)
+  return str(path)
+
+
+def only_fault(path, output='out'):
+  found, faults = edits.read(path, output, OWN, most_steps=499)
+  [fault] = faults
+  assert '\n' not in str(fault)
+  return str(fault), found
+
+
+# reading
+
+
+def test_a_jsonl_list_with_paths_in_its_folder_and_settings_of_its_own(folder):
+  row = ROW | dict(exemplar_mask='subject.png', seed=7, steps=50, scale=2, paste=False, zoom='off')
+  path = jsonl(folder, ROW, '', row | dict(output='deep/b.webp'))
+  found, faults = edits.read(path, 'out', OWN)
+  assert not faults and [edit.where for edit in found] == ['line 1', 'line 3']
+  first, second = found
+  assert first.settings == OWN and first.output == os.path.join('out', 'a.png')
+  assert first.inputs() == {name: str(folder / path) for name, path in ROW.items()}
+  assert second.output == os.path.join('out', 'deep/b.webp')
+  assert second.exemplar_mask == str(folder / 'subject.png')
+  changed = dict(seed=7, steps=50, scale=2.0, paste=False, zoom='off')
+  assert second.settings == dataclasses.replace(OWN, **changed)
+
+
+def test_a_line_ends_at_a_line_feed_alone(folder):
+  path = folder / 'list.jsonl'
+  row = ROW | dict(output='a\u2028b\x85.png')
+  path.write_text(json.dumps(row, ensure_ascii=False) + '\r\n', encoding='utf-8')
+  found, faults = edits.read(str(path), 'out', OWN)
+  assert not faults and [edit.output for edit in found] == [os.path.join('out', row['output'])]
+
+
+def test_a_csv_list_says_the_same(folder):
+  text = '\ufeffimage, mask,exemplar,output,seed,paste,scale\r\n'
+  text += 'a.png,m.png,e.png,"b, c.png",7,false,\r\n\r\na.png,m.png,e.png,,,,2.5\r\n'
+  found, faults = edits.read(csv(folder, text), 'out', OWN)
+  assert not faults and [edit.where for edit in found] == ['line 2', 'line 4']
+  assert found[0].output == os.path.join('out', 'b, c.png')
+  assert found[0].settings == dataclasses.replace(OWN, seed=7, paste=False)
+  assert found[1].settings == dataclasses.replace(OWN, scale=2.5)
+  assert found[1].output == os.path.join('out', 'a.png')
+
+
+def test_without_an_output_folder_outputs_lie_beside_the_list(folder):
+  path = jsonl(folder, ROW | dict(output='b'), ROW)
+  found, [fault] = edits.read(path, None, OWN)
+  assert found[0].output == str(folder / 'b.png')
+  assert '--output' in fault.why
+
+
+def test_a_folder_is_matched_by_stem(folder):
+  for name in edits.INPUTS:
+    (folder / name).mkdir()
+  for stem in ('one', 'two'):
+    Image.open(folder / 'a.png').convert('RGB').save(folder / 'image' / f'{stem}.jpg')
+    Image.open(folder / 'm.png').save(folder / 'mask' / f'{stem}.png')
+    Image.open(folder / 'e.png').save(folder / 'exemplar' / f'{stem}.webp')
+  Image.open(folder / 'subject.png').save(folder / 'exemplar_mask' / 'two.png')
+  (folder / 'image' / '.DS_Store').write_text('')
+  (folder / 'mask' / 'three.png').write_text('')
+  found, faults = edits.read(str(folder), 'out', OWN)
+  assert [edit.output for edit in found] == [
+    os.path.join('out', f'{s}.png') for s in ('one', 'two')
+  ]
+  assert found[0].exemplar_mask is None
+  assert found[1].exemplar_mask == str(folder / 'exemplar_mask' / 'two.png')
+  assert found[1].mask == str(folder / 'mask' / 'two.png')
+  assert [str(f) for f in faults] == [
+    f'three: {folder}/mask/three.png has no partner image/three.*'
+  ]
+  (folder / 'mask' / 'one.jpg').write_text('')
+  (folder / 'mask' / 'three.png').unlink()
+  assert 'have one name' in only_fault(str(folder))[0]
+
+
+@pytest.mark.parametrize(
+  'row, says',
+  [
+    ('{"image": ', 'line 2: is not JSON'),
+    ('[1]', 'must be an object'),
+    (ROW | dict(exmplar='e.png'), "'exmplar' is no column: did you mean 'exemplar'"),
+    (ROW | dict(output=3), 'output is 3: it must be a path'),
+    (ROW | dict(image='a/' * 3000), "image is 'a/a/"),
+    (ROW | dict(mask='\ud800.png'), 'mask is'),
+    (ROW | dict(output='..'), '.. is a folder'),
+    (ROW | dict(image=''), 'its image is empty'),
+    (dict(image='a.png'), 'it has no mask'),
+    (ROW | dict(seed='many'), "seed is 'many': it must be a whole number"),
+    (ROW | dict(seed=2.5), 'seed is 2.5'),
+    (ROW | dict(seed=True), 'seed is True'),
+    (ROW | dict(seed=-1), 'between 0 and'),
+    (ROW | dict(steps=500), 'steps is 500: it must be between 1 and 499'),
+    (ROW | dict(scale='nan'), 'scale is nan'),
+    (ROW | dict(scale=10**400), 'scale is 1000'),
+    (ROW | dict(sampler='euler'), 'use one of plms'),
+    (ROW | dict(sampler=1), 'it must be a word'),
+    (ROW | dict(paste='perhaps'), 'true or false'),
+    (ROW | dict(output='b.gif'), '.gif is not one of'),
+    ('[' * 100000, 'is not JSON'),
+  ],
+)
+def test_what_is_wrong_with_a_line_is_said_with_its_number(folder, row, says):
+  fault, found = only_fault(jsonl(folder, ROW, row, ROW))
+  assert fault.startswith('line 2: ') and says in fault and len(fault) < 400
+  assert [edit.where for edit in found] == ['line 1', 'line 3']
+
+
+@pytest.mark.parametrize(
+  'text, says',
+  [
+    ('', 'line 1: it has no image'),
+    ('image,mask\na,b\n', 'it has no exemplar: an edit needs image, mask, exemplar'),
+    ('image,mask,exemplar,sede\n', "'sede' is no column: did you mean 'seed'"),
+    ('image,mask,exemplar,mask\n', 'mask is there twice'),
+    ('image,mask,exemplar\n', 'lists no edit'),
+    ('image,mask,exemplar\n"a\n', 'is not CSV'),
+  ],
+)
+def test_a_csv_that_cannot_be_read(folder, text, says):
+  with pytest.raises(UserError, match=says):
+    edits.read(csv(folder, text), 'out', OWN)
+
+
+def test_a_csv_line_with_too_many_cells(folder):
+  fault, _ = only_fault(csv(folder, 'image,mask,exemplar\na,b,c,d\n'))
+  assert 'line 2: it has 4 cells and the first line 3' in fault
+
+
+def test_what_is_no_list(folder):
+  (folder / 'latin.csv').write_bytes(b'image,mask,exemplar\n\xe9,b,c\n')
+  (folder / 'empty.jsonl').write_text('')
+  for name, says in (
+    ('none.csv', 'does not exist'),
+    ('a.png', 'is no list'),
+    ('latin.csv', 'UTF-8'),
+    ('empty.jsonl', 'lists no edit'),
+    ('', 'has no folder image/'),
+  ):
+    with pytest.raises(UserError, match=says):
+      edits.read(str(folder / name), 'out', OWN)
+
+
+def test_a_list_that_is_a_pipe_is_not_waited_for(folder):
+  os.mkfifo(folder / 'list.csv')
+  with pytest.raises(UserError, match='list.csv is a pipe or device'):
+    edits.read(str(folder / 'list.csv'), 'out', OWN)
+
+
+# samples and settings
+
+
+def test_samples_count_their_seeds_and_names_up():
+  one = edits.Edit('i', 'm', 'e', 'out/a.webp', dataclasses.replace(OWN, seed=5), where='line 2')
+  assert edits.samples([one], 1) == [one]
+  three = edits.samples([one], 3)
+  assert [edit.output for edit in three] == ['out/a-0.webp', 'out/a-1.webp', 'out/a-2.webp']
+  assert [edit.settings.seed for edit in three] == [5, 6, 7]
+  assert {edit.where for edit in three} == {'line 2'}
+  late = dataclasses.replace(one, settings=dataclasses.replace(OWN, seed=edits.LARGEST_SEED))
+  with pytest.raises(UserError, match='no room for 2 samples'):
+    edits.samples([late], 2)
+
+
+def test_defaults_are_where_nothing_is_given():
+  own = dict(steps=20, scale=3, sampler='ddim')
+  assert edits.defaults(own | dict(zoom=None)) == OWN
+  with pytest.raises(TypeError, match='stpes'):
+    edits.defaults(own | dict(stpes=3))
+
+
+# looking at the files
+
+
+def planned(folder, **changes):
+  paths = {name: str(folder / path) for name, path in (ROW | changes).items()}
+  return edits.plan(edits.Edit(output='out.png', settings=OWN, **paths), trained=16)
+
+
+def test_a_plan_knows_the_window_and_what_to_tell(folder):
+  job = planned(folder)
+  assert (job.frame.height, job.frame.width, job.frame.size) == (32, 40, (16, 20))
+  assert job.notes == () and job.pixels == 32 * 40 + 9 * 20
+  job = planned(folder, image='tall.png', mask='hole.png', exemplar_mask='subject.png')
+  assert job.frame.size == (48, 16)
+  Image.new('L', (40, 32), 255).save(folder / 'm.png')
+  assert 'white everywhere' in planned(folder).notes[0]
+
+
+@pytest.mark.parametrize(
+  'changes, says',
+  [
+    (dict(image='none.png'), 'none.png does not exist'),
+    (dict(mask='hole.png'), 'hole.png is 20 x 60 pixels .* image is 40 x 32'),
+    (dict(mask='black.png'), 'black.png: the mask is empty'),
+    (dict(exemplar='.'), 'is a folder'),
+    (dict(exemplar_mask='m.png'), 'm.png is 40 x 32 pixels .* the exemplar is 20 x 9'),
+    (dict(image='text.png'), 'not an image'),
+  ],
+)
+def test_files_that_do_not_fit(folder, changes, says):
+  (folder / 'text.png').write_text('no picture')
+  with pytest.raises(UserError, match=says):
+    planned(folder, **changes)
+
+
+def test_a_window_that_is_too_long_names_the_photo(folder):
+  for name in ('a.png', 'm.png'):
+    Image.open(folder / name).resize((100, 16)).save(folder / name)
+  Image.new('L', (100, 16), 255).save(folder / 'm.png')
+  with pytest.raises(UserError, match='a.png: .*100 x 16'):
+    planned(folder)
+
+
+def test_all_faults_are_found_and_told_in_order(folder):
+  rows = [ROW | dict(mask='hole.png'), ROW, ROW | dict(image='none.png')] * 4
+  found, none = edits.read(jsonl(folder, *rows), 'out', OWN)
+  seen = []
+  jobs, faults = edits.plan_all(found, 16, lambda: seen.append(1))
+  assert not none and len(jobs) == 4 and len(faults) == 8 and len(seen) == 12
+  with pytest.raises(UserError) as caught:
+    edits.refuse(faults[::-1], 'list', 12, 'Mend them')
+  line = str(caught.value)
+  assert line.startswith('list: 8 of 12 edits cannot be made: line 1: ')
+  assert line.index('line 3') < line.index('line 4') < line.index('and 5 more. Mend them')
+  edits.refuse([], 'list', 12, 'Mend them')
+
+
+# outputs
+
+
+def clashes(folder, *outputs, also=(), recipes=True):
+  rows = [ROW | dict(output=output) for output in outputs]
+  found, none = edits.read(jsonl(folder, *rows), str(folder), OWN)
+  assert not none
+  return [str(fault) for fault in edits.clashes(found, also, recipes)]
+
+
+def test_outputs_must_differ_from_each_other_and_from_all_inputs(folder):
+  assert clashes(folder, 'b.png', 'c.png', 'new/deeper/c.png') == []
+  assert 'line 2: ' in clashes(folder, 'b.png', 'b.png')[0]
+  assert clashes(folder, 'b.png', 'b.webp', recipes=False) == []
+  assert f'{folder}/b.json is written by line 1 too' in clashes(folder, 'b.png', 'b.webp')[0]
+  assert 'also an input' in clashes(folder, 'm.png')[0]
+  os.symlink(folder / 'e.png', folder / 'link.png')
+  assert 'also an input' in clashes(folder, 'link.png')[0]
+  assert 'also an input' in clashes(folder, 'b.png', also=[str(folder / 'b.json')])[0]
+
+
+def test_an_output_below_a_file_is_refused(folder):
+  assert 'cannot be written to' in clashes(folder, 'a.png/b.png')[0]

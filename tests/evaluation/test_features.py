@@ -1,0 +1,373 @@
+"""Feature networks from files: every layout, what is refused, batches, threads, memory."""
+
+import json
+import threading
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from exedit.evaluation import features, preprocess
+from exedit.models import parameters
+from exedit.models.clip import CLIPImageEncoder
+from exedit.models.dino import DINO
+from exedit.models.inception import BlockA, Inception
+from exedit.models.lpips import LPIPS
+from exedit.runtime import parallel
+from exedit.runtime.errors import UserError
+from exedit.weights import names as tables
+from exedit.weights.formats.files import save_tensors
+from exedit.weights.tables import clip_image, dino, inception, lpips
+from tests.networks import count, fresh, jitted, with_random_weights
+
+keys = lambda: parameters.Keys(jax.random.key(0))
+
+TOWER: dict[str, Any] = dict(width=64, layers=2, heads=1, mlp=96, patch=8, image_size=32)
+CONFIG = dict(
+  model_type='clip_vision_model',
+  hidden_size=64,
+  num_hidden_layers=2,
+  num_attention_heads=1,
+  intermediate_size=96,
+  patch_size=8,
+  image_size=32,
+  hidden_act='quick_gelu',
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))  # where digests are remembered
+
+
+@pytest.fixture(scope='module')
+def encoder():
+  return with_random_weights(lambda: CLIPImageEncoder(vision=TOWER, dim=12, rngs=keys()))
+
+
+@pytest.fixture(scope='module')
+def vit():
+  return with_random_weights(lambda: DINO(**TOWER, rngs=keys()))
+
+
+@pytest.fixture(scope='module')
+def network(encoder, tmp_path_factory):
+  return features.load('clip', write(tmp_path_factory.mktemp('clip'), encoder, clip_image.OPENAI))
+
+
+def theirs(model, table) -> dict[str, np.ndarray]:
+  arrays = {name: np.asarray(value) for name, value in parameters.flatten(model)[1].items()}
+  return tables.to_theirs(table, arrays)
+
+
+def write(folder, model, table, **others) -> str:
+  """The network's weights in a publisher's layout."""
+  save_tensors(folder / 'weights.safetensors', theirs(model, table) | others)
+  return str(folder / 'weights.safetensors')
+
+
+def pictures(count=7, size=(40, 56), seed=0):
+  random = np.random.default_rng(seed)
+  return list(random.integers(0, 256, (count, *size, 3), dtype=np.uint8))
+
+
+def refusal(*args):
+  with pytest.raises(UserError) as caught:
+    features.load(*args)
+  return str(caught.value)
+
+
+# Layouts
+
+
+@pytest.mark.parametrize('table', [clip_image.OPENAI, clip_image.TRANSFORMERS])
+def test_clip_from_a_file_of_either_layout(tmp_path, encoder, table):
+  text = {'text_model.final_layer_norm.bias': np.zeros(2), 'logit_scale': np.zeros(())}
+  others = text if table is clip_image.TRANSFORMERS else {'logit_scale': np.zeros(())}
+  loaded = features.load('clip', write(tmp_path, encoder, table, **others))
+  image = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
+  np.testing.assert_allclose(loaded.embed(iter(image)), jitted(encoder)(image), atol=1e-5)
+  assert (loaded.name, loaded.dim, loaded.size) == ('clip_64x2p8s32', 12, 32)
+
+
+@pytest.mark.parametrize('table', [dino.ORIGINAL, dino.TRANSFORMERS])
+def test_dino_from_a_file_of_either_layout(tmp_path, vit, table):
+  loaded = features.load('dino', write(tmp_path, vit, table))
+  image = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
+  np.testing.assert_allclose(loaded.embed(iter(image)), jitted(vit)(image), atol=1e-5)
+  assert (loaded.name, loaded.dim, loaded.size) == ('dino_64x2p8s32', 64, 32)
+
+
+def test_a_folders_config_says_how_many_heads(tmp_path, encoder):
+  save_tensors(tmp_path / 'model.safetensors', theirs(encoder, clip_image.TRANSFORMERS))
+  results = []
+  for heads in (1, 4):
+    config = CONFIG | dict(num_attention_heads=heads)
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    results.append(features.load('clip', tmp_path)(iter(pictures(2))))
+  assert np.abs(results[0] - results[1]).max() > 1e-2
+
+
+def test_halved_weights_are_computed_in_float32(tmp_path, encoder, network):
+  half = {k: v.astype(np.float16) for k, v in theirs(encoder, clip_image.OPENAI).items()}
+  save_tensors(tmp_path / 'half.safetensors', half)
+  loaded = features.load('clip', tmp_path / 'half.safetensors')
+  result, exact = (f(iter(pictures(2))) for f in (loaded, network))
+  assert result.dtype == np.float32
+  assert 0 < np.abs(result - exact).max() < 0.02 * np.abs(exact).max()
+  assert loaded.digest != network.digest and len(network.digest) == 64
+
+
+def test_published_numbers_of_parameters():
+  for build, count_expected in [
+    (CLIPImageEncoder, None),  # its defaults are the exemplar tower's
+    (lambda rngs: CLIPImageEncoder(vision=B32, dim=512, rngs=rngs), 87_849_216),
+    (DINO, 21_665_664),
+    (Inception, 21_785_568 + 34_432),  # and the statistics of its norms
+    (lambda rngs: LPIPS('alex', rngs=rngs), 2_469_696 + 1152),
+    (lambda rngs: LPIPS('vgg', rngs=rngs), 14_714_688 + 1472),
+  ]:
+    found = count(nnx.eval_shape(lambda build=build: build(rngs=keys())))
+    assert found == (count_expected or 303_179_776 + 1024 * 512)
+
+
+B32 = dict(width=768, layers=12, heads=12, mlp=3072, patch=32, image_size=224)
+
+
+@pytest.mark.parametrize(
+  'table',
+  [
+    clip_image.OPENAI,
+    clip_image.TRANSFORMERS,
+    dino.ORIGINAL,
+    dino.TRANSFORMERS,
+    inception.TABLE,
+    *lpips.TABLES.values(),
+  ],
+)
+def test_no_table_has_one_name_twice(table):
+  for side in (0, 1):
+    parts = [(row[side], row[2].part) for row in table if row[side] is not None]
+    assert len(parts) == len(set(parts))
+
+
+def test_written_back_the_weights_are_the_same_bits(encoder, vit):
+  for model, table in [
+    (encoder, clip_image.OPENAI),
+    (encoder, clip_image.TRANSFORMERS),
+    (vit, dino.ORIGINAL),
+    (vit, dino.TRANSFORMERS),
+    (with_random_weights(lambda: Inception(rngs=keys())), inception.TABLE),
+    (with_random_weights(lambda: LPIPS('alex', rngs=keys())), lpips.TABLES['alex']),
+    (with_random_weights(lambda: LPIPS('vgg', rngs=keys())), lpips.TABLES['vgg']),
+  ]:
+    ours = parameters.flatten(model)[1]
+    back = tables.to_ours(table, theirs(model, table), like=ours)
+    assert back.keys() == ours.keys()
+    for name, value in back.items():
+      np.testing.assert_array_equal(value, ours[name], err_msg=name)
+
+
+# What is refused
+
+
+def test_other_weights_are_refused_with_what_to_get(tmp_path, encoder, vit):
+  clip_file = write(tmp_path, encoder, clip_image.OPENAI)
+  line = refusal('clip_b32', clip_file)
+  assert line.startswith("clip_b32 needs OpenAI's CLIP ViT-B/32: the folder or hub id openai/")
+  assert line.endswith('weights.safetensors is clip_64x2p8s32, not clip_b32')
+  line = refusal('inception', clip_file)
+  assert line.startswith('inception needs pt_inception-2015-12-05-6726825d.pth')
+  assert '\n  - Conv2d_1a_3x3.conv.weight' in line and ' more' in line and line.count('\n') < 23
+  line = refusal('dino_s16', clip_file)
+  assert 'facebook/dino-vits16' in line and '+ visual.class_embedding' in line
+  with pytest.raises(UserError, match="lpips needs a folder with torchvision's alexnet"):
+    features.load_lpips('lpips', clip_file)
+
+
+def test_half_a_file_is_refused(tmp_path, encoder):
+  whole = theirs(encoder, clip_image.OPENAI)
+  for lost in ('visual.proj', 'visual.class_embedding', 'visual.transformer.resblocks.1.ln_2.bias'):
+    save_tensors(tmp_path / 'half.safetensors', {k: v for k, v in whole.items() if k != lost})
+    line = refusal('clip', tmp_path / 'half.safetensors')
+    assert line.startswith("clip needs OpenAI's CLIP ViT-B/32")
+    assert lost in line or 'holds no ' in line
+  quantised = whole | {'visual.proj': np.zeros((64, 12), np.int8)}
+  save_tensors(tmp_path / 'int8.safetensors', quantised)
+  assert 'int8 numbers' in refusal('clip', tmp_path / 'int8.safetensors')
+
+
+def test_places_without_weights_are_refused(tmp_path):
+  assert 'does not exist' in refusal('inception', tmp_path / 'none.pth')
+  assert 'holds no weights' in refusal('inception', tmp_path)
+  assert "'vgg' is not a network" in refusal('vgg', tmp_path)
+  assert "'lpips_alex' is not a network" in refusal('lpips_alex', tmp_path)
+  (tmp_path / 'config.json').write_text(json.dumps(CONFIG))
+  assert 'has no weights' in refusal('clip', tmp_path)
+  for name in 'ab':
+    save_tensors(tmp_path / f'{name}.safetensors', {'x': np.zeros(2)})
+  (tmp_path / 'config.json').unlink()
+  assert 'tensors whose names another file in its folder has too' in refusal('clip', tmp_path)
+
+
+def test_a_config_that_does_not_fit_the_tensors_is_refused(tmp_path, encoder):
+  save_tensors(tmp_path / 'model.safetensors', theirs(encoder, clip_image.TRANSFORMERS))
+  for wrong, message in [
+    (dict(hidden_act='gelu'), "hidden_act is 'gelu'"),
+    (dict(num_hidden_layers=3), '- vision_model.encoder.layers.2.'),
+    (dict(num_attention_heads=5), 'width 64 cannot have 5 heads'),
+  ]:
+    (tmp_path / 'config.json').write_text(json.dumps(CONFIG | wrong))
+    assert message in refusal('clip', tmp_path)
+
+
+# Batches
+
+
+def test_vectors_do_not_depend_on_the_batch(network):
+  several = pictures(7)
+  expected = np.stack([network([picture])[0] for picture in several])
+  assert np.abs(expected - expected[:1]).max() > 0.05
+  for batch_size in (1, 2, 3, 7, 32):
+    np.testing.assert_allclose(network(iter(several), batch_size), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_of_any_size_and_none_at_all(network):
+  several = [pictures(1, size)[0] for size in ((32, 32), (200, 33), (50, 64))]
+  assert network(iter(several)).shape == (3, 12)
+  assert network(iter([])).shape == (0, 12)
+  with pytest.raises(ValueError, match='batch_size is 0'):
+    network(iter(several), 0)
+
+
+def test_few_sizes_of_batch_are_compiled():
+  seen = []
+  double = lambda x: (seen.append(len(x)), 2 * x)[1]
+  rows = [(np.full((2,), i),) for i in range(21)]
+  result = np.concatenate(list(features.run_batches(double, rows, 8)))
+  np.testing.assert_array_equal(result, 2 * np.arange(21)[:, None] * np.ones((1, 2), int))
+  assert seen == [8, 8, 8]
+  for n, sizes in [(1, [1]), (3, [4]), (5, [8]), (8, [8]), (9, [8, 8])]:
+    seen.clear()
+    assert sum(map(len, features.run_batches(double, rows[:n], 8))) == n
+    assert seen == sizes
+
+
+def test_rows_of_other_shapes_come_in_batches_of_their_own():
+  rows = [(np.zeros(n),) for n in (2, 2, 3, 2)]
+  shapes = [piece.shape for piece in features.run_batches(lambda x: x, rows, 4)]
+  assert shapes == [(2, 2), (1, 3), (1, 2)]
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(network):
+  """A picture is asked for only when those before it are nearly done."""
+  done, most = 0, 0
+
+  def asked(several):
+    nonlocal most
+    for i, picture in enumerate(several):
+      most = max(most, i - done)
+      yield picture
+
+  prepared = parallel.in_parallel(network.prepare, asked(pictures(3) * 40), threads=2)
+  for piece in network.stream(prepared, 8):
+    done += len(piece)
+  assert done == 120 and most <= 2 * 8 + 2 * 2
+
+
+def test_threads_keep_the_order_and_errors_come_in_their_place():
+  later = threading.Event()
+
+  def slow_first(i):
+    if i == 0:
+      later.wait(5)
+    if i == 1:
+      later.set()
+    if i == 6:
+      raise KeyError('the seventh')
+    return i
+
+  results = parallel.in_parallel(slow_first, range(100), threads=2)
+  assert [next(results) for _ in range(6)] == list(range(6))
+  with pytest.raises(KeyError, match='seventh'):
+    next(results)
+
+
+def test_networks_compute_in_full_float32(network):
+  """On accelerators too, where a float32 product is by default a rounded one."""
+  jaxpr = str(network.batch.func.trace(*network.batch.args, jnp.zeros((1, 32, 32, 3))).jaxpr)
+  products = jaxpr.count('dot_general[') + jaxpr.count('conv_general_dilated[')
+  assert products > 10 and jaxpr.count('HIGHEST') >= products
+
+
+# LPIPS
+
+
+@pytest.fixture(scope='module')
+def distance(tmp_path_factory):
+  """A whole LPIPS in two files, as its publishers give it."""
+  model = with_random_weights(lambda: LPIPS('alex', rngs=keys()), scale=0.03)
+  tensors, folder = theirs(model, lpips.TABLES['alex']), tmp_path_factory.mktemp('lpips')
+  linear = {name: 50 * np.abs(value) for name, value in tensors.items() if name.startswith('lin')}
+  rest = {name: value for name, value in tensors.items() if name not in linear}
+  save_tensors(folder / 'alex.safetensors', linear)
+  save_tensors(folder / 'alexnet.safetensors', rest | {'classifier.6.bias': np.zeros(1000)})
+  return features.load_lpips('lpips_alex', folder)
+
+
+def test_distance_is_zero_for_equal_and_symmetric(distance):
+  a, b = pictures(3, (40, 50)), pictures(3, (40, 50), seed=1)
+  assert distance.name == 'lpips_alex'
+  np.testing.assert_allclose(distance(zip(a, a)), np.zeros(3), atol=1e-12)
+  there, back = distance(zip(a, b)), distance(zip(b, a))
+  np.testing.assert_allclose(there, back, rtol=1e-5)
+  assert (there > 0.01).all()
+  np.testing.assert_allclose(distance(zip(a, b), 2), there, rtol=1e-4)
+  assert distance(zip([], [])).shape == (0,)
+
+
+def test_distance_within_a_region_sees_the_change_there(distance):
+  a = pictures(1, (96, 96))[0]
+  b = a.copy()
+  b[:20, :20] = 255 - b[:20, :20]
+  near, far = np.zeros((2, 96, 96), bool)
+  near[:20, :20] = far[88:, 88:] = True
+  values = distance.within(iter([(a, b, near), (a, b, far), (a, b, near | far)]))
+  assert values[0] > 10 * values[1]
+  shares = np.array([near.sum(), far.sum()]) / (near | far).sum()
+  np.testing.assert_allclose(values[2], shares @ values[:2], rtol=1e-4)
+
+
+def test_pairs_that_cannot_be_compared_are_refused(distance):
+  a, b, small = pictures(1)[0], pictures(1, (40, 57))[0], pictures(1, (30, 40))[0]
+  with pytest.raises(UserError, match='at least 31 x 31 pixels, not 56 x 40 and 57 x 40'):
+    distance(iter([(a, b)]))
+  with pytest.raises(UserError, match='not 40 x 30 and 40 x 30'):
+    distance(iter([(small, small)]))
+  for region in (np.zeros((40, 56), bool), np.ones((56, 40), bool)):
+    with pytest.raises(UserError, match='region'):
+      distance.within(iter([(a, a, region)]))
+
+
+# The networks
+
+
+def test_inception_does_not_count_what_it_pads_with():
+  block = fresh(lambda: BlockA(8, 4, rngs=keys()))
+  pooled = jitted(block)(jnp.ones((1, 9, 9, 8)))[0, :, :, -4:]  # the last branch
+  assert float(pooled.max()) > 0.01
+  np.testing.assert_allclose(pooled, jnp.broadcast_to(pooled[4, 4], (9, 9, 4)), rtol=1e-5)
+
+
+def test_dino_names_both_sizes(vit):
+  with pytest.raises(ValueError, match='images of 24x24 and is built for 32x32'):
+    vit(jnp.zeros((1, 24, 24, 3)))
+
+
+def test_networks_see_pictures_as_preprocess_shows_them(network):
+  picture = pictures(1, (64, 40))[0]
+  prepared = preprocess.centre(picture, 32)
+  np.testing.assert_array_equal(network([picture]), network.embed([prepared]))

@@ -1,0 +1,302 @@
+"""Batch k is a function of (seed, k), whatever the number of hosts, workers and threads."""
+
+import itertools
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from exedit.input_pipeline import loader, tfrecord
+from exedit.input_pipeline.errors import DataError, Unusable
+from tests import FIXTURES, ROOT
+
+FIXTURE = FIXTURES / 'open_images_v4-train.tfrecord-00000-of-00001'
+RECORDS = 37
+
+
+def probe(features, rng, *, scale=1):
+  """The record's own number and a random draw: all that the loader is responsible for."""
+  number = int(features['number'][0])
+  if number == 1000:
+    raise DataError('a.jpg: not a readable image')
+  if number == 2000:
+    raise Unusable('a.jpg: no box')
+  return dict(number=np.int64(number * scale), draw=rng.integers(2**62, size=2))
+
+
+def write(root, numbers, shards=3):
+  records = [tfrecord.serialize_example({'number': np.array([number])}) for number in numbers]
+  paths = [f'{root}/x-train.tfrecord-{i:05d}-of-{shards:05d}' for i in range(shards)]
+  for i, path in enumerate(paths):
+    tfrecord.write_shard(path, records[i::shards])
+  return paths
+
+
+@pytest.fixture
+def root(tmp_path):
+  write(tmp_path, range(RECORDS))
+  return str(tmp_path)
+
+
+def take(root, count, batch_size=8, **options):
+  iterator = loader.batches(root, 'train', batch_size, make_example=probe, **options)
+  batches = list(itertools.islice(iterator, count))
+  iterator.close()
+  return batches
+
+
+def rows(batches):
+  """{id: (number, draws)} of all rows, each id once."""
+  batches = list(batches)
+  keys = [int(i) for batch in batches for i in batch['id']]
+  values = [
+    (int(number), *draw.tolist())
+    for batch in batches
+    for number, draw in zip(batch['number'], batch['draw'], strict=True)
+  ]
+  assert len(set(keys)) == len(keys)
+  return dict(zip(keys, values, strict=True))
+
+
+def same(a, b):
+  assert len(a) == len(b)
+  for one, other in zip(a, b, strict=True):
+    assert sorted(one) == sorted(other)
+    for name in one:
+      np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_batch_holds_what_the_contract_says(tmp_path):
+  shutil.copy(FIXTURE, tmp_path)
+  iterator = loader.batches(str(tmp_path), 'train', 6, size=32, exemplar_size=16)
+  batch = next(iterator)
+  iterator.close()
+  assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
+    'image': ((6, 32, 32, 3), 'uint8'),
+    'mask': ((6, 32, 32), 'uint8'),
+    'exemplar': ((6, 16, 16, 3), 'uint8'),
+    'id': ((6,), 'int32'),
+    'corrupt': ((6,), 'int32'),
+  }
+  assert batch['id'].tolist() == list(range(6))
+  assert not batch['corrupt'].any()
+  assert batch['mask'].max() == 255
+
+
+# Determinism.
+
+
+def test_the_seed_decides_everything(root):
+  same(take(root, 6, seed=3), take(root, 6, seed=3))
+  a, b = rows(take(root, 4, seed=3)), rows(take(root, 4, seed=4))
+  assert [value[0] for value in a.values()] != [value[0] for value in b.values()]
+  assert not {value[1] for value in a.values()} & {value[1] for value in b.values()}
+
+
+@pytest.mark.parametrize('shard_count', [2, 4])
+def test_the_number_of_hosts_changes_nothing_but_who_reads(root, shard_count):
+  whole = take(root, 12)
+  parts = [take(root, 12, shard_index=i, shard_count=shard_count) for i in range(shard_count)]
+  for k in range(12):
+    assert rows(part[k] for part in parts) == rows([whole[k]])
+    assert all(len(part[k]['id']) == 8 // shard_count for part in parts)
+
+
+def test_threads_and_prefetch_change_nothing(root):
+  same(take(root, 12, threads=1, prefetch=1), take(root, 12, threads=7, prefetch=20))
+
+
+def test_worker_processes_change_nothing(root):
+  same(take(root, 12), take(root, 12, workers=2, threads=1))
+
+
+def test_resuming_is_continuing(root):
+  whole = take(root, 14)
+  same(whole[9:], take(root, 5, start_step=9))
+  halves = [take(root, 5, start_step=9, shard_index=i, shard_count=2) for i in range(2)]
+  assert rows(itertools.chain(*halves)) == rows(whole[9:])
+
+
+def test_resuming_far_ahead_replays_nothing(root, monkeypatch):
+  asked = []
+  read = tfrecord.Source.__getitem__
+  monkeypatch.setattr(
+    tfrecord.Source, '__getitem__', lambda self, i: asked.append(i) or read(self, i)
+  )
+  batch = take(root, 1, start_step=10**9, threads=1, prefetch=1)[0]
+  assert len(asked) <= 3 * 8
+  np.testing.assert_array_equal(batch['id'], (np.arange(8) + 8 * 10**9) % 2**31)
+  assert batch['id'].dtype == np.int32
+
+
+def test_every_record_comes_once_in_an_epoch_in_another_order_in_the_next(root):
+  stream = rows(take(root, 2 * RECORDS // 2, batch_size=2))
+  numbers = [stream[i][0] for i in range(2 * RECORDS)]
+  assert sorted(numbers[:RECORDS]) == sorted(numbers[RECORDS:]) == list(range(RECORDS))
+  assert numbers[:RECORDS] != numbers[RECORDS:]
+  assert numbers[:RECORDS] != sorted(numbers[:RECORDS])
+  assert len({value[1] for value in stream.values()}) == 2 * RECORDS  # no random number comes twice
+
+
+def test_the_shuffle_is_global(root):
+  """Not shard by shard: the records of each shard are spread over the whole epoch."""
+  numbers = [value[0] for value in rows(take(root, RECORDS, batch_size=1)).values()]
+  for shard in range(3):  # record n was written to shard n % 3
+    places = [place for place, number in enumerate(numbers) if number % 3 == shard]
+    assert min(places) < RECORDS / 4 and max(places) > RECORDS * 3 / 4
+
+
+def test_without_shuffle_the_order_is_that_of_the_shards(root):
+  numbers = [v[0] for v in rows(take(root, RECORDS, batch_size=1, shuffle=False)).values()]
+  assert numbers == [n for shard in range(3) for n in range(shard, RECORDS, 3)]
+
+
+def test_settings_reach_the_example(root):
+  one, two = take(root, 1)[0], take(root, 1, scale=2)[0]
+  np.testing.assert_array_equal(two['number'], 2 * one['number'])
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs /proc')
+def test_workers_do_not_outlive_a_killed_trainer(root):
+  program = f"""if __name__ == '__main__':
+    import multiprocessing, time
+    import test_loader
+    iterator = test_loader.loader.batches(
+      {root!r}, 'train', 8, workers=1, make_example=test_loader.probe)
+    next(iterator)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(1000)
+  """
+  here = ROOT / 'tests'
+  path = os.pathsep.join([str(here), str(here.parent)])
+  trainer = subprocess.Popen(
+    [sys.executable, '-c', program],
+    stdout=subprocess.PIPE,
+    text=True,
+    env=os.environ | {'PYTHONPATH': path},
+  )
+  pids = [int(pid) for pid in trainer.stdout.readline().split()]
+  assert pids
+  trainer.kill()
+  trainer.wait()
+  for _ in range(300):
+    if not any(os.path.exists(f'/proc/{pid}') for pid in pids):
+      break
+    time.sleep(0.1)
+  else:
+    [os.kill(pid, signal.SIGKILL) for pid in pids]
+    pytest.fail('a worker process was still there half a minute after its trainer was killed')
+
+
+# Damage.
+
+
+@pytest.fixture
+def flipped(tmp_path):
+  """The same records with one of them (number 4) damaged, and where it lies."""
+  paths = write(tmp_path, range(RECORDS))
+  offset = int(tfrecord.index(paths[1])[1, 0])
+  with open(paths[1], 'r+b') as file:
+    file.seek(offset + 2)
+    file.write(b'\xff')
+  return str(tmp_path), paths[1], offset
+
+
+def test_a_corrupt_record_is_named_once_counted_and_replaced(flipped, caplog):
+  root, shard, offset = flipped
+  sound = take(root, 15, shuffle=False)  # three epochs
+  corrupt = [number for batch in sound for number in batch['number'][batch['corrupt'] == 1]]
+  assert corrupt == [7, 7, 7]  # the next one in its shard stands in, three times
+  named = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+  assert named == [f'corrupt record in {shard} at byte {offset}: bad data CRC; skipped']
+  same(sound, take(root, 15, shuffle=False))
+
+
+def test_a_corrupt_record_is_the_same_with_other_hosts_and_workers(flipped):
+  root = flipped[0]
+  whole = take(root, 10)
+  assert sum(batch['corrupt'].sum() for batch in whole) == 2
+  parts = [take(root, 10, shard_index=i, shard_count=2) for i in range(2)]
+  assert rows(itertools.chain(*parts)) == rows(whole)
+  same(whole, take(root, 10, workers=2))
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_corrupt_record_can_be_fatal(flipped, workers):
+  root, shard, offset = flipped
+  with pytest.raises(tfrecord.CorruptRecord, match='bad data CRC') as caught:
+    take(root, 10, on_corrupt='fatal', workers=workers)
+  assert (caught.value.shard, caught.value.offset) == (shard, offset)
+
+
+def test_the_batches_before_a_fatal_record_are_still_given(flipped):
+  first = next(k for k, batch in enumerate(take(flipped[0], 10)) if batch['corrupt'].any())
+  assert len(take(flipped[0], first, on_corrupt='fatal')) == first
+
+
+def test_an_image_that_cannot_be_decoded_is_corrupt(tmp_path, caplog):
+  paths = write(tmp_path, [0, 1000, 2, 3], shards=1)
+  batches = take(str(tmp_path), 2, batch_size=4, shuffle=False)
+  assert [batch['number'].tolist() for batch in batches] == [[0, 2, 2, 3]] * 2
+  assert [batch['corrupt'].tolist() for batch in batches] == [[0, 1, 0, 0]] * 2
+  offset = tfrecord.index(paths[0])[1, 0]
+  assert f'{paths[0]} at byte {offset}: a.jpg: not a readable image' in caplog.text
+  assert caplog.text.count('not a readable image') == 1
+
+
+def test_a_record_without_a_box_is_replaced_but_not_called_corrupt(tmp_path, caplog):
+  write(tmp_path, [0, 1, 2, 2000], shards=1)
+  [batch] = take(str(tmp_path), 1, batch_size=4, shuffle=False)
+  assert batch['number'].tolist() == [0, 1, 2, 0]  # past the end comes the beginning
+  assert not batch['corrupt'].any() and not caplog.text
+
+
+def test_records_none_of_which_can_be_used_end_the_run(tmp_path):
+  write(tmp_path, [2000, 1000, 2000], shards=1)
+  with pytest.raises(DataError, match='no usable record among 3'):
+    take(str(tmp_path), 1, batch_size=2)
+
+
+def test_a_shard_cut_short_is_skipped_or_fatal(tmp_path, caplog):
+  paths = write(tmp_path, range(RECORDS))
+  with open(paths[2], 'r+b') as file:
+    file.truncate(tfrecord.index(paths[2])[4, 0] + 3)
+  batches = take(str(tmp_path), 1, batch_size=29)
+  lost = set(range(2, RECORDS, 3)) - {2, 5, 8, 11}
+  assert sorted(batches[0]['number'].tolist()) == sorted(set(range(RECORDS)) - lost)
+  assert caplog.text.count('shard cut short') == 1 and paths[2] in caplog.text
+  with pytest.raises(tfrecord.CorruptRecord, match='shard cut short'):
+    take(str(tmp_path), 1, on_corrupt='fatal')
+
+
+# What a person can get wrong: said at the call, in one line.
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    (dict(batch_size=9, shard_count=2), 'batch_size 9 cannot be divided among 2'),
+    (dict(batch_size=0), 'batch_size 0'),
+    (dict(shard_index=2, shard_count=2), 'shard_index 2'),
+    (dict(on_corrupt='ignore'), "'ignore'.*'skip' or 'fatal'"),
+    (dict(scal=2), "unknown data setting 'scal'; did you mean 'scale'"),
+    (dict(start_step=-1), 'start_step -1'),
+  ],
+)
+def test_a_wrong_argument_is_named(root, options, message):
+  arguments = dict(batch_size=8, make_example=probe) | options
+  with pytest.raises(DataError, match=message) as caught:
+    loader.batches(root, 'train', **arguments)
+  assert '\n' not in str(caught.value)
+
+
+def test_shards_without_a_record_are_refused(tmp_path):
+  write(tmp_path, [])
+  with pytest.raises(DataError, match='no whole record'):
+    loader.batches(str(tmp_path), 'train', 8)

@@ -1,0 +1,404 @@
+"""Open Images to shards: the pure functions always, the pipeline where apache_beam is installed.
+
+In Beam's own environment (requirements-prepare.txt and pytest):
+  python -m pytest -o addopts= --noconftest tests/input_pipeline/test_prepare_open_images.py
+"""
+
+import csv
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from exedit.input_pipeline import tfrecord
+from exedit.input_pipeline.errors import DataError
+from launch import prepare_open_images as prepare
+from tests import FIXTURES, ROOT
+
+HEADER = (
+  'ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,'
+  'IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside'
+)
+COLUMNS = tuple(HEADER.split(','))
+
+
+def jpeg(seed, size=(40, 30), orientation=1):
+  pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+  exif = PIL.Image.Exif()
+  exif[0x0112] = orientation
+  file = io.BytesIO()
+  PIL.Image.fromarray(pixels).resize(size).save(file, 'JPEG', exif=exif)
+  return file.getvalue()
+
+
+def row(image_id, x0, x1, y0, y1, label='/m/011k07', source='xclick'):
+  return f'{image_id},{source},{label},1,{x0},{x1},{y0},{y1},0,1,0,0,-1'
+
+
+@pytest.fixture
+def layout(tmp_path):
+  """A small Open Images: 12 sound photos and one of each kind of trouble."""
+  root = tmp_path / 'open-images'
+  (root / 'annotations').mkdir(parents=True)
+  ids = [f'{digit}{n:015x}' for n in range(6) for digit in '0a']
+  rows = [HEADER]
+  for seed, image_id in enumerate(ids):
+    folder = root / 'images' / f'train_{image_id[0]}'
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f'{image_id}.jpg').write_bytes(jpeg(seed))
+    rows.append(row(image_id, 0.1, 0.6, 0.2, 0.7))
+    rows.append(row(image_id, 0.1, 0.2, 0.2, 0.3))  # 1 %
+  sound = root / 'images' / 'train_0' / f'{ids[0]}.jpg'
+  (root / 'images' / 'train_0' / '0cut.jpg').write_bytes(sound.read_bytes()[:-60])
+  (root / 'images' / 'train_0' / '0turned.jpg').write_bytes(jpeg(99, orientation=6))
+  rows += [row('0cut', 0.1, 0.6, 0.2, 0.7), row('0turned', 0.1, 0.6, 0.2, 0.7)]
+  rows += [row('0gone', 0.1, 0.6, 0.2, 0.7), row('0gone', 0.2, 0.6, 0.2, 0.7)]
+  rows += [row('5elsewhere', 0.1, 0.6, 0.2, 0.7)]  # there is no folder train_5
+  rows += [row('0large', 0, 1, 0, 1), row('0bad', 0.6, 0.1, 0.2, 0.7), row('0bad', '?', 1, 0, 1)]
+  (root / 'annotations' / 'oidv6-train-annotations-bbox.csv').write_text('\n'.join(rows) + '\n')
+  (root / 'annotations' / 'class-descriptions-boxable.csv').write_text(
+    '/m/011k07,Tortoise\n/m/011q46kg,Container\n'
+  )
+  return root
+
+
+def split_of(layout, output, *flags):
+  argv = [f'--input={layout}', f'--output={output}', '--splits=train', '--shards=3', *flags]
+  return prepare.find_split(prepare.arguments(argv)[0], 'train')
+
+
+def lines_of(layout):
+  table = layout / 'annotations' / 'oidv6-train-annotations-bbox.csv'
+  return table.read_text().splitlines()[1:]
+
+
+def test_it_imports_nothing_that_its_requirements_do_not_name():
+  script = """
+import sys
+from importlib.metadata import packages_distributions
+before = {*sys.modules}
+import launch.prepare_open_images
+names = {name.partition('.')[0] for name in {*sys.modules} - before}
+print(*sorted({d for name in names for d in packages_distributions().get(name, [])}))
+"""
+  result = subprocess.run(
+    [sys.executable, '-I', '-c', f'import sys; sys.path.insert(0, {str(ROOT)!r})' + script],
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  named = re.findall(r'^[a-z0-9-]+', (ROOT / 'requirements-prepare.txt').read_text(), re.M)
+  assert set(result.stdout.split()) <= {*named}
+  assert 'numpy' in result.stdout.split()
+
+
+def test_an_image_has_one_shard_for_ever():
+  assert [prepare.shard_of(f'{i:016x}', 8) for i in range(6)] == [3, 1, 6, 5, 2, 4]
+
+
+def test_images_spread_evenly_over_the_shards():
+  counts = np.bincount([prepare.shard_of(f'{i:016x}', 16) for i in range(16000)], minlength=16)
+  assert abs(counts - 1000).max() < 130  # four standard deviations
+
+
+@pytest.mark.parametrize(
+  'box, reason',
+  [
+    ((0, 0.1, 0, 0.2), None),  # exactly 2 %
+    ((0, 0.8, 0, 1), None),  # exactly 80 %
+    ((0, 0.1, 0, 0.199), 'too_small'),
+    ((0, 0.801, 0, 1), 'too_large'),
+    ((0.5, 0.5, 0, 1), 'malformed'),
+    ((0.1, 1.01, 0, 0.5), 'malformed'),
+    (('nan', 1, 0, 0.5), 'malformed'),
+    (('', 1, 0, 0.5), 'malformed'),
+  ],
+)
+def test_boxes_are_sorted_by_their_share_of_the_image(layout, box, reason):
+  split = split_of(layout, 'out')
+  kept, dropped = prepare.sort_boxes([row('a', *box).split(',')], split)
+  assert len(kept) == (reason is None) and dropped == ({reason: 1} if reason else {})
+
+
+def test_a_short_row_is_malformed(layout):
+  kept, dropped = prepare.sort_boxes([['a', 'xclick', '0.5']], split_of(layout, 'out'))
+  assert not kept and dropped == {'malformed': 1}
+
+
+def test_every_image_and_box_is_accounted_for(layout, tmp_path):
+  report = {}
+  records = list(prepare.records(lines_of(layout), split_of(layout, tmp_path), report))
+  assert len(records) == 13
+  assert report['images'] == dict(
+    kept=13, missing=1, unreadable=1, folder_absent=1, no_fitting_box=2
+  )
+  assert report['boxes'] == dict(
+    kept=13, too_small=12, too_large=1, malformed=2, of_lost_images=1 + 2 + 1
+  )
+  assert sum(report['boxes'].values()) == len(lines_of(layout))
+  assert report['exif_rotated'] == 1
+  [[missing, path]], [[unreadable, why]] = report['missing'], report['unreadable']
+  assert missing == '0gone' and path.endswith('images/train_0/0gone.jpg')
+  assert unreadable == '0cut' and '0cut.jpg' in why
+
+
+def test_records_hold_the_photo_as_it_is_and_boxes_as_tfds_names_them(layout, tmp_path):
+  first, *_ = prepare.records(lines_of(layout), split_of(layout, tmp_path), {})
+  features = tfrecord.parse_example(first)
+  name = features['image/filename'][0].decode()
+  assert features['image'][0] == (layout / 'images' / 'train_0' / name).read_bytes()
+  np.testing.assert_array_equal(features['bobjects/bbox'], np.float32([0.2, 0.1, 0.7, 0.6]))
+  assert features['bobjects/label'].tolist() == [0] and features['bobjects/source'].tolist() == [4]
+  flags = [features[f'bobjects/{name}'].tolist() for name in prepare.FLAGS.values()]
+  assert flags == [[0], [1], [0], [0], [-1]]
+
+
+def test_the_order_of_the_table_does_not_matter(layout, tmp_path):
+  split = split_of(layout, tmp_path)
+  lines = lines_of(layout)
+  forward = list(prepare.records(lines, split, {}))
+  assert forward == list(prepare.records(lines[::-1], split, {}))
+
+
+def test_a_table_with_few_columns_gives_records_without_the_others(layout, tmp_path):
+  table = layout / 'annotations' / 'oidv6-train-annotations-bbox.csv'
+  table.write_text('ImageID,XMin,XMax,YMin,YMax\n0000000000000000,0.1,0.6,0.2,0.7\n')
+  (layout / 'annotations' / 'class-descriptions-boxable.csv').unlink()
+  [record] = prepare.records(lines_of(layout), split_of(layout, tmp_path), {})
+  features = tfrecord.parse_example(record)
+  assert features['bobjects/label'].tolist() == [-1]
+  assert 'bobjects/is_occluded' not in features
+
+
+def table(features, names):
+  """The boxes as rows, in an order of their own."""
+  count = len(features['bobjects/label'])
+  return sorted(zip(*[features[name].reshape(count, -1).tolist() for name in names], strict=True))
+
+
+def test_our_records_are_those_of_tensorflow_datasets(tmp_path):
+  """The same table and photos through the published builder (the fixture) and through ours."""
+  made = importlib.util.spec_from_file_location('made', FIXTURES / 'make_tfds_fixture.py')
+  fixture = importlib.util.module_from_spec(made)
+  made.loader.exec_module(fixture)
+  shard = tmp_path / fixture.SHARD
+  shard.write_bytes((FIXTURES / fixture.SHARD).read_bytes())
+  source = tfrecord.Source([str(shard)])
+  theirs = {}
+  folder = tmp_path / 'images' / 'train_0'
+  folder.mkdir(parents=True)
+  for i in range(len(source)):
+    features = tfrecord.parse_example(source[i])
+    name = features['image/filename'][0].decode()
+    theirs[name] = features
+    (folder / name).write_bytes(features['image'][0])
+
+  header, *lines = fixture.BOXES.splitlines()
+  labels = {'/m/011k07': 0, '/m/011q46kg': 1, '/m/012074': 2, '/m/0zvk5': 600}
+  split = prepare.Split(
+    'train', '', tuple(header.split(',')), str(tmp_path / 'images'), ('train_0',), labels,
+    str(tmp_path), 1, min_area=0, max_area=1
+  )  # fmt: skip
+  ours = [tfrecord.parse_example(record) for record in prepare.records(lines, split, {})]
+  assert len(ours) == 3  # the fourth photo has no box: it trains nothing
+  for features in ours:
+    other = theirs[features['image/filename'][0].decode()]
+    assert features['image'] == other['image']
+    names = sorted(name for name in other if name.startswith('bobjects/'))
+    assert names == sorted(name for name in features if name.startswith('bobjects/'))
+    assert table(features, names) == table(other, names)
+    assert all(features[name].dtype == other[name].dtype for name in names)
+
+
+def test_a_shard_is_finished_when_it_and_its_report_are_there(layout, tmp_path):
+  split = split_of(layout, tmp_path / 'out')
+  assert prepare.finished(split) == []
+  for shard in (0, 2):
+    prepare.make_shard(shard, lines_of(layout)[shard::3], split)
+  assert prepare.finished(split) == [0, 2]
+  os.unlink(split.report_path(0))  # stopped between the two
+  assert prepare.finished(split) == [2]
+
+
+def test_another_run_into_the_same_folder_must_have_the_same_settings(layout, tmp_path):
+  prepare.check_settings(split_of(layout, tmp_path / 'out'))
+  prepare.check_settings(split_of(layout, tmp_path / 'out'))
+  with pytest.raises(DataError, match=r'begun with min_area 0\.02, now it is 0\.1'):
+    prepare.check_settings(split_of(layout, tmp_path / 'out', '--min_area=0.1'))
+
+
+@pytest.mark.parametrize(
+  'break_it, message',
+  [
+    (lambda root: (root / 'annotations').rename(root / 'x'), "no folder '.*annotations'"),
+    (lambda root: next((root / 'annotations').glob('*train*')).unlink(), 'found none'),
+    (lambda root: (root / 'images').rename(root / 'x'), 'no image folder train or train_0'),
+    (
+      lambda root: next((root / 'annotations').glob('*train*')).write_text('ImageID,XMin\n'),
+      'needs the columns ImageID, XMin, XMax.*it has ImageID, XMin',
+    ),
+    (
+      lambda root: (root / 'annotations' / 'train-annotations-bbox.csv').touch(),
+      r'must hold one \*train-annotations-bbox\.csv; found \[',
+    ),
+  ],
+)
+def test_what_is_wrong_with_the_input_is_said_in_one_line(layout, break_it, message):
+  break_it(layout)
+  with pytest.raises(DataError, match=message) as caught:
+    split_of(layout, 'out')
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (['--min_are=0.1'], '--min_are; did you mean --min_area'),
+    (['--min_area=0.9'], r'--min_area 0\.9 and --max_area 0\.8'),
+    (['--splits=train,val'], "unknown split 'val'.*train, validation, test"),
+    (['--shards=-1'], '--shards -1'),
+  ],
+)
+def test_a_wrong_flag_is_named(flags, message):
+  with pytest.raises(DataError, match=message):
+    prepare.arguments(['--input=a', '--output=b', *flags])
+
+
+def test_flags_of_a_runner_pass_through():
+  flags = ['--runner=FlinkRunner', '--flink_master=host:8081', '--parallelism', '64']
+  assert prepare.arguments(['--input=a', '--output=b', *flags])[1] == flags
+
+
+def run_command(*flags):
+  return subprocess.run(
+    [sys.executable, '-m', 'launch.prepare_open_images', *flags],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+
+
+def test_the_command_ends_a_wrong_input_with_one_line_and_status_2(tmp_path):
+  done = run_command(f'--input={tmp_path / "none"}', f'--output={tmp_path / "out"}')
+  assert done.returncode == 2
+  assert done.stderr.splitlines() == [
+    f'prepare_open_images: --input {str(tmp_path / "none")!r} is not a folder'
+  ]
+  assert not (tmp_path / 'out').exists()
+
+
+# With Beam.
+
+
+@pytest.fixture
+def beam():
+  return pytest.importorskip('apache_beam')
+
+
+def command(layout, output, *flags):
+  return run_command(
+    f'--input={layout}', f'--output={output}', '--splits=train', '--shards=3', *flags
+  )
+
+
+@pytest.mark.parametrize(
+  'flags', [[], ['--direct_running_mode=multi_processing', '--direct_num_workers=2']]
+)
+def test_the_whole_pipeline(beam, layout, tmp_path, flags):
+  done = command(layout, tmp_path / 'out', *flags)
+  assert done.returncode == 0, done.stderr
+  assert (
+    'images: kept 13, folder_absent 1, missing 1, no_fitting_box 2, unreadable 1' in done.stdout
+  )
+  assert '3/3 shards, 13 images' in done.stderr
+  source = tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'out'), 'train'))
+  expected = list(prepare.records(lines_of(layout), split_of(layout, tmp_path / 'x'), {}))
+  assert sorted(source[i] for i in range(len(source))) == sorted(expected)
+  manifest = json.loads((tmp_path / 'out' / 'manifest.json').read_text())['train']
+  assert manifest['settings']['min_area'] == 0.02
+  for shard in manifest['shards']:
+    assert os.path.getsize(tmp_path / 'out' / shard['shard']) == shard['bytes']
+  assert sum(shard['records'] for shard in manifest['shards']) == 13
+  dropped = list(csv.DictReader((tmp_path / 'out' / 'dropped.csv').open()))
+  assert {(d['image'], d['reason']) for d in dropped} == {
+    ('0gone', 'missing'),
+    ('0cut', 'unreadable'),
+  }
+
+
+def test_only_what_is_missing_is_made_again(beam, layout, tmp_path):
+  assert command(layout, tmp_path / 'out').returncode == 0
+  shards = sorted((tmp_path / 'out').glob('*.tfrecord-*'))
+  before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in shards]
+  shards[1].unlink()
+  (tmp_path / 'out' / f'.{shards[1].name}.x1y2').write_bytes(b'half')  # what SIGKILL leaves
+  done = command(layout, tmp_path / 'out')
+  assert done.returncode == 0 and 'kept 13' in done.stdout
+  assert not list((tmp_path / 'out').glob('.*'))
+  after = [(path.read_bytes(), path.stat().st_mtime_ns) for path in shards]
+  assert [a[0] for a in after] == [b[0] for b in before]
+  assert [a[1] == b[1] for a, b in zip(after, before, strict=True)] == [True, False, True]
+
+
+def test_a_full_disk_is_one_line_and_status_2(beam, layout, tmp_path):
+  """A limit on the size of files stands in for the disk."""
+  line = (
+    f'ulimit -f 1; exec {sys.executable} -m launch.prepare_open_images '
+    f'--input={layout} --output={tmp_path / "out"} --splits=train --shards=1'
+  )
+  done = subprocess.run(
+    ['bash', '-c', line],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert done.returncode == 2
+  assert 'File too large' in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
+  assert not list((tmp_path / 'out').glob('*tfrecord*')) and not list((tmp_path / 'out').glob('.*'))
+
+
+def test_other_stores_are_reached_through_beam(beam, layout, tmp_path):
+  """A file system that only Beam knows: the local disk under another scheme, in place of gs://."""
+  from apache_beam.io import filesystem, localfilesystem
+
+  class Mirror(localfilesystem.LocalFileSystem):
+    @classmethod
+    def scheme(cls):
+      return 'mirror'
+
+    def create(self, path, *args, **options):
+      os.makedirs(os.path.dirname(path[9:]), exist_ok=True)
+      return super().create(path[9:], *args, **options)
+
+    def open(self, path, *args, **options):
+      return super().open(path[9:], *args, **options)
+
+    def exists(self, path):
+      return os.path.exists(path[9:])
+
+    def metadata(self, path):
+      return filesystem.FileMetadata(path, os.path.getsize(path[9:]))
+
+    def _list(self, folder):
+      for path in pathlib.Path(folder[9:]).glob('*'):
+        yield self.metadata(f'mirror://{path}')
+
+  prepare.prepare(
+    [f'--input=mirror://{layout}', f'--output=mirror://{tmp_path}/out', '--splits=train']
+    + ['--shards=3', '--verbose']
+  )
+  here = tmp_path / 'here'
+  prepare.prepare([f'--input={layout}', f'--output={here}', '--splits=train', '--shards=3'])
+  there = sorted((tmp_path / 'out').glob('*.tfrecord-*'))
+  assert [p.read_bytes() for p in there] == [
+    p.read_bytes() for p in sorted(here.glob('*.tfrecord-*'))
+  ]
+  assert len(there) == 3

@@ -1,0 +1,99 @@
+"""The contact sheet's door: a sheet with as many examples as asked for, statistics, refusals."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from exedit.input_pipeline import doors, show, synthetic
+from tests import ROOT
+
+CONFIG = """
+import ml_collections
+def get_config(variant='tiny'):
+  if variant != 'tiny':
+    raise ValueError(f'no variant {variant}')
+  data = dict(root='data', split='train', size=32, exemplar_size=24)
+  return ml_collections.ConfigDict(dict(
+    seed=1, data=data, synthetic=dict(scenes=12, val_scenes=3, shards=1)))
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('show')
+  (folder / 'config.py').write_text(CONFIG)
+  synthetic.write(str(folder / 'data'), scenes=12, val_scenes=3, shards=1)
+  return folder
+
+
+@pytest.fixture
+def door(folder, monkeypatch):
+  """Runs the door as the command line would, without another interpreter."""
+  monkeypatch.chdir(folder)
+
+  def run(*flags):
+    monkeypatch.setattr(sys, 'argv', ['show', *flags])  # where ml_collections looks for overrides
+    doors.run(show.main, show._flags(), show.__doc__, sys.argv)
+
+  return run
+
+
+def test_the_door_draws_the_sheet(folder):
+  run = subprocess.run(
+    [sys.executable, '-m', 'input_pipeline.show', '--config=config.py:tiny']
+    + ['--output=out/sheet.png', '--count=5'],
+    cwd=folder,
+    env=os.environ | {'PYTHONPATH': ROOT},
+    capture_output=True,
+    text=True,
+  )
+  assert run.returncode == 0, run.stderr
+  assert 'data train: 12 records' in run.stdout and 'box area' in run.stdout
+  sheet = np.asarray(PIL.Image.open(folder / 'out' / 'sheet.png'))
+  assert sheet.shape[0] > 3 * show._CELL and sheet.shape[1] > 8 * show._CELL
+  assert os.listdir(folder / 'out') == ['sheet.png']
+
+
+def test_the_split_can_be_named(door, capsys):
+  door('--config=config.py', '--output=v.png', '--count=2', '--split=validation')
+  assert 'data validation: 3 records' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'flags, line',
+  [
+    ([], '--config is missing'),
+    (['--config=none.py'], "--config: No such file or directory: 'none.py'"),
+    (['--config=config.py:huge'], '--config: no variant huge'),
+    (['--config=config.py', '--config.data.rot=x'], 'the config has no key rot'),
+    (['--config=config.py', '--config.data.size=x'], "invalid literal for int() with base 10: 'x'"),
+    (['--config=config.py', '--config.data.size=0'], 'data.size is 0: it must be at least 1'),
+    (['--config=config.py', '--count=0'], '--count=0: must be at least 1'),
+    (['--config=config.py', '--output=sheet.doc'], '--output=sheet.doc: name a .png or .jpg file'),
+    (['--config=config.py', '--split=test'], "no shards of split 'test'"),
+    (['--config=config.py', '--config.synthetic.scenes=13'], 'scenes=12, not scenes=13'),
+  ],
+)
+def test_the_door_refuses_in_one_line(door, capsys, folder, flags, line):
+  flags = flags if any('--output' in flag for flag in flags) else [*flags, '--output=no.png']
+  with pytest.raises(SystemExit) as stop:
+    door(*flags)
+  assert stop.value.code == 2
+  said = capsys.readouterr().err
+  assert line in said and said.startswith('error: ') and said.count('\n') == 1
+  assert not (folder / 'no.png').exists()
+
+
+def test_the_hole_is_grey_and_the_rest_is_kept():
+  image = np.full((16, 16, 3), 200, np.uint8)
+  mask = np.zeros((16, 16), np.uint8)
+  mask[:8] = 255
+  picture, shown, masked, exemplar = show.cells(dict(image=image, mask=mask, exemplar=image))
+  half = show._CELL // 2
+  assert (masked[:half] == 127).all() and (masked[half:] == 200).all()
+  assert (shown[:half] == 255).all() and (shown[half:] == 0).all()
+  assert (picture == 200).all() and (exemplar == 200).all()

@@ -1,0 +1,262 @@
+"""Synthetic data: the same bytes twice, held-out looks, tight boxes, truths alike outside masks."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+
+from exedit.input_pipeline import doors, open_images, scenes, synthetic, tfrecord
+from exedit.input_pipeline.errors import DataError
+from tests import ROOT
+
+SMALL = dict(scenes=7, val_scenes=3, shards=2)
+
+
+def test_a_record_is_the_same_bytes_twice_and_another_by_index_split_and_seed():
+  first = synthetic.record(0, 'train', 5)
+  assert first == synthetic.record(0, 'train', 5)
+  others = [(0, 'train', 6), (0, 'validation', 5), (1, 'train', 5)]
+  assert first not in [synthetic.record(*other) for other in others]
+
+
+def test_records_have_the_schema_and_make_examples():
+  features = tfrecord.parse_example(synthetic.record(3, 'train', 0, size=128))
+  assert {'image', 'image/filename', 'bobjects/bbox', 'bobjects/label'} <= features.keys()
+  assert open_images.decode(features['image'][0]).shape == (128, 128, 3)
+  boxes = np.asarray(features['bobjects/bbox'])
+  assert boxes.dtype == np.float32 and len(boxes) == 4 * len(features['bobjects/label'])
+  example = open_images.make_example(features, np.random.default_rng(0), size=32, exemplar_size=32)
+  assert example['image'].shape == (32, 32, 3)
+
+
+def test_every_scene_has_a_usable_box_and_most_are_large():
+  areas = []
+  for i in range(300):
+    scene, looks = synthetic.scene_at(0, 'train', i)
+    assert len(looks) == len(scene.poses) in (1, 2)
+    boxes = np.array([pose.box for pose in scene.poses]) / scenes.GRID
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    assert (area >= 0.02).all() and (area <= 0.8).all()
+    assert (boxes > 0).all() and (boxes < 1).all()
+    areas.append(area[0])
+  assert 0.3 < np.mean(areas) < 0.45
+
+
+def test_boxes_are_tight():
+  for i in range(60):
+    scene, looks = synthetic.scene_at(0, 'validation', i)
+    for pose, look in zip(scene.poses, looks, strict=True):
+      y0, x0, y1, x1 = (3 * c for c in pose.box)
+      alpha = scenes._silhouette(look.shape, pose.angle, y1 - y0, x1 - x0)
+      assert all(edge.any() for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]))
+      assert alpha.mean() > 0.35
+
+
+def test_looks_of_training_and_the_rest_are_disjoint():
+  key = lambda look: (look.shape, look.pattern, look.repeats, look.color, look.color2)
+  looks = {
+    split: [look for i in range(400) for look in synthetic.scene_at(0, split, i)[1]]
+    for split in ('train', 'validation')
+  }
+  assert not any(map(scenes.is_held_out, looks['train']))
+  assert all(map(scenes.is_held_out, looks['validation']))
+  assert not set(map(key, looks['train'])) & set(map(key, looks['validation']))
+  for part in looks.values():  # both halves know every shape and every pattern
+    assert {look.shape for look in part} == set(scenes.SHAPES)
+    assert {look.pattern for look in part} == set(scenes.PATTERNS)
+
+
+def test_one_look_in_eight_is_held_out():
+  rng = np.random.default_rng(0)
+  looks = [scenes.sample_look(rng, held_out=bool(i % 2)) for i in range(200)]
+  assert [scenes.is_held_out(look) for look in looks] == [bool(i % 2) for i in range(200)]
+  assert len(scenes.SHAPES) >= 10 and len(scenes.PATTERNS) >= 5
+
+
+def test_the_light_falls_on_object_and_background_alike():
+  scene, looks = synthetic.scene_at(0, 'train', 2)
+  dim = dataclasses.replace(scene, light_level=scene.light_level / 2)
+  bright, dark = (scenes.draw(s, looks).astype(float) for s in (scene, dim))
+  assert np.abs(dark - bright / 2).max() <= 1
+
+
+def test_write_is_deterministic_whole_and_named_in_the_manifest(tmp_path):
+  first = synthetic.write(str(tmp_path / 'a'), **SMALL)
+  again = synthetic.write(str(tmp_path / 'b'), **SMALL)
+  assert first == again
+  assert first['settings'] | SMALL == first['settings']
+  with open(tmp_path / 'a' / 'manifest.json') as file:
+    assert json.load(file) == first
+  paths = tfrecord.shard_paths(str(tmp_path / 'a'), 'train')
+  assert len(paths) == 2
+  records = [tfrecord.Source(paths)[i] for i in range(7)]
+  assert records == [synthetic.record(0, 'train', i) for i in range(7)]
+  assert len(tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'a'), 'validation'))) == 3
+
+
+def test_the_split_into_shards_does_not_change_the_scenes(tmp_path):
+  synthetic.write(str(tmp_path), **SMALL | dict(shards=3))
+  source = tfrecord.Source(tfrecord.shard_paths(str(tmp_path), 'train'))
+  assert [source[i] for i in range(7)] == [synthetic.record(0, 'train', i) for i in range(7)]
+
+
+def test_ensure_writes_once_and_repairs_but_does_not_mix_settings(tmp_path):
+  root = str(tmp_path / 'data')
+  manifest = synthetic.ensure(root, **SMALL)
+  shard = os.path.join(root, 'synthetic-train.tfrecord-00000-of-00002')
+  stamp = os.stat(shard).st_mtime_ns
+  assert synthetic.ensure(root, **SMALL) == manifest
+  assert os.stat(shard).st_mtime_ns == stamp
+  with open(shard, 'r+b') as file:
+    file.truncate(10)
+  assert synthetic.ensure(root, **SMALL) == manifest
+  assert os.path.getsize(shard) > 10
+  with pytest.raises(DataError, match='was made with scenes=7, not scenes=8; remove it or name'):
+    synthetic.ensure(root, **SMALL | dict(scenes=8))
+
+
+def test_of_several_at_once_one_draws_and_the_others_wait(tmp_path, monkeypatch, capfd):
+  root, write, drawn = str(tmp_path / 'data'), synthetic.write, []
+
+  def slowly(*args, **kwargs):
+    drawn.append(args)
+    time.sleep(0.5)  # the others are there by then
+    return write(*args, **kwargs)
+
+  monkeypatch.setattr(synthetic, 'write', slowly)
+  with ThreadPoolExecutor(4) as pool:
+    manifests = list(pool.map(lambda _: synthetic.ensure(root, **SMALL), range(4)))
+  assert len(drawn) == 1 and all(manifest == manifests[0] for manifest in manifests)
+  assert f'{root}: another run is drawing the same scenes; waiting for it' in capfd.readouterr().err
+  assert {*os.listdir(root)} == {'manifest.json', *manifests[0]['files']}
+
+
+def test_write_leaves_other_peoples_folders_alone(tmp_path):
+  (tmp_path / 'manifest.json').write_text('{"made_by": "somebody"}')
+  for f in (synthetic.write, synthetic.ensure):
+    with pytest.raises(DataError, match='was not made by input_pipeline.synthetic'):
+      f(str(tmp_path), **SMALL)
+  assert os.listdir(tmp_path) == ['manifest.json']
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+  draw = synthetic.record
+
+  def fail(seed, split, index, size):
+    if index == 5:
+      raise OSError(28, 'No space left on device')
+    return draw(seed, split, index, size)
+
+  monkeypatch.setattr(synthetic, 'record', fail)
+  with pytest.raises(DataError, match='cannot be written .No space left on device'):
+    synthetic.write(str(tmp_path), **SMALL)
+  assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('size, scene_size', [(32, 64), (64, 64), (48, 64), (64, 128)])
+def test_truths_differ_inside_the_mask_only(size, scene_size):
+  kw = dict(seed=4, size=size, exemplar_size=32, scene_size=scene_size)
+  for edit in synthetic.bench(12, **kw):
+    assert edit['truths'].shape == (10, size, size, 3) and edit['mask'].shape == (size, size)
+    assert edit['source'].dtype == edit['exemplar'].dtype == edit['mask'].dtype == np.uint8
+    outside = edit['mask'] == 0
+    np.testing.assert_array_equal(
+      edit['truths'][:, outside], edit['source'][None, outside].repeat(10, 0)
+    )
+    inside = edit['truths'][:, ~outside].astype(int)
+    difference = np.abs(inside[:, None] - inside[None]).mean((2, 3)) + 99 * np.eye(10)
+    assert difference.min() > 1  # no two truths are the same picture
+    assert set(np.unique(edit['mask'])) == {0, 255}
+    rows, columns = np.nonzero(edit['mask'])
+    box = edit['mask'][rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert (box == 255).all()
+
+
+def test_bench_is_deterministic_and_longer_benches_begin_alike():
+  kw = dict(seed=1, size=32, exemplar_size=32)
+  short, long = list(synthetic.bench(2, **kw)), list(synthetic.bench(3, **kw))
+  for a, b in zip(short, long, strict=False):
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])
+  assert not np.array_equal(long[0]['source'], long[1]['source'])
+
+
+def test_bench_answers_are_spread_and_told_by_the_exemplar_alone():
+  """The exemplar, put into the box, is nearest to its truth far above chance; the source is not."""
+  right, chance, answers = [], [], []
+  for edit in synthetic.bench(80, seed=0, size=32, exemplar_size=32):
+    mask, answer = edit['mask'] > 0, edit['answer']
+    rows, columns = np.nonzero(mask)
+    inner = slice(rows.min() + 2, rows.max() - 1), slice(columns.min() + 2, columns.max() - 1)
+    guess = edit['source'].copy()
+    height, width = guess[inner].shape[:2]
+    guess[inner] = cv2.resize(edit['exemplar'], (width, height))
+    right.append(_nearest(guess, edit, mask) == answer)
+    chance.append(_nearest(edit['source'], edit, mask) == answer)
+    answers.append(answer)
+  assert np.mean(right) > 0.5
+  assert np.mean(chance) < 0.2
+  assert set(answers) == set(range(10))
+
+
+@pytest.mark.parametrize(
+  'flags, line',
+  [
+    ([], '--output=FOLDER is missing'),
+    (['--output=x', '--scenes=0'], 'scenes=0: must be at least 1'),
+    (['--output=x', '--size=50'], 'size=50: must be a multiple of 64'),
+    (['--output=x', '--seed=-1'], 'seed=-1: must be at least 0'),
+    (['--output=x', '--scens=3'], "Unknown command line flag 'scens'"),
+  ],
+)
+def test_the_door_refuses_in_one_line(tmp_path, monkeypatch, capsys, flags, line):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(SystemExit) as stop:
+    doors.run(synthetic.main, synthetic._flags(), synthetic.__doc__, ['synthetic', *flags])
+  assert stop.value.code == 2
+  said = capsys.readouterr().err
+  assert said.startswith('error: ') and line in said and said.count('\n') == 1
+  assert os.listdir(tmp_path) == []
+
+
+def test_the_door_writes(tmp_path):
+  run = _door(tmp_path, '--output=x', '--scenes=4', '--val_scenes=2')
+  assert (run.returncode, run.stdout) == (0, 'x: 6 scenes in 5 shards\n')
+  assert len(tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'x'), 'train'))) == 4
+
+
+def _nearest(picture, edit, mask):
+  difference = (edit['truths'].astype(float) - picture)[:, mask]
+  return int(np.argmin((difference**2).mean((1, 2))))
+
+
+def _door(folder, *flags):
+  root = ROOT
+  return subprocess.run(
+    [sys.executable, '-m', 'input_pipeline.synthetic', *flags],
+    cwd=folder,
+    env=os.environ | {'PYTHONPATH': root},
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_example_is_the_benchs_edit_in_files(tmp_path):
+  synthetic.main(str(tmp_path), example=2, seed=5, size=64)
+  *_, edit = synthetic.bench(3, seed=5, size=64, exemplar_size=64)
+  for name, pixels in (('image', edit['source']), ('exemplar', edit['exemplar'])):
+    read = cv2.imread(str(tmp_path / f'{name}.png'))
+    np.testing.assert_array_equal(read[..., ::-1], pixels)
+  mask = cv2.imread(str(tmp_path / 'mask.png'), cv2.IMREAD_UNCHANGED)
+  np.testing.assert_array_equal(mask, edit['mask'])
+  synthetic.main(str(tmp_path), example=0, seed=0, size=32)
+  assert cv2.imread(str(tmp_path / 'image.png')).shape == (32, 32, 3)
+  with pytest.raises(DataError, match='size 0 between 8 and 4096'):
+    synthetic.main(str(tmp_path), example=0, seed=0, size=0)

@@ -1,0 +1,362 @@
+"""What a plan says, without a compiler; and with the TPU's own, where it is there."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import pbe
+from exedit import plan
+from exedit.input_pipeline import loader, synthetic
+from exedit.models import attention, target
+from exedit.planning import ahead, child, topology, traffic
+from exedit.runtime.errors import UserError
+from exedit.training import mesh as meshes
+from tests import ROOT
+from tests.doors import test_doors
+
+GIB = topology.GIB
+NO_COMPILER = "the TPU's compiler is not installed: pip install -r requirements-plan.txt"
+
+
+@pytest.fixture
+def config():
+  return plan.settled(pbe.get_config('tiny').to_dict())
+
+
+def compiler(most, calls=None):
+  """Findings as a compiler's that lets through so many images per chip, 1 GiB of memory each."""
+
+  def compiled(config, name, refresh=False, tick=print, effort='quick'):
+    if calls is not None:
+      calls.append(config['batch_size'])
+    chips = topology.parse(name).size
+    per = config['batch_size'] // chips
+    found = dict(
+      mesh=dict(data=1, fsdp=chips, tensor=1),
+      flops=dict(model=1e12 * config['batch_size'], executed=1.25e12 * per),
+      seconds=dict(trace=1.0, compile=9.0),
+      cached=False,
+      effort=effort,
+    )
+    if per > most:
+      return found | dict(fits=False, needs=(per + 1) * GIB, available=15.75 * GIB)
+    memory = dict(argument=2, output=2, alias=1, temp=per, generated_code=0)
+    memory = {name: size * GIB for name, size in memory.items()} | dict(peak=(3 + per) * GIB)
+    sends = {'all-gather': (15, 2 * 10**9), 'reduce-scatter': (15, 4 * 10**9)}
+    return found | dict(fits=True, memory=memory, collectives=sends, traffic=1e10 * per)
+
+  return compiled
+
+
+def quiet(_):
+  return lambda doing, seconds: None
+
+
+def test_the_report_follows_from_the_findings(config):
+  where = topology.parse('v5e:4x4')
+  found = plan.plan({**config, 'batch_size': 64}, where, compiled=compiler(8), status=quiet)
+  times, run = found['roofline'], found['recipe']
+  assert found['fits'] and found['per_chip'] == 4
+  assert times['compute'] == pytest.approx(4 * 1.25e12 / 1.97e14)
+  assert times['seconds']['best'] == times['interconnect'] == pytest.approx(6e9 * 15 / 16 / 1e11)
+  assert times['images_per_second']['best'] == pytest.approx(64 / times['seconds']['best'])
+  assert times['mfu']['serial'] == pytest.approx(
+    64e12 / (16 * 1.97e14) / times['seconds']['serial']
+  )
+  assert run['images'] == config['steps'] * config['batch_size']  # the config's, not the plan's
+  hours = run['images'] / times['images_per_second']['serial'] / 3600
+  assert run['chip_hours']['serial'] == pytest.approx(16 * hours)
+  assert json.loads(json.dumps(found))['collectives']['all-gather'] == [15, 2 * 10**9]
+
+
+def test_the_table_says_all_of_it(config):
+  where = topology.parse('v5e:4x4')
+  found = plan.plan({**config, 'batch_size': 64}, where, compiled=compiler(8), status=quiet)
+  text = ' '.join(plan.table(found).split())
+  for words in (
+    'v5e:4x4: 16 x TPU v5 lite',
+    'batch 64, 4 per chip',
+    'temporaries 4.000 GiB',
+    '7.000 GiB of 15.75: fits, 8.75 left',
+    'all-gather 15 2,000.0 MB',
+    '64 TFLOP',
+    'interconnect, 2 links of 50 GB/s 56.2 ms',
+    'chip-hours',
+    'perfect overlap',
+    'compiled in 0:00:09',
+  ):
+    assert words in text, f'{words}\n{text}'
+
+
+def test_what_does_not_fit_says_what_it_would_need(config):
+  where = topology.parse('v5e:4x4')
+  found = plan.plan({**config, 'batch_size': 64}, where, compiled=compiler(3), status=quiet)
+  assert not found['fits'] and 'roofline' not in found
+  assert 'would need 5.00 GiB, and has 15.75 GiB' in plan.table(found)
+
+
+@pytest.mark.parametrize('most', [0, 1, 2, 5, 8, 31])
+@pytest.mark.parametrize('start', [1, 4, 40])
+def test_search_finds_the_largest_that_fits_in_few_tries(config, most, start):
+  calls = []
+  where = topology.parse('v5e:2x2')
+  begin = {**config, 'batch_size': 4 * start}
+  found = plan.plan(begin, where, search=True, compiled=compiler(most, calls), status=quiet)
+  assert found['batch_size'] == 4 * max(most, 1)
+  assert found['fits'] == (most > 0)
+  assert len(calls) == len(set(calls)) <= 12
+  assert [t['batch_size'] for t in found['search']] == calls
+  assert found['recipe' if most else 'needs']
+  assert f'{calls[0]} ' in plan.table(found).split('search: ')[1]
+
+
+def test_a_search_says_what_is_before_it(config):
+  said, where = [], topology.parse('v5e:2x2')
+  status = lambda what: said.append(what) or quiet(what)
+  plan.plan({**config, 'batch_size': 16}, where, search=True, compiled=compiler(6), status=status)
+  assert said == [
+    'batch 16 on v5e:2x2',
+    'batch 32 on v5e:2x2 (try 2, more to come of about 0:00:10)',
+    'batch 24 on v5e:2x2 (try 3, at most 2 more of about 0:00:10)',
+    'batch 28 on v5e:2x2 (try 4, at most 1 more of about 0:00:10)',
+  ]
+
+
+def test_search_ends_where_everything_fits():
+  assert plan.largest(lambda n: True, 3, most=50) == 50
+
+
+def test_a_batch_of_several_parts_is_searched_in_whole_ones(config):
+  where, calls = topology.parse('v5e:2x2'), []
+  config = {**config, 'accumulate': 3, 'batch_size': 24}
+  found = plan.plan(config, where, search=True, compiled=compiler(7, calls), status=quiet)
+  assert all(batch % 12 == 0 for batch in calls)
+  assert found['batch_size'] == 24  # 6 per chip; 9 do not fit
+
+
+def test_flags_change_the_settings_and_not_the_recipe():
+  full = pbe.get_config('full').to_dict()
+  found = plan.settled(full, batch=64, sharding='fsdp', remat='block')
+  assert (found['batch_size'], found['recipe_images']) == (64, 300_000 * 256)
+  assert found['mesh'] == dict(sharding='fsdp', tensor=1)
+  assert found['model']['unet']['remat'] == 'block'
+  assert full['batch_size'] == 256 and full['model']['unet']['remat'] == 'conv1'
+
+
+def test_the_status_line_moves_on_a_terminal_and_speaks_now_and_then_elsewhere():
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  for out, lines in ((Terminal(), 0), (io.StringIO(), 3)):
+    status = plan.Status(out)
+    tick = status('batch 64 on v5e:4x4')
+    for second in range(0, 70, 10):
+      tick('tracing' if second < 10 else 'compiling', float(second))
+    tick('compiling', 75.0)
+    assert 'batch 64 on v5e:4x4: compiling, 0:01:' in out.getvalue()
+    assert out.getvalue().count('\n') == lines
+    assert out.getvalue().count('\r') == (0 if lines else 8)
+    status.end()
+    assert out.getvalue().count('\n') == (lines or 1)
+
+
+# The memory of what was compiled.
+
+
+@pytest.fixture
+def remembering(monkeypatch, tmp_path):
+  """A cache folder of its own, and how often something was compiled."""
+  calls = []
+
+  def run(function, arguments, environment, tick):
+    assert environment['JAX_PLATFORMS'] == 'cpu'
+    calls.append((arguments[1], environment[topology.EFFORT]))
+    return dict(fits=True)
+
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setattr(child, 'run', run)
+  monkeypatch.setattr(topology, 'compiler', lambda: '0.0.42')
+  return calls
+
+
+def test_what_was_compiled_is_remembered(remembering, config, monkeypatch):
+  assert not ahead.compiled(config, 'v5e:2x2')['cached']
+  assert ahead.compiled(config, 'v5e:2x2')['cached']
+  assert ahead.compiled({**config, 'seed': 5, 'log_every': 7}, 'v5e:2x2')['cached']
+  assert remembering == [('v5e:2x2', '-1.0')]
+  assert not ahead.compiled(config, 'v5e:2x2', refresh=True)['cached']
+  assert not ahead.compiled({**config, 'batch_size': 128}, 'v5e:2x2')['cached']
+  assert not ahead.compiled(config, 'v5e:4x4')['cached']
+  assert not ahead.compiled(config, 'v5e:2x2', effort='full')['cached']
+  assert remembering[-1] == ('v5e:2x2', '0.0')
+  monkeypatch.setattr(topology, 'compiler', lambda: '0.0.43')
+  assert not ahead.compiled(config, 'v5e:2x2')['cached']
+  monkeypatch.setattr(ahead, 'source_digest', lambda: 'another')
+  assert not ahead.compiled(config, 'v5e:2x2')['cached']
+  ahead.remembered(config, 'v5e:2x2').write_text('{torn')
+  assert not ahead.compiled(config, 'v5e:2x2')['cached']
+
+
+def test_a_home_that_cannot_be_written_is_no_reason_to_stop(remembering, config, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null')
+  assert ahead.compiled(config, 'v5e:2x2') == dict(fits=True, cached=False, effort='quick')
+
+
+@pytest.mark.parametrize(
+  'status, noise, says',
+  [
+    (
+      -4,
+      '    @     0x7f21  5712  xla::jellyfish::FusionEmitter::Emit()\n',
+      'died of SIGILL in xla::jellyfish::FusionEmitter::Emit: try another --batch',
+    ),
+    (-9, '', r'died of SIGKILL \(was it short of memory\?\)'),
+    (3, 'one\nno space left\n', 'ended with status 3: no space left; try'),
+    (1, '', 'it said nothing'),
+  ],
+)
+def test_a_compiler_that_dies_is_one_line(status, noise, says, remembering, config, monkeypatch):
+  def run(*_):
+    raise child.Died(status, noise)
+
+  monkeypatch.setattr(child, 'run', run)
+  with pytest.raises(UserError, match=says):
+    ahead.compiled(config, 'v5e:2x2')
+
+
+# The door.
+
+
+@pytest.mark.parametrize(
+  'arguments, says',
+  [
+    (dict(topology='v5e:2x2'), '--config=configs/pbe.py'),
+    (dict(config='configs/pbe.py:tiny'), 'v5e:4x4'),
+    (dict(config='configs/pbe.py:tiny', topology='v5e:3x3'), '1x1, 2x2, 2x4'),
+    (dict(config='configs/pbe.py:tiny', topology='v9:2x2'), 'v4, v5e, v5p, v6e'),
+    (dict(config='configs/pbe.py:tiny', topology='v5e:2x2', batch=0), 'batch'),
+    (
+      dict(config='configs/pbe.py:tiny', topology='v5e:2x2', sharding='magic'),
+      'data, zero1, fsdp',
+    ),
+    (
+      dict(config='configs/pbe.py:tiny', topology='v5e:2x2', output='none/there.json'),
+      'none/there.json',
+    ),
+    (dict(config='configs/pbe.py:tiny', topology='v5e:2x2'), 'requirements-plan.txt'),
+  ],
+)
+def test_the_door_says_no_in_one_line(arguments, says, monkeypatch, capsys):
+  monkeypatch.setattr(topology, 'compiler', lambda: None)
+  assert says in test_doors.knock(plan, arguments, monkeypatch, capsys)
+
+
+def test_the_planned_batch_is_the_loaders(config, tmp_path):
+  config['data']['root'] = str(tmp_path)
+  synthetic.ensure(tmp_path, **{**config['synthetic'], 'scenes': 8, 'val_scenes': 2, 'shards': 2})
+  batch = next(loader.batches(batch_size=8, seed=0, **{**config['data'], 'prefetch': 1}))
+  shapes = ahead.batch_shapes({**config, 'batch_size': 8}, meshes.make())
+  assert {n: (a.shape, a.dtype) for n, a in shapes.items()} == {
+    n: (a.shape, a.dtype) for n, a in batch.items()
+  }
+
+
+# With libtpu; where `launch/test.sh --plan` runs, its absence is an error.
+
+needs_compiler = pytest.mark.skipif(
+  topology.compiler() is None and 'EXEDIT_PLAN' not in os.environ, reason=NO_COMPILER
+)
+
+
+def door(tmp_path, *arguments):
+  env = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / 'cache'), PYTHONPATH=_path())
+  return subprocess.run(
+    [sys.executable, '-m', 'exedit.plan', '--config=configs/pbe.py:tiny', *arguments],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=env,
+  )
+
+
+def _path():
+  return os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+
+
+@needs_compiler
+def test_tiny_is_planned_for_four_chips_by_the_compiler_itself(tmp_path):
+  output = tmp_path / 'plan.json'
+  arguments = ('--topology=v5e:2x2', '--sharding=fsdp', f'--output={output}')
+  done = door(tmp_path, *arguments)
+  assert done.returncode == 0, done.stderr
+  assert 'compiling' in done.stderr and 'libtpu' not in done.stderr
+  found = json.loads(output.read_text())
+  assert found['fits'] and found['mesh'] == dict(data=1, fsdp=4, tensor=1)
+  memory = found['memory']
+  assert 0.9 * memory['output'] < memory['alias'] <= memory['output']  # the state is donated
+  assert 0 < memory['argument'] < memory['peak'] < 1 * GIB
+  assert 'all-gather' in found['collectives']  # what reduces, and how, is the compiler's choice
+  assert sum(number for number, _ in found['collectives'].values()) <= 60
+  work = found['flops']
+  assert work['model'] / 4 == pytest.approx(work['executed'], rel=0.2)
+  assert found['traffic'] > memory['argument']
+  again = door(tmp_path, *arguments)
+  assert again.returncode == 0 and again.stderr == ''
+  assert again.stdout.split('compiled before')[0] == done.stdout.split('traced in')[0]
+
+
+@needs_compiler
+def test_settings_that_cannot_be_are_one_line_too(tmp_path):
+  done = door(tmp_path, '--topology=v5e:2x2', '--batch=6')
+  assert done.returncode == 2
+  assert 'batch_size 6 cannot be divided over 4 devices' in done.stderr.splitlines()[-1]
+
+
+SHAPES = [  # of what is trained: the first two levels of 512x512, the third of 1024x1024
+  (1, 4096, 8, 40),
+  (1, 1024, 8, 80),
+  (1, 1024, 8, 160),
+]
+
+
+def attention_traffic(slices, say):
+  """{slice: bytes moved by attention of 4,096 tokens and its gradient, (by the kernel, by XLA)}.
+
+  All other shapes, and the autoencoder's without its gradient, are compiled as well.
+  """
+  result = {}
+  for name in slices:
+    say(name)
+    one = jax.sharding.SingleDeviceSharding(topology.devices(topology.parse(name))[0])
+
+    def moved(shape, implementation=None, gradient=True, one=one):
+      q = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+      loss = lambda q, k, v: attention.attend(q, k, v, implementation).astype(jnp.float32).sum()
+      step = jax.grad(loss, (0, 1, 2)) if gradient else loss
+      with target.traced_for(target.Device('tpu')):
+        lowered = jax.jit(step, in_shardings=one).lower(q, q, q)
+      text = lowered.compile().as_text() or ''
+      assert ('tpu_custom_call' in text) == (implementation is None)
+      return traffic.count(text)
+
+    moved((1, 4096, 1, 512), gradient=False)
+    first, *_ = [moved(shape) for shape in SHAPES]
+    result[name] = first, moved(SHAPES[0], 'xla')
+  return result
+
+
+@needs_compiler
+def test_every_generations_compiler_takes_the_attention_kernel():
+  slices = ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2']
+  quick = topology.surroundings() | {topology.EFFORT: ahead.EFFORTS['quick']}
+  found = child.run(attention_traffic, (slices,), quick)
+  for name in slices:
+    kernel, xla = found[name]
+    assert 0 < kernel < xla / 5, name

@@ -1,0 +1,431 @@
+import dataclasses
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from exedit.models import parameters
+from exedit.training import checkpoint, optimizer, state
+from exedit.training import mesh as meshes
+from exedit.training.checkpoint import CheckpointError, Checkpoints
+from tests import disks, toy
+
+# What Orbax leaves behind of a restore that failed is not our affair.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+
+def make_state(step, width=32, ema=True, tx=None):
+  _, params = parameters.flatten(toy.build(width=width, rngs=nnx.Rngs(step)))
+  now = state.create(params, tx or optimizer.make(), ema=ema)
+  return dataclasses.replace(now, step=jnp.int32(step))
+
+
+def saved(workdir, *steps, **settings):
+  checkpoints = Checkpoints(workdir, **settings)
+  for step in steps:
+    checkpoints.save(step, make_state(step))
+  checkpoints.close()
+  return workdir / 'checkpoints'
+
+
+def restored(workdir, like=None):
+  lines = []
+  result = Checkpoints(workdir, say=lines.append).restore(like or make_state(0))
+  return result, lines
+
+
+def assert_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def data_files(step_folder):
+  """The files with the arrays, the largest first."""
+  files = [p for p in step_folder.glob('**/d/*') if p.is_file()]
+  return sorted(files, key=lambda p: -p.stat().st_size)
+
+
+def flip_a_bit(path, at=0.5):
+  data = bytearray(path.read_bytes())
+  data[int(len(data) * at)] ^= 4
+  path.write_bytes(data)
+
+
+def test_what_was_saved_comes_back_to_the_bit(tmp_path):
+  saved(tmp_path, 5)
+  result, lines = restored(tmp_path)
+  assert_same(result, make_state(5))
+  assert type(result) is state.TrainState and type(result.params) is dict and lines == []
+
+
+def test_without_checkpoints_there_is_none(tmp_path):
+  assert restored(tmp_path) == (None, [])
+
+
+def test_a_state_without_ema_comes_back_without(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, make_state(1, ema=False))
+  checkpoints.close()
+  assert restored(tmp_path, make_state(0, ema=False))[0].ema == {}
+
+
+def test_saving_copies_before_the_state_is_donated(tmp_path):
+  """On CPU a host array may be a view of the device's: the next step must not write into it."""
+  now = {f'w{i}': jnp.full((64, 1024), i, jnp.float32) for i in range(8)}
+  now = state.create(now, optimizer.make(), ema=True)
+  expected = jax.tree.map(np.array, now)
+  advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, now)
+  for _ in range(5):
+    now = advance(now)
+  checkpoints.close()
+  assert_same(Checkpoints(tmp_path).restore(now), expected)
+
+
+def test_only_the_newest_and_the_milestones_stay(tmp_path):
+  folder = saved(tmp_path, 2, 4, 6, 8, 10, keep=2, keep_every=4)
+  assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == [4, 8, 10]
+
+
+def test_the_same_step_is_not_saved_twice(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(3, make_state(3))
+  checkpoints.save(3, make_state(4))
+  checkpoints.close()
+  assert_same(restored(tmp_path)[0], make_state(3))
+
+
+def test_a_flipped_bit_is_refused_and_the_previous_checkpoint_used(tmp_path):
+  folder = saved(tmp_path, 1, 2)
+  for path in data_files(folder / '2'):
+    flip_a_bit(path)
+  result, lines = restored(tmp_path)
+  assert_same(result, make_state(1))
+  assert len(lines) == 1
+  assert lines[0].startswith('checkpoint 2 is damaged (')
+  assert lines[0].endswith('): using checkpoint 1 instead')
+  assert not (folder / '2').exists()  # set aside, so that step 2 can be saved again
+  assert (tmp_path / 'damaged_checkpoints' / '2').is_dir()
+
+
+def test_no_flipped_bit_goes_unseen(tmp_path):
+  """One bit in any file of the arrays: the state is right to the bit (Orbax keeps some bytes twice)
+
+  or the checkpoint is refused; and some of these bits Orbax alone would not notice.
+  """
+  checkpoints = Checkpoints(tmp_path)
+  for step in (1, 2):
+    checkpoints.save(step, make_state(step, width=2048))  # Orbax checks what is small itself
+  checkpoints.close()
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(folder / '2', tmp_path / 'good')
+  refused = []
+  for number in range(len(data_files(folder / '2'))):
+    for at in (0.3, 0.7):
+      shutil.rmtree(folder / '2', ignore_errors=True)
+      shutil.copytree(tmp_path / 'good', folder / '2')
+      flip_a_bit(data_files(folder / '2')[number], at)
+      result, lines = restored(tmp_path, make_state(0, width=2048))
+      refused += lines
+      assert_same(result, make_state(1 if lines else 2, width=2048))
+  assert any('checksum of ' in line for line in refused)
+
+
+def test_any_file_of_a_checkpoint_may_be_damaged_or_gone(tmp_path):
+  """What is beside the arrays too: restored to the bit, or refused and the previous one used."""
+  folder = saved(tmp_path, 1, 2)
+  shutil.copytree(folder / '2', tmp_path / 'good')
+  files = [p.relative_to(folder / '2') for p in (folder / '2').rglob('*') if p.is_file()]
+  besides = [name for name in files if 'd' not in name.parts]
+  assert len(besides) >= 5
+  refused = set()
+  for name in besides:
+    for damage in (flip_a_bit, lambda path: path.unlink()):
+      if damage is flip_a_bit and not (tmp_path / 'good' / name).stat().st_size:
+        continue
+      shutil.rmtree(folder / '2', ignore_errors=True)
+      shutil.copytree(tmp_path / 'good', folder / '2')
+      damage(folder / '2' / name)
+      result, lines = restored(tmp_path)
+      assert_same(result, make_state(1 if lines else 2))
+      assert all('checkpoint 2 is damaged' in line and '\n' not in line for line in lines)
+      refused |= {str(name) for _ in lines}
+  assert 'digest/metadata' in refused
+
+
+def damage_by_deleting_half(step):
+  for path in list(step.glob('state/*'))[::2] + data_files(step)[::2]:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def damage_by_truncating(step):
+  for path in data_files(step):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_by_losing_the_digest(step):
+  shutil.rmtree(step / 'digest')
+
+
+def damage_by_spoiling_the_digest(step):
+  (step / 'digest' / 'metadata').write_text('{"params')
+
+
+def damage_by_losing_the_state(step):
+  shutil.rmtree(step / 'state')
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    damage_by_deleting_half,
+    damage_by_truncating,
+    damage_by_losing_the_digest,
+    damage_by_spoiling_the_digest,
+    damage_by_losing_the_state,
+  ],
+)
+def test_other_damage_also_falls_back(tmp_path, damage):
+  folder = saved(tmp_path, 1, 2, 3)
+  damage(folder / '3')
+  result, lines = restored(tmp_path)
+  assert_same(result, make_state(2))
+  assert len(lines) == 1 and 'checkpoint 3 is damaged' in lines[0] and '\n' not in lines[0]
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(3, make_state(3))  # the run goes on and comes to step 3 again
+  checkpoints.close()
+  assert_same(restored(tmp_path)[0], make_state(3))
+
+
+def test_an_old_checkpoint_that_was_half_deleted_goes_with_the_next_save(tmp_path):
+  """The run was killed while it cleaned up."""
+  folder = saved(tmp_path, 1, 2, 3)
+  damage_by_deleting_half(folder / '1')
+  lines = []
+  checkpoints = Checkpoints(tmp_path, say=lines.append)
+  assert_same(checkpoints.restore(make_state(0)), make_state(3))
+  checkpoints.save(4, make_state(4))
+  checkpoints.close()
+  assert lines == [] and sorted(p.name for p in folder.iterdir()) == ['2', '3', '4']
+
+
+def test_when_all_are_damaged_it_says_so_and_touches_nothing(tmp_path):
+  folder = saved(tmp_path, 1, 2)
+  for path in data_files(folder):
+    flip_a_bit(path)
+  with pytest.raises(CheckpointError, match='none of the 2 checkpoints .* can be read'):
+    restored(tmp_path)
+  assert (folder / '1').is_dir() and (folder / '2').is_dir()
+
+
+def test_another_model_or_optimizer_is_refused_by_name_not_as_damage(tmp_path):
+  folder = saved(tmp_path, 1)
+  with pytest.raises(CheckpointError, match=r'other settings \(ema/unet.0.bias: there \(32,\), h'):
+    restored(tmp_path, make_state(0, width=64))
+  with pytest.raises(CheckpointError, match='opt_state/0/count: there .*, here absent'):
+    restored(tmp_path, make_state(0, tx=optimizer.make('sgd')))
+  assert (folder / '1').is_dir()
+
+
+def test_a_leftover_of_a_killed_save_is_removed(tmp_path):
+  folder = saved(tmp_path, 1)
+  shutil.copytree(folder / '1', folder / '2.orbax-checkpoint-tmp')
+  checkpoints = Checkpoints(tmp_path)
+  assert_same(checkpoints.restore(make_state(0)), make_state(1))
+  checkpoints.close()
+  assert not (folder / '2.orbax-checkpoint-tmp').exists()
+
+
+def test_restores_as_the_target_lies(tmp_path):
+  saved(tmp_path, 1)
+  mesh = meshes.make()
+  like = make_state(0)
+  like = jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+    like,
+    meshes.shardings(like, mesh),
+  )
+  result, _ = restored(tmp_path, like)
+  assert all(a.sharding.mesh == mesh for a in jax.tree.leaves(result))
+
+
+def test_no_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path)
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+  with pytest.raises(CheckpointError, match=r'no space left for .*: needs .* MB, 1 kB free; free'):
+    checkpoints.save(1, make_state(1))
+  assert list((tmp_path / 'checkpoints').iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_writing_leaves_nothing_half_written(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path)
+
+  def fail():
+    (tmp_path / 'checkpoints' / '1.orbax-checkpoint-tmp').mkdir()
+    raise ValueError('UNKNOWN: Error writing "d/0": No space left on device [OS error 28]')
+
+  monkeypatch.setattr(checkpoints._manager, 'wait_until_finished', fail)
+  with pytest.raises(CheckpointError, match='no space left for'):
+    checkpoints.wait()
+  assert list((tmp_path / 'checkpoints').iterdir()) == []
+
+
+def test_a_disk_that_is_really_full_is_said_and_can_be_freed(tmp_path, monkeypatch):
+  with disks.tmpfs(tmp_path / 'disk', 2**21) as disk:
+    checkpoints = Checkpoints(disk)
+    checkpoints.save(1, make_state(1, width=1024))
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoints, 'require_space', lambda state: None)  # it fills up meanwhile
+    filler = disk / 'filler'
+    filler.write_bytes(bytes(shutil.disk_usage(disk).free - 2**16))
+    with pytest.raises(
+      CheckpointError, match='no space left for .* free some, keep fewer'
+    ) as caught:
+      checkpoints.save(2, make_state(2, width=1024))
+      checkpoints.wait()
+    assert '\n' not in str(caught.value)
+    assert [p.name for p in (disk / 'checkpoints').iterdir()] == ['1']
+    filler.unlink()
+    saved(disk, 2)
+    checkpoints = Checkpoints(disk)
+    checkpoints.save(3, make_state(3, width=1024))
+    checkpoints.close()
+    assert_same(restored(disk, make_state(0, width=1024))[0], make_state(3, width=1024))
+
+
+def test_the_newest_step_counts_and_not_the_time_of_writing(tmp_path):
+  folder = saved(tmp_path, 1, 2)
+  for path in (folder / '2', *(folder / '2').rglob('*')):
+    os.utime(path, (1e9, 1e9))  # a clock that was set back
+  assert_same(restored(tmp_path)[0], make_state(2))
+
+
+def with_frozen(workdir):
+  checkpoint.save_frozen(workdir, {'vae.kernel': jnp.arange(6.0).reshape(2, 3)})
+
+
+def test_restore_params_gives_the_average_and_the_frozen_ones(tmp_path):
+  saved(tmp_path, 1, 2)
+  with_frozen(tmp_path)
+  params, step = checkpoint.restore_params(tmp_path)
+  assert step == 2
+  assert_same({n: a for n, a in params.items() if n != 'vae.kernel'}, make_state(2).ema)
+  np.testing.assert_array_equal(params['vae.kernel'], np.arange(6).reshape(2, 3))
+  assert all(isinstance(a, np.ndarray) for a in params.values())
+
+
+def test_restore_params_tells_ema_from_params(tmp_path):
+  now = make_state(1)
+  now = dataclasses.replace(now, ema={n: a + 1 for n, a in now.params.items()})
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, now)
+  checkpoints.close()
+  with_frozen(tmp_path)
+  np.testing.assert_array_equal(
+    checkpoint.restore_params(tmp_path, 'ema')[0]['unet.0.bias'], now.ema['unet.0.bias']
+  )
+  np.testing.assert_array_equal(
+    checkpoint.restore_params(tmp_path, 'params')[0]['unet.0.bias'], now.params['unet.0.bias']
+  )
+
+
+def test_restore_params_without_ema_gives_the_params(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, make_state(1, ema=False))
+  checkpoints.close()
+  with_frozen(tmp_path)
+  params, _ = checkpoint.restore_params(tmp_path)
+  np.testing.assert_array_equal(params['clip.kernel'], make_state(1).params['clip.kernel'])
+
+
+def test_restore_params_falls_back_and_says_so(tmp_path):
+  folder = saved(tmp_path, 1, 2)
+  with_frozen(tmp_path)
+  (folder / '2' / 'digest' / 'metadata').write_text('')
+  lines = []
+  _, step = checkpoint.restore_params(tmp_path, say=lines.append)
+  assert step == 1 and len(lines) == 1 and lines[0].startswith('checkpoint 2 is damaged')
+  assert (folder / '2').is_dir()  # a reader moves nothing
+
+
+def test_restore_params_without_checkpoints_is_one_clear_line(tmp_path):
+  with pytest.raises(CheckpointError, match='holds no checkpoints: train there first'):
+    checkpoint.restore_params(tmp_path)
+  with pytest.raises(CheckpointError, match='holds no checkpoints'):
+    checkpoint.restore_params(tmp_path / 'nowhere')
+  with pytest.raises(ValueError, match="which is 'both'"):
+    checkpoint.restore_params(tmp_path, 'both')
+
+
+def test_frozen_parameters_are_verified(tmp_path):
+  with pytest.raises(CheckpointError, match='frozen.safetensors is missing'):
+    checkpoint.load_frozen(tmp_path)
+  with_frozen(tmp_path)
+  path = tmp_path / 'frozen.safetensors'
+  assert os.listdir(tmp_path) == ['frozen.safetensors']
+  flip_a_bit(path, 0.95)
+  with pytest.raises(CheckpointError, match=r'damaged \(checksum of vae.kernel\)'):
+    checkpoint.load_frozen(tmp_path)
+  path.write_bytes(path.read_bytes()[:20])
+  with pytest.raises(CheckpointError, match='frozen.safetensors is damaged'):
+    checkpoint.load_frozen(tmp_path)
+
+
+def test_no_frozen_parameters_are_also_written_and_read(tmp_path):
+  checkpoint.save_frozen(tmp_path, {})
+  assert checkpoint.load_frozen(tmp_path) == {}
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int32', 'uint8', 'bool', 'float16'])
+def test_digest_sees_one_bit_and_an_exchange(dtype):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.integers(0, 2 if dtype == 'bool' else 100, (3, 5)), dtype)
+  base = int(checkpoint.digest(x))
+  other = np.array(x)
+  other[1, 2] = not other[1, 2] if dtype == 'bool' else other[1, 2] + np.array(1, dtype)
+  assert int(checkpoint.digest(jnp.asarray(other))) != base
+  swapped = np.array(x)
+  swapped[0], swapped[2] = np.array(x)[2], np.array(x)[0]
+  assert int(checkpoint.digest(jnp.asarray(swapped))) != base
+  assert int(checkpoint.digest(jnp.asarray(np.array(x)))) == base
+
+
+def test_digest_sees_what_equality_does_not():
+  assert int(checkpoint.digest(jnp.array([0.0]))) != int(checkpoint.digest(jnp.array([-0.0])))
+  nan = checkpoint.digest(jnp.array([jnp.nan]))
+  assert int(nan) == int(checkpoint.digest(jnp.array([jnp.nan])))
+
+
+def test_digest_is_computed_as_documented():
+  """Against the formula in plain Python, so that old checkpoints stay readable."""
+
+  def scramble(h):
+    h = (h ^ (h >> 16)) * 0x85EBCA6B % 2**32
+    h = (h ^ (h >> 13)) * 0xC2B2AE35 % 2**32
+    return h ^ (h >> 16)
+
+  x = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+  words = x.view(np.uint32).ravel().tolist()
+  expected = sum(scramble(w ^ (i * 0x9E3779B1 % 2**32)) for i, w in enumerate(words)) % 2**32
+  assert int(checkpoint.digest(jnp.asarray(x))) == expected
+
+
+def test_the_digest_file_names_every_array(tmp_path):
+  folder = saved(tmp_path, 1)
+  seal = json.loads((folder / '1' / 'digest' / 'metadata').read_text())
+  assert set(seal) == set(checkpoint.named(make_state(1)))
+  assert seal['params/unet.0.kernel']['shape'] == [7, 32]
+
+
+def test_tidying_removes_what_the_next_save_would(tmp_path):
+  saved(tmp_path, 1, 2, 3, 4, 5, keep=5)
+  checkpoints = Checkpoints(tmp_path, keep=2, keep_every=2)
+  checkpoints.tidy()
+  checkpoints.close()
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['2', '4', '5']

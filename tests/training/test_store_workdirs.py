@@ -1,0 +1,474 @@
+"""A workdir in gs://: runs with gcsfs, Orbax and TensorStore against a store on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import fsspec
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from exedit.input_pipeline import remote
+from exedit.runtime import caches, lock
+from exedit.runtime.errors import Passing, UserError
+from exedit.training import checkpoint, lease, workdir
+from exedit.weights import fetch as hub
+from exedit.weights import find as source
+from exedit.weights import stores
+from tests import fake_gcs, runs
+from tests.runs import digests, end, lines, start, start_two
+from tests.training.test_checkpoint import assert_same, make_state
+
+PLACE = 'gs://bucket/run'
+# What Orbax leaves behind of a restore that failed is not our affair.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  return runs.shards(tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+  with fake_gcs.serve() as (store, variables), pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('caches')))
+    for name, value in variables.items():
+      patch.setenv(name, value)
+    remote._store.cache_clear()
+    yield store
+    remote._store.cache_clear()
+    fsspec.config.conf.pop('gcs', None)
+
+
+@pytest.fixture
+def store(server):
+  server.objects.clear()
+  server.asked.clear()
+  server.refuses = server.hides = ''
+  return server
+
+
+@pytest.fixture
+def soon(monkeypatch):
+  monkeypatch.setattr(lease, 'RENEW', 0.5)
+
+
+def reached(store, what, process):
+  """Return as soon as the store holds so many objects of such names."""
+  deadline = time.monotonic() + 300
+  while not any(what in name for name in list(store.objects)):
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline, f'{what} does not come'
+    time.sleep(0.005)
+
+
+def copied(store, folder, prefix='bucket/run/'):
+  for name, (data, _) in store.objects.items():
+    if name.startswith(prefix):
+      path = folder / name.removeprefix(prefix)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(data)
+  return folder
+
+
+# Runs as people start them
+
+
+def test_a_killed_and_stopped_run_in_a_store_ends_as_one_on_the_disk(root, cache, store, tmp_path):
+  """SIGKILL, then SIGTERM, then to the end: every number is that of an undisturbed run."""
+  whole = tmp_path / 'whole'
+  end(start(root, whole, cache))
+
+  process = start(root, PLACE, cache, EXEDIT_LEASE='1')
+  reached(store, 'checkpoints/30/commit_success.txt', process)  # of the step of the first grid
+  process.send_signal(signal.SIGKILL)
+  end(process, -signal.SIGKILL)
+  assert 'bucket/run/lease' in store.objects
+
+  process = start(root, PLACE, cache, EXEDIT_LEASE='1')
+  reached(store, 'checkpoints/48/', process)
+  process.send_signal(signal.SIGTERM)
+  output = end(process)
+  assert f'{PLACE} is held (process' in output and 'waiting 3 s' in output
+  assert 'going on from step' in output and 'stopped and saved at step' in output
+  stopped = int(output.split('stopped and saved at step ')[1].split()[0])
+  assert f'bucket/run/checkpoints/{stopped}/commit_success.txt' in store.objects
+  assert 'bucket/run/lease' not in store.objects
+
+  output = end(start(root, PLACE, cache))
+  assert f'going on from step {stopped}\n' in output and 'is held' not in output
+  assert 'in 3 starts' in output
+  torn = copied(store, tmp_path / 'torn')
+  assert lines(torn) == lines(whole) and len(lines(whole)) == 90
+  assert digests(torn, 90) == digests(whole, 90)
+  names = lambda folder, *parts: sorted(os.listdir(folder.joinpath(*parts)))
+  assert names(torn, 'checkpoints') == names(whole, 'checkpoints') == ['84', '87', '90']
+  assert names(torn, 'samples') == names(whole, 'samples')
+  assert (torn / 'samples/60.png').read_bytes() == (whole / 'samples/60.png').read_bytes()
+  assert len(names(torn, 'tb')) == 3
+  assert not any(os.listdir(place) for place in caches.folder('runs').iterdir())
+  assert names(torn) == [name for name in names(whole) if name != 'lock']
+  assert 'nothing to do' in end(start(root, PLACE, cache))
+
+
+def test_two_processes_write_one_checkpoint_and_one_reads_it(root, cache, store, tmp_path):
+  wide = ('--config.model.width=4096', '--config.mesh.fsdp=2', '--config.mesh.sharding=fsdp')
+  wide = (*wide, '--config.save_every=2', '--config.edit_every=2', '--config.data.size=8')
+  two = start_two(root, PLACE, cache, *wide, '--config.steps=4')
+  outputs = [end(process) for process in two]
+  assert 'done: 4 steps' in outputs[0] and PLACE in outputs[0]
+  assert any('ocdbt.process_1/' in name for name in store.objects)
+  end(start(root, tmp_path / 'one', cache, *wide[:1], *wide[3:], '--config.steps=4'))
+  losses = [
+    [line['loss'] for line in lines(folder)]
+    for folder in (copied(store, tmp_path / 'two'), tmp_path / 'one')
+  ]
+  np.testing.assert_allclose(*losses, rtol=1e-3)
+  output = end(start(root, PLACE, cache, *wide[:1], *wide[3:], '--config.steps=6'))
+  assert 'going on from step 4' in output and 'done: 6 steps' in output
+
+
+def test_weights_in_a_store_are_copied_once(store, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  tiny = os.path.join(runs.ROOT, 'weights', 'tiny')
+  for name in ('config.json', 'model.safetensors'):
+    with open(f'{tiny}/{name}', 'rb') as file:
+      store.put(f'bucket/tiny/{name}', file.read())
+  here, there = source.look(tiny), source.look('gs://bucket/tiny/')
+  assert there.digest() == here.digest() and there.where == 'gs://bucket/tiny/'
+  store.asked.clear()
+  source.look('gs://bucket/tiny')
+  assert store.asked['GET object'] <= 1  # the listing says that nothing has changed
+  one = hub.resolve('gs://bucket/tiny/model.safetensors')
+  assert one.name == 'model.safetensors' and one.read_bytes() == there.files[0].read_bytes()
+
+
+def test_the_newest_checkpoint_of_a_store_is_copied_and_the_older_copy_goes(
+  store, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  checkpoint.save_frozen(PLACE, dict(frozen=jnp.ones(3)))
+  store.put('bucket/run/checkpoints/3/state/half', b'written')
+  with pytest.raises(UserError, match='gs://bucket/run holds no whole checkpoint yet'):
+    hub.resolve(PLACE)
+  saved(3, 6)
+  for name in ('', 'checkpoints/', 'checkpoints/old/commit_success.txt'):
+    store.put(f'bucket/run/{name}', b'')  # what a mount makes for folders, and a person
+  del store.objects['bucket/run/checkpoints/6/commit_success.txt']
+  path = hub.resolve(PLACE)
+  params, step = checkpoint.restore_params(path)
+  assert step == 3 and 'frozen' in params
+  expected = make_state(3).ema
+  for name, value in expected.items():
+    np.testing.assert_array_equal(params[name], value)
+  saved(9)
+  monkeypatch.setattr(stores, 'KEPT', 0.0)
+  assert hub.resolve(PLACE) == path and os.listdir(path / 'checkpoints') == ['9']
+  assert checkpoint.restore_params(path)[1] == 9
+
+
+@pytest.mark.parametrize(
+  'src, words',
+  [
+    ('gs://bucket/none', 'gs://bucket/none does not exist: check its name'),
+    ('gs://elsewhere/run', 'gs://elsewhere/run (does not exist|cannot be read)'),
+    ('s3://bucket/run', 's3://bucket/run cannot be read: s3:// needs s3fs: pip install s3fs'),
+  ],
+)
+def test_weights_that_are_not_there_are_one_line(store, src, words):
+  with pytest.raises(UserError, match=words):
+    hub.resolve(src)
+
+
+# One run at a time
+
+
+def test_a_second_run_is_refused_while_the_first_is_there(store, soon):
+  first = workdir.hold(PLACE)
+  said = []
+  with pytest.raises(UserError, match='another run is at work in gs://bucket/run .process .* wait'):
+    workdir.hold(PLACE, say=said.append)
+  assert len(said) == 1 and 'is held (process' in said[0]
+  first.close()
+  assert not store.objects
+  workdir.hold(PLACE).close()
+
+
+def test_a_run_whose_place_was_taken_ends_in_words(store, soon):
+  first = workdir.hold(PLACE)
+  taken = dict(host='elsewhere', pid=7, since='now', token='other', renewed=0)
+  store.put('bucket/run/lease', json.dumps(taken).encode())
+  deadline = time.monotonic() + 30
+  with pytest.raises(UserError, match='another run has taken gs://bucket/run .process 7 on elsew'):
+    while time.monotonic() < deadline:
+      first.check()
+      time.sleep(0.01)
+  first.close()
+  assert json.loads(store.objects['bucket/run/lease'][0]) == taken
+
+
+@pytest.mark.parametrize('text', [b'', b'[]', b'{'])
+def test_a_lease_that_nobody_can_read_is_waited_for_too(store, soon, text):
+  store.put('bucket/run/lease', text)
+  said = []
+  workdir.hold(PLACE, say=said.append).close()
+  assert len(said) == 1
+
+
+def test_of_two_that_begin_at_once_one_stays(store, soon, monkeypatch):
+  """Both find no lease; the second comes to create its own when the first one's is there."""
+  first, other = lease.Lease(PLACE), lease.Lease(PLACE)
+  read, waiting = remote.read, [True]
+
+  def late(path, *args):
+    try:
+      return read(path, *args)
+    finally:
+      if waiting and waiting.pop():
+        first.take()
+
+  monkeypatch.setattr(remote, 'read', late)
+  with pytest.raises(UserError, match='another run is at work in gs://bucket/run'):
+    other.take()
+  first.renew()
+  other.release()
+  assert 'bucket/run/lease' in store.objects
+  first.release()
+  assert not store.objects
+
+
+def test_a_long_upload_does_not_cost_the_place(store, soon, monkeypatch):
+  write = remote.write
+
+  def slowly(path, *args, **kwargs):
+    if path.endswith('.jsonl'):
+      time.sleep(4 * lease.RENEW)
+    return write(path, *args, **kwargs)
+
+  monkeypatch.setattr(remote, 'write', slowly)
+  with workdir.hold(PLACE) as first:
+    with open(f'{first.files}/metrics.jsonl', 'w') as file:
+      file.write('{}')
+    begin = json.loads(store.objects['bucket/run/lease'][0])['renewed']
+    first.push()
+    assert json.loads(store.objects['bucket/run/lease'][0])['renewed'] >= begin + 2
+    first.check()
+
+
+def test_what_was_first_to_fail_is_what_is_said(store, capsys):
+  with pytest.raises(KeyError), workdir.hold(PLACE) as held:
+    with open(f'{held.files}/metrics.jsonl', 'w') as file:
+      file.write('{}')
+    store.refuses = 'metrics'
+    raise KeyError
+  assert 'and the workdir gs://bucket/run cannot be used' in capsys.readouterr().err
+  assert not os.path.exists(held.files) and 'bucket/run/lease' not in store.objects
+
+
+def test_a_cache_that_cannot_be_written_is_said(store, tmp_path, monkeypatch):
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  with pytest.raises(UserError, match='cannot write to .*file/exedit/runs.*set XDG_CACHE_HOME'):
+    workdir.hold(PLACE)
+  assert not store.objects
+
+
+# The small files
+
+
+def test_only_what_changed_is_sent(store):
+  place = workdir.hold(PLACE)
+  open(f'{place.files}/config.json', 'w').write('{}')
+  os.makedirs(f'{place.files}/samples')
+  open(f'{place.files}/samples/1.png', 'wb').write(b'a picture')
+  open(f'{place.files}/half.7.tmp', 'w').write('in writing')
+  open(f'{place.files}/tb/events', 'wb').write(b'events')
+  place.push()
+  assert {*store.objects} == {
+    'bucket/run/lease',
+    'bucket/run/config.json',
+    'bucket/run/samples/1.png',
+    'bucket/run/tb/events',
+  }
+  before = store.asked['upload']
+  place.push()
+  assert store.asked['upload'] == before
+  with open(f'{place.files}/metrics.jsonl', 'a') as file:
+    file.write('one\n')
+    file.flush()
+    place.push()
+    file.write('two\n')
+  place.close()
+  assert store.objects['bucket/run/metrics.jsonl'][0] == b'one\ntwo\n'
+  assert store.objects['bucket/run/tb/events'][0] == b'events'
+  assert not os.path.exists(place.files)
+  place.close()
+
+  again = workdir.hold(PLACE)
+  assert open(f'{again.files}/metrics.jsonl').read() == 'one\ntwo\n'
+  before = store.asked['upload']
+  again.push()
+  assert store.asked['upload'] == before
+  again.close()
+
+
+def test_a_folder_is_a_workdir_as_ever(tmp_path):
+  place = workdir.hold(str(tmp_path / 'run'))
+  assert place.files == str(tmp_path / 'run')
+  assert str(workdir.path_of(tmp_path / 'run')) == str(tmp_path / 'run')
+  held = os.listdir(place.files)
+  place.push()
+  place.close()
+  assert held == ['lock'] and not lock._held
+
+
+def test_the_folder_above_a_link_is_the_links(tmp_path):
+  """As everything else that opens files sees it."""
+  (tmp_path / 'disk/deep').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to(tmp_path / 'disk/deep')
+  found = workdir.path_of(f'{tmp_path}/link/../run')
+  found.mkdir()
+  assert (tmp_path / 'disk/run').is_dir()
+
+
+def test_what_a_killed_probe_has_left_is_swept(tmp_path):
+  (tmp_path / 'probe.3.77.tmp').touch()
+  with workdir.hold(str(tmp_path)):
+    assert os.listdir(tmp_path) == ['lock']
+
+
+# Checkpoints
+
+
+def saved(*steps):
+  checkpoints = checkpoint.Checkpoints(PLACE)
+  for step in steps:
+    checkpoints.save(step, make_state(step))
+  checkpoints.close()
+
+
+def restored(which=make_state):
+  said = []
+  return checkpoint.Checkpoints(PLACE, say=said.append).restore(which(0)), said
+
+
+def test_a_half_deleted_checkpoint_is_set_aside_and_the_one_before_used(store):
+  saved(3, 6)
+  inside = [name for name in store.objects if '/6/state/' in name and '/d/' in name]
+  for name in inside:
+    del store.objects[name]
+  state, said = restored()
+  assert_same(state, make_state(3))
+  assert len(said) == 1 and 'checkpoint 6 is damaged' in said[0]
+  assert not any(name.startswith('bucket/run/checkpoints/6/') for name in store.objects)
+  assert 'bucket/run/damaged_checkpoints/6/digest/metadata' in store.objects
+  assert restored()[1] == []
+
+
+def test_a_checkpoint_without_its_last_file_is_none(store):
+  """The writer was killed before it could say that all was there."""
+  saved(3, 6)
+  del store.objects['bucket/run/checkpoints/6/commit_success.txt']
+  assert checkpoint.steps_in(workdir.path_of(PLACE) / 'checkpoints') == [3]
+  state, said = restored()
+  assert_same(state, make_state(3))
+  assert said == []
+  saved(6)
+  assert_same(restored()[0], make_state(6))
+
+
+def test_frozen_parameters_in_a_store(store, tmp_path, monkeypatch):
+  monkeypatch.setenv('TMPDIR', str(tmp_path))
+  with pytest.raises(checkpoint.CheckpointError, match='gs://bucket/run/frozen.* is missing'):
+    checkpoint.load_frozen(PLACE)
+  arrays = dict(a=jnp.arange(5, dtype=jnp.float32))
+  checkpoint.save_frozen(PLACE, arrays)
+  np.testing.assert_array_equal(checkpoint.load_frozen(PLACE)['a'], arrays['a'])
+  data, _ = store.objects['bucket/run/frozen.safetensors']
+  store.put('bucket/run/frozen.safetensors', data[:-1] + b'\1')
+  with pytest.raises(checkpoint.CheckpointError, match='gs://bucket/run/frozen.* is damaged'):
+    checkpoint.load_frozen(PLACE)
+
+
+# What is refused
+
+
+def test_a_place_without_rights_is_one_line(root, cache, store):
+  store.refuses = '^run/'
+  output = end(start(root, PLACE, cache), 2)
+  assert 'error: the workdir gs://bucket/run cannot be used (' in output
+  assert 'no storage.objects.create' in output and 'Traceback' not in output
+
+
+@pytest.mark.parametrize('what', ['checkpoints/9', '.*'])
+def test_rights_that_end_later_end_the_run_in_words(root, cache, store, what):
+  process = start(root, PLACE, cache)
+  reached(store, 'checkpoints/6/commit_success.txt', process)
+  store.refuses = what
+  output = end(process, 2)
+  assert 'error: the workdir gs://bucket/run cannot be used (' in output
+  assert 'Traceback' not in output, output
+  assert 6 in checkpoint.steps_in(workdir.path_of(PLACE) / 'checkpoints')
+  assert not os.listdir(caches.folder('runs').joinpath(*os.listdir(caches.folder('runs'))[:1]))
+
+
+def test_a_store_that_cannot_be_reached_is_no_mistake(monkeypatch):
+  """Exit status 1: whatever started the run may start it again."""
+  monkeypatch.setattr(remote, 'read', offline)
+  with pytest.raises(Passing, match='gs://bucket/run cannot be reached .no route.: the same comm'):
+    workdir.hold(PLACE)
+  assert Passing.status == 1 and UserError.status == 2
+
+
+def offline(*_, **__):
+  raise OSError(0, 'no route')
+
+
+def test_rights_to_read_that_are_gone_are_no_damage(store):
+  saved(3)
+  store.hides = r'checkpoints/3/state/.*manifest'
+  with pytest.raises(UserError, match='cannot be used .*PERMISSION_DENIED'):
+    restored()
+  store.hides = 'checkpoints/3/digest'
+  with pytest.raises(UserError, match='cannot be used .*no storage.objects.get'):
+    restored()
+  store.hides = 'frozen'
+  checkpoint.save_frozen(PLACE, dict(a=jnp.ones(2)))
+  with pytest.raises(UserError, match='cannot be used .*no storage.objects.get'):
+    checkpoint.load_frozen(PLACE)
+  store.hides = ''
+  assert_same(restored()[0], make_state(3))
+
+
+@pytest.mark.parametrize(
+  'name, words',
+  [
+    ('s3://bucket/run', 's3://bucket/run cannot be a workdir: checkpoints go to folders and gs://'),
+    ('https://host/run', 'https://host/run cannot be a workdir'),
+    ('gs://elsewhere/run', r'the workdir gs://elsewhere/run cannot be used \('),
+  ],
+)
+def test_what_cannot_be_a_workdir_is_one_line(store, name, words):
+  with pytest.raises(UserError, match=words):
+    workdir.hold(name)
+
+
+def test_without_its_driver_a_store_says_what_to_install():
+  """gcsfs is no part of requirements.txt."""
+  code = (
+    'import sys; sys.modules["gcsfs"] = None\n'
+    'from exedit.training import workdir\n'
+    'workdir.hold("gs://bucket/run")'
+  )
+  done = subprocess.run([sys.executable, '-c', code], cwd=runs.ROOT, capture_output=True, text=True)
+  assert 'UserError: gs:// needs gcsfs: pip install gcsfs' in done.stderr

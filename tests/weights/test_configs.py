@@ -1,0 +1,100 @@
+"""The configs build what they say, and their keys are the arguments that they become."""
+
+import functools
+import inspect
+import re
+
+import jax
+import pytest
+from flax import nnx
+
+from configs import pbe, synthetic_bench
+from exedit import evaluate, paint_by_example, train
+from exedit.input_pipeline import open_images
+from exedit.models import parameters
+from tests.networks import count
+
+
+@functools.cache
+def parts(variant):
+  """(trainable, frozen) shapes of a variant."""
+  config = pbe.get_config(variant)
+  build = lambda: paint_by_example.build(
+    **config.model.to_dict(), rngs=parameters.Keys(jax.random.key(0))
+  )
+  _, shapes = parameters.flatten(nnx.eval_shape(build))
+  return parameters.split_trainable(shapes, config.trainable)
+
+
+def size(params):
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_the_published_recipe_trains_what_the_original_trained():
+  """Facts 1.5: AdamW's moments of 923,306,500 parameters explain the released file's size."""
+  trainable, frozen = parts('full')
+  assert size(trainable) == 923_306_500
+  assert size(frozen) == 303_179_776 + 83_653_863
+  assert {name.split('.')[0] for name in frozen} == {'clip', 'autoencoder'}
+  assert 'conditioner.null' in trainable
+
+
+def test_the_published_recipe():
+  """Facts 5, cell by cell."""
+  config = pbe.get_config()
+  assert (config.data.size, config.data.exemplar_size) == (512, 224)
+  optimizer = config.optimizer
+  assert (optimizer.lr, optimizer.b1, optimizer.b2, optimizer.eps) == (1e-5, 0.9, 0.999, 1e-8)
+  assert (optimizer.weight_decay, optimizer.decay_exclude, optimizer.clip) == (1e-2, '', None)
+  assert (optimizer.warmup, optimizer.schedule) == (10_000, 'constant')
+  assert (config.model.p_drop, config.model.schedule.prediction) == (0.2, 'eps')
+  assert (config.ema.decay, config.batch_size) == (0.0, 256)
+  assert (config.edit.steps, config.edit.scale, config.edit.sampler) == (50, 5.0, 'plms')
+
+
+def test_tiny_trains_its_tower_too_and_fits_the_weights_that_ship():
+  trainable, frozen = parts('tiny')
+  assert not frozen
+  assert size(trainable) * 2 <= 8e6  # bytes, stored in half precision
+
+
+@pytest.mark.parametrize('variant', ['full', 'tiny', 'baseline', 'guidance:tiny', 'generator:tiny'])
+def test_every_key_is_an_argument(variant):
+  config = pbe.get_config(variant)
+  arguments = inspect.signature(train.train).parameters
+  assert set(config) <= set(arguments)
+  known = set(inspect.signature(open_images.make_example).parameters)
+  loader = {'root', 'split', 'workers', 'threads', 'prefetch', 'on_corrupt', 'shuffle'}
+  assert set(config.data) <= known | loader
+
+
+def test_variants_have_the_same_keys():
+  full, tiny = pbe.get_config('full'), pbe.get_config('tiny')
+  assert set(tiny) - set(full) == {'synthetic'}
+  with pytest.raises(ValueError, match="no variant 'huge'; use full, tiny, .* or guidance:tiny"):
+    pbe.get_config('huge')
+
+
+def test_the_benchmark_scores_enough_edits():
+  config = synthetic_bench.get_config()
+  assert config.edits >= 256
+  assert set(config) <= set(inspect.signature(evaluate.evaluate).parameters)
+
+
+def test_the_dead_kernels_that_the_recipe_names_are_the_dead_ones():
+  """Facts 0.3: 22,000,000 parameters of the UNet and 10,496,000 of the mapper."""
+  pattern = re.compile(r'attn2[.]to_[qk]|attention.*norm2[.]|mapper.*to_[qk]')
+  trainable, _ = parts('full')
+  dead = {name: x for name, x in trainable.items() if pattern.search(name)}
+  in_resblocks = {
+    name: x for name, x in dead.items() if 'resnets' in name or 'mid1' in name or 'mid2' in name
+  }
+  mapper = {name: x for name, x in dead.items() if 'mapper' in name}
+  assert not in_resblocks
+  assert size(mapper) == 10_496_000
+  assert size(dead) - size(mapper) == 22_000_000
+
+
+def test_count_agrees_with_itself():
+  """The helper that the other tests count with, on a layer that one can count by hand."""
+  assert count(nnx.Linear(3, 4, rngs=nnx.Rngs(0))) == 3 * 4 + 4

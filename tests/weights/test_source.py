@@ -1,0 +1,247 @@
+"""Weights of every layout are found out for what they are; all others are refused in words."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from exedit import paint_by_example as pbe
+from exedit.models import parameters
+from exedit.runtime.errors import UserError, explain
+from exedit.weights import find as source
+from tests import released, small
+
+KERNEL = 'unet.down.0.attentions.0.attn1.to_q.kernel'
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+  """The user's cache folder, where digests are remembered."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+
+
+@pytest.fixture(scope='module')
+def pipeline(tmp_path_factory):
+  return released.write_pipeline(tmp_path_factory.mktemp('released') / 'pipeline')
+
+
+@pytest.fixture
+def folder(pipeline, tmp_path):
+  """A copy of the pipeline that a test may spoil."""
+  return shutil.copytree(pipeline, tmp_path / 'pipeline')
+
+
+def test_every_layout_is_found(pipeline, tmp_path):
+  checkpoint = released.checkpoint()
+  released.write_checkpoint(tmp_path / 'model.safetensors', checkpoint)
+  found = {
+    'diffusers': source.look(pipeline),
+    'exedit': source.look(released.export(tmp_path / 'exported')),
+    'original': source.look(tmp_path / 'model.safetensors', heads=2, groups=4),
+  }
+  model = pbe.complete(released.SMALL)
+  for layout, weights in found.items():
+    assert weights.layout == layout
+    released.assert_same(weights, where=layout)
+    own = pbe.complete(weights.config['model'])
+    if layout == 'original':  # one number of groups for all that its file does not say
+      own['unet']['groups'] = 8
+    assert own == model
+    assert weights.config['data']['exemplar_size'] == 32
+    assert weights.config['edit']['steps'] > 0
+  assert found['exedit'].step == 7 and found['diffusers'].step == 0
+
+
+def test_a_folder_with_one_checkpoint_means_it(tmp_path):
+  (tmp_path / 'download').mkdir()
+  released.write_checkpoint(tmp_path / 'download' / 'model.safetensors')
+  assert source.look(tmp_path / 'download', heads=2, groups=4).layout == 'original'
+  released.write_checkpoint(tmp_path / 'download' / 'other.safetensors')
+  with pytest.raises(UserError, match=r'several checkpoints \(model.safetensors, other.safeten'):
+    source.look(tmp_path / 'download')
+
+
+def test_the_config_alone(pipeline, tmp_path):
+  small.workdir(tmp_path / 'run', steps=(1,))
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints')  # it is not needed
+  assert source.read_config(tmp_path / 'run')['model']['context_dim'] == 16
+  assert source.read_config(pipeline)['model']['context_dim'] == 12
+
+
+def test_a_workdir_gives_each_array_away_and_can_be_asked_again(tmp_path):
+  weights = source.look(small.workdir(tmp_path / 'run', steps=(3,)))
+  assert weights.step == 3
+  for _ in range(2):
+    released.assert_same(weights, small.params())
+
+
+def test_a_path_that_is_not_there():
+  with pytest.raises(UserError, match='nowhere does not exist'):
+    source.look('nowhere')
+
+
+# loading
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_kernels_are_kept_in_the_wanted_type(pipeline, dtype):
+  model = pbe.load(pipeline, dtype=dtype)
+  _, params = parameters.flatten(model)
+  for name, array in released.params().items():
+    kept = jnp.dtype(dtype if name.endswith('.kernel') else 'float32')
+    assert params[name].dtype == kept
+    np.testing.assert_array_equal(params[name], array.astype(kept))
+  assert model.unet.dtype == jnp.dtype(dtype) and model.clip.dtype == jnp.dtype(dtype)
+
+
+def test_halved_weights_are_loaded_as_float32(tmp_path):
+  released.export(tmp_path / 'a')
+  released.rewrite(
+    tmp_path / 'a' / 'model.safetensors',
+    lambda arrays: {n: a.astype(ml_dtypes.bfloat16) for n, a in arrays.items()},
+  )
+  released.change_json(tmp_path / 'a' / 'config.json', exported=None)
+  model = pbe.load(source.look(tmp_path / 'a'))
+  _, params = parameters.flatten(model)
+  expected = released.params()[KERNEL].astype(ml_dtypes.bfloat16).astype(np.float32)
+  assert params[KERNEL].dtype == np.float32
+  np.testing.assert_array_equal(params[KERNEL], expected)
+
+
+# digests
+
+
+def test_the_digest_is_the_files_own_and_follows_it(tmp_path):
+  file = released.write_checkpoint(tmp_path / 'a.safetensors')
+  first = source.look(file, heads=2, groups=4).digest()
+  assert first == hashlib.sha256(file.read_bytes()).hexdigest()
+  released.rewrite(file, lambda arrays: arrays | {'proj_out.bias': arrays['proj_out.bias'] + 1})
+  second = source.look(file, heads=2, groups=4).digest()
+  assert second == hashlib.sha256(file.read_bytes()).hexdigest() != first
+
+
+def test_digests_tell_which_and_every_part(pipeline, folder, tmp_path):
+  one = source.look(pipeline).digest()
+  assert source.look(folder).digest() == one  # the place does not count
+  vae = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
+  released.rewrite(vae, lambda arrays: {n: 2 * a for n, a in arrays.items()})
+  assert source.look(folder).digest() != one
+  run = small.workdir(tmp_path / 'run', steps=(3,))
+  assert source.look(run, 'ema').digest() != source.look(run, 'params').digest()
+
+
+def test_an_exported_file_that_changed_is_refused(tmp_path):
+  file = released.export(tmp_path / 'a') / 'model.safetensors'
+  data = bytearray(file.read_bytes())
+  data[-5] ^= 4
+  file.write_bytes(data)
+  weights = source.look(tmp_path / 'a')
+  with pytest.raises(UserError, match='model.safetensors is damaged .its SHA-256 is') as error:
+    pbe.load(weights)
+  assert '\n' not in str(error.value)
+
+
+# names
+
+
+def test_one_listing_of_all_that_does_not_fit(folder):
+  file = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
+
+  def spoil(arrays):
+    del arrays['conv_in.bias']
+    arrays['conv_out.bias'] = np.zeros(5, np.float32)
+    return arrays | {f'adapter.{i}': np.zeros(1, np.float32) for i in range(30)}
+
+  released.rewrite(file, spoil)
+  with pytest.raises(UserError) as error:
+    pbe.load(folder)
+  assert len(error.value.listing) == 32
+  lines = explain(error.value).splitlines()
+  assert 'does not fit the network (- missing, + unexpected' in lines[0]
+  assert lines[1:3] == ['  - unet/conv_in.bias', '  + unet/adapter.0']
+  assert lines[-1] == '  and 12 more' and len(lines) == 22
+  assert error.value.listing[-1] == '! unet/conv_out.bias: shape (5,), should be (4,)'
+
+
+def test_names_in_a_file_cannot_break_the_line(folder):
+  file = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
+  released.rewrite(file, lambda arrays: arrays | {'a\nerror: b\x1b[2J': np.zeros(1, np.float32)})
+  with pytest.raises(UserError) as error:
+    pbe.load(folder)
+  assert error.value.listing == (r'+ vae/a\nerror: b\x1b[2J',)
+
+
+def test_whole_numbers_are_no_weights(folder):
+  file = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
+  released.rewrite(file, lambda arrays: {n: a.astype(np.int8) for n, a in arrays.items()})
+  with pytest.raises(UserError, match='holds int8 numbers for autoencoder.* must be floating-poi'):
+    pbe.load(folder)
+
+
+# Stable Diffusion
+
+
+def test_stable_diffusion_cannot_edit(folder, tmp_path):
+  text = released.to_text_pipeline(folder)
+  (text / 'text_encoder').rmdir()  # of a hub only what is needed is fetched
+  for src in (
+    text,
+    released.write_checkpoint(tmp_path / 'sd.safetensors', released.text_checkpoint()),
+  ):
+    with pytest.raises(UserError, match='is Stable Diffusion, which paints by words: .*init_from'):
+      source.look(src, heads=2 if src.is_file() else None, groups=4 if src.is_file() else None)
+
+
+def test_an_inpainting_model_is_not_mistaken_for_paint_by_example(folder, tmp_path):
+  """Nine channels as well, in another order and with the opposite mask."""
+  for src in (
+    released.to_text_pipeline(folder, channels=9),
+    released.write_checkpoint(tmp_path / 'sd.safetensors', released.text_checkpoint(channels=9)),
+  ):
+    with pytest.raises(UserError, match='is an inpainting model of Stable Diffusion: 9 channels'):
+      source.look(src, heads=2, groups=4)
+
+
+@pytest.mark.parametrize(
+  ('group', 'name', 'value', 'words'),
+  [
+    ('data', 'size', 65536, 'size is 65536, which must be whole and at most 4096'),
+    ('data', 'exemplar_size', 65536, 'size is 65536, which must be whole and at most 4096'),
+    ('clip', 'image_size', 2048, 'image_size is 2048, which must be whole and at most 1024'),
+    ('autoencoder', 'scale', 'a', "autoencoder.scale is 'a', which must be a finite number"),
+    ('autoencoder', 'scale', 10**400, 'autoencoder.scale is 1000'),
+    ('autoencoder', 'scale', 0, 'autoencoder.scale is 0'),
+    ('autoencoder', 'mean', float('nan'), 'autoencoder.mean is nan'),
+    ('schedule', 'beta_start', True, 'schedule.beta_start is True'),
+    ('schedule', 'beta_end', None, 'schedule.beta_end is None'),
+    ('edit', 'scale', 10**400, r'\(scale is 1000'),
+    ('edit', 'scale', float('inf'), r'\(scale is inf'),
+  ],
+)
+def test_numbers_that_would_cost_all_memory_or_are_none(tmp_path, group, name, value, words):
+  config = released.config()
+  config['model']['schedule'] = {}
+  (config if group in ('data', 'edit') else config['model'])[group][name] = value
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match=words) as error:
+    source.read_config(tmp_path)
+  assert '\n' not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize('make, name', [
+  (released.export, 'config.json'),
+  (released.export, 'model.safetensors'),
+  (released.write_pipeline, 'unet/config.json'),
+  (released.write_pipeline, 'vae/diffusion_pytorch_model.safetensors'),
+])  # fmt: skip
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(tmp_path, make, name):
+  make(tmp_path / 'w')
+  (tmp_path / 'w' / name).unlink()
+  os.mkfifo(tmp_path / 'w' / name)
+  with pytest.raises(UserError, match=f'{name} is a pipe or device'):
+    source.look(tmp_path / 'w')
