@@ -86,8 +86,36 @@ def batches(
   return _reported(stream, source, on_corrupt, workers)
 
 
+def held_out(count: int, **data) -> dict[str, np.ndarray]:
+  """Returns the first `count` validation examples, without augmentation: the same in every run.
+
+  `data` are the arguments of `batches` (`config.data`); the split and the threads are replaced.
+
+  Raises:
+    DataError: if the validation split is missing, or holds latents instead of images.
+  """
+  fixed = dict(split='validation', augment=False, workers=0, threads=1, prefetch=1)
+  found = next(batches(batch_size=count, seed=0, shuffle=False, **{**data, **fixed}))
+  if 'image' not in found:
+    raise DataError(f'the validation split in {data["root"]} holds latents and no images')
+  return found
+
+
+def shapes(**data) -> dict[str, tuple[tuple[int, ...], Any]]:
+  """Returns {name: (shape, dtype)} of one example that `batches(**data)` yields; reads no data."""
+  sizes = {**defaults(), **data}
+  size, exemplar = sizes['size'], sizes['exemplar_size']
+  return dict(
+    image=((size, size, 3), np.uint8),
+    mask=((size, size), np.uint8),
+    exemplar=((exemplar, exemplar, 3), np.uint8),
+    id=((), np.int32),
+    corrupt=((), np.int32),
+  )
+
+
 def defaults(make_example: Callable[..., dict] = open_images.make_example) -> dict[str, Any]:
-  """What examples are made with where a config does not say otherwise."""
+  """Returns the settings of `make_example` with their default values."""
   parameters = inspect.signature(make_example).parameters.values()
   return {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
 

@@ -84,9 +84,26 @@ def test_a_batch_holds_what_the_contract_says(tmp_path):
     'id': ((6,), 'int32'),
     'corrupt': ((6,), 'int32'),
   }
+  shapes = loader.shapes(root=str(tmp_path), split='train', size=32, exemplar_size=16)
+  assert {name: ((6, *shape), np.dtype(dtype)) for name, (shape, dtype) in shapes.items()} == {
+    name: (value.shape, value.dtype) for name, value in batch.items()
+  }
   assert batch['id'].tolist() == list(range(6))
   assert not batch['corrupt'].any()
   assert batch['mask'].max() == 255
+
+
+def test_the_held_out_examples_are_the_first_of_validation_and_not_augmented(tmp_path):
+  shutil.copy(FIXTURE, tmp_path / FIXTURE.name.replace('train', 'validation'))
+  data = dict(root=str(tmp_path), split='train', size=32, exemplar_size=16, workers=2)
+  first, again = loader.held_out(3, **data), loader.held_out(3, **data)
+  assert first['id'].tolist() == [0, 1, 2]
+  same([first], [again])
+  plain = next(
+    loader.batches(str(tmp_path), 'validation', 3, shuffle=False, augment=False, size=32,
+                   exemplar_size=16)
+  )  # fmt: skip
+  same([first], [plain])
 
 
 # Determinism.
