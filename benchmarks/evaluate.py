@@ -1,7 +1,7 @@
 """What an evaluation costs: edits, features and Fréchet distances per second, and memory.
 
   python -m benchmarks.evaluate --output=evaluate.json
-  python -m benchmarks.evaluate --packages=.venv-parity/torchvision      # where --parity put them
+  python -m benchmarks.evaluate --packages=.venv-test/torchvision      # where --parity put them
 
 Features are Inception's of picture files, with the same random weights in the published layout on
 both sides: exedit's and, where it can be imported, pytorch-fid's own functions, each in a process

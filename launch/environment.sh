@@ -1,30 +1,39 @@
 # shellcheck shell=bash
-# Sourced by demo.sh and test.sh: a virtual environment with the given requirements, made once.
+# Sourced by the scripts that need a virtual environment with given requirements.
 #
 #   make_environment FOLDER requirements.txt [more.txt ...]
 #
-# VENV names another folder. It is used again as long as the requirements, the interpreter and its
-# place stay the same. Needs Python 3.11 or newer: PYTHON=python3.12 picks one.
+# VENV overrides the folder and PYTHON the interpreter, which must be Python 3.11 or newer. The
+# environment keeps a copy of each requirements file that it satisfies, so a second call installs
+# only what is missing or has changed.
 
 make_environment() {
-  local venv=${VENV:-$1} python=${PYTHON:-python3} stamp files=() file
+  local venv=${VENV:-$1} python=${PYTHON:-python3} made file files=() missing=''
   shift
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "error: $python is missing or older than 3.11: install Python 3.11+, or set PYTHON=..." >&2
     exit 2
   fi
-  stamp=$(echo "$PWD/$venv" && "$python" -VV && cat "$@")
-  if [ "$(cat "$venv/.requirements" 2>/dev/null)" != "$stamp" ]; then
-    echo "installing $* into $venv (once; a few minutes)"
+  made="$PWD/$venv $("$python" -VV)"
+  if [ "$(cat "$venv/.requirements/made" 2>/dev/null)" != "$made" ]; then
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 && ! "$python" -m venv --clear "$venv"; then
       echo "error: $python cannot make $venv: install its venv module (Debian: python3-venv)" >&2
       exit 2
     fi
-    for file in "$@"; do files+=(-r "$file"); done
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${files[@]}"
-    echo "$stamp" >"$venv/.requirements"
+    rm -rf "$venv/.requirements" && mkdir "$venv/.requirements"
+    echo "$made" >"$venv/.requirements/made"
   fi
-  PATH=$(cd "$venv" && pwd)/bin:$PATH
-  export PATH PYTHONNOUSERSITE=1
+  for file in "$@"; do
+    cmp -s "$file" "$venv/.requirements/$file" || missing+=" $file"
+    files+=(-r "$file")
+  done
+  if [ -n "$missing" ]; then
+    echo "installing$missing into $venv (once; this takes a few minutes)"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${files[@]}"
+    cp "$@" "$venv/.requirements/"
+  fi
+  VIRTUAL_ENV=$(cd "$venv" && pwd)
+  PATH=$VIRTUAL_ENV/bin:$PATH
+  export PATH VIRTUAL_ENV PYTHONNOUSERSITE=1
   unset PYTHONPATH PYTHONHOME
 }

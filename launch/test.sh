@@ -1,21 +1,54 @@
 #!/usr/bin/env bash
-# Sets everything up and passes the tests.
+# Sets up an environment and runs the tests.
 #
-#   launch/test.sh [--parity | --plan | --prepare | --lint] [pytest arguments]
+#   launch/test.sh [--parity | --plan | --all | --prepare | --lint] [pytest arguments]
 #
-# --parity adds PyTorch and diffusers and the tests of agreement with them. --plan has the TPU's
-# compiler compile the tiny training step for four chips, and attention for all generations.
-# --prepare tests launch/prepare_open_images.py with Apache Beam. --lint checks form and types
-# instead. Each has a virtual environment of its own; VENV names another, PYTHON the interpreter to
-# make it with.
+#   (nothing)   the suite
+#   --parity    the suite and the agreement tests against PyTorch, or the tests that you name
+#   --plan      the tests of exedit.plan, with the TPU compiler
+#   --all       the suite, the agreement tests and the tests with the TPU compiler
+#   --prepare   the tests of launch/prepare_open_images.py, with Apache Beam
+#   --lint      ruff and pyright instead of tests
+#
+# All of them except --prepare share .venv-test, which grows as they need. VENV names another
+# environment, PYTHON the interpreter, TEST_JOBS the number of test processes (2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 export JAX_PLATFORMS=cpu
 
+# Installs the requirements of the kinds of tests that are named, and makes a missing one an error
+# where the tests would otherwise be skipped.
+prepare() {
+  local files=(requirements.txt requirements-test.txt) kind
+  for kind in "$@"; do files+=("requirements-$kind.txt"); done
+  make_environment .venv-test "${files[@]}"
+  for kind in "$@"; do
+    case $kind in
+      plan) export EXEDIT_PLAN=1 ;;
+      parity)
+        export EXEDIT_PARITY=1
+        export EXEDIT_TORCHVISION=$VIRTUAL_ENV/torchvision # requirements-torchvision.txt says why
+        if ! cmp -s requirements-torchvision.txt "$EXEDIT_TORCHVISION/requirements.txt"; then
+          rm -rf "$EXEDIT_TORCHVISION"
+          python -m pip install --quiet --disable-pip-version-check --no-deps \
+            --target "$EXEDIT_TORCHVISION" -r requirements-torchvision.txt
+          cp requirements-torchvision.txt "$EXEDIT_TORCHVISION/requirements.txt"
+        fi
+        ;;
+    esac
+  done
+}
+
+# Each file's tests run in one process, because they share fixtures. Most tests wait for compilers
+# and for other processes, so two test processes use two cores well.
+test_in_parallel() {
+  python -m pytest -n "${TEST_JOBS:-2}" --dist loadfile "$@"
+}
+
 case "${1:-}" in
   --lint)
-    make_environment .venv-lint requirements.txt requirements-test.txt requirements-lint.txt
+    prepare lint
     ruff check .
     ruff format --check .
     pyright --pythonpath "$(command -v python)"
@@ -27,27 +60,21 @@ case "${1:-}" in
     ;;
   --plan)
     shift
-    make_environment .venv-plan requirements.txt requirements-test.txt requirements-plan.txt
-    export EXEDIT_PLAN=1 # a test that cannot compile is then an error, not a skip
+    prepare plan
     python -m pytest tests/planning/test_plan.py "$@"
     ;;
   --parity)
     shift
-    make_environment .venv-parity requirements.txt requirements-test.txt requirements-parity.txt
-    beside=$(dirname "$(dirname "$(command -v python)")")/torchvision # see the file
-    if ! cmp -s requirements-torchvision.txt "$beside/requirements.txt"; then
-      rm -rf "$beside"
-      python -m pip install --quiet --disable-pip-version-check --no-deps --target "$beside" \
-        -r requirements-torchvision.txt
-      cp requirements-torchvision.txt "$beside/requirements.txt"
-    fi
-    export EXEDIT_TORCHVISION=$beside
-    export EXEDIT_PARITY=1 # an agreement test that cannot run is then an error, not a skip
-    python -m pytest "$@"
+    prepare parity
+    test_in_parallel "$@"
+    ;;
+  --all)
+    shift
+    prepare parity plan
+    test_in_parallel "$@"
     ;;
   *)
-    make_environment .venv-test requirements.txt requirements-test.txt
-    # Two workers, a file's tests all in one: most tests wait for compilers and for other processes.
-    python -m pytest --ignore=tests/parity -n "${TEST_JOBS:-2}" --dist loadfile "$@"
+    prepare
+    test_in_parallel --ignore=tests/parity "$@"
     ;;
 esac

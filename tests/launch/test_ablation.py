@@ -405,12 +405,10 @@ def script(tmp_path):
     f'#!/bin/sh\necho "$*" >>{log}\ncase "$*" in *$FAIL*) [ -z "$FAIL" ] || exit 2;; esac\n'
   )
   python.chmod(0o755)
-  venv = tmp_path / 'venv'
-  stamp = f'(echo "$PWD/{venv}" && python3 -VV && cat requirements.txt) >{venv}/.requirements'
-  subprocess.run(['bash', '-c', stamp], check=True)
 
   def run(**settings):
-    env = {**os.environ, 'VENV': str(venv), 'PYTHON': 'python3', 'OUT': 'o', 'FAIL': '', **settings}
+    env = {**os.environ, 'VENV': f'{tmp_path}/venv', 'PYTHON': 'python3', 'OUT': 'o', 'FAIL': ''}
+    env |= settings
     log.unlink(missing_ok=True)
     done = subprocess.run(['launch/ablation.sh'], env=env, capture_output=True, text=True)
     return done.returncode, log.read_text().splitlines()
