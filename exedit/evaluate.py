@@ -29,8 +29,7 @@ from exedit import images
 from exedit import paint_by_example as pbe
 from exedit.evaluation import compare, compare_page, evaluate_bench
 from exedit.input_pipeline import synthetic
-from exedit.metrics import confidence, identification
-from exedit.metrics.psnr import psnr
+from exedit.metrics import confidence, pixels
 from exedit.runtime import compilation, doors, files, processes, settings, versions
 from exedit.runtime.errors import UserError
 from exedit.weights import find as source
@@ -182,11 +181,11 @@ def score(results: UInt8[np.ndarray, 'n h w 3'], bench: Sequence[dict]) -> Score
   mask = np.stack([edit['mask'] for edit in bench]) > 127
   answer = np.array([edit['answer'] for edit in bench])
   source = np.stack([edit['source'] for edit in bench])
-  d = identification.distances(results, np.stack([edit['truths'] for edit in bench]), mask)
+  d = pixels.distances(results, np.stack([edit['truths'] for edit in bench]), mask)
   return Score(
     distances=d,
-    identified=identification.identified(d, answer),
-    psnr=psnr(d[np.arange(len(d)), answer]),
+    identified=pixels.identified(d, answer),
+    psnr=pixels.psnr(d[np.arange(len(d)), answer]),
     untouched=((results == source).all(-1) | mask).all((1, 2)),
   )
 

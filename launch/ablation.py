@@ -24,8 +24,7 @@ from exedit.input_pipeline import synthetic
 from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.coco_ee import build
 from exedit.input_pipeline.errors import DataError
-from exedit.metrics import clip_score, copy_paste, identification
-from exedit.metrics.psnr import psnr
+from exedit.metrics import copy_paste, pixels
 from launch import ablation_figures as figures
 from launch import ablation_report as report
 from launch.commands import Parser, door
@@ -99,16 +98,16 @@ def score(root: str, folder: str, pictures: str | None) -> dict:
   edits = [bench[i] for i in range(len(bench))]
   shown = read_pictures(bench, pictures or os.path.join(folder, 'results'))
   holes = np.stack([edit['mask'] for edit in edits]) >= 128
-  distances = identification.distances(shown, truths, holes)
+  distances = pixels.distances(shown, truths, holes)
   right = distances[np.arange(len(answers)), answers]
   pastes = np.stack([figures.paste(edit) for edit in edits])
-  toward = identification.distances(shown, pastes[:, None], holes)[:, 0]
+  toward = pixels.distances(shown, pastes[:, None], holes)[:, 0]
   with ThreadPoolExecutor() as pool:
     others = pool.map(_copied, shown, holes, [edits[i - 1]['exemplar'] for i in range(len(edits))])
   scores = dict(
     sha256=made_from,
-    identified=identification.identified(distances, answers).tolist(),
-    psnr=psnr(right).tolist(),
+    identified=pixels.identified(distances, answers).tolist(),
+    psnr=pixels.psnr(right).tolist(),
     pasted=(toward < right).tolist(),
     copy_paste_other=list(others),
   )
@@ -122,7 +121,7 @@ def read_pictures(bench: coco_ee.Bench, folder: str) -> np.ndarray:
 
 
 def _copied(result, hole, exemplar):
-  region = clip_score.box(hole, published=False)
+  region = pixels.box(hole, published=False)
   try:
     return copy_paste.copy_paste_score(result[region], exemplar, hole[region])
   except ValueError:

@@ -33,10 +33,8 @@ def world(root):
   for k in range(6):
     bench.picture(300 + k, (60 + k, 50)).save(root / 'real' / f'{k}.png')
   rng = np.random.default_rng(0)
-  covariances = np.stack([np.eye(judges.DIM) * 9] * 2)
-  gmm = quality_score.GMM.from_covariances(
-    np.array([0.5, 0.5]), rng.normal(size=(2, judges.DIM)), covariances
-  )
+  means, factors = rng.normal(size=(2, judges.DIM)), np.stack([np.eye(judges.DIM) / 3] * 2)
+  gmm = quality_score.GMM(np.array([0.5, 0.5]), means, factors)
   np.savez(root / 'gmm.npz', **arrays(gmm))
   small.export(root / 'weights')
   judges.write(root / 'networks')

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from exedit import images
-from exedit.metrics.clip_score import box
+from exedit.metrics.pixels import box
 
 Pixels = UInt8[np.ndarray, 'h w 3']
 
@@ -61,7 +61,7 @@ def score_region(
   """The repainted region as the CLIP score looks at it: the published crop, then `stretch`.
 
   Raises:
-    ValueError: for a mask (True = repaint) of another size, and as metrics.clip_score.box.
+    ValueError: for a mask (True = repaint) of another size, and as metrics.pixels.box.
   """
   if pixels.shape[:2] != mask.shape:
     (h, w), (mh, mw) = pixels.shape[:2], mask.shape

@@ -20,8 +20,9 @@ from exedit.evaluation.cache import Cache
 from exedit.evaluation.features import Features
 from exedit.evaluation.instruments import Instruments, Real, square
 from exedit.evaluation.vectors import Column, Job
-from exedit.metrics import background, clip_score, confidence, copy_paste, frechet
+from exedit.metrics import confidence, copy_paste, frechet, pixels
 from exedit.metrics import quality_score as quality
+from exedit.metrics.features import cosines
 from exedit.runtime.errors import UserError, one_line
 
 VERSION = '1'  # of what is cached: a change of the computation here is a change of this
@@ -257,7 +258,7 @@ class Scorer:
       result, mask = pictures['result'], pictures['mask']
       if published:
         return preprocess.score_region(result, mask == 255, network.size)
-      return network.prepare(result[clip_score.box(mask >= 128, published=False)])
+      return network.prepare(result[pixels.box(mask >= 128, published=False)])
 
     return self.embedded(
       network,
@@ -313,7 +314,7 @@ class Scorer:
   def cosines(self, a: Column, b: Column, times: float = 1.0) -> Values:
     """The cosine of each pair of vectors."""
     rows = [self.cached.rows(column.keys) for column in (a, b)]
-    return self._scores(rows, lambda x, y: times * clip_score.cosines(x, y))
+    return self._scores(rows, lambda x, y: times * cosines(x, y))
 
   def _scores(self, columns, function):
     scores, whys = [], {}
@@ -372,7 +373,7 @@ NO_REAL = 'config.reference.root is not set: a folder of real images (the paper:
 
 
 def _copy_paste(result, mask, exemplar, **_):
-  region = clip_score.box(mask >= 128, published=False)
+  region = pixels.box(mask >= 128, published=False)
   return copy_paste.copy_paste_score(result[region], exemplar, (mask >= 128)[region])
 
 
@@ -385,8 +386,12 @@ BACKGROUND = dict(
   exactness=(
     'higher',
     "share of the pixels outside the mask that are the source's own bytes",
-    _outside(background.exactness),
+    _outside(pixels.background_exactness),
   ),
-  psnr=('higher', 'dB to the source outside the mask, at most 100', _outside(background.psnr)),
-  ssim=('higher', 'SSIM to the source outside the mask', _outside(background.ssim)),
+  psnr=(
+    'higher',
+    'dB to the source outside the mask, at most 100',
+    _outside(pixels.background_psnr),
+  ),
+  ssim=('higher', 'SSIM to the source outside the mask', _outside(pixels.background_ssim)),
 )

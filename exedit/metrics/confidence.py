@@ -1,6 +1,6 @@
-"""How sure is a number? Bootstrap intervals of means, intervals of shares, and paired tests.
+"""Uncertainty of a metric: bootstrap intervals of means, intervals of shares, and paired tests.
 
-A Fréchet distance is a mean too: of `frechet.contributions`.
+A Fréchet distance is a mean too: the mean of `frechet.contribution` over the images.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 CONFIDENCE = 0.95
-EXACT_UP_TO = 20  # pairs: a million sign patterns
-CHUNK = 1 << 20  # numbers drawn at once: memory does not grow with the number of resamples
+EXACT_UP_TO = 20  # pairs, which have a million sign patterns
+CHUNK = 1 << 20  # random numbers at a time, so that memory does not grow with the resamples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-  """How much higher the first of two systems scored on the same n edits, and how surely."""
+  """The mean by which the first of two systems scored higher on the same n edits, with a test."""
 
   difference: float
   low: float
   high: float
-  p: float  # two-sided, of the hypothesis that swapping the two systems changes nothing
+  p: float  # two-sided; the null hypothesis is that swapping the two systems changes nothing
   n: int
 
 
@@ -41,10 +41,11 @@ def mean_interval(
 ) -> Interval:
   """Mean and its 95 % bootstrap interval, bias-corrected and accelerated (Efron 1987, JASA 82:171).
 
-  The scores are resampled with replacement; a function of (scores, seed).
+  The bootstrap resamples the scores with replacement. The same scores and seed give the same
+  interval.
 
   Raises:
-    ValueError: for fewer than two scores, which have no interval, or NaN (naming the rows).
+    ValueError: for fewer than two scores, which have no interval, or for NaN (names the rows).
   """
   _check('the scores', scores)
   scores = scores.astype(np.float64)
@@ -54,7 +55,8 @@ def mean_interval(
     return Interval(float(mean), float(mean), float(mean), len(scores))
   means = mean + _resampled_means(residuals, resamples, np.random.default_rng(seed))
   acceleration = (residuals**3).sum() / (6 * (residuals**2).sum() ** 1.5)
-  tie = 1e-9 * np.abs(residuals).max()  # few scores draw their own mean often: rounding decides not
+  # A resample of few scores often has their mean; this tolerance keeps rounding from deciding it.
+  tie = 1e-9 * np.abs(residuals).max()
   below = ((means < mean - tie).mean() + (means <= mean + tie).mean()) / 2
   normal = NormalDist()
   bias = normal.inv_cdf(min(max(below, 0.5 / resamples), 1 - 0.5 / resamples))
@@ -73,13 +75,13 @@ def paired(
   resamples: int = 10_000,
   seed: int = 0,
 ) -> Paired:
-  """Mean of a - b over the same edits, its bootstrap interval, and the p-value of a sign flip.
+  """Mean of a - b over the same edits, its bootstrap interval, and the p-value of a sign flip test.
 
-  The test gives every difference either sign (Fisher 1935): all 2^n patterns up to n = 20, beyond
-  that `resamples` random ones with the observed one counted in, so p is never 0.
+  The test gives every difference either sign (Fisher 1935). Up to n = 20 it uses all 2^n patterns,
+  above that `resamples` random patterns together with the observed one, so p is never 0.
 
   Raises:
-    ValueError: for other lengths (naming both), fewer than two pairs, or NaN (naming the rows).
+    ValueError: if the lengths differ (names both), for fewer than two pairs, for NaN (names rows).
   """
   if len(a) != len(b):
     raise ValueError(f'{len(a)} scores against {len(b)}: they must be of the same edits')
@@ -94,7 +96,7 @@ def paired(
 def sign_flip(
   differences: Float[np.ndarray, ' n'], *, resamples: int = 10_000, seed: int = 0
 ) -> float:
-  """Two-sided p-value of a mean of zero: the share of sign patterns with a mean at least as far."""
+  """Two-sided p-value: the share of sign patterns whose mean is at least as far from zero."""
   sizes = np.abs(differences)
   observed = abs(differences.sum()) - 1e-9 * sizes.sum()  # rounding must not break ties
   if len(sizes) <= EXACT_UP_TO:
@@ -110,7 +112,7 @@ def sign_flip(
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-  """Wilson's score interval of a share (1927, JASA 22:209); z of the default holds 95 %."""
+  """Wilson's score interval of a share (1927, JASA 22:209); the default z gives 95 %."""
   share, z2 = successes / n, z * z
   centre = (share + z2 / (2 * n)) / (1 + z2 / n)
   half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -124,7 +126,7 @@ def _resampled_means(scores, resamples, rng):
 
 
 def _chunks(total, width):
-  """`total` cut into counts whose rows of `width` numbers fit in a chunk."""
+  """Split `total` into counts such that each count's rows of `width` numbers fit in a chunk."""
   size = max(1, CHUNK // width)
   return [min(size, total - start) for start in range(0, total, size)]
 

@@ -1,23 +1,23 @@
-"""Copy-paste score: is the repainted region the exemplar itself, pasted?
+"""Copy-paste score: detects whether the repainted region is a paste of the exemplar itself.
 
-A verbatim paste has the best CLIP score that there is, so a high CLIP score alone proves nothing.
-This one is the highest correlation, over the ways to paste, of the two pictures' fine detail. A
-paste repeats the exemplar's detail at its place; the same subject drawn anew, in another pose or
-light, shares its colours and form but hardly a pixel-aligned edge.
+A verbatim paste has the best possible CLIP score, so a high CLIP score alone proves nothing. This
+score is the highest correlation of the two pictures' fine detail over many ways to paste. A paste
+repeats the exemplar's detail in place. The same subject in another pose or light has the same
+colours and form, but hardly any pixel-aligned edges.
 """
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-SIDE = 64  # pixels of the region's longer side where the two are compared
-SIGMA = 2.0  # of those pixels: what is coarser than that is form and light, not detail
-FLOOR = 4.0  # of 255: contrasts well below count as flat
-FLAT = 1e-4  # mean squared detail: a contrast of a twenty-fifth of a level
-SCALES = 1.08 ** np.arange(-5, 6)  # of a paste, beside squashed, fitted or filling: 0.68 to 1.47
-NEAR = range(-2, 3)  # pixels around the best of these sizes, in either direction
-OVERLAP = 0.75  # of the smaller of the two must take part, which also bounds the shifts
-SMALLEST = 8  # pixels of a side
+SIDE = 64  # pixels of the region's longer side during the comparison
+SIGMA = 2.0  # of those pixels; coarser structure counts as form and light, not as detail
+FLOOR = 4.0  # of 255; contrasts well below this count as flat
+FLAT = 1e-4  # mean squared detail that counts as flat: a contrast of 1/25 of a level
+SCALES = 1.08 ** np.arange(-5, 6)  # sizes tried per way of fitting: 0.68 to 1.47
+NEAR = range(-2, 3)  # pixels tried around the best of these sizes, in both directions
+OVERLAP = 0.75  # share of the smaller picture that must overlap; this also bounds the shifts
+SMALLEST = 8  # pixels per side
 
 
 def copy_paste_score(
@@ -25,20 +25,21 @@ def copy_paste_score(
   exemplar: UInt8[np.ndarray, 'p q 3'],
   mask: Bool[np.ndarray, 'r s'] | None = None,
 ) -> float:
-  """1 for the exemplar pasted into the region, about 0.2 for another picture; from 0 to 1.
+  """Score from 0 to 1: 1 for the exemplar pasted into the region, about 0.2 for another picture.
 
-  Detail is brightness less its local mean over its local contrast, so brightness, contrast and
-  smooth light cancel. The correlation is that of the overlap (Padfield 2012, IEEE TIP 21:2706).
-  Tried are: the exemplar squashed to the region, fitted into it and filling it, each at 0.68 to
-  1.47 of that size, mirrored or not, at every shift with enough overlap. The best of many by
-  chance is not 0 and grows as regions shrink: read it beside the score against other exemplars.
+  Detail is brightness minus its local mean, divided by its local contrast, so that brightness,
+  contrast and smooth light cancel. The score is the normalised correlation over the overlap
+  (Padfield 2012, IEEE TIP 21:2706), maximised over these pastes: the exemplar squashed to the
+  region, fitted into it and filling it, each at 0.68 to 1.47 of that size, mirrored or not, at
+  every shift with enough overlap. The maximum of many correlations is above 0 by chance and grows
+  as regions shrink: compare it with the score against other exemplars.
 
   Args:
     region: the box of the repainted region, cut from the result.
     exemplar: the exemplar image, of any size.
-    mask: what was repainted within the box; None: all of it.
+    mask: the repainted pixels of the box; None means all of them.
   Raises:
-    ValueError: for sides below 8 pixels, a mask of another size or empty, a flat exemplar.
+    ValueError: for sides below 8 pixels, a mask of another size, an empty mask, a flat exemplar.
   """
   _check(region, exemplar, mask)
   painted = np.ones(region.shape[:2], bool) if mask is None else mask
@@ -75,7 +76,7 @@ def _check(region, exemplar, mask):
 
 
 def _shrunk(region, painted):
-  """The region's detail [h w] at the size of the comparison, and its mask as weights there."""
+  """Return the region's detail [h w] at the size of the comparison, and its mask as weights."""
   h, w = painted.shape
   scale = min(1.0, max(SIDE / max(h, w), SMALLEST / min(h, w)))
   size = round(h * scale), round(w * scale)
@@ -85,7 +86,7 @@ def _shrunk(region, painted):
 
 
 def _resize(grey: Float[np.ndarray, 'h w'], height: int, width: int) -> Float[np.ndarray, 'p q']:
-  """Area means along a side that shrinks, cubic along one that grows."""
+  """Resize with area means along a side that shrinks and cubic along a side that grows."""
   h, w = grey.shape
   if height < h or width < w:
     grey = cv2.resize(grey, (min(w, width), min(h, height)), interpolation=cv2.INTER_AREA)
@@ -104,7 +105,7 @@ def _blur(grey):
 
 
 def _sizes(region, exemplar):
-  """Heights and widths of a paste of the exemplar: a set, for many of them coincide."""
+  """Return the distinct (height, width) at which to try a paste of the exemplar."""
   fits = [side / other for side, other in zip(region, exemplar)]
   bases = [fits, [min(fits)] * 2, [max(fits)] * 2]
   sizes = {
@@ -115,15 +116,15 @@ def _sizes(region, exemplar):
 
 
 def _correlation(here, painted, paste):
-  """Highest normalised correlation of two details [h w], [p q] over all shifts, by FFT."""
+  """Highest normalised correlation of two details [h w] and [p q] over all shifts, by FFT."""
   shape = [cv2.getOptimalDFTSize(a + b - 1) for a, b in zip(here.shape, paste.shape)]
   ours = np.stack([here * painted, here**2 * painted, painted])
   theirs = np.stack([paste, paste**2, np.ones_like(paste)])
   f, g = np.fft.rfft2(ours, shape), np.conj(np.fft.rfft2(theirs, shape))
-  # By shift: sum of products, energy of either in the overlap, pixels of the overlap.
+  # For each shift: sum of products, energy of each in the overlap, pixels of the overlap.
   product, energy, other, count = np.fft.irfft2(f[[0, 1, 2, 2]] * g[[0, 2, 1, 2]], shape)
   enough = count > max(0.5, OVERLAP * min(painted.sum(), paste.size) - 0.5)
   usable = enough & (energy > FLAT * count) & (other > FLAT * count)
   if not usable.any():
-    return 0.0  # flat wherever they overlap
+    return 0.0  # flat at every overlap
   return float((product[usable] / np.sqrt(energy[usable] * other[usable])).max())

@@ -1,6 +1,6 @@
-"""Quality score: how likely a Gaussian mixture of natural images' features finds an image.
+"""Quality score: the log-likelihood of an image's features under a mixture fitted to real images.
 
-GIQA's GMM score (Gu et al. 2020, arXiv:2003.08932) in the form of the paper's evaluation code.
+This is GIQA's GMM score (Gu et al. 2020, arXiv:2003.08932) as in PbE's evaluation code.
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from exedit.metrics import checks
+from exedit.metrics.features import check_rows, check_widths
 from exedit.runtime.errors import UserError
 
-FULL_MARKS = 300.0  # nats: a log-likelihood of this or more scores 100
+FULL_MARKS = 300.0  # nats: a log-likelihood of this or more gives the score 100
 COVARIANCE_TYPES = ('full', 'tied', 'diag', 'spherical')
 
 
@@ -20,9 +20,12 @@ COVARIANCE_TYPES = ('full', 'tied', 'diag', 'spherical')
 class GMM:
   """A Gaussian mixture in scikit-learn's terms: k components over features of width d.
 
-  `precisions_cholesky` is [k d d] (covariance_type 'full'), [d d] ('tied': one for all), [k d]
-  ('diag') or [k] ('spherical'). A matrix is the upper triangular C with precision C C^T, of
-  positive diagonal; the others are inverse standard deviations. ValueError for anything else.
+  The shape of `precisions_cholesky` is [k d d] (covariance_type 'full'), [d d] ('tied': one for all
+  components), [k d] ('diag') or [k] ('spherical'). A matrix is the upper triangular C with a
+  positive diagonal and precision C C^T. The others are inverse standard deviations.
+
+  Raises:
+    ValueError: for anything else.
   """
 
   weights: Float[np.ndarray, ' k']
@@ -47,38 +50,8 @@ class GMM:
     _check_factors(self.precisions_cholesky, self.covariance_type)
 
   @classmethod
-  def from_covariances(
-    cls,
-    weights: Float[np.ndarray, ' k'],
-    means: Float[np.ndarray, 'm d'],
-    covariances: Float[np.ndarray, '...'],
-    covariance_type: str = 'full',
-  ) -> 'GMM':
-    """A mixture given by covariances (variances for 'diag' and 'spherical'), same shapes.
-
-    Raises:
-      ValueError: as GMM, and naming the component whose covariance is not positive definite.
-    """
-    _check_type(covariance_type)
-    covariances = np.asarray(covariances, np.float64)
-    _check_shape('covariances', covariances, means, covariance_type)
-    if not np.isfinite(covariances).all():
-      raise ValueError('the covariances of the mixture are not finite')
-    if covariance_type in ('diag', 'spherical'):
-      wrong = np.flatnonzero(~(covariances.reshape(len(covariances), -1) > 0).all(1))
-      if len(wrong):
-        raise ValueError(f'the variances of component {wrong[0]} are not all positive')
-      return cls(weights, means, 1 / np.sqrt(covariances), covariance_type)
-    if covariance_type == 'tied':
-      return cls(weights, means, _precision_factor(covariances, 'the tied covariance'), 'tied')
-    factors = [
-      _precision_factor(c, f'the covariance of component {k}') for k, c in enumerate(covariances)
-    ]
-    return cls(weights, means, np.stack(factors), covariance_type)
-
-  @classmethod
   def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> 'GMM':
-    """The mixture of `to_arrays`; ValueError naming what is absent or does not fit together."""
+    """Make the mixture of `to_arrays`; ValueError says which array is missing or does not fit."""
     absent = [field.name for field in dataclasses.fields(cls) if field.name not in arrays]
     if absent:
       raise ValueError(
@@ -91,19 +64,19 @@ class GMM:
     return cls(weights, means, factors, str(arrays['covariance_type']))
 
   def to_arrays(self) -> dict[str, np.ndarray]:
-    """Plain arrays by name, as for `np.savez`."""
+    """Return plain arrays by name, as `np.savez` takes them."""
     return {f.name: np.asarray(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
 def log_likelihood(features: Float[np.ndarray, 'n d'], gmm: GMM) -> Float[np.ndarray, ' n']:
-  """Natural logarithm of the mixture's density at each row: scikit-learn's `score_samples`.
+  """Compute the natural logarithm of the density at each row, as sklearn's `score_samples`.
 
   Raises:
-    ValueError: for no images, NaN (naming the rows) or another width (naming both).
+    ValueError: for no images, for NaN (names the rows), for another width (names both).
   """
-  checks.rows('images', features)
+  check_rows('images', features)
   k, width = gmm.means.shape
-  checks.widths('the images', features.shape[1], 'the mixture', width)
+  check_widths('the images', features.shape[1], 'the mixture', width)
   features, factors = features.astype(np.float64), gmm.precisions_cholesky.astype(np.float64)
   log_joint = np.empty((len(features), k))
   for i, mean in enumerate(gmm.means.astype(np.float64)):
@@ -111,7 +84,7 @@ def log_likelihood(features: Float[np.ndarray, 'n d'], gmm: GMM) -> Float[np.nda
     whitened = (features - mean) @ factor if factor.ndim == 2 else (features - mean) * factor
     diagonal = np.diagonal(factor) if factor.ndim == 2 else np.broadcast_to(factor, (width,))
     log_joint[:, i] = np.log(diagonal).sum() - (whitened**2).sum(1) / 2
-  with np.errstate(divide='ignore'):  # a component of weight 0 has log weight -inf
+  with np.errstate(divide='ignore'):  # log 0 = -inf is right for a component of weight 0
     log_joint += np.log(gmm.weights.astype(np.float64))
   highest = log_joint.max(1, keepdims=True)
   total = np.log(np.exp(log_joint - highest).sum(1)) + highest[:, 0]
@@ -119,13 +92,11 @@ def log_likelihood(features: Float[np.ndarray, 'n d'], gmm: GMM) -> Float[np.nda
 
 
 def quality_scores(features: Float[np.ndarray, 'n d'], gmm: GMM) -> Float[np.ndarray, ' n']:
-  """Score of each image, 0 to 100: its log-likelihood over 300, clipped (facts 6.3)."""
+  """Score each image from 0 to 100: its log-likelihood over 300, clipped; their mean is the QS.
+
+  See docs/facts.md, COCOEE and metrics.
+  """
   return np.clip(log_likelihood(features, gmm) / FULL_MARKS, 0, 1) * 100
-
-
-def quality_score(features: Float[np.ndarray, 'n d'], gmm: GMM) -> float:
-  """The paper's QS: the mean of `quality_scores`."""
-  return float(quality_scores(features, gmm).mean())
 
 
 def fit(
@@ -137,18 +108,19 @@ def fit(
   regularisation: float = 1e-6,
   max_steps: int = 100,
 ) -> GMM:
-  """A mixture of one's own by scikit-learn's expectation maximisation from a k-means start.
+  """Fit a mixture with scikit-learn's expectation maximisation, which starts from k-means.
 
   Args:
-    features: of natural images; more than width + 1 per component for a sound 'full' covariance.
-    components: 20 as in the released mixture's name.
+    features: features of natural images. A 'full' covariance needs more than width + 1 images per
+      component.
+    components: the number of components; the released mixture has 20, as its name says.
     covariance_type: one of `COVARIANCE_TYPES`.
-    seed: of the start; the same seed gives the same mixture.
+    seed: seed of the start; the same seed gives the same mixture.
     regularisation: added to every variance.
-    max_steps: of expectation maximisation; scikit-learn warns where they did not suffice.
+    max_steps: limit of the expectation maximisation; scikit-learn warns if it does not converge.
   Raises:
-    UserError: without scikit-learn, which only this function needs.
-    ValueError: for fewer images than components, NaN, or a component that collapsed.
+    UserError: if scikit-learn is not installed; only this function needs it.
+    ValueError: if there are fewer images than components, for NaN, or if a component collapsed.
   """
   try:
     from sklearn.mixture import GaussianMixture  # pyright: ignore[reportMissingImports]
@@ -156,10 +128,10 @@ def fit(
     raise UserError(
       'fitting a quality score needs scikit-learn, which is not installed: pip install scikit-learn'
     ) from None
-  checks.rows('images', features)
+  check_rows('images', features)
   _check_type(covariance_type)
   if len(features) < max(2, components):
-    raise ValueError(f'{len(features)} images cannot hold a mixture of {components} components')
+    raise ValueError(f'{len(features)} images are too few for a mixture of {components} components')
   model = GaussianMixture(
     components,
     covariance_type=covariance_type,
@@ -190,7 +162,7 @@ def _check_shape(name, array, means, covariance_type):
 
 
 def _check_factors(factors, covariance_type):
-  """Positive diagonals, and nothing below them."""
+  """Raise ValueError unless the diagonals are positive and the entries below them are 0."""
   matrices = covariance_type in ('full', 'tied')
   diagonals = np.diagonal(factors, axis1=-2, axis2=-1) if matrices else factors
   smallest = diagonals.reshape(1 if covariance_type == 'tied' else len(factors), -1).min(1)
@@ -202,17 +174,3 @@ def _check_factors(factors, covariance_type):
     )
   if matrices and np.tril(factors, -1).any():
     raise ValueError('precisions_cholesky must be upper triangular: it has entries below')
-
-
-def _precision_factor(covariance, name):
-  """Upper triangular C with C C^T the inverse of a covariance."""
-  if not np.allclose(covariance, covariance.T, rtol=1e-5, atol=1e-12):
-    raise ValueError(f'{name} is not symmetric')
-  try:
-    lower = np.linalg.cholesky(covariance)
-  except np.linalg.LinAlgError:
-    smallest = np.linalg.eigvalsh(covariance)[0]
-    raise ValueError(
-      f'{name} is not positive definite: its smallest eigenvalue is {smallest:g}'
-    ) from None
-  return np.triu(np.linalg.solve(lower, np.eye(len(lower))).T)

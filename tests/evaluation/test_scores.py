@@ -16,7 +16,8 @@ from exedit.evaluation import cache, features, instruments, preprocess, scores, 
 from exedit.evaluation.features import Features
 from exedit.input_pipeline import references
 from exedit.input_pipeline.coco_ee.bench import Bench
-from exedit.metrics import clip_score, confidence, copy_paste, frechet, quality_score
+from exedit.metrics import confidence, copy_paste, frechet, pixels, quality_score
+from exedit.metrics.features import cosines
 from exedit.runtime.errors import UserError
 from tests import bench, judges
 
@@ -70,7 +71,7 @@ class Given:
 
 
 def boxed(p):
-  return p['result'][clip_score.box(p['mask'] >= 128, published=False)]
+  return p['result'][pixels.box(p['mask'] >= 128, published=False)]
 
 
 def test_the_papers_three_are_their_formulas(world, networks, mixture, tmp_path):
@@ -90,7 +91,7 @@ def test_the_papers_three_are_their_formulas(world, networks, mixture, tmp_path)
   )
   exemplars = clip.embed(preprocess.squash(p['exemplar'], clip.size) for p in pictures)
   metric = found[f'clip_score_{judges.CLIP}']
-  np.testing.assert_allclose(metric.scores, clip_score.clip_scores(regions, exemplars), rtol=1e-4)
+  np.testing.assert_allclose(metric.scores, 100 * cosines(regions, exemplars), rtol=1e-4)
   summary, interval = metric.summary(), confidence.mean_interval(metric.scores)
   assert (summary['value'], summary['low'], summary['high'], summary['n']) == (
     *(interval.value, interval.low, interval.high, 6),
@@ -102,7 +103,7 @@ def test_identity_and_copy_paste_are_of_the_region(world, networks, tmp_path):
   found, pictures = given.metrics(), given.pictures()
   for role, name in (('clip', judges.CLIP), ('dino', judges.VIT)):
     network = networks[role]
-    expected = clip_score.cosines(
+    expected = cosines(
       network(boxed(p) for p in pictures), network(p['exemplar'] for p in pictures)
     )
     np.testing.assert_allclose(found[f'{role}_i_{name}'].scores, expected, rtol=1e-4)

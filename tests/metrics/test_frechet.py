@@ -20,6 +20,10 @@ def two_sets(n, m, d, seed=0):
   return a, b
 
 
+def contributions(features, mean, covariance):
+  return frechet.contribution(Moments.of(features), mean, covariance)(features)
+
+
 # The distance
 
 
@@ -96,13 +100,6 @@ def test_distance_is_symmetric_and_zero_on_itself(n, m, d):
   assert 0 <= frechet_distance(a, a[::-1]) < 1e-11 * scale
 
 
-def test_distance_grows_with_the_disturbance():
-  a, _ = two_sets(500, 2, 16)
-  noise = np.random.default_rng(3).normal(size=a.shape)
-  found = [frechet_distance(a, a + s * noise) for s in (0, 0.1, 0.2, 0.4, 0.8)]
-  assert (np.diff(found) > 0).all()
-
-
 @pytest.mark.parametrize('n', [0, 1])
 def test_no_or_one_image_has_no_distance(n):
   a, b = two_sets(20, 20, 4)
@@ -129,7 +126,7 @@ def test_two_networks_are_refused_by_their_widths():
   with pytest.raises(ValueError, match='width 4 .* width 6'):
     Moments.of(a).merge(Moments.of(b))
   with pytest.raises(ValueError, match='width 4 .* width 6'):
-    frechet.contributions(a, np.zeros(6), np.eye(6))
+    contributions(a, np.zeros(6), np.eye(6))
 
 
 def test_what_is_no_covariance_is_refused():
@@ -195,7 +192,7 @@ def test_memory_is_bounded_by_the_width_not_the_number_of_images():
 def test_the_mean_of_the_contributions_is_the_distance(n, d):
   a, b = two_sets(n, 400, d)
   mean, cov = b.mean(0), np.cov(b, rowvar=False)
-  parts = frechet.contributions(a, mean, cov)
+  parts = contributions(a, mean, cov)
   expected = frechet_distance(a, b)
   np.testing.assert_allclose(parts.mean(), expected, rtol=1e-9)
   of = frechet.contribution(Moments.of(a), mean, cov)
@@ -212,16 +209,9 @@ def test_a_contribution_is_the_derivative_by_an_images_weight():
     spread = ((a - centre) * w[:, None]).T @ (a - centre) / 59
     return frechet_distance_of(centre, spread, mean, cov)
 
-  parts = frechet.contributions(a, mean, cov)
+  parts = contributions(a, mean, cov)
   slopes = [(weighted(i, 1e-5) - weighted(i, -1e-5)) / 2e-5 for i in range(60)]
   np.testing.assert_allclose(parts - parts.mean(), slopes, rtol=1e-5, atol=1e-5 * parts.std())
-
-
-def test_the_strangest_image_contributes_most():
-  b = two_sets(2, 400, 6)[1]
-  a = b[:200].copy()
-  a[123] += 8
-  assert frechet.contributions(a, b.mean(0), np.cov(b, rowvar=False)).argmax() == 123
 
 
 @pytest.mark.parametrize(('n', 'd', 'least'), [(200, 8, 0.9), (60, 24, 0.9), (16, 24, 0.85)])
@@ -231,8 +221,7 @@ def test_the_interval_holds_the_distance_of_other_sets_of_this_size(n, d, least)
   sets = [rng.normal(size=(n, d)) @ ours.T + 0.2 for _ in range(150)]
   zero = np.zeros(d)
   found = [
-    confidence.mean_interval(frechet.contributions(x, zero, reference), resamples=1000)
-    for x in sets
+    confidence.mean_interval(contributions(x, zero, reference), resamples=1000) for x in sets
   ]
   centre = np.mean([interval.value for interval in found])
   covered = np.mean([interval.low <= centre <= interval.high for interval in found])
@@ -242,27 +231,13 @@ def test_the_interval_holds_the_distance_of_other_sets_of_this_size(n, d, least)
   assert 0.8 < widths / spread < 1.5
 
 
-def test_the_interval_is_as_wide_as_that_of_resampled_images():
-  """Where images are many the two agree; resampling also shifts, as the docstring says."""
-  a, b = two_sets(1500, 400, 4)
-  mean, cov = b.mean(0), np.cov(b, rowvar=False)
-  rng = np.random.default_rng(0)
-  resampled = []
-  for _ in range(300):
-    rows = a[rng.integers(0, len(a), len(a))]
-    resampled.append(frechet_distance_of(rows.mean(0), np.cov(rows, rowvar=False), mean, cov))
-  interval = confidence.mean_interval(frechet.contributions(a, mean, cov))
-  width = interval.high - interval.low
-  np.testing.assert_allclose(width, 2 * 1.96 * np.std(resampled), rtol=0.15)
-
-
 def test_a_paired_test_of_contributions_tells_two_systems_apart():
   """On the same sources most of the noise is common, so the difference shows where ends overlap."""
   rng = np.random.default_rng(5)
   source = rng.normal(size=(400, 8))
   zero, eye = np.zeros(8), np.eye(8)
-  good = frechet.contributions(source + 0.1 * rng.normal(size=(400, 8)), zero, eye)
-  bad = frechet.contributions(source + 0.1 * rng.normal(size=(400, 8)) + 0.06, zero, eye)
+  good = contributions(source + 0.1 * rng.normal(size=(400, 8)), zero, eye)
+  bad = contributions(source + 0.1 * rng.normal(size=(400, 8)) + 0.06, zero, eye)
   one, other = confidence.mean_interval(good), confidence.mean_interval(bad)
   assert other.low < one.high
   result = confidence.paired(bad, good)
