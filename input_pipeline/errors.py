@@ -1,9 +1,5 @@
-"""The errors that data raises."""
+"""The errors of data, part of exedit's one tree of errors."""
 
+from exedit.runtime.errors import DataError, Unusable
 
-class DataError(ValueError):
-  """Data that a person can put right: one line with what was wrong, both values and the remedy."""
-
-
-class Unusable(DataError):
-  """A sound record with nothing to learn from, such as no box of a fitting size."""
+__all__ = ['DataError', 'Unusable']

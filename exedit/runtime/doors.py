@@ -1,57 +1,211 @@
-"""What doors share: flags are read, a mistake in them is one line, `--help` exits with 0."""
+"""The one library of the command-line doors: absl flags, `--help`, one-line errors, exit statuses.
 
+A door of one command defines its flags in `flags.FLAGS` and calls `run(main)`. A module that other
+programs import keeps its flags to itself: it describes them by `Flag` rows and calls `call`, or
+`call_one` if it has several commands.
+"""
+
+import contextlib
+import functools
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from exedit import paint_by_example as pbe
-from exedit.diffusion.schedule import Schedule
-from exedit.input_pipeline import open_images
-from exedit.runtime.errors import UserError, door
-from exedit.weights import settings as configs
+from exedit.runtime.errors import UserError, explain, one_line
 
 HELP = ('-h', '-help', '--help', '--helpshort', '--helpfull')
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-  """absl's `app.run`, except that what a person can mend is one line and exit status 2."""
+def run(main: Callable[[list[str]], None], words: bool = False) -> None:
+  """Reads `flags.FLAGS` and calls `main(argv)`: absl's `app.run` with one-line errors.
+
+  words: allow arguments that are not flags; they are argv[1:].
+  """
+  with quiet_pipe():
+    app.run(door(main), flags_parser=door(functools.partial(parse, words=words)))
+
+
+def door(main: Callable) -> Callable:
+  """Wraps `main(argv)`: prints an error that the user can fix as one line, and exits with status 2.
+
+  The exit status is the error's own `status` if it has one.
+  """
+
+  def guarded(argv):
+    try:
+      return main(argv)
+    except Exception as error:
+      line = explain(error)
+      if line is None:
+        raise
+      print(f'error: {line}', file=sys.stderr)
+      sys.exit(getattr(error, 'status', 2))
+
+  return guarded
+
+
+@contextlib.contextmanager
+def quiet_pipe() -> Iterator[None]:
+  """Ends the program silently, with status 1, if the reader of its output is gone: `... | head`."""
   try:
-    app.run(door(main), flags_parser=door(parse))
-  except BrokenPipeError:  # whoever read the output has seen enough: `... | head`
+    yield
+  except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 
 
-def parse(argv: list[str]) -> list[str]:
-  """Read `flags.FLAGS`, the overrides of `--config` included.
+class Flag(NamedTuple):
+  """One flag of a command.
+
+  kind: str, int, float, bool, list (may be given several times), 'config' (a config file whose keys
+  are flags too), or the allowed words; None: the type of `default`. least: of a number.
+  """
+
+  name: str
+  default: Any
+  help: str
+  kind: Any = None
+  least: Any = None
+
+
+class Command(NamedTuple):
+  """One of the commands of a door.
+
+  main: called as main(name=value, ...) with every flag. words: the name of the argument that takes
+  the words which are not flags; empty: there are none.
+  """
+
+  main: Callable[..., None]
+  help: str
+  flags: Sequence[Flag]
+  words: str = ''
+
+
+def flag_values(rows: Sequence[Flag | tuple]) -> flags.FlagValues:
+  """The described flags in a FlagValues of their own."""
+  values = flags.FlagValues()
+  for row in rows:
+    name, default, about, kind, least = Flag(*row)
+    kind: Any = type(default) if kind is None else kind
+    if kind == 'config':
+      from ml_collections import config_flags
+
+      config_flags.DEFINE_config_file(name, default, about, flag_values=values)
+    elif kind is int:
+      flags.DEFINE_integer(name, default, about, lower_bound=least, flag_values=values)
+    elif kind is float:
+      flags.DEFINE_float(name, default, about, lower_bound=least, flag_values=values)
+    elif kind is bool:
+      flags.DEFINE_bool(name, default, about, values)
+    elif kind is str:
+      flags.DEFINE_string(name, default, about, values)
+    elif kind is list:
+      flags.DEFINE_multi_string(name, default, about, values)
+    else:
+      flags.DEFINE_enum(name, default, [*kind], about, values)
+  return values
+
+
+def call(
+  main: Callable[..., None],
+  values: flags.FlagValues | Sequence[Flag | tuple],
+  about: str | None = None,
+  argv: Sequence[str] | None = None,
+  words: str = '',
+) -> None:
+  """Reads these flags and calls main(name=value, ...) with every one of them.
+
+  about: printed by `--help` before the flags. argv: the program and its arguments; None: this
+  process's. words: see `Command`. What the operating system refuses is one line too.
+  """
+  own = values if isinstance(values, flags.FlagValues) else flag_values(values)
+  names = list(own)  # parsing adds one flag for every --config.key=value
+
+  def guarded(argv):
+    rest = read(own, argv, f'{about}\n{own.get_help(include_special_flags=False)}', bool(words))
+    given = {name: own[name].value for name in names} | ({words: rest[1:]} if words else {})
+    try:
+      main(**given)
+    except OSError as error:
+      raise UserError(explain(error) or one_line(error)) from error
+
+  with quiet_pipe():
+    door(guarded)(list(sys.argv if argv is None else argv))
+
+
+def call_one(
+  commands: Mapping[str, Command], about: str | None, argv: Sequence[str] | None = None
+) -> None:
+  """Calls the command that the first argument names, with the flags behind it."""
+  program, *rest = sys.argv if argv is None else argv
+  if rest and rest[0] in commands:
+    command = commands[rest[0]]
+    call(command.main, command.flags, about, [f'{program} {rest[0]}', *rest[1:]], command.words)
+    return
+  listing = '\n'.join(f'  {name}: {command.help}' for name, command in commands.items())
+  if any(word in HELP for word in rest):
+    print(f'{about}\nCommands (COMMAND --help tells more):\n{listing}')
+    return
+
+  def refuse(_):
+    raise UserError(f'name a command: {", ".join(commands)}; --help tells more')
+
+  door(refuse)(rest)
+
+
+def require(**given: Any) -> None:
+  """UserError for the first of these flags that is not set."""
+  for name, value in given.items():
+    if not value:
+      raise UserError(f'--{name}=... is missing')
+
+
+def parse(argv: list[str], words: bool = False) -> list[str]:
+  """Reads `flags.FLAGS` as `read` does, and silences libraries' INFO unless -v asks for it."""
+  about = sys.modules['__main__'].__doc__
+  rest = read(flags.FLAGS, argv, f'{about}\n{flags.FLAGS.main_module_help()}', words)
+  if 'verbosity' in flags.FLAGS and flags.FLAGS['verbosity'].using_default_value:
+    flags.FLAGS.verbosity = logging.WARNING
+  return rest
+
+
+def read(
+  values: flags.FlagValues, argv: Sequence[str], about: str, words: bool = False
+) -> list[str]:
+  """Reads flags, including the overrides of a config; `--help` prints `about` and exits with 0.
+
+  words: allow arguments that are not flags. They are returned behind the program's name.
 
   Raises:
     UserError: for an unknown flag or config key, a value that does not fit, a config file that is
-      missing or does not run, and a word that is no flag.
+      missing or fails, and an argument that is not a flag.
   """
   if any(word in HELP for word in argv[1:]):
-    print(f'{sys.modules["__main__"].__doc__}\n{flags.FLAGS.main_module_help()}')
+    print(about)
     sys.exit(0)
+  names = list(values)
+  values.set_gnu_getopt(words or values.is_gnu_getopt())
   try:
-    rest = flags.FLAGS(argv)
-    if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
-      dir(flags.FLAGS.config.keys)  # a config file that failed to load says so when it is touched
+    rest = values(list(argv))
+    for name in names:
+      getattr(values[name].value, 'to_dict', None)  # a config that failed to load raises when used
   except (flags.Error, OSError) as error:
     raise UserError(_last_line(error).replace('[Errno 2] ', '')) from None
-  except (AttributeError, KeyError) as error:  # ml_collections' word for an unknown key
+  except (AttributeError, KeyError) as error:  # ml_collections raises these for an unknown key
     raise UserError(_unknown_key(str(error.args[0]))) from None
   except SyntaxError as error:
     raise UserError(f'the config file is not Python: {error}') from None
-  if len(rest) > 1:
+  if len(rest) > 1 and not words:
     raise UserError(f'{rest[1]!r} is not a flag: flags are written --name=value')
-  if 'verbosity' in flags.FLAGS and flags.FLAGS['verbosity'].using_default_value:
-    flags.FLAGS.verbosity = logging.WARNING  # libraries' INFO is no news to a person
   return rest
+
+
+# The next four move to exedit/systems.py, which knows systems; this module must not.
 
 
 def edit_settings(
@@ -67,6 +221,9 @@ def edit_settings(
   Raises:
     UserError: for one that cannot be, with `where` the config stands if it came from there.
   """
+  from exedit import paint_by_example as pbe
+  from exedit.weights import settings as configs
+
   given = dict(steps=steps, scale=scale, sampler=sampler)
   told = {name: value for name, value in config.get('edit', {}).items() if name in given}
   settings = {name: inspect.signature(pbe.edit).parameters[name].default for name in given}
@@ -91,6 +248,8 @@ def most_steps(config: Mapping[str, Any]) -> int:
 
   Neither the original nor diffusers, with its offset of 1, can make as many (facts 3.2).
   """
+  from exedit.diffusion.schedule import Schedule
+
   schedule = config.get('model', {}).get('schedule', {})
   return schedule.get('num_steps', Schedule.num_steps) - 1
 
@@ -106,19 +265,21 @@ def check_steps(steps: Any, most: int, name: str = 'steps') -> None:
 
 def trained_on(config: Mapping[str, Any], name: str) -> Any:
   """What the data pipeline was set to, or its default: `size`, `exemplar_size`, ..."""
+  from exedit.input_pipeline import open_images
+
   default = inspect.signature(open_images.make_example).parameters[name].default
   return config['data'].get(name, default)
 
 
 def _last_line(error):
-  """The sentence at the end of a message that may hold a whole traceback."""
+  """The last sentence of a message that may contain a whole traceback."""
   line = str(error).strip().splitlines()[-1].strip()
   kind, _, rest = line.partition(': ')
   return rest if kind.endswith('Error') and rest else line
 
 
 def _unknown_key(text):
-  """ml_collections' complaint, quoted twice over, as a sentence."""
+  """A sentence made of ml_collections' message about an unknown key."""
   path, name = re.search(r'lookup: ([\w.]+)', text), re.search(r'\w+', text)
   known = re.search(r'Did you mean "(\w+)"', text)
   key = path[1] if path else name[0] if name else text

@@ -1,34 +1,228 @@
-"""Small files that are written whole or not at all."""
+"""Files and folders that appear whole or not at all, locks between processes, and file hashes."""
 
+import contextlib
+import hashlib
+import itertools
 import json
 import os
 import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import filelock
+
+from exedit.runtime.errors import DataError, UserError
+
+LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary names are longer
+TEMPORARY = re.compile(r'\.(?P<name>.+)\.(?P<process>\d+)\.\d+\.tmp')  # see `temporary_of`
+_numbers = itertools.count()
+
+PathLike = str | os.PathLike[str]
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-  """Write a file so that it is there whole or not at all."""
-  temporary = f'{path}.{os.getpid()}.tmp'
+@contextlib.contextmanager
+def writing(path: PathLike, *, durable: bool = False) -> Iterator[IO[bytes]]:
+  """A binary file to write to; it replaces `path` when the block ends without an error.
+
+  The folder is made if it does not exist. A failed block leaves nothing behind and `path` as it
+  was. durable: wait until the disk has stored the data.
+
+  Raises:
+    OSError: if the file cannot be written; its `filename` is `path`.
+  """
+  temporary = temporary_of(path)
   try:
-    Path(temporary).write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
+    with _naming(path):
+      os.makedirs(os.path.dirname(temporary), exist_ok=True)
+      with open(temporary, 'xb') as file:
+        yield file
+        if durable:
+          file.flush()
+          os.fsync(file.fileno())
+      os.replace(temporary, path)
   finally:
-    Path(temporary).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
 
 
-def sweep(workdir: str | os.PathLike) -> None:
-  """Remove what a kill has left of files in writing; only for who holds the workdir alone."""
-  for path in [*Path(workdir).glob('*.tmp'), *Path(workdir).glob('samples/*.tmp')]:
-    if re.fullmatch(r'.+\.\d+\.tmp', path.name):
-      path.unlink(missing_ok=True)
+def write_bytes(path: PathLike, data: bytes) -> None:
+  """Writes a file as `writing` does."""
+  with writing(path) as file:
+    file.write(data)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-  """A JSON file for people and programs, written whole or not at all."""
+def write_text(path: PathLike, text: str) -> None:
+  """Writes a UTF-8 file as `writing` does."""
+  write_bytes(path, text.encode())
+
+
+def write_json(path: PathLike, value: Any) -> None:
+  """Writes an indented JSON file as `writing` does."""
   write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-  """As JSON, for people too."""
+  """The text of an indented JSON file."""
   return json.dumps(value, indent=2) + '\n'
+
+
+@contextlib.contextmanager
+def new_folder(path: PathLike) -> Iterator[Path]:
+  """A folder to write to; it becomes `path` when the block ends without an error.
+
+  A failed block leaves nothing behind. Call `check_new` first: `path` may only be an empty folder.
+
+  Raises:
+    OSError: if the folder cannot be made; its `filename` is `path`.
+  """
+  temporary = temporary_of(path)
+  try:
+    with _naming(path):
+      os.makedirs(temporary)
+    yield Path(temporary)
+    with _naming(path):
+      os.replace(temporary, path)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(path: PathLike, flag: str = '') -> None:
+  """Checks that `path` can become a new file or folder, or is an empty folder.
+
+  flag: the flag that named it, such as '--output', for the message.
+
+  Raises:
+    DataError: if something has that name, if the name is too long, or if the parent is a file.
+  """
+  path = Path(path).absolute()
+  another = f'name another {flag}'.rstrip()
+  if len(os.fsencode(path.name)) > LONGEST_NAME:
+    raise DataError(f'cannot write {path}: its name has more than {LONGEST_NAME} bytes; shorten it')
+  if path.is_dir() and not path.is_symlink():
+    if any(path.iterdir()):
+      raise DataError(f'{path} is a folder with files in it: remove it or {another}')
+  elif os.path.lexists(path):
+    raise DataError(f'{path} is there already: remove it or {another}')
+  if os.path.lexists(path.parent) and not path.parent.is_dir():
+    raise DataError(f'cannot write {path}: {path.parent} is not a folder; {another}')
+
+
+def temporary_of(path: PathLike) -> str:
+  """A hidden name beside `path`, '.NAME.PROCESS.NUMBER.tmp', unique among this machine's processes.
+
+  `sweep` removes files and folders with such a name.
+  """
+  folder, name = os.path.split(os.path.abspath(path))
+  return os.path.join(folder, f'.{name}.{os.getpid()}.{next(_numbers)}.tmp')
+
+
+def sweep(folder: PathLike, wanted: Callable[[str], bool] | None = None, alone=False) -> None:
+  """Removes the temporary files and folders that killed processes have left in a folder.
+
+  Call it before this process writes there: files with its own number are an earlier process's.
+
+  wanted: takes the final name and says whether its temporary files are to go; None: all are.
+  alone: no other process writes here. Then the files of all processes go, because a process may
+  have run on another machine.
+  """
+  if not os.path.isdir(folder):
+    return
+  for path in Path(folder).iterdir():
+    found = TEMPORARY.fullmatch(path.name)
+    if not found or (wanted is not None and not wanted(found['name'])):
+      continue
+    process = int(found['process'])
+    if not alone and process != os.getpid() and runs(process):
+      continue
+    if path.is_dir() and not path.is_symlink():
+      shutil.rmtree(path, ignore_errors=True)
+    else:
+      with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def runs(process: int) -> bool:
+  """Whether a process with this number runs on this machine."""
+  try:
+    os.kill(process, 0)
+  except (ProcessLookupError, OverflowError):
+    return False
+  except OSError:  # another user's process
+    pass
+  return True
+
+
+def sha256(path: PathLike) -> str:
+  """The SHA-256 of a file's content, in hexadecimal."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+class Taken(UserError):
+  """Another process holds the lock."""
+
+
+class Lock:
+  """A lock between the processes that share a file system; use it in a `with` block.
+
+  The kernel releases it when the process ends, also after SIGKILL. The file stays: if it were
+  removed, two processes could each lock a file of that name. It names the process that holds it.
+  """
+
+  def __init__(self, path: PathLike):
+    self.path = os.path.realpath(path)
+    self._lock = filelock.FileLock(self.path, thread_local=False, fallback_to_soft=False)
+
+  def acquire(self, *, wait: bool = True, busy: Callable[[str], None] = lambda holder: None):
+    """Takes the lock, and waits for it if `wait`.
+
+    busy: called once with the words of `holder` if another process holds the lock.
+
+    Raises:
+      Taken: if another process holds the lock and `wait` is False.
+      OSError: if the file system has no locks, or the file cannot be written.
+    """
+    try:
+      self._lock.acquire(timeout=0)
+    except filelock.Timeout:
+      busy(self.holder())
+      if not wait:
+        raise Taken(f'{self.path} is locked ({self.holder()})') from None
+      self._lock.acquire()
+    me = dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime('%F %T %z'))
+    with contextlib.suppress(OSError):  # a full disk is no reason to go on without the lock
+      Path(self.path).write_text(json.dumps(me) + '\n')
+
+  def release(self) -> None:
+    """Releases the lock if this object holds it."""
+    self._lock.release()
+
+  def holder(self) -> str:
+    """Who holds the lock, for a message: 'process 12 on HOST, since TIME'."""
+    try:
+      found = json.loads(Path(self.path).read_text())
+      return f'process {found["pid"]} on {found["host"]}, since {found["since"]}'
+    except (OSError, ValueError, KeyError, TypeError):  # it has the lock but not yet written
+      return 'it has just started'
+
+  def __enter__(self) -> 'Lock':
+    if not self._lock.is_locked:
+      self.acquire()
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.release()
+
+
+@contextlib.contextmanager
+def _naming(path):
+  """Gives an OSError the final path: a full disk names none, and a temporary name helps nobody."""
+  try:
+    yield
+  except OSError as error:
+    error.filename, error.filename2 = os.fspath(path), None
+    raise

@@ -90,7 +90,8 @@ class Workdir:
       probe.unlink()
       if process == 0:
         lock.take(workdir)
-        files.sweep(workdir)
+        for folder in (workdir, os.path.join(workdir, 'samples')):
+          files.sweep(folder, alone=True)
     except OSError as error:
       raise UserError(
         f'cannot write to the workdir {workdir} ({error.strerror}): choose another'

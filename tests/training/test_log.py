@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from exedit.runtime import files
 from exedit.training import log
 
 
@@ -171,16 +170,6 @@ def test_a_wall_clock_that_jumps_is_not_asked(tmp_path, monkeypatch):
   assert out.getvalue().splitlines()[-1] == 'step 4/100 | loss 0.1667 | 16.0 img/s | 0:00:48 left'
 
 
-def test_only_what_a_kill_has_left_is_swept(tmp_path):
-  (tmp_path / 'samples').mkdir()
-  left = ['config.json.123.tmp', 'frozen.safetensors.7.tmp', 'samples/3.png.12.345.tmp']
-  others = ['config.json', 'notes.tmp', 'samples/3.png']
-  for name in [*left, *others]:
-    (tmp_path / name).write_text('')
-  files.sweep(tmp_path)
-  assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob('*.*')) == others
-
-
 class Terminal(io.StringIO):
   def isatty(self):
     return True
@@ -218,14 +207,6 @@ def test_progress_waits_its_time(monkeypatch):
   assert not line.due()
   clock.now = 31.0
   assert line.due()
-
-
-def test_write_text_is_whole_or_not_at_all(tmp_path):
-  path = tmp_path / 'a.txt'
-  files.write_text(path, 'old')
-  with pytest.raises(UnicodeEncodeError):
-    files.write_text(path, '\ud800')
-  assert path.read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['a.txt']
 
 
 def test_duration():

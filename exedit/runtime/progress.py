@@ -1,0 +1,39 @@
+"""Progress bars: one way to show them in every command."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+TERMINAL, ELSEWHERE = 0.1, 10.0  # seconds between two lines
+
+
+def bar(
+  items: Iterable[Any] | None = None,
+  what: str | None = None,
+  *,
+  total: int | None = None,
+  unit: str = 'it',
+  process: int = 0,
+  **options: Any,
+) -> tqdm:
+  """A tqdm bar on stderr: over `items`, or moved by `.update(n)` inside a `with` block.
+
+  It is drawn every 0.1 s on a terminal and every 10 s elsewhere, for example in a log file.
+
+  what: the words before the bar. total: the number of units, if `items` has no length. process: the
+  index of this process; only process 0 shows the bar. options: tqdm's own (`initial`, `leave`,
+  `unit_scale`, ...).
+  """
+  interval = TERMINAL if sys.stderr.isatty() else ELSEWHERE
+  return tqdm(
+    items,
+    desc=what,
+    total=total,
+    unit=unit,
+    disable=process != 0,
+    mininterval=interval,
+    maxinterval=max(interval, 10.0),
+    **options,
+  )

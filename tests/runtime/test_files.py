@@ -1,0 +1,147 @@
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from exedit.runtime import files
+from exedit.runtime.errors import DataError, explain
+
+HOLD = """
+import sys
+from exedit.runtime import files
+with files.Lock(sys.argv[1]):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+def names(folder):
+  return sorted(os.listdir(folder))
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+  path = tmp_path / 'new' / 'a.txt'
+  files.write_text(path, 'old')
+  with pytest.raises(RuntimeError, match='torn'):
+    with files.writing(path, durable=True) as file:
+      file.write(b'half')
+      assert path.read_text() == 'old'
+      raise RuntimeError('torn')
+  assert path.read_text() == 'old' and names(path.parent) == ['a.txt']
+  assert oct(path.stat().st_mode & 0o044) == oct(0o044 & ~_umask())
+
+
+def _umask():
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
+
+
+def test_a_refusal_names_the_file_and_not_the_temporary_one(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'replace', full)
+  with pytest.raises(OSError) as caught:
+    files.write_text(tmp_path / 'a.txt', 'text')
+  assert f'while writing {tmp_path}/a.txt:' in str(explain(caught.value))
+  assert names(tmp_path) == []
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+  with pytest.raises(RuntimeError):
+    with files.new_folder(tmp_path / 'out') as folder:
+      (folder / 'a').touch()
+      raise RuntimeError
+  assert names(tmp_path) == []
+  with files.new_folder(tmp_path / 'out') as folder:
+    (folder / 'a').touch()
+    assert not (tmp_path / 'out').exists()
+  assert names(tmp_path) == ['out'] and names(tmp_path / 'out') == ['a']
+
+
+def test_what_is_there_already_is_refused(tmp_path):
+  (tmp_path / 'file').touch()
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'a').touch()
+  (tmp_path / 'empty').mkdir()
+  for name, says in [
+    ('file', 'is there already: remove it or name another --to'),
+    ('full', 'is a folder with files in it: remove it'),
+    ('file/new', 'file is not a folder'),
+    ('x' * 201, 'more than 200 bytes'),
+  ]:
+    with pytest.raises(DataError, match=says):
+      files.check_new(tmp_path / name, '--to')
+  files.check_new(tmp_path / 'empty')
+  files.check_new(tmp_path / 'not' / 'yet')
+
+
+def test_only_what_dead_processes_left_is_swept(tmp_path):
+  gone = subprocess.run(
+    [sys.executable, '-c', 'import os; print(os.getpid())'], capture_output=True
+  )
+  dead, alive = int(gone.stdout), os.getppid()
+  left = [f'.out.{dead}.3.tmp', f'.config.json.{dead}.0.tmp', f'.3.png.{dead}.345.tmp']
+  others = ['3.png', 'config.json', 'notes.tmp', f'.out.{alive}.3.tmp']
+  for name in [*left[1:], *others]:
+    (tmp_path / name).touch()
+  (tmp_path / left[0]).mkdir()
+  files.sweep(tmp_path, lambda name: name == 'out')
+  assert names(tmp_path) == sorted([*left[1:], *others])
+  files.sweep(tmp_path)
+  assert names(tmp_path) == sorted(others)
+  files.sweep(tmp_path, alone=True)
+  assert names(tmp_path) == sorted(others[:3])
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """Another process that holds the lock."""
+  process = subprocess.Popen(
+    [sys.executable, '-c', HOLD, str(tmp_path / 'lock')],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+  assert process.stdout is not None and process.stdout.readline() == b'held\n'
+  yield process
+  process.kill()
+  process.wait()
+
+
+def test_a_lock_is_held_until_its_process_is_killed(holder, tmp_path):
+  lock, words = files.Lock(tmp_path / 'lock'), []
+  with pytest.raises(files.Taken):
+    lock.acquire(wait=False, busy=words.append)
+  assert words[0].startswith(f'process {holder.pid} on {socket.gethostname()}, since ')
+  holder.send_signal(signal.SIGKILL)
+  holder.wait()
+  with lock:
+    assert f'"pid": {os.getpid()}' in (tmp_path / 'lock').read_text()
+  assert names(tmp_path) == ['lock']
+
+
+def test_a_lock_is_waited_for(holder, tmp_path):
+  def end(words):
+    holder.kill()
+
+  lock = files.Lock(tmp_path / 'lock')
+  lock.acquire(busy=end)
+  with pytest.raises(files.Taken, match=f'process {os.getpid()} on'):
+    files.Lock(tmp_path / 'lock').acquire(wait=False)
+  lock.release()
+
+
+def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch):
+  import fcntl
+
+  def refuse(file, how):
+    raise OSError(errno.ENOSYS, 'Function not implemented')
+
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  with pytest.raises(OSError, match='Function not implemented'):
+    files.Lock(tmp_path / 'lock').acquire(wait=False)
