@@ -355,6 +355,7 @@ def numbers(start: Start) -> list[dict]:
 
 def state(start: Start) -> dict:
   """Checksums of parameters, average and optimizer state, after reading them again."""
+  from exedit.runtime import checksums
   from exedit.training import checkpoint
 
   newest = start.workdir / 'checkpoints' / str(max(start.checkpoints()))
@@ -362,7 +363,7 @@ def state(start: Start) -> dict:
   for which in ('params', 'ema'):
     params, _ = checkpoint.restore_params(start.workdir, which)
     bits |= {f'{which}/{name}': array.tobytes() for name, array in params.items()}
-  return dict(seal=checkpoint.read_seal(newest), bits=bits)
+  return dict(seal=checksums.read_seal(newest), bits=bits)
 
 
 def names(start: Start) -> list[str]:

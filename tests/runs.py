@@ -13,7 +13,7 @@ from flax import nnx
 
 from exedit.input_pipeline import synthetic
 from exedit.models import parameters
-from exedit.training import checkpoint
+from exedit.runtime import checksums
 from exedit.weights.layouts import exedit as folder
 from tests import ROOT, toy, toy_config
 
@@ -95,7 +95,7 @@ def lines(workdir):
 
 
 def digests(workdir, step):
-  return checkpoint.read_seal(workdir / 'checkpoints' / str(step))
+  return checksums.read_seal(workdir / 'checkpoints' / str(step))
 
 
 def export(path, width=64, part=''):

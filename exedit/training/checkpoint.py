@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jaxtyping import Array, Shaped, UInt32
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from exedit.input_pipeline import remote
-from exedit.runtime import signals
+from exedit.runtime import checksums, signals
+from exedit.runtime.checksums import Damaged
 from exedit.runtime.errors import disk_is_full
 from exedit.training.state import TrainState
 from exedit.training.workdir import path_of, trouble
@@ -69,12 +69,7 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     self.require_space(state)
-    arrays = named(state)
-    values = digests(arrays)
-    seal = {
-      name: dict(shape=a.shape, dtype=str(a.dtype), digest=values[name])
-      for name, a in arrays.items()
-    }
+    seal = checksums.seal(checksums.named(state))
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(seal))
     self._writing(lambda: self._manager.save(step, args=items))
 
@@ -120,7 +115,7 @@ class Checkpoints:
 
   def _read(self, step: int, like: TrainState) -> TrainState:
     seal = _seal(self.folder / str(step))
-    _compare(seal, named(like), self.folder / str(step))
+    _compare(seal, checksums.named(like), self.folder / str(step))
     target = jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
     )
@@ -129,7 +124,7 @@ class Checkpoints:
       state = self._manager.restore(step, args=items)['state']
     except Exception as error:
       raise _damage_or_not(error, self.folder) from error
-    verify(named(state), seal)
+    checksums.verify(checksums.named(state), seal)
     return state
 
   def _set_aside(self, step: int) -> None:
@@ -176,10 +171,6 @@ class Checkpoints:
       raise CheckpointError(_no_space(self.folder, None, free)) from error
 
 
-class Damaged(Exception):
-  """What was found wrong with one checkpoint."""
-
-
 def restore_params(
   workdir: str | os.PathLike, which: str = 'ema', say: Callable[[str], None] = print
 ) -> tuple[dict[str, np.ndarray], int]:
@@ -224,7 +215,7 @@ def _read_part(path: epath.Path, which: str) -> dict[str, np.ndarray]:
     tree = ocp.PyTreeCheckpointer().restore(path / 'state', args=args)
   except Exception as error:
     raise _damage_or_not(error, path.parent) from error
-  verify(named(tree), part)
+  checksums.verify(checksums.named(tree), part)
   return tree[which]
 
 
@@ -296,71 +287,14 @@ def _crc32(array: np.ndarray) -> int:
   return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def named(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by their path, 'params/unet.conv_in.kernel'."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
-
-
-def digests(arrays: Mapping[str, Any]) -> dict[str, int]:
-  """The digest of every array, computed where the array lies."""
-  return {
-    name: int(d) for name, d in jax.device_get({n: digest(a) for n, a in arrays.items()}).items()
-  }
-
-
-@jax.jit
-def digest(x: Shaped[Array, '...']) -> UInt32[Array, '']:
-  """Checksum of an array's bits and their places; the same on any mesh.
-
-  Each 32-bit word is joined with its index and scrambled by MurmurHash3's finalizer, a bijection,
-  so one changed word always changes the sum (modulo 2^32), and exchanged words all but surely.
-  """
-  bits = _words(x)
-  place = jnp.zeros(bits.shape, jnp.uint32)
-  for axis, n in enumerate(bits.shape):  # row-major index without a reshape, which would gather
-    place = place * np.uint32(n) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-  h = bits ^ (place * np.uint32(0x9E3779B1))
-  h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
-  h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
-  return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
-
-
-def _words(x: Shaped[Array, '...']) -> UInt32[Array, '...']:
-  """The bits of any array as uint32; 8-byte numbers get a last axis of two."""
-  if x.dtype == jnp.bool_:
-    return x.astype(jnp.uint32)
-  size = x.dtype.itemsize
-  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(size, jnp.uint32)
-  return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-
-
-def read_seal(path: epath.Path | Path) -> dict[str, dict]:
-  """Shape, type and digest of every array of one checkpoint."""
-  try:
-    seal = json.loads((path / 'digest' / 'metadata').read_text())
-    return {n: dict(e, shape=tuple(e['shape']), digest=int(e['digest'])) for n, e in seal.items()}
-  except FileNotFoundError:
-    raise Damaged('its digest is missing') from None
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
-    raise Damaged(f'its digest is unreadable: {error}') from error
-
-
 def _seal(path: epath.Path) -> dict[str, dict]:
   """`read_seal`, what a store raises in words."""
   try:
-    return read_seal(path)
+    return checksums.read_seal(path)
   except Damaged:
     raise
   except Exception as error:
     raise _damage_or_not(error, path.parent) from error
-
-
-def verify(arrays: Mapping[str, Any], seal: Mapping[str, dict]) -> None:
-  """Raise Damaged at the first array whose bits are not those that were saved."""
-  for name, value in digests(arrays).items():
-    if value != seal[name]['digest']:
-      raise Damaged(f'checksum of {name} is {value:08x}, saved was {seal[name]["digest"]:08x}')
 
 
 def _compare(seal: Mapping[str, dict], wanted: Mapping[str, Any], path: epath.Path) -> None:

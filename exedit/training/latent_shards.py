@@ -14,9 +14,8 @@ from exedit import paint_by_example as pbe
 from exedit.input_pipeline import latents as encoded
 from exedit.input_pipeline import loader
 from exedit.models import parameters
-from exedit.runtime import settings
+from exedit.runtime import checksums, settings
 from exedit.runtime.errors import UserError
-from exedit.training import checkpoint
 
 LATER = ('augment', 'affine_jitter', 'blur_kernels')  # what no latent depends on
 PREFIX = 'autoencoder.'
@@ -63,7 +62,7 @@ def identity(model: Mapping[str, Any], params: Mapping[str, Array]) -> str:
   """
   sizes = pbe.complete(model)['autoencoder']
   used = {name: a for name, a in params.items() if name.split('.')[0] in ('encoder', 'quant_conv')}
-  fact = json.dumps([sizes, checkpoint.digests(used)], sort_keys=True)
+  fact = json.dumps([sizes, checksums.digests(used)], sort_keys=True)
   return hashlib.sha256(fact.encode()).hexdigest()
 
 
