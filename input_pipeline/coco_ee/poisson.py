@@ -26,7 +26,7 @@ def blend(canvas: np.ndarray, image: np.ndarray, region: np.ndarray) -> np.ndarr
   is an error. float64 out, not clipped.
   """
   rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
-  y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+  y0, y1, x0, x1 = map(int, (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
   result = image.astype(np.float64)
   result[region] = canvas[region]
   if region.all():
