@@ -1,7 +1,6 @@
-"""The processes of one run: how they find each other, wait for each other and end together."""
+"""The processes of one run: how they join, talk to each other, and end together."""
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -11,30 +10,30 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from exedit.runtime import rendezvous
 from exedit.runtime.errors import UserError, explain, one_line
+from exedit.runtime.place import find_place, wait_seconds
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-  """The flags that say which of several processes this one is; environments that know need none."""
+  """The flags of `join_processes`; TPU slices, Slurm and Kubernetes need none of them."""
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0', values)
-  flags.DEFINE_integer('num_processes', None, 'of this run together', 1, flag_values=values)
-  flags.DEFINE_integer('process_id', None, 'which of them this is, from 0', 0, flag_values=values)
-  how = 'seconds to wait for the others at the start (300; or EXEDIT_JOIN_TIMEOUT)'
+  flags.DEFINE_integer('num_processes', None, 'number of processes of this run', 1, None, values)
+  flags.DEFINE_integer('process_id', None, 'number of this process, from 0', 0, None, values)
+  how = 'seconds to wait for the other processes at the start (300; or EXEDIT_JOIN_TIMEOUT)'
   flags.DEFINE_float('join_timeout', None, how, flag_values=values)
-  how = 'seconds without a sign of life until a process counts as lost (100; or EXEDIT_HEARTBEAT)'
+  how = 'seconds without a heartbeat until a process counts as lost (100; or EXEDIT_HEARTBEAT)'
   flags.DEFINE_float('heartbeat', None, how, flag_values=values)
 
 
 def place_flags(values: flags.FlagValues) -> dict[str, Any]:
-  """The arguments of `join_processes` that stand in the flags."""
+  """The flags of `define_flags` as arguments of `join_processes`."""
   return {name: values[name].value for name in inspect.signature(join_processes).parameters}
 
 
@@ -45,38 +44,35 @@ def join_processes(
   join_timeout: float | None = None,
   heartbeat: float | None = None,
 ) -> None:
-  """Connect this process with its peers where it was started as one of several.
+  """Connects this process with the others of its run, if there are others.
 
-  Which one it is say the arguments, JAX's variables (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
-  JAX_PROCESS_ID; Kubernetes too), Slurm's, a TPU machine's metadata or Open MPI, in this order.
+  The place of this process comes from, in this order: the arguments, JAX's environment variables,
+  Slurm's (see `find_place`), a TPU machine's metadata, Open MPI's variables.
 
-  A lone process stays alone unless the arguments say otherwise. It was tried the other way: JAX's
-  service then ends it by SIGABRT, with no checkpoint, when the clock jumps or the machine sleeps
-  for longer than the heartbeat (a laptop's lid, Ctrl-Z), and it opens a port; all that it would
-  give is the preemption service, and `Stop` answers SIGTERM with a flag.
+  A lone process does not start JAX's distributed service, because the service would end the process
+  by SIGABRT, without a checkpoint, when the clock jumps or the machine sleeps for longer than the
+  heartbeat.
 
   Raises:
-    UserError: where the others do not come, in all that did, within `join_timeout` seconds.
+    UserError: if the place is incomplete, or JAX cannot join the processes. If the others do not
+      come within `join_timeout` seconds, the process prints a line and ends with status 2.
   """
-  timeout = rendezvous.wait_seconds(join_timeout, 'EXEDIT_JOIN_TIMEOUT', 300.0)
-  beat = int(rendezvous.wait_seconds(heartbeat, 'EXEDIT_HEARTBEAT', 100.0))
-  # Later than the watch below, which ends the waiting in words. Whoever leaves alone waits for the
-  # others at the exit, and they for it: no longer than a heartbeat.
+  timeout = wait_seconds(join_timeout, 'EXEDIT_JOIN_TIMEOUT', 300.0)
+  beat = int(wait_seconds(heartbeat, 'EXEDIT_HEARTBEAT', 100.0))
   how: dict[str, Any] = dict(
-    initialization_timeout=int(timeout) + 60,
+    initialization_timeout=int(timeout) + 60,  # JAX would print a stack trace; _watch ends earlier
     heartbeat_timeout_seconds=beat,
     shutdown_timeout_seconds=beat,
   )
-  place = rendezvous.find_place(os.environ, coordinator, num_processes, process_id)
+  place = find_place(os.environ, coordinator, num_processes, process_id)
   if place is not None:
-    rendezvous.call_roll(place, timeout)
     with _watch(timeout, f'at {place.address}'):
       jax.distributed.initialize(
         place.address,
         place.count,
         place.index,
         local_device_ids=place.devices,
-        cluster_detection_method='deactivate',  # JAX's would show each Slurm task one device only
+        cluster_detection_method='deactivate',  # it would give each Slurm task only one device
         **how,
       )
   elif _tpu_machine() or int(os.environ.get('OMPI_COMM_WORLD_SIZE') or 1) > 1:
@@ -85,13 +81,14 @@ def join_processes(
 
 
 @contextlib.contextmanager
-def _watch(timeout: float, where: str):
-  """End the process in words where JAX waits too long; it would end it with a stack trace."""
+def _watch(timeout: float, where: str) -> Iterator[None]:
+  """Ends the process with one line if the block takes longer than `timeout` seconds."""
 
   def give_up():
     print(
-      f'error: the processes {where} have not all come within {timeout:g} s: look at why they '
-      'did not start, or wait longer with --join_timeout',
+      f'error: the processes {where} have not all come within {timeout:g} s: check --coordinator,'
+      ' --num_processes and the --process_id of each, find out which did not start, or wait'
+      ' longer with --join_timeout',
       file=sys.stderr,
       flush=True,
     )
@@ -109,11 +106,14 @@ def _watch(timeout: float, where: str):
 
 
 class TheOthers(UserError):
-  """What one or several processes could not do, raised by all of them."""
+  """A failure of one or several processes, raised in all of them."""
 
 
 def everyone(said: str) -> list[str]:
-  """What each process says, in their order; all must ask at the same place."""
+  """Sends a text to all processes and returns the texts of all, in the order of the processes.
+
+  It is a collective: every process must call it at the same point.
+  """
   if jax.process_count() == 1:
     return [said]
   from jax.experimental import multihost_utils
@@ -125,10 +125,14 @@ def everyone(said: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def together():
-  """Around what every process does for itself: what one cannot do ends all of them, in words.
+def together() -> Iterator[None]:
+  """Around work that each process does by itself: a failure of one is raised in all of them.
 
-  Else the others would wait for it in the next collective. Nothing inside may be a collective.
+  Otherwise the others would wait for it in the next collective. The block itself must not contain
+  a collective.
+
+  Raises:
+    TheOthers: with the line of each process that failed.
   """
   failed, words = None, ''
   try:
@@ -142,18 +146,18 @@ def together():
   wrong = [f'process {i} on {host}: {line}' for i, (host, line, _) in enumerate(said) if line]
   if wrong:
     alike = all(line == words for _, line, _ in said)
-    all_of_them = TheOthers(words if alike else '; '.join(wrong))
-    all_of_them.status = max(status for _, line, status in said if line)
-    raise all_of_them from failed
+    error = TheOthers(words if alike else '; '.join(wrong))
+    error.status = max(status for _, line, status in said if line)
+    raise error from failed
 
 
 @contextlib.contextmanager
-def ending_together():
-  """Around a run: where this process alone of several fails, it says its line and ends at once.
+def ending_together() -> Iterator[None]:
+  """Around a run of several processes: one that fails prints its line and ends at once.
 
-  At an ordinary exit JAX would wait for the others, which wait for this one in a collective; so
-  they learn of it as of one that was killed. A lost peer is no fault of the person at the door:
-  the exit status is 1, not 2, and whatever started the processes may start them again.
+  At an ordinary exit JAX would wait for the other processes, which wait for this one in a
+  collective; so the others notice it like a killed process. A process that lost a peer ends with
+  status 1 and not 2, because the same command can be started again.
   """
   try:
     yield
@@ -169,24 +173,24 @@ def ending_together():
     print(f'error: {words}', file=sys.stderr, flush=True)
     sys.stdout.flush()
     if jax.process_index() == 0:
-      time.sleep(2)  # JAX's service goes with this process; the others may have the same to say
+      time.sleep(2)  # JAX's service ends with this process; others may still have to print a line
     os._exit(status)
 
 
 def _lost(error: BaseException) -> bool:
-  """Whether a collective failed because a peer has gone: words of gloo and of JAX's service."""
+  """Whether a collective failed because a peer is gone, by the words of Gloo and JAX's service."""
   text = str(error)
   words = ('Connection closed by peer', 'Connection reset by peer', 'Gloo', 'unhealthy')
   return isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in words)
 
 
 def own_share(items: Sequence[Any]) -> list[Any]:
-  """The items that are this process's: every n-th of n processes."""
+  """This process's share of the items: every n-th one for n processes."""
   return list(items[jax.process_index() :: jax.process_count()])
 
 
 def wait_for_others(name: str) -> None:
-  """Until every process is at this place; the first to leave would take the others with it."""
+  """Waits until every process has reached this point, because the first to exit ends the others."""
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 
