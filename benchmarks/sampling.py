@@ -40,7 +40,7 @@ from exedit import paint_by_example as pbe
 from exedit.diffusion import guidance
 from exedit.input_pipeline import doors
 from exedit.input_pipeline.errors import DataError
-from exedit.models import attention, parameters, target
+from exedit.models import kernels, parameters
 from exedit.planning import topology
 from exedit.runtime import compilation
 from exedit.weights import find as source
@@ -194,7 +194,7 @@ def variant(name, graphdef, params, still, context) -> tuple[Callable, Any]:
     elif name == 'both halves from the start':
       eps = net.denoise(twice(x), twice(t), prepared)
     elif name == 'none of these three':
-      eps = net.general(twice(pbe.join(x, still)), twice(t), prepared.context)
+      eps = net(twice(pbe.join(x, still)), twice(t), prepared.context, shortcut=False)
     else:
       eps = net.denoise(x, t, prepared)
     return guidance.combined(eps, SCALE)
@@ -226,14 +226,14 @@ def shortcuts(spec: Mapping[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def whole_attention() -> Iterator[None]:
   """While tracing, attention as it was: all logits of all heads in memory."""
-  attend = attention.attend
-  attention.attend = lambda q, k, v, implementation=None: jax.nn.dot_product_attention(
+  attend = kernels.attend
+  kernels.attend = lambda q, k, v, implementation=None: jax.nn.dot_product_attention(
     q, k, v, implementation=implementation
   )
   try:
     yield
   finally:
-    attention.attend = attend
+    kernels.attend = attend
 
 
 def best_in_turns(runs: Mapping[str, Callable], rounds: int) -> dict[str, float]:
@@ -260,7 +260,7 @@ def memory_plan(width: str, size: int, batch: int, precision: str, steps: int) -
       devices = topology.devices(topology.parse('v5e:2x2'))
       chip = jax.sharding.SingleDeviceSharding(devices[0])
       jax.clear_caches()  # the edit as traced for the device here
-      with target.traced_for(target.Device('tpu')):
+      with kernels.traced_for(kernels.Device('tpu')):
         result['tpu v5e'] = planned(width, size, batch, precision, steps, chip)
       jax.clear_caches()
     except (RuntimeError, ValueError, NotImplementedError) as error:

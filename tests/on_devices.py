@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import pbe
 from exedit import paint_by_example
-from exedit.models import attention
+from exedit.models import kernels
 from exedit.planning import collectives
 from exedit.runtime import devices as device_rows
 from exedit.training import buckets, checkpoint, prefetch
@@ -219,7 +219,7 @@ def shared():
   """Attention by a TPU's kernel, its rows over the devices: is it that of one device?"""
   rng = np.random.default_rng(0)
   q, k, v = (np.float32(rng.standard_normal((4, 128, 2, 8))) for _ in range(3))
-  run = lambda scale, q, k, v: attention._splash(scale * q, k, v, interpret=True)
+  run = lambda scale, q, k, v: kernels.splash(scale * q, k, v, interpret=True)
   one, all_ = (device_rows.over_devices(run, 2.0, jax.devices()[:n])(q, k, v) for n in (1, None))
   return dict(same=bool(np.array_equal(one, all_)), devices=len(all_.devices()))
 

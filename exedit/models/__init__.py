@@ -1,1 +1,1 @@
-"""Networks: arrays in, arrays out; no schedule, no config, no files."""
+"""Networks as functions of arrays. They know no noise schedule, no config and no files."""

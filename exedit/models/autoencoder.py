@@ -1,4 +1,4 @@
-"""Between images and latents; encode and decode own the latents' scale."""
+"""Autoencoders between images and latents; `encode` and `decode` apply the latents' scale."""
 
 import functools
 from collections.abc import Sequence
@@ -12,14 +12,15 @@ from jaxtyping import Array, Float
 from exedit.models import blocks
 from exedit.models.attention import Attention
 
-EPS = 1e-6  # of every GroupNorm in here; the UNet's ResBlocks have 1e-5
+EPS = 1e-6  # of every GroupNorm in this file; the UNet's ResBlocks use 1e-5
 
 
 class AutoencoderKL(nnx.Module):
-  """The autoencoder of Stable Diffusion 1.x, kl-f8 (LDM autoencoder.py AutoencoderKL, facts 1.2).
+  """The autoencoder of Stable Diffusion 1.x, kl-f8 (LDM autoencoder.py AutoencoderKL).
 
-  Images [b h w 3] in [-1, 1] to latents [b h/factor w/factor z_channels] of about unit variance and
-  back; `factor` is 8. Norms and softmax in float32, convolutions in `dtype`.
+  It maps images [b h w 3] in [-1, 1] to latents [b h/factor w/factor z_channels] of about unit
+  variance and back; `factor` is 8. Norms and softmax compute in float32, convolutions in `dtype`
+  (docs/facts.md, "Autoencoder").
   """
 
   def __init__(
@@ -50,13 +51,13 @@ class AutoencoderKL(nnx.Module):
   def encode(
     self, image: Float[Array, 'b h w 3'], noise: Float[Array, 'b lh lw z'] | None = None
   ) -> Float[Array, 'b lh lw z']:
-    """A draw from the posterior with the given standard normal noise; its mean without."""
+    """A sample of the posterior from standard normal noise; without noise, its mean."""
     return self.draw(self.moments(image), noise)
 
   def moments(self, image: Float[Array, 'b h w 3']) -> Float[Array, 'b lh lw m']:
-    """Of the posterior: mean and log-variance, one after the other, unscaled.
+    """Mean and log-variance of the posterior, concatenated (m = 2 z), not scaled.
 
-    The latter within [-30, 20] (LDM distributions.py).
+    The log-variance is clipped to [-30, 20] (LDM distributions.py).
     """
     _check(image, self.factor)
     mean, logvar = jnp.split(self.quant_conv(self.encoder(image)).astype(jnp.float32), 2, -1)
@@ -65,23 +66,23 @@ class AutoencoderKL(nnx.Module):
   def draw(
     self, moments: Float[Array, 'b lh lw m'], noise: Float[Array, 'b lh lw z'] | None = None
   ) -> Float[Array, 'b lh lw z']:
-    """Latents of these moments, with the given standard normal noise; their mean without."""
+    """Latents drawn from these moments with standard normal noise; without noise, their mean."""
     mean, logvar = jnp.split(moments, 2, -1)
     z = mean if noise is None else mean + jnp.exp(0.5 * logvar) * noise
     return z * self.scale
 
   def decode(self, z: Float[Array, 'b lh lw z']) -> Float[Array, 'b h w 3']:
-    """Latents to images, about [-1, 1] but not clipped, float32."""
+    """Latents to float32 images, about in [-1, 1] but not clipped."""
     return self.decoder(self.post_quant_conv(z / self.scale)).astype(jnp.float32)
 
 
 class SpaceToDepth(nnx.Module):
-  """An autoencoder without parameters: squares of `patch` pixels become channels, and back.
+  """An autoencoder without parameters: it moves squares of `patch` x `patch` pixels into channels.
 
-  The same interface as AutoencoderKL, for training a small model with nothing pretrained behind it.
-  Latents are `(pixel - mean) * scale`. Photographs have a deviation of about one half, so the
-  defaults give about unit variance, and being a power of two they lose not one bit; other settings
-  return every byte all the same.
+  It has the interface of AutoencoderKL and serves to train a small model without pretrained
+  weights. Latents are `(pixel - mean) * scale`. The default scale gives photos about unit variance,
+  because their deviation is about one half; as a power of two it is also exact in floating point.
+  Any other scale and mean still return every uint8 value.
   """
 
   def __init__(
@@ -93,7 +94,7 @@ class SpaceToDepth(nnx.Module):
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
   ):
-    del dtype, rngs  # nothing to compute, nothing to draw: in float32 it is exact
+    del dtype, rngs  # accepted for the common interface; there are no parameters
     self.factor = patch
     self.z_channels = 3 * patch**2
     self.scale = scale
@@ -102,11 +103,11 @@ class SpaceToDepth(nnx.Module):
   def encode(
     self, image: Float[Array, 'b h w 3'], noise: Float[Array, 'b lh lw z'] | None = None
   ) -> Float[Array, 'b lh lw z']:
-    """The pixels, rearranged and scaled; there is no posterior, so `noise` has no effect."""
+    """The rearranged and scaled pixels; `noise` has no effect, because there is no posterior."""
     return self.draw(self.moments(image), noise)
 
   def moments(self, image: Float[Array, 'b h w 3']) -> Float[Array, 'b lh lw z']:
-    """The latents themselves."""
+    """The latents themselves, because there is no posterior."""
     _check(image, self.factor)
     b, h, w, c = image.shape
     p = self.factor
@@ -116,7 +117,7 @@ class SpaceToDepth(nnx.Module):
   def draw(
     self, moments: Float[Array, 'b lh lw z'], noise: Float[Array, 'b lh lw z'] | None = None
   ) -> Float[Array, 'b lh lw z']:
-    """The moments, which are the latents."""
+    """The moments unchanged, because they are the latents."""
     del noise
     return moments
 
@@ -128,7 +129,7 @@ class SpaceToDepth(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Convolutions down to moments [b h/f w/f outputs] (LDM model.py Encoder)."""
+  """Image to moments [b h/f w/f outputs] by convolutions (LDM model.py Encoder)."""
 
   def __init__(
     self,
@@ -162,7 +163,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """Convolutions up to an image; `widths` from coarse to fine (LDM model.py Decoder)."""
+  """Latents to image by convolutions; `widths` go from coarse to fine (LDM model.py Decoder)."""
 
   def __init__(
     self,
@@ -196,7 +197,7 @@ class Decoder(nnx.Module):
 
 
 class Level(nnx.Module):
-  """The ResBlocks of one resolution, then the way to the next."""
+  """The ResBlocks of one resolution, then the change to the next resolution."""
 
   def __init__(
     self,
@@ -225,7 +226,7 @@ class Level(nnx.Module):
 
 
 class Middle(nnx.Module):
-  """ResBlock, attention of one head over all positions, ResBlock (LDM model.py AttnBlock)."""
+  """ResBlock, one-head attention over all positions, ResBlock (LDM model.py AttnBlock)."""
 
   def __init__(self, width: int, *, groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
     res = functools.partial(
@@ -243,7 +244,7 @@ class Middle(nnx.Module):
 
 
 def _down(channels: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
-  """Halve height and width; unlike the UNet's, padded on the right and at the bottom only."""
+  """Halve height and width, padded only at the right and the bottom, unlike in the UNet."""
   padding = ((0, 1), (0, 1))
   return blocks.conv(channels, channels, strides=2, padding=padding, dtype=dtype, rngs=rngs)
 

@@ -1,6 +1,5 @@
-"""The pieces that the UNet and the autoencoder share: norms, convolutions, ResBlock, up, down."""
+"""Layers that the networks share: norms, convolutions, ResBlock, downsampling and upsampling."""
 
-import functools
 import math
 
 import jax
@@ -10,20 +9,20 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from exedit.models import target
+from exedit.models import kernels
 
 zeros = nnx.initializers.zeros_init()
 
 
 class GroupNorm(nnx.GroupNorm):
-  """nnx.GroupNorm, two-pass, its means taken over the pixels first and over the channels then.
+  """nnx.GroupNorm with two-pass variance that averages over pixels first, then over channels.
 
-  The same numbers up to rounding. Taken over both at once, as nnx does, the axis of channels has to
-  be cut in two: on a CPU such a norm costs up to five times as much (docs/performance.md).
+  It gives the same numbers up to rounding. nnx averages over both at once and splits the channel
+  axis for that, which costs up to five times as much on a CPU (docs/performance.md).
   """
 
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
-    assert self.scale is not None and self.bias is not None  # nnx could have made it without
+    assert self.scale is not None and self.bias is not None  # the constructor sets both
     x = x.astype(jnp.float32)
 
     def mean(x):
@@ -37,7 +36,7 @@ class GroupNorm(nnx.GroupNorm):
 
 
 def group_norm(channels: int, *, eps: float, groups: int = 32, rngs: nnx.Rngs) -> GroupNorm:
-  """GroupNorm in float32, whatever comes in; two-pass variance, as PyTorch's (facts 8.1)."""
+  """GroupNorm in float32 with two-pass variance, as in PyTorch (docs/facts.md, "JAX and XLA")."""
   return GroupNorm(
     channels,
     num_groups=groups,
@@ -54,64 +53,17 @@ def layer_norm(features: int, *, eps: float = 1e-5, rngs: nnx.Rngs) -> nnx.Layer
 
 
 def conv(inputs: int, outputs: int, size: int = 3, *, zero: bool = False, **kwargs) -> nnx.Conv:
-  """A convolution with explicit symmetric padding (`SAME` pads stride 2 on one side only)."""
+  """A convolution with symmetric padding; JAX's `SAME` would pad stride 2 on one side only."""
   kwargs.setdefault('padding', size // 2)
   if zero:
     kwargs['kernel_init'] = zeros
   if size == 3 and kwargs['padding'] == kwargs.get('strides', 1) == 1:
-    kwargs['conv_general_dilated'] = _convolve
+    kwargs['conv_general_dilated'] = kernels.convolve
   return nnx.Conv(inputs, outputs, (size, size), **kwargs)
 
 
-def _convolve(x, kernel, *args, **kwargs):
-  """jax.lax.conv_general_dilated for 3x3 kernels, padded by 1, at every pixel."""
-  few = math.prod(x.shape[:-1]) < kernel.shape[-1]
-  if few and target.device().platform == 'cpu':
-    return _of_few_pixels(x, kernel)
-  return jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
-
-
-@jax.custom_vjp
-def _of_few_pixels(x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c d']):
-  """A convolution whose gradient is two matrix products, all nine taps in each.
-
-  On a CPU the gradient of XLA's writes the kernel down mirrored and transposed first, and that of
-  the kernel comes out transposed. With fewer pixels than channels this costs as much as the rest.
-  """
-  same = ((1, 1), (1, 1))
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), same, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-  )
-
-
-def _of_few_pixels_backward(kept, dy):
-  x, kernel = kept
-  b, h, w, c = x.shape
-  dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-  rows = dy.reshape(b * h * w, -1)
-  taps = [(i, j) for i in range(3) for j in range(3)]
-
-  products = dot(rows, kernel.reshape(9 * c, -1), (((1,), (1,)), ((), ())))
-  products = jnp.split(products.reshape(b, h, w, 9 * c), 9, -1)
-  moved = (  # as far as the tap lies off the middle; what leaves the picture is lost
-    jax.lax.pad(y, jnp.float32(0), ((0, 0, 0), (i - 1, 1 - i, 0), (j - 1, 1 - j, 0), (0, 0, 0)))
-    for (i, j), y in zip(taps, products)
-  )
-  dx = functools.reduce(jnp.add, moved)
-
-  wide = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  views = jnp.concatenate([wide[:, i : i + h, j : j + w] for i, j in taps], -1)
-  dkernel = dot(views.reshape(b * h * w, 9 * c), rows, (((0,), (0,)), ((), ())))
-  return dx.astype(x.dtype), dkernel.reshape(kernel.shape).astype(kernel.dtype)
-
-
-_of_few_pixels.defvjp(
-  lambda x, kernel: (_of_few_pixels(x, kernel), (x, kernel)), _of_few_pixels_backward
-)
-
-
 def timestep_embedding(t: Int[Array, ' b'], dim: int) -> Float[Array, 'b dim']:
-  """Sinusoids of the timestep, cosines first (LDM util.py; diffusers flip_sin_to_cos, shift 0)."""
+  """Cosines, then sines of the timestep (LDM util.py; diffusers flip_sin_to_cos, shift 0)."""
   half = dim // 2
   frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
   angles = t[:, None].astype(jnp.float32) * frequencies[None]
@@ -119,15 +71,16 @@ def timestep_embedding(t: Int[Array, ' b'], dim: int) -> Float[Array, 'b dim']:
 
 
 def tile(x: Float[Array, 'b ...'], like: Float[Array, 'bk ...']) -> Float[Array, 'bk ...']:
-  """The whole batch once more after itself, until it is as large as that of `like`."""
+  """Repeat the whole batch of x until it is as large as the batch of `like`."""
   times = like.shape[0] // x.shape[0]
   return x if times == 1 else jnp.concatenate([x] * times)
 
 
 class ResBlock(nnx.Module):
-  """GN-SiLU-conv twice around a skip; the timestep enters between (LDM openaimodel.py ResBlock).
+  """Twice GroupNorm, SiLU, convolution, beside a skip connection (LDM openaimodel.py ResBlock).
 
-  Without `temb` it is the autoencoder's block. Norms and SiLU in float32, convolutions in `dtype`.
+  The timestep embedding is added after the first convolution; without `temb` this is the
+  autoencoder's block. Norms and SiLU compute in float32, convolutions in `dtype`.
   """
 
   def __init__(
@@ -163,7 +116,7 @@ class ResBlock(nnx.Module):
 
 
 class Down(nnx.Module):
-  """Halve height and width by a strided convolution, padded by 1 on every side (the UNet's)."""
+  """Halve height and width by a strided convolution padded by 1 on every side, as in the UNet."""
 
   def __init__(self, channels: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
     self.conv = conv(channels, channels, strides=2, padding=1, dtype=dtype, rngs=rngs)
@@ -173,7 +126,7 @@ class Down(nnx.Module):
 
 
 class Up(nnx.Module):
-  """Double height and width: nearest neighbour, then a convolution."""
+  """Double height and width by nearest-neighbour upsampling and a convolution."""
 
   def __init__(self, channels: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
     self.conv = conv(channels, channels, dtype=dtype, rngs=rngs)

@@ -1,4 +1,4 @@
-"""From an exemplar's features to the UNet's context: the bottleneck, its null vector included."""
+"""The bottleneck that turns an exemplar's CLIP features into the UNet's context."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from exedit.models.attention import Attention
 
 
 class MapperBlock(nnx.Module):
-  """Pre-norm attention and MLP, exact GELU (PbE ldm/modules/encoders/xf.py, facts 1.4)."""
+  """Attention and MLP with exact GELU, each behind a norm (PbE ldm/modules/encoders/xf.py)."""
 
   def __init__(self, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     self.norm1 = blocks.layer_norm(width, rngs=rngs)
@@ -21,17 +21,18 @@ class MapperBlock(nnx.Module):
     self.fc2 = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, 'b n c'], *, shortcut: bool = True) -> Float[Array, 'b n c']:
-    # Over one token softmax is 1: only the value path computes (design: exact shortcut 2).
+    # The softmax over one token is 1 (docs/design.md, "Exact shortcuts").
     attend = self.attn.constant if shortcut and x.shape[1] == 1 else self.attn
     x = x + attend(self.norm1(x))
     return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
 
 
 class ExemplarConditioner(nnx.Module):
-  """The paper's bottleneck: CLIP's pooled vector to one context token.
+  """The paper's bottleneck: it maps CLIP's pooled vector to one context token.
 
-  `conditioner(features [b n width]) -> context [b n context_dim]`, n = 1 for the bottleneck, 257
-  for its ablation; `null [1 1 context_dim]` is the learned vector of classifier-free guidance.
+  `conditioner(features [b n width]) -> context [b n context_dim]`, with n = 1 for the bottleneck and
+  n = 257 for the ablation without it. `null [1 1 context_dim]` is the learned vector that replaces
+  the context in classifier-free guidance.
   """
 
   def __init__(

@@ -1,4 +1,4 @@
-"""Inception v3 as the Fréchet inception distance uses it: TensorFlow's of 2015, to pool3."""
+"""Inception v3 up to pool3 as the FID uses it: the network that TensorFlow published in 2015."""
 
 import functools
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-SIZE = 299  # pixels a side of its images
-DIM = 2048  # of pool3
+SIZE = 299  # pixels per side of an input image
+DIM = 2048  # features of pool3
 
 
 class ConvNorm(nnx.Module):
-  """Convolution without bias, batch norm with the statistics of its training, ReLU."""
+  """Convolution without bias, batch norm with fixed statistics, ReLU."""
 
   def __init__(
     self,
@@ -47,7 +47,7 @@ class ConvNorm(nnx.Module):
 
 
 class BlockA(nnx.Module):
-  """35x35: 1x1, 5x5, two 3x3 and a pool, side by side."""
+  """35x35 pixels: parallel branches of 1x1, 5x5, two 3x3 and a pool."""
 
   def __init__(self, inputs: int, pool: int, *, rngs: nnx.Rngs):
     self.branch1x1 = ConvNorm(inputs, 64, rngs=rngs)
@@ -68,7 +68,7 @@ class BlockA(nnx.Module):
 
 
 class BlockB(nnx.Module):
-  """35x35 to 17x17."""
+  """From 35x35 to 17x17 pixels."""
 
   def __init__(self, inputs: int, *, rngs: nnx.Rngs):
     self.branch3x3 = ConvNorm(inputs, 384, 3, stride=2, rngs=rngs)
@@ -85,7 +85,7 @@ class BlockB(nnx.Module):
 
 
 class BlockC(nnx.Module):
-  """17x17: 7x7 convolutions taken apart into rows and columns."""
+  """17x17 pixels: 7x7 convolutions, factored into rows and columns."""
 
   def __init__(self, inputs: int, inner: int, *, rngs: nnx.Rngs):
     row = functools.partial(ConvNorm, size=(1, 7), padding=(0, 3), rngs=rngs)
@@ -112,7 +112,7 @@ class BlockC(nnx.Module):
 
 
 class BlockD(nnx.Module):
-  """17x17 to 8x8."""
+  """From 17x17 to 8x8 pixels."""
 
   def __init__(self, inputs: int, *, rngs: nnx.Rngs):
     self.branch3x3_1 = ConvNorm(inputs, 192, rngs=rngs)
@@ -128,9 +128,10 @@ class BlockD(nnx.Module):
 
 
 class BlockE(nnx.Module):
-  """8x8: a row and a column side by side. The last one pools by the maximum, as the file was made.
+  """8x8 pixels: 3x3 convolutions, as a row and a column in parallel.
 
-  (pytorch_fid/inception.py FIDInceptionE_2; other Inceptions take the mean here too.)
+  FID's last block pools by the maximum (pytorch_fid/inception.py FIDInceptionE_2), while other
+  Inceptions pool by the mean.
   """
 
   def __init__(self, inputs: int, *, pool_by_maximum: bool, rngs: nnx.Rngs):
@@ -163,8 +164,8 @@ class BlockE(nnx.Module):
 class Inception(nnx.Module):
   """Inception v3 (arXiv 1512.00567) with the weights of FID (arXiv 1706.08500; pytorch-fid).
 
-  `inception(image [b 299 299 3] in [-1, 1]) -> [b 2048]`, the mean of the last block over the
-  image (pool3). Any side of at least 75 pixels computes, but FID is defined at 299.
+  `inception(image [b 299 299 3] in [-1, 1]) -> [b 2048]` is the last block's mean over the image
+  (pool3). FID is defined for 299 pixels; the network computes any size from 75 pixels on.
   """
 
   def __init__(self, *, rngs: nnx.Rngs):
@@ -207,5 +208,5 @@ def _max3x3(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
 
 
 def _mean3x3(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
-  """Of the pixels that are there: TensorFlow does not count what it pads with."""
+  """Mean of the 3x3 neighbours inside the image; TensorFlow does not count the padding."""
   return nnx.avg_pool(x, (3, 3), strides=(1, 1), padding='SAME', count_include_pad=False)

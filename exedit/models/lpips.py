@@ -1,4 +1,4 @@
-"""LPIPS: how different two images look to a network that was trained to tell objects apart."""
+"""LPIPS: the distance of two images in the features of an image classifier."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -11,19 +11,19 @@ from jaxtyping import Array, Bool, Float
 
 from exedit.models import blocks
 
-# Mean and deviation of images in [-1, 1], as rounded in version 0.1 (lpips.py ScalingLayer).
+# Mean and deviation of images in [-1, 1], rounded as in version 0.1 (lpips.py ScalingLayer).
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
 
 
 class Stage(NamedTuple):
-  """Convolutions with ReLU, behind a max pool of this side and stride 2 (0: none)."""
+  """A max pool of size `pool` and stride 2 (0: none), then convolutions with ReLU."""
 
   pool: int
   convs: Sequence[tuple[int, int, int, int]]  # outputs, kernel, stride, padding
 
 
-# The output of every stage is compared (arXiv 1801.03924, section 3; pretrained_networks.py).
+# LPIPS compares the output of every stage (arXiv 1801.03924, section 3; pretrained_networks.py).
 STAGES = {
   'alex': [
     Stage(0, [(64, 11, 4, 2)]),
@@ -40,15 +40,15 @@ STAGES = {
     Stage(2, [(512, 3, 1, 1)] * 3),
   ],
 }
-SMALLEST = {'alex': 31, 'vgg': 16}  # pixels a side: less, and a pool has nothing left to pool
+SMALLEST = {'alex': 31, 'vgg': 16}  # pixels per side; in smaller images a pool gets no pixels
 
 
 class LPIPS(nnx.Module):
   """Learned perceptual distance, version 0.1 (arXiv 1801.03924; pip package lpips).
 
-  `lpips(a, b) -> [b]` for images [b h w 3] in [-1, 1]; `lpips.maps(a, b) -> [b h w]` says where
-  they differ, and `lpips.within(a, b, region)` averages that over a region. 0 for equal images;
-  there is no upper bound.
+  `lpips(a, b) -> [b]` for images [b h w 3] in [-1, 1], 0 for equal images, without upper bound.
+  `lpips.maps(a, b) -> [b h w]` is the distance per pixel, and `lpips.within(a, b, region)` its mean
+  over a region.
   """
 
   def __init__(self, net: Literal['alex', 'vgg'] = 'alex', *, rngs: nnx.Rngs):
@@ -66,23 +66,23 @@ class LPIPS(nnx.Module):
     return jnp.stack([x.mean((1, 2)) for x in self._differences(a, b)]).sum(0)
 
   def maps(self, a: Float[Array, 'b h w 3'], b: Float[Array, 'b h w 3']) -> Float[Array, 'b h w']:
-    """The distance at every pixel: each stage's, bilinearly enlarged (lpips.py, spatial=True)."""
+    """The distance at every pixel, enlarged bilinearly per stage (lpips.py, spatial=True)."""
     enlarge = lambda x: jax.image.resize(x, a.shape[:3], 'linear', antialias=False)
     return jnp.stack([enlarge(x) for x in self._differences(a, b)]).sum(0)
 
   def within(
     self, a: Float[Array, 'b h w 3'], b: Float[Array, 'b h w 3'], region: Bool[Array, 'b h w']
   ) -> Float[Array, ' b']:
-    """The mean of the maps over the region, which must not be empty."""
+    """The mean of `maps` over a region that is not empty."""
     return (self.maps(a, b) * region).sum((1, 2)) / region.sum((1, 2))
 
   def _differences(self, a, b) -> list[Array]:
-    """Each stage's weighted squared difference of directions [b h w], at its own resolution."""
+    """The weighted squared difference of directions [b h w] of each stage, at its resolution."""
     height, width = a.shape[1:3]
     if min(height, width) < SMALLEST[self.net]:
       raise ValueError(
-        f'LPIPS ({self.net}) got images of {height}x{width} and needs {SMALLEST[self.net]} pixels'
-        ' a side'
+        f'LPIPS ({self.net}) got images of {height}x{width}: it needs at least'
+        f' {SMALLEST[self.net]} pixels per side'
       )
     both = (jnp.split(_direction(x), 2) for x in self._stages(jnp.concatenate([a, b])))
     squares = [(x - y) ** 2 for x, y in both]
@@ -100,5 +100,5 @@ class LPIPS(nnx.Module):
 
 
 def _direction(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
-  """Unit vectors over the channels (lpips normalize_tensor, its eps)."""
+  """Unit vectors over the channels, with the eps of lpips normalize_tensor."""
   return x / (jnp.sqrt((x**2).sum(-1, keepdims=True)) + 1e-10)

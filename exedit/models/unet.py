@@ -1,8 +1,7 @@
-"""The noise predictor: the UNet of Stable Diffusion 1.x; `in_channels` tells the systems apart."""
+"""The UNet of Stable Diffusion 1.x, which predicts the noise of a latent."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from exedit.models import blocks
 from exedit.models.attention import SpatialTransformer
+from exedit.models.kernels import Implementation
 
 Constants = tuple[Float[Array, 'bk 1 _'], ...]
 
@@ -19,11 +19,11 @@ Constants = tuple[Float[Array, 'bk 1 _'], ...]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """What stays the same while one edit is sampled (design: exact shortcuts 1 and 3).
+  """The results that all sampling steps of an edit share (docs/design.md, "Exact shortcuts").
 
-  stem: conv_in's share of the still channels and its bias, [b h w channels].
-  context: one constant per cross-attention, in the order of the layers, [bk 1 c] each; or the
-    tokens [bk n d] themselves where there is more than one.
+  stem: conv_in of the channels that do not change, with its bias, [b h w channels].
+  context: for a one-token context one constant [bk 1 c] per cross-attention, in the order of the
+    layers; for a longer context its tokens [bk n d].
   """
 
   stem: jax.Array
@@ -31,10 +31,10 @@ class Prepared:
 
 
 def _remat(block: nnx.Module, policy: str, *args, **static):
-  """Call a block, recomputing it in the backward pass as `policy` says.
+  """Call a block; `policy` says what its backward pass computes again.
 
-  'none' keeps everything; 'block' keeps only the block's inputs; 'conv1' keeps the inputs and each
-  ResBlock's first convolution (the dots policies of JAX do not see convolutions: facts 1.6).
+  'none' saves every activation. 'block' saves only the block's inputs. 'conv1' saves the inputs and
+  the first convolution of each ResBlock, because JAX's own dots policies ignore convolutions.
   """
   if policy == 'none':
     return block(*args, **static)
@@ -44,14 +44,14 @@ def _remat(block: nnx.Module, policy: str, *args, **static):
   )
   if policy not in keep:
     raise ValueError(f"remat is '{policy}'; use one of none, {', '.join(keep)}")
-  # nnx.remat refuses a module of an outer trace (a sampler's scan); plain arrays it does not.
+  # nnx.remat rejects modules of an outer trace (a sampler's scan), so this splits off the arrays.
   graphdef, params = nnx.split(block)
   call = lambda params, *args: nnx.merge(graphdef, params)(*args, **static)
   return jax.checkpoint(call, policy=keep[policy])(params, *args)
 
 
 class Level(nnx.Module):
-  """The blocks of one resolution: ResBlocks, each followed by attention where the level has it."""
+  """The blocks of one resolution: ResBlocks, each followed by attention if `attend`."""
 
   def __init__(self, widths: Sequence[tuple[int, int]], attend: bool, resize, res, attention):
     self.resnets = nnx.List([res(i, o) for i, o in widths])
@@ -60,13 +60,14 @@ class Level(nnx.Module):
 
 
 class UNet(nnx.Module):
-  """Predicts the noise: `eps = unet(x, t, context)` (LDM openaimodel.py UNetModel, facts 1.1).
+  """The noise predictor `eps = unet(x, t, context)` (LDM openaimodel.py UNetModel).
 
   x [b h w in_channels], t [b] integers, context [b n context_dim]. h and w must be multiples of
-  `2 ** (len(mult) - 1)`. A context of one token takes an exact shortcut: each cross-attention is
-  the constant `to_out(to_v(context))`. The context's batch may be k b, all examples under their
-  first context, then all under their second, ...: what comes before the first cross-attention is
-  then computed once, and eps is [k b h w out_channels].
+  `2 ** (len(mult) - 1)`. Two exact shortcuts apply (docs/design.md, "Exact shortcuts"). For a
+  context of one token each cross-attention is the constant `to_out(to_v(context))`, unless
+  `shortcut=False`. The context's batch may be k b, first all examples' first contexts, then all
+  second ones, and so on; then the layers before the first cross-attention run once, and eps is
+  [k b h w out_channels].
   """
 
   def __init__(
@@ -81,7 +82,7 @@ class UNet(nnx.Module):
     heads: int = 8,
     context_dim: int = 768,
     groups: int = 32,
-    attention: Literal['xla', 'cudnn'] | None = None,
+    attention: Implementation = None,
     remat: str = 'none',
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
@@ -136,17 +137,19 @@ class UNet(nnx.Module):
     x: Float[Array, 'b h w c'],
     t: Int[Array, ' b'],
     context: Float[Array, 'bk n d'] | Constants,
+    *,
+    shortcut: bool = True,
   ) -> Float[Array, 'bk h w out']:
-    return self._body(self.conv_in(x), t, context)
+    return self._body(self.conv_in(x), t, context, shortcut)
 
   def constants(self, context: Float[Array, 'b 1 d']) -> Constants:
-    """Every cross-attention's output for a context of one token, in the order of the layers."""
+    """The outputs of all cross-attentions for a one-token context, in the order of the layers."""
     return tuple(layer.attn2.constant(context) for layer in self._transformers())
 
   def prepare(self, still: Float[Array, 'b h w s'], context: Float[Array, 'bk n d']) -> Prepared:
-    """Compute once per edit what no sampling step changes."""
+    """Compute what all sampling steps of an edit share; `still` are the last channels of x."""
     kernel = self.conv_in.kernel[...][:, :, -still.shape[-1] :]
-    assert self.conv_in.bias is not None  # nnx.Conv could have been made without
+    assert self.conv_in.bias is not None  # blocks.conv always makes one
     stem = _conv(still, kernel, self.dtype)
     stem += self.conv_in.bias[...].astype(self.dtype)[None, None, None]
     return Prepared(stem, self.constants(context) if context.shape[1] == 1 else context)
@@ -159,19 +162,10 @@ class UNet(nnx.Module):
     *,
     shortcut: bool = True,
   ) -> Float[Array, 'bk h w out']:
-    """The same as calling on [x_t, still] and the context that were prepared.
-
-    Without `shortcut` a context that is one token is attended to as any other is.
-    """
+    """The same as a call with [x_t, still] and the context that were given to `prepare`."""
     kernel = self.conv_in.kernel[...][:, :, : x_t.shape[-1]]
     h = _conv(x_t, kernel, self.dtype) + prepared.stem
     return self._body(h, t, prepared.context, shortcut)
-
-  def general(
-    self, x: Float[Array, 'b h w c'], t: Int[Array, ' b'], context: Float[Array, 'bk n d']
-  ) -> Float[Array, 'bk h w out']:
-    """Call without the one-token shortcut; what the shortcut must equal."""
-    return self._body(self.conv_in(x), t, context, shortcut=False)
 
   def _transformers(self):
     for level in self.down:
@@ -180,7 +174,7 @@ class UNet(nnx.Module):
     for level in self.up:
       yield from level.attentions
 
-  def _body(self, h, t, context, shortcut: bool = True) -> Float[Array, 'bk h w out']:
+  def _body(self, h, t, context, shortcut: bool) -> Float[Array, 'bk h w out']:
     if h.shape[1] % self.multiple or h.shape[2] % self.multiple:
       raise ValueError(
         f'the UNet takes heights and widths that are multiples of {self.multiple}, '
@@ -219,7 +213,7 @@ class UNet(nnx.Module):
 
 
 def _conv(x, kernel, dtype):
-  """conv_in on part of its input channels."""
+  """conv_in for some of its input channels."""
   return jax.lax.conv_general_dilated(
     x.astype(dtype),
     kernel.astype(dtype),

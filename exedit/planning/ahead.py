@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from exedit.models import target
+from exedit.models import kernels
 from exedit.planning import child, collectives, topology, traffic
 from exedit.runtime import caches, doors, files, settings
 from exedit.runtime.errors import UserError
@@ -99,7 +99,7 @@ def compile_step(config: Config, name: str, say: Callable[[str], None]) -> Findi
     program = lay_out(config, topology.devices(where))
     batch = batch_shapes(config, program.mesh)
     model = program.flops(batch)
-    with target.traced_for(target.Device('tpu')):
+    with kernels.traced_for(kernels.Device('tpu')):
       traced = program.step.trace(program.now, program.frozen, batch)
     work = dict(model=model, executed=flops.count(traced.jaxpr.jaxpr))
   found: Findings = dict(mesh=dict(program.mesh.shape), flops=work)

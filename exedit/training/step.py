@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from exedit import paint_by_example
-from exedit.models import parameters, target
+from exedit.models import kernels, parameters
 from exedit.models.parameters import Graph, Params
 from exedit.runtime import compilation
 from exedit.training import buckets, flops, optimizer, state
@@ -55,7 +55,7 @@ class Program:
       return self.compute(params, frozen, part, key)[0]
 
     # Kernels of accelerators hide their derivative's products; XLA's attention has the same ones.
-    with target.traced_for(target.PLAIN):
+    with kernels.traced_for(kernels.PLAIN):
       once = flops.training(loss, self.now.params, self.frozen, part, jax.random.key(0))
     return once * self.accumulate
 

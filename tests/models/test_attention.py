@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from exedit.models import attention, target
+from exedit.models import kernels
 from exedit.training import flops
 from tests import on_devices
 
@@ -28,8 +28,8 @@ def with_gradient(function, qkv):
 
 
 whole = jax.nn.dot_product_attention
-by_queries = functools.partial(attention._by_queries, 512, whole)
-WAYS = {'by head': attention._by_head, 'by queries': by_queries, 'chosen': attention.attend}
+by_queries = functools.partial(kernels.in_blocks, 512, whole)
+WAYS = {'by head': kernels.on_cpu, 'by queries': by_queries, 'chosen': kernels.attend}
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -51,7 +51,7 @@ def test_softmax_is_in_float32_and_the_result_in_the_inputs_type(way):
 
 def test_huge_logits_do_not_overflow():
   q, k, v = random(*SHAPES[0])
-  np.testing.assert_allclose(attention._by_head(100 * q, k, v), whole(100 * q, k, v), atol=1e-3)
+  np.testing.assert_allclose(kernels.on_cpu(100 * q, k, v), whole(100 * q, k, v), atol=1e-3)
 
 
 def biggest(function, *args) -> int:
@@ -70,15 +70,15 @@ def biggest(function, *args) -> int:
 def test_logits_of_a_large_image_are_never_all_there(heads):
   """A 1024x1024 picture guided: 2 x 8 x 16384 x 16384 of them would be 17 GB."""
   q = jax.ShapeDtypeStruct((2, 16384, heads, 40), jnp.float32)
-  assert biggest(attention.attend, q, q, q) <= max(attention.MANY, 2 * heads * 512 * 16384)
-  gradient = jax.grad(lambda q, k, v: attention.attend(q, k, v).sum(), (0, 1, 2))
-  assert biggest(gradient, q, q, q) <= max(attention.MANY, 2 * heads * 512 * 16384)
+  assert biggest(kernels.attend, q, q, q) <= max(kernels.MAX_LOGITS, 2 * heads * 512 * 16384)
+  gradient = jax.grad(lambda q, k, v: kernels.attend(q, k, v).sum(), (0, 1, 2))
+  assert biggest(gradient, q, q, q) <= max(kernels.MAX_LOGITS, 2 * heads * 512 * 16384)
 
 
 def test_few_tokens_take_the_plain_path():
   """Small models, training's included, are not slowed down by loops."""
   q = jax.ShapeDtypeStruct((8, 512, 4, 14), jnp.float32)
-  text = str(jax.make_jaxpr(attention.attend)(q, q, q))
+  text = str(jax.make_jaxpr(kernels.attend)(q, q, q))
   assert 'scan' not in text and 'cond' not in text
 
 
@@ -93,7 +93,7 @@ def test_few_tokens_take_the_plain_path():
 )
 def test_a_tpus_kernel_gives_the_same_and_the_gradient(shape, dtype, tolerance):
   qkv = random(*shape, dtype=jnp.dtype(dtype))
-  kernel = functools.partial(attention._splash, interpret=True)
+  kernel = functools.partial(kernels.splash, interpret=True)
   for part, expected in zip(with_gradient(kernel, qkv), with_gradient(whole, qkv)):
     assert part.dtype == expected.dtype
     part, expected = (np.asarray(a, np.float32) for a in (part, expected))
@@ -105,7 +105,7 @@ def test_a_tpus_kernel_runs_on_several_devices():
   assert found == dict(same=True, devices=2)
 
 
-TPU = target.Device('tpu')
+TPU = kernels.Device('tpu')
 
 
 @pytest.mark.parametrize(
@@ -121,17 +121,17 @@ TPU = target.Device('tpu')
   ],
 )
 def test_splash_is_chosen_where_it_pays(dtype, tokens, d, expected):
-  assert attention.choose(dtype, tokens, d, TPU) == expected
-  assert attention.choose(dtype, tokens, d, TPU, 'xla') == 'xla'
+  assert kernels.choose(dtype, tokens, d, TPU) == expected
+  assert kernels.choose(dtype, tokens, d, TPU, 'xla') == 'xla'
   with pytest.raises(ValueError, match="attention is 'cudnn', which needs"):
-    attention.choose(dtype, tokens, d, TPU, 'cudnn')
+    kernels.choose(dtype, tokens, d, TPU, 'cudnn')
 
 
 def test_what_is_planned_for_a_tpu_is_traced_with_its_kernel():
   q = jax.ShapeDtypeStruct((1, 1024, 2, 40), jnp.bfloat16)
   products = 2 * 2 * 1024 * 1024 * 2 * 40
-  loss = lambda q: attention.attend(q, q, q).astype(jnp.float32).sum()
-  with target.traced_for(TPU):
+  loss = lambda q: kernels.attend(q, q, q).astype(jnp.float32).sum()
+  with kernels.traced_for(TPU):
     forward, both = (jax.make_jaxpr(f)(q).jaxpr for f in (loss, jax.grad(loss)))
     assert 'pallas_call' in str(forward)
   assert flops.count(forward) == products
@@ -140,7 +140,7 @@ def test_what_is_planned_for_a_tpu_is_traced_with_its_kernel():
   assert 'pallas_call' not in str(here)
 
 
-AMPERE, HOPPER = target.Device('gpu', (8, 0)), target.Device('gpu', (9, 0))
+AMPERE, HOPPER = kernels.Device('gpu', (8, 0)), kernels.Device('gpu', (9, 0))
 
 
 @pytest.mark.parametrize(
@@ -153,31 +153,33 @@ AMPERE, HOPPER = target.Device('gpu', (8, 0)), target.Device('gpu', (9, 0))
     ('bfloat16', 512, HOPPER, 'xla'),  # the autoencoder's one head
     ('bfloat16', 20, HOPPER, 'xla'),
     ('float32', 40, HOPPER, 'xla'),
-    ('bfloat16', 40, target.Device('gpu', (7, 5)), 'xla'),
-    ('bfloat16', 40, target.Device('gpu'), 'xla'),  # not NVIDIA's
-    ('bfloat16', 40, target.Device('cpu'), 'xla'),
+    ('bfloat16', 40, kernels.Device('gpu', (7, 5)), 'xla'),
+    ('bfloat16', 40, kernels.Device('gpu'), 'xla'),  # not NVIDIA's
+    ('bfloat16', 40, kernels.Device('cpu'), 'xla'),
   ],
 )
 def test_cudnn_is_chosen_where_it_can_be(dtype, d, on, expected):
-  assert attention.choose(dtype, (4096, 4096), d, on) == expected
-  assert attention.choose(dtype, (4096, 4096), d, on, 'xla') == 'xla'
+  assert kernels.choose(dtype, (4096, 4096), d, on) == expected
+  assert kernels.choose(dtype, (4096, 4096), d, on, 'xla') == 'xla'
   if expected == 'cudnn':
-    assert attention.choose(dtype, (4096, 4096), d, on, 'cudnn') == 'cudnn'
+    assert kernels.choose(dtype, (4096, 4096), d, on, 'cudnn') == 'cudnn'
   else:
     with pytest.raises(ValueError, match="attention is 'cudnn', which needs"):
-      attention.choose(dtype, (4096, 4096), d, on, 'cudnn')
+      kernels.choose(dtype, (4096, 4096), d, on, 'cudnn')
 
 
 def test_to_be_counted_it_is_products_whatever_was_asked_for():
   q = jax.ShapeDtypeStruct((1, 64, 2, 40), jnp.bfloat16)
-  loss = lambda q: attention.attend(q, q, q, 'cudnn').astype(jnp.float32).sum()
-  with target.traced_for(target.PLAIN):
+  loss = lambda q: kernels.attend(q, q, q, 'cudnn').astype(jnp.float32).sum()
+  with kernels.traced_for(kernels.PLAIN):
     assert flops.training(loss, q) == 3 * 2 * 2 * 64 * 64 * 2 * 40
 
 
 def test_what_is_lacking_is_said():
   q = jnp.ones((1, 4, 2, 20))
-  said = 'needs an NVIDIA GPU from 8.0 on .here: cpu. and bfloat16 or float16 .not float32. and '
-  with pytest.raises(ValueError, match=said + 'heads of at most 128 features, in eights .not 20.'):
-    attention.attend(q, q, q, 'cudnn')
-  assert target.device() == target.Device('cpu')
+  said = 'needs an NVIDIA GPU of compute capability 8.0 or higher .here: cpu. and bfloat16 or float16 .not float32. and '
+  with pytest.raises(
+    ValueError, match=said + 'heads with a multiple of 8 and at most 128 features .not 20.'
+  ):
+    kernels.attend(q, q, q, 'cudnn')
+  assert kernels.current_device() == kernels.Device('cpu')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from exedit.models import blocks, target
+from exedit.models import blocks, kernels
 from exedit.training import flops
 
 
@@ -87,18 +87,18 @@ def test_a_convolution_and_its_gradient_are_jaxs(shape, outputs, dtype, within):
 def test_the_gradient_is_products_of_matrices_on_a_cpu_and_of_few_pixels_alone():
   def products(shape, outputs, device):
     ours, _, given = convolution(shape, outputs)
-    with target.traced_for(device):
+    with kernels.traced_for(device):
       text = str(jax.make_jaxpr(jax.grad(lambda *given: ours(*given).sum(), (0, 1)))(*given))
     return text.count('dot_general[')
 
-  assert products(*FEW, target.Device('cpu')) == 2
-  for other in (target.Device('gpu', (9, 0)), target.Device('tpu'), target.PLAIN):
+  assert products(*FEW, kernels.Device('cpu')) == 2
+  for other in (kernels.Device('gpu', (9, 0)), kernels.Device('tpu'), kernels.PLAIN):
     assert products(*FEW, other) == 0
-  assert products(*MANY, target.Device('cpu')) == 0
+  assert products(*MANY, kernels.Device('cpu')) == 0
 
 
 def test_to_be_counted_it_is_convolutions():
   ours, _, (x, kernel) = convolution(*FEW)
-  with target.traced_for(target.PLAIN):
+  with kernels.traced_for(kernels.PLAIN):
     counted = flops.training(lambda given: ours(*given).sum(), (x, kernel))
   assert counted == 3 * 2 * 24 * 40 * 9 * 6

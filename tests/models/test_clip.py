@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from exedit.models import clip
+from exedit.models import clip, vit
 from exedit.models.clip import CLIPVision
 from tests.networks import count, fresh, jitted, types_of, with_random_weights
 
+CLIP = clip.MEAN, clip.STD
 SMALL = dict(width=32, layers=2, heads=4, mlp=48, patch=8, image_size=32)
 
 
@@ -61,7 +62,7 @@ def test_pooled_is_the_normalised_class_token(tower):
 def test_images_are_normalised_as_clip_was_trained():
   grey = jnp.zeros((1, 1, 1, 3))  # 0.5 in [0, 1]
   np.testing.assert_allclose(
-    clip.normalise(grey)[0, 0, 0],
+    vit.normalise(grey, *CLIP)[0, 0, 0],
     [
       (0.5 - 0.48145466) / 0.26862954,
       (0.5 - 0.4578275) / 0.26130258,
@@ -70,7 +71,7 @@ def test_images_are_normalised_as_clip_was_trained():
     rtol=1e-5,
   )
   np.testing.assert_allclose(
-    clip.normalise(grey + 1)[0, 0, 0] - clip.normalise(grey - 1)[0, 0, 0],
+    (vit.normalise(grey + 1, *CLIP) - vit.normalise(grey - 1, *CLIP))[0, 0, 0],
     [1 / 0.26862954, 1 / 0.26130258, 1 / 0.27577711],
     rtol=1e-5,
   )
@@ -96,7 +97,7 @@ def test_images_do_not_see_their_neighbours(tower):
 
 
 def test_wrong_exemplar_size_names_both(tower):
-  with pytest.raises(ValueError, match='exemplar of 24x24 and is built for 32x32'):
+  with pytest.raises(ValueError, match='images of 24x24 and is built for 32x32'):
     tower(image(24))
 
 

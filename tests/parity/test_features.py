@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from exedit.evaluation import features, preprocess
-from exedit.models import clip, dino
+from exedit.models import clip, dino, vit
 from exedit.runtime.errors import UserError
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.layouts.published import Published
@@ -105,7 +105,7 @@ def test_preprocessing_is_torchvisions(out):
       ('squash', preprocess.squash(picture, 224), clip.MEAN, clip.STD),
       ('region', preprocess.score_region(picture, mask, 224), clip.MEAN, clip.STD),
     ]:
-      ours = clip.normalise(jnp.asarray(image)[None], mean, std)[0]
+      ours = vit.normalise(jnp.asarray(image)[None], mean, std)[0]
       expected = views[f'{name}/{kind}']
       np.testing.assert_allclose(ours, expected, atol=2e-5, err_msg=f'{name} {kind}')
 
@@ -160,7 +160,7 @@ def test_clip_in_transformers_folders(tmp_path, whole):
   theirs.save_pretrained(tmp_path)
   network = features.load('clip', tmp_path)
   pictures = np.random.default_rng(1).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
-  pixels = clip.normalise(jnp.asarray(pictures / 127.5 - 1, jnp.float32))
+  pixels = vit.normalise(jnp.asarray(pictures / 127.5 - 1, jnp.float32), clip.MEAN, clip.STD)
   with torch.no_grad():
     result = call(references.channels_first(np.asarray(pixels)))
   expected = result.pooler_output if whole else result.image_embeds
@@ -173,7 +173,7 @@ def test_dino_in_a_transformers_folder(tmp_path):
   theirs.save_pretrained(tmp_path)
   network = features.load('dino', tmp_path)
   image = np.random.default_rng(1).uniform(-1, 1, (3, 40, 40, 3)).astype(np.float32)
-  pixels = clip.normalise(jnp.asarray(image), dino.MEAN, dino.STD)
+  pixels = vit.normalise(jnp.asarray(image), dino.MEAN, dino.STD)
   with torch.no_grad():
     hidden = theirs(references.channels_first(np.asarray(pixels))).last_hidden_state
   assert_close(network.embed(iter(image)), hidden[:, 0].numpy())

@@ -13,7 +13,7 @@ import pytest
 from configs import pbe
 from exedit import plan
 from exedit.input_pipeline import loader, synthetic
-from exedit.models import attention, target
+from exedit.models import kernels
 from exedit.planning import ahead, child, topology, traffic
 from exedit.runtime.errors import UserError
 from exedit.training import mesh as meshes
@@ -338,9 +338,9 @@ def attention_traffic(slices, say):
 
     def moved(shape, implementation=None, gradient=True, one=one):
       q = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-      loss = lambda q, k, v: attention.attend(q, k, v, implementation).astype(jnp.float32).sum()
+      loss = lambda q, k, v: kernels.attend(q, k, v, implementation).astype(jnp.float32).sum()
       step = jax.grad(loss, (0, 1, 2)) if gradient else loss
-      with target.traced_for(target.Device('tpu')):
+      with kernels.traced_for(kernels.Device('tpu')):
         lowered = jax.jit(step, in_shardings=one).lower(q, q, q)
       text = lowered.compile().as_text() or ''
       assert ('tpu_custom_call' in text) == (implementation is None)
