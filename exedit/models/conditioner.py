@@ -30,8 +30,8 @@ class MapperBlock(nnx.Module):
 class ExemplarConditioner(nnx.Module):
   """The paper's bottleneck: it maps CLIP's pooled vector to one context token.
 
-  `conditioner(features [b n width]) -> context [b n context_dim]`, with n = 1 for the bottleneck and
-  n = 257 for the ablation without it. `null [1 1 context_dim]` is the learned vector that replaces
+  `conditioner(features [b n width]) -> context [b n context_dim]`, with n = 1 for the bottleneck
+  and n = 257 for the ablation without it. `null [1 1 context_dim]` is a learned vector; it replaces
   the context in classifier-free guidance.
   """
 

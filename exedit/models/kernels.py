@@ -121,9 +121,8 @@ def choose(
     return 'splash' if fits and jnp.dtype(dtype) == jnp.bfloat16 else 'xla'
   missing = _missing_for_cudnn(dtype, d, device)
   if implementation == 'cudnn' and missing:
-    raise ValueError(
-      f"attention is 'cudnn', which needs {' and '.join(missing)}; use None or 'xla'"
-    )
+    needs = ' and '.join(missing)
+    raise ValueError(f"attention is 'cudnn', which needs {needs}; use None or 'xla'")
   return 'xla' if missing else 'cudnn'
 
 

@@ -175,11 +175,10 @@ def test_to_be_counted_it_is_products_whatever_was_asked_for():
     assert flops.training(loss, q) == 3 * 2 * 2 * 64 * 64 * 2 * 40
 
 
-def test_what_is_lacking_is_said():
+def test_the_error_names_every_unmet_requirement_of_cudnn():
   q = jnp.ones((1, 4, 2, 20))
-  said = 'needs an NVIDIA GPU of compute capability 8.0 or higher .here: cpu. and bfloat16 or float16 .not float32. and '
-  with pytest.raises(
-    ValueError, match=said + 'heads with a multiple of 8 and at most 128 features .not 20.'
-  ):
+  with pytest.raises(ValueError) as error:
     kernels.attend(q, q, q, 'cudnn')
+  for words in ('8.0 or higher (here: cpu)', 'not float32', 'at most 128 features (not 20)'):
+    assert words in str(error.value)
   assert kernels.current_device() == kernels.Device('cpu')
