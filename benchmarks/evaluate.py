@@ -33,13 +33,13 @@ from benchmarks import workers  # noqa: E402
 from benchmarks.sampling_diffusers import peak_bytes  # noqa: E402
 from exedit import images
 from exedit.evaluation import bench, bench_edits, evaluate_bench, features
-from exedit.input_pipeline import doors
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.input_pipeline.errors import DataError
 from exedit.metrics import frechet
 from exedit.models import parameters
 from exedit.models.clip import CLIPImageEncoder
 from exedit.models.inception import DIM, SIZE, Inception
+from exedit.runtime import doors
 from exedit.weights import find as source
 from exedit.weights import names as tables
 from exedit.weights.formats.files import save_tensors
@@ -348,4 +348,4 @@ def _flags():
 
 
 if __name__ == '__main__':
-  doors.run(main, _flags(), __doc__, sys.argv)
+  doors.call(main, _flags(), __doc__, sys.argv)

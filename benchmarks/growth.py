@@ -36,10 +36,11 @@ import PIL.Image  # noqa: E402
 from benchmarks import sampling, train_step, workers  # noqa: E402
 from exedit import paint_by_example as pbe  # noqa: E402
 from exedit.evaluation import bench as benches  # noqa: E402
-from exedit.input_pipeline import doors, loader, synthetic, tfrecord  # noqa: E402
+from exedit.input_pipeline import loader, synthetic, tfrecord  # noqa: E402
 from exedit.input_pipeline.coco_ee import bench as coco_ee  # noqa: E402
 from exedit.input_pipeline.coco_ee import layout as coco_ee_layout  # noqa: E402
 from exedit.input_pipeline.errors import DataError  # noqa: E402
+from exedit.runtime import doors  # noqa: E402
 from exedit.training import mesh as meshes  # noqa: E402
 from exedit.training.step import make_program  # noqa: E402
 
@@ -287,4 +288,4 @@ def _flags():
 
 
 if __name__ == '__main__':
-  doors.run(main, _flags(), __doc__, sys.argv)
+  doors.call(main, _flags(), __doc__, sys.argv)

@@ -31,8 +31,9 @@ import scipy.ndimage
 if not __package__:  # run by its path: this file would hide the package of the same name
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from exedit.input_pipeline import augment, crops, doors, masks, open_images, tfrecord
+from exedit.input_pipeline import augment, crops, masks, open_images, tf_example
 from exedit.input_pipeline.errors import DataError
+from exedit.runtime import doors
 
 CLIP_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.float32([0.26862954, 0.26130258, 0.27577711])
@@ -68,7 +69,7 @@ def ours(
   records: list[bytes], batch_size: int, watch: Watch | None = None, **settings
 ) -> Iterator[dict]:
   """Batches as input_pipeline.loader makes them, in this thread."""
-  parse, make, stack = tfrecord.parse_example, open_images.make_example, _stack
+  parse, make, stack = tf_example.parse_example, open_images.make_example, _stack
   if watch:
     parse, stack = watch.wrap('parsing', parse), watch.wrap('batching', stack)
   for start in range(0, len(records), batch_size):
@@ -113,7 +114,7 @@ def plain(
   reference = watch.wrap('augmentation', _augment)
   draw, square = watch.wrap('masks', _draw_mask), watch.wrap('crop', _square)
   tensors, stack = watch.wrap('crop', _full_size_tensors), watch.wrap('batching', _stack)
-  parse = watch.wrap('parsing', tfrecord.parse_example)
+  parse = watch.wrap('parsing', tf_example.parse_example)
   draws = random.Random(0)
   batch = []
   for record in records:
@@ -250,7 +251,7 @@ def pictures(count: int, width: int, height: int, quality: int) -> list[bytes]:
     corner = rng.uniform(0, 1 - sides)
     boxes = np.concatenate([corner, corner + sides], 1).astype(np.float32)
     records.append(
-      tfrecord.serialize_example(
+      tf_example.serialize_example(
         {'image': data, 'image/filename': b'%d.jpg' % i, 'bobjects/bbox': boxes.ravel()}
       )
     )
@@ -365,4 +366,4 @@ def _flags():
 
 
 if __name__ == '__main__':
-  doors.run(main, _flags(), __doc__, sys.argv)
+  doors.call(main, _flags(), __doc__, sys.argv)

@@ -38,11 +38,10 @@ if not __package__:  # run by its path: its own folder would be the first to be 
 from benchmarks import sampling_diffusers, workers  # noqa: E402
 from exedit import paint_by_example as pbe
 from exedit.diffusion import guidance
-from exedit.input_pipeline import doors
 from exedit.input_pipeline.errors import DataError
 from exedit.models import kernels, parameters
 from exedit.planning import topology
-from exedit.runtime import compilation
+from exedit.runtime import compilation, doors
 from exedit.weights import find as source
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.layouts import pipeline
@@ -434,4 +433,4 @@ def _flags():
 
 
 if __name__ == '__main__':
-  doors.run(main, _flags(), __doc__, sys.argv)
+  doors.call(main, _flags(), __doc__, sys.argv)

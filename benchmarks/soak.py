@@ -33,8 +33,8 @@ ROOT = Path(__file__).absolute().parent.parent
 if not __package__:  # run by its path: its own folder would be the first to be searched
   sys.path[0] = str(ROOT)
 
-from exedit.input_pipeline import doors  # noqa: E402
 from exedit.input_pipeline.errors import DataError  # noqa: E402
+from exedit.runtime import doors  # noqa: E402
 
 TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu', 'goodput')
 SIGNALS = ('SIGKILL', 'SIGTERM', 'SIGTERM to the group')
@@ -464,4 +464,4 @@ def _flags():
 
 if __name__ == '__main__':
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  doors.run(main, _flags(), __doc__, sys.argv)
+  doors.call(main, _flags(), __doc__, sys.argv)

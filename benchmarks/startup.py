@@ -28,8 +28,9 @@ if not __package__:  # run by its path: its own folder would be the first to be 
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from benchmarks import workers  # noqa: E402
-from exedit.input_pipeline import doors, synthetic
+from exedit.input_pipeline import synthetic
 from exedit.input_pipeline.errors import DataError
+from exedit.runtime import doors
 
 STAGES = (
   'python', 'import', 'build', 'try', 'init', 'first batch', 'trace', 'compile', 'step', 'else',
@@ -231,4 +232,4 @@ def _flags():
 
 
 if __name__ == '__main__':
-  doors.run(main, _flags(), __doc__, sys.argv)
+  doors.call(main, _flags(), __doc__, sys.argv)

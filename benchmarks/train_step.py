@@ -39,11 +39,11 @@ if not __package__:  # run by its path: its own folder would be the first to be 
 from benchmarks import sampling, workers  # noqa: E402
 from exedit import paint_by_example as pbe
 from exedit import train
-from exedit.input_pipeline import doors, synthetic
+from exedit.input_pipeline import synthetic
 from exedit.input_pipeline.errors import DataError
 from exedit.models import parameters, unet
 from exedit.models.parameters import Params
-from exedit.runtime import compilation
+from exedit.runtime import compilation, doors
 from exedit.training import mesh as meshes
 from exedit.training.prefetch import Prefetch
 from exedit.training.state import TrainState
@@ -421,4 +421,4 @@ def _flags():
 
 
 if __name__ == '__main__':
-  doors.run(main, _flags(), __doc__, sys.argv)
+  doors.call(main, _flags(), __doc__, sys.argv)

@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from exedit import paint_by_example as pbe
 from exedit.input_pipeline import latents as encoded
-from exedit.input_pipeline import open_images, remote, synthetic, tfrecord
+from exedit.input_pipeline import open_images, synthetic, tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError, Unusable
 from exedit.models import parameters
-from exedit.runtime import compilation, doors, files, processes, settings
+from exedit.runtime import compilation, doors, files, processes, remote, settings
 from exedit.runtime import devices as device_rows
 from exedit.runtime.errors import UserError
 from exedit.runtime.parallel import in_parallel
@@ -178,7 +178,7 @@ def drawn(
 
   def make(i: int) -> list[Example] | str:
     try:
-      features = tfrecord.parse_example(source[i])
+      features = tf_example.parse_example(source[i])
       found = (one(features, i, k) for k in range(how['draws']))
       return [example for example in found if example is not None]
     except DataError as error:

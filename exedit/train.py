@@ -24,11 +24,11 @@ from absl import flags
 
 from exedit import images
 from exedit.input_pipeline import latents as encoded
-from exedit.input_pipeline import loader, remote, synthetic
+from exedit.input_pipeline import loader, synthetic
 from exedit.input_pipeline.errors import DataError
 from exedit.models import parameters
 from exedit.models.parameters import Params
-from exedit.runtime import compilation, doors, files, processes, settings, signals, versions
+from exedit.runtime import compilation, doors, files, processes, remote, settings, signals, versions
 from exedit.runtime.errors import UserError
 from exedit.training import goodput, log, optimizer, state
 from exedit.training import latent_shards as latents

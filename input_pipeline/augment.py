@@ -1,6 +1,7 @@
-"""Exemplar augmentation of Paint by Example (arXiv 2211.13227), as albumentations 0.4.3 did it.
+"""Exemplar augmentation of Paint by Example, with the results of albumentations 0.4.3.
 
-Each function maps uint8 [s s 3] and a generator to uint8 [s s 3]. Borders mirror, the edge once.
+Each function maps uint8 [s s 3] and a generator to uint8 [s s 3]. Pixels beyond the border are
+mirrored, without repeating the edge. Source: PbE ldm/data/open_images.py.
 """
 
 import cv2
@@ -13,7 +14,7 @@ def flip(image: np.ndarray, rng: np.random.Generator, p=0.5) -> np.ndarray:
 
 
 def rotate(image: np.ndarray, rng: np.random.Generator, limit=20, p=0.5) -> np.ndarray:
-  """Turns about (s/2, s/2) by an angle uniform on -limit..limit degrees, with probability p."""
+  """Rotates about (s/2, s/2) by a uniform angle of -limit..limit degrees, with probability p."""
   if rng.random() >= p:
     return image
   height, width = image.shape[:2]
@@ -23,7 +24,7 @@ def rotate(image: np.ndarray, rng: np.random.Generator, limit=20, p=0.5) -> np.n
 
 
 def blur(image: np.ndarray, rng: np.random.Generator, kernels=(3, 5, 7), p=0.3) -> np.ndarray:
-  """Box blur by one of the kernel sizes (pixels), with probability p."""
+  """Applies a box blur with one of the kernel sizes (pixels), with probability p."""
   if rng.random() >= p:
     return image
   kernel = int(kernels[rng.integers(len(kernels))])
@@ -31,11 +32,11 @@ def blur(image: np.ndarray, rng: np.random.Generator, kernels=(3, 5, 7), p=0.3) 
 
 
 def affine(image: np.ndarray, rng: np.random.Generator, jitter=50, p=0.3) -> np.ndarray:
-  """The affine map that moves three anchors by -jitter..jitter pixels, with probability p.
+  """Applies the affine map that moves three anchors by -jitter..jitter pixels, with probability p.
 
-  The pixels are those of a 224-pixel exemplar and scale with its side. This is what
-  ElasticTransform(alpha=1, sigma=50, alpha_affine=50) amounts to: its elastic field, of standard
-  deviation 0.004 pixels, is left out.
+  The jitter is in pixels of a 224-pixel exemplar and scales with its side. This replaces
+  ElasticTransform(alpha=1, sigma=50, alpha_affine=50), whose elastic field has a standard deviation
+  of only 0.004 pixels and is left out.
   """
   if rng.random() >= p:
     return image
@@ -48,7 +49,7 @@ def affine(image: np.ndarray, rng: np.random.Generator, jitter=50, p=0.3) -> np.
 def exemplar(
   image: np.ndarray, rng: np.random.Generator, *, affine_jitter=50, blur_kernels=(3, 5, 7)
 ) -> np.ndarray:
-  """Flip, rotate, blur, affine, in the published order."""
+  """Applies flip, rotate, blur and affine, in the published order."""
   image = flip(image, rng)
   image = rotate(image, rng)
   image = blur(image, rng, blur_kernels)

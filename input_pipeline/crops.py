@@ -1,6 +1,6 @@
-"""Cuts from an image: the square around a box, and the exemplar (arXiv 2211.13227, open-images.py).
+"""Cuts from an image: the square around a box, and the exemplar (PbE ldm/data/open_images.py).
 
-A box or window is `(x0, y0, x1, y1)` in whole pixels, `x1` and `y1` outside.
+A box or window is `(x0, y0, x1, y1)` in whole pixels; x1 and y1 are exclusive.
 """
 
 import cv2
@@ -10,10 +10,11 @@ import numpy as np
 def square_window(
   shape: tuple[int, int], extended: tuple[int, int, int, int], rng: np.random.Generator, zoom=0.6
 ) -> tuple[int, int, int, int] | None:
-  """A random square that holds the extended box, zoomed in by up to `zoom` of the free border.
+  """Returns a random square window of an image [h w] that contains the extended box.
 
-  A square image is not cut. None where the released code gives up and squashes the image: no square
-  of the full short side holds the box, or exactly one does.
+  Its side is the image's shorter side, less up to `zoom` of the free border around the box. A
+  square image is not cut. Returns None where the released code squashes the image instead: if no
+  full-side square contains the box, or exactly one does.
   """
   height, width = shape
   if width == height:
@@ -33,13 +34,13 @@ def square_window(
 
 
 def cut(image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
-  """A view of the window, which must lie inside the image."""
+  """Returns a view of the window, which must lie inside the image."""
   x0, y0, x1, y1 = window
   return image[y0:y1, x0:x1]
 
 
 def pad_square(image: np.ndarray) -> np.ndarray:
-  """The image [h w ...] centred in a square, its border mirrored outward."""
+  """Centres the image [h w ...] in a square and fills the border by mirroring the image."""
   height, width = image.shape[:2]
   side = max(height, width)
   top, left = (side - height) // 2, (side - width) // 2
@@ -48,14 +49,14 @@ def pad_square(image: np.ndarray) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-  """Bilinear to [size size ...], half-pixel centres, no antialiasing (align_corners off)."""
+  """Resizes to [size size ...]: bilinear, half-pixel centres, no antialiasing."""
   if image.shape[:2] == (size, size):
     return np.ascontiguousarray(image)
   return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def exemplar(image: np.ndarray, box: tuple[int, int, int, int], size: int, pad=10) -> np.ndarray:
-  """The box with up to `pad` pixels of its surroundings on each side, squashed to [size size 3]."""
+  """Cuts the box with up to `pad` pixels around it, and resizes the cut to [size size 3]."""
   height, width = image.shape[:2]
   x0, y0, x1, y1 = box
   window = (max(x0 - pad, 0), max(y0 - pad, 0), min(x1 + pad, width), min(y1 + pad, height))

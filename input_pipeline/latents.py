@@ -13,8 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from exedit.runtime import remote
+
 from . import augment as augmentation
-from . import remote, tfrecord
+from . import tf_example
 from .errors import DataError
 
 MANIFEST = 'encoded.json'
@@ -29,7 +31,7 @@ def pictures(mask: np.ndarray, exemplar: np.ndarray) -> dict[str, bytes]:
 
 def record(pictures: Mapping[str, bytes], moments: np.ndarray, name: bytes) -> bytes:
   """One serialized example; moments [2 lh lw m], float16 or float32."""
-  return tfrecord.serialize_example(
+  return tf_example.serialize_example(
     {
       MOMENTS: moments.tobytes(),
       'latents/shape': np.array(moments.shape, np.int64),

@@ -17,10 +17,13 @@ import grain
 import numpy as np
 from absl import flags
 
+from exedit.runtime import files, remote
+
 from . import latents as encoded
 from . import open_images
 from .errors import DataError, Unusable
-from .tfrecord import CorruptRecord, Source, parse_example, shard_paths, sweep
+from .tf_example import parse_example
+from .tfrecord import INDEX, CorruptRecord, Source, shard_paths
 
 _STAND_INS = 256  # records tried in the place of one that cannot be used
 _GRACE = 30.0  # seconds that a worker still serves after SIGTERM
@@ -135,7 +138,8 @@ class Shards:
 
 def survey(root: str, split: str) -> Shards:
   """What this machine finds; processes that train together must all find the same."""
-  sweep(root)
+  if not remote.is_remote(root):
+    files.sweep(root, lambda name: name.endswith(INDEX))
   source = Source(shard_paths(root, split))
   return Shards(len(source.paths), len(source), len(source.damaged), source.digest())
 

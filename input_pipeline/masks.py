@@ -1,20 +1,20 @@
-"""Training masks from boxes: Paint by Example (arXiv 2211.13227), as the released open-images.py.
+"""Training masks from boxes (arXiv 2211.13227, section 3.1; PbE ldm/data/open_images.py).
 
-A box is `(x0, y0, x1, y1)` in whole pixels, `x1` and `y1` outside. A mask is uint8 [h w], 255 =
+A box is `(x0, y0, x1, y1)` in whole pixels; x1 and y1 are exclusive. A mask is uint8 [h w], 255 =
 repaint.
 """
 
 import cv2
 import numpy as np
 
-# The released code samples t = 0.05, 0.10 ... 0.90: eighteen points, none at either end.
+# The released code evaluates each curve at t = 0.05, 0.10 ... 0.90, without its two ends.
 _T = 0.05 * np.arange(1, 19)
 
 
 def extend_box(
   box: tuple[int, int, int, int], shape: tuple[int, int], rng: np.random.Generator, extend=0.4
 ) -> tuple[int, int, int, int]:
-  """Moves each side outward by whole pixels, uniform on 0..extend * (free space on that side)."""
+  """Moves each side outward by a random number of pixels, at most `extend` of the free space."""
   height, width = shape
   x0, y0, x1, y1 = box
   free = (x0, y0, width - x1, height - y1)
@@ -23,7 +23,7 @@ def extend_box(
 
 
 def rectangle(shape: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
-  """The box as a mask."""
+  """Returns the box as a mask."""
   mask = np.zeros(shape, np.uint8)
   x0, y0, x1, y1 = box
   mask[y0:y1, x0:x1] = 255
@@ -37,12 +37,13 @@ def outline(
   jitter=5,
   dedupe=False,
 ) -> np.ndarray:
-  """The arbitrary shape's outline: four quadratic Bezier curves over the sides, points jittered.
+  """Returns the outline of an arbitrary shape: int32 [n 2], (x, y).
 
-  A curve runs from corner to corner of the box; its control point is the middle of the side, moved
-  out to the extended box. `jitter` is in pixels of the image. `dedupe` emulates the released code,
-  which drops a sample whose x or y occurred before on its curve (an exact comparison of floats, so
-  which ones go depends on rounding). Returns int32 [n 2], (x, y).
+  It has four quadratic Bezier curves, one per side, from corner to corner of the box. The control
+  point of a curve is the middle of its side, moved outward to the extended box. Every point then
+  moves by up to `jitter` pixels of the image. `dedupe` does what the released code does: it drops a
+  point whose x or y occurred before on its curve. That compares floats exactly, so rounding decides
+  which points it drops.
   """
   x0, y0, x1, y1 = box
   ex0, ey0, ex1, ey1 = extended
@@ -58,12 +59,12 @@ def outline(
   )
   curves = _bezier(nodes)  # [4 18 2]
   points = np.concatenate([_drop_repeats(c) for c in curves]) if dedupe else curves.reshape(-1, 2)
-  points = np.floor(points + 1e-6).astype(np.int32)  # PIL draws from truncated coordinates
+  points = np.floor(points + 1e-6).astype(np.int32)  # as PIL does before it draws
   return points + rng.integers(-jitter, jitter + 1, points.shape, np.int32)
 
 
 def polygon(shape: tuple[int, int], points: np.ndarray) -> np.ndarray:
-  """The inside of an outline [n 2] as a mask; parts outside the image are cut off."""
+  """Returns the inside of an outline [n 2] as a mask; parts outside the image are cut off."""
   mask = np.zeros(shape, np.uint8)
   cv2.fillPoly(mask, [points], 255)
   return mask
@@ -79,16 +80,16 @@ def sample(
   jitter=5,
   dedupe=False,
 ) -> np.ndarray:
-  """An arbitrary-shape mask with probability `arbitrary`, else the extended box; never empty."""
+  """Returns an arbitrary shape with probability `arbitrary`, else the extended box; never empty."""
   if rng.random() < arbitrary:
     mask = polygon(shape, outline(box, extended, rng, jitter, dedupe))
-    if mask.any():  # only a box of a few pixels can jitter away
+    if mask.any():  # the jitter can remove a box of a few pixels
       return mask
   return rectangle(shape, extended)
 
 
 def _bezier(nodes: np.ndarray) -> np.ndarray:
-  """Quadratic curves [n 3 2] at the eighteen t, rounding as the `bezier` library: [n 18 2]."""
+  """Evaluates curves [n 3 2] at the eighteen t: [n 18 2], rounded as the `bezier` library does."""
   s, t = 1.0 - _T[:, None], _T[:, None]
   p0, p1, p2 = (nodes[:, None, i] for i in range(3))
   return (p0 * s + 2.0 * t * p1) * s + t * t * p2

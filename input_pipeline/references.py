@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL.Image
 
-from . import doors
+from exedit.runtime import doors
+
 from . import files as whole
 from .coco_ee import bench as coco_ee
 from .coco_ee import build, layout, poisson
@@ -212,4 +213,4 @@ def _flags():
 
 
 if __name__ == '__main__':
-  doors.run(main, _flags(), __doc__, sys.argv)
+  doors.call(main, _flags(), __doc__, sys.argv)

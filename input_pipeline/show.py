@@ -14,8 +14,10 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from . import doors, loader, open_images, synthetic, tfrecord
+from exedit.runtime import doors
+
 from . import latents as encoded
+from . import loader, open_images, synthetic, tf_example, tfrecord
 from .errors import DataError
 
 _CELL = 112  # pixels of the sheet
@@ -66,7 +68,7 @@ def statistics(
   boxes, shapes, unreadable = [], [], 0
   for i in range(min(records, len(source))):
     try:
-      features = tfrecord.parse_example(source[i])
+      features = tf_example.parse_example(source[i])
       shapes.append(open_images.decode(features['image'][0]).shape[:2])
       boxes.append(np.asarray(features['bobjects/bbox'], np.float32).reshape(-1, 4))
     except (DataError, KeyError, IndexError):
@@ -120,7 +122,7 @@ def _fit(cell: np.ndarray) -> np.ndarray:
 
 def _fills_its_box(mask: np.ndarray) -> bool:
   rows, columns = np.nonzero(mask)
-  return bool(len(rows)) and len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+  return len(rows) > 0 and len(rows) == int((np.ptp(rows) + 1) * (np.ptp(columns) + 1))
 
 
 def _quantiles(values: np.ndarray) -> str:
@@ -168,4 +170,4 @@ def _flags():
 
 
 if __name__ == '__main__':
-  doors.run(main, _flags(), __doc__, sys.argv)
+  doors.call(main, _flags(), __doc__, sys.argv)

@@ -17,7 +17,9 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from . import crops, doors, remote, tfrecord
+from exedit.runtime import doors, remote
+
+from . import crops, tf_example, tfrecord
 from . import latents as encoded
 from .errors import DataError
 from .scenes import GRID, MARGIN, SHAPES, VERSION, Look, Scene, draw, sample_look, sample_scene
@@ -45,7 +47,7 @@ def record(seed: int, split: str, index: int, size=GRID) -> bytes:
   labels = np.array([SHAPES.index(look.shape) for look in looks], np.int64)
   none = np.zeros(len(looks), np.int64)
   flags = ('source', 'is_occluded', 'is_truncated', 'is_group_of', 'is_depiction', 'is_inside')
-  return tfrecord.serialize_example(
+  return tf_example.serialize_example(
     {
       'image': data,
       'image/filename': f'{split}_{index:07d}.jpg'.encode(),
@@ -300,4 +302,4 @@ def _flags():
 
 
 if __name__ == '__main__':
-  doors.run(main, _flags(), __doc__, sys.argv)
+  doors.call(main, _flags(), __doc__, sys.argv)

@@ -45,7 +45,8 @@ import PIL.Image
 
 from exedit.input_pipeline import open_images
 from exedit.input_pipeline.errors import DataError
-from exedit.input_pipeline.tfrecord import serialize_example, write_shard
+from exedit.input_pipeline.tf_example import serialize_example
+from exedit.input_pipeline.tfrecord import write_shard
 
 SPLITS = {'train': 1024, 'validation': 32, 'test': 64}  # shards of half a gigabyte
 COLUMNS = ('ImageID', 'XMin', 'XMax', 'YMin', 'YMax')

@@ -1,15 +1,12 @@
 """The list of edits: a .jsonl or .csv file or a folder, one Edit per output, checked as a whole."""
 
-import csv
 import dataclasses
 import difflib
 import inspect
-import io
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from typing import Any
 from exedit import images
 from exedit import paint_by_example as pbe
 from exedit.editing import framing, room
-from exedit.runtime import decode, doors
+from exedit.runtime import decode, doors, lists
 from exedit.runtime.errors import UserError, explain
 
 INPUTS = ('image', 'mask', 'exemplar', 'exemplar_mask')
@@ -111,15 +108,7 @@ def read(
   Raises:
     UserError: for a list that cannot be read at all; what is wrong with one edit is a Fault.
   """
-  ending = os.path.splitext(path)[1].lower()
-  if os.path.isdir(path):
-    rows, base = _folder(path), ''
-  elif not os.path.exists(path):
-    raise UserError(f'{path} does not exist: --edits is a .jsonl or .csv file, or a folder')
-  elif ending in ('.jsonl', '.csv'):
-    rows, base = (_jsonl if ending == '.jsonl' else _csv)(path, _text(path)), os.path.dirname(path)
-  else:
-    raise UserError(f'{path} is no list of edits: give a .jsonl or .csv file, or a folder')
+  rows, base = lists.read(path, INPUTS, NEEDED, _check_columns)
   found: list[Edit] = []
   faults: list[Fault] = []
   for where, row in rows:
@@ -129,84 +118,13 @@ def read(
       found.append(edit)
     except UserError as error:
       faults.append(Fault(where, str(error)))
-  if not found and not faults:
-    raise UserError(f'{path} lists no edit')
   return found, faults
-
-
-def _text(path):
-  if not os.path.isfile(path):
-    raise UserError(f'{path} is a pipe or device: save the list to a file first')
-  try:
-    return Path(path).read_text(encoding='utf-8-sig')
-  except UnicodeDecodeError as error:
-    raise UserError(f'{path} is not UTF-8 text ({error.reason}): save it as UTF-8') from None
-
-
-def _jsonl(path, text) -> Iterator[tuple[str, Any]]:
-  for number, line in enumerate(text.split('\n'), 1):  # other line ends are part of names
-    if line.strip():
-      try:
-        yield f'line {number}', json.loads(line)
-      except (ValueError, RecursionError) as error:
-        yield f'line {number}', UserError(f'is not JSON ({error}): one {{...}} per line')
-
-
-def _csv(path, text) -> Iterator[tuple[str, Any]]:
-  try:
-    lines = csv.reader(io.StringIO(text), strict=True)
-    names = [name.strip() for name in next(lines, [])]
-    try:
-      _check_columns(names)
-    except UserError as error:
-      raise UserError(f'{path} line 1: {error}') from None
-    for cells in lines:
-      where = f'line {lines.line_num}'
-      if len(cells) > len(names):
-        yield where, UserError(f'it has {len(cells)} cells and the first line {len(names)}')
-      elif any(cell.strip() for cell in cells):
-        yield where, {name: cell.strip() for name, cell in zip(names, cells)}
-  except csv.Error as error:
-    raise UserError(f'{path} is not CSV ({error}): save it again with quotes closed') from None
-
-
-def _folder(path) -> Iterator[tuple[str, Any]]:
-  """Rows of a folder; a picture without its mask or exemplar, or the reverse, is a fault."""
-  files = {name: _by_stem(os.path.join(path, name)) for name in INPUTS}
-  for name in NEEDED:
-    if files[name] is None:
-      raise UserError(f'{path} has no folder {name}/: it needs {", ".join(NEEDED)}')
-  present = {name: stems for name, stems in files.items() if stems is not None}
-  for stem in sorted({stem for stems in present.values() for stem in stems}):
-    row = {name: stems[stem] for name, stems in present.items() if stem in stems}
-    missing = [name for name in NEEDED if name not in row]
-    several = [name for name, paths in row.items() if len(paths) > 1]
-    if missing:
-      have = next(iter(row.values()))[0]
-      yield stem, UserError(f'{have} has no partner {missing[0]}/{stem}.*')
-    elif several:
-      yield stem, UserError(f'{" and ".join(row[several[0]])} have one name: keep one of them')
-    else:
-      yield stem, {name: paths[0] for name, paths in row.items()}
-
-
-def _by_stem(folder) -> dict[str, list[str]] | None:
-  if not os.path.isdir(folder):
-    return None
-  stems: dict[str, list[str]] = {}
-  for name in sorted(os.listdir(folder)):
-    if not name.startswith('.') and os.path.isfile(os.path.join(folder, name)):
-      stems.setdefault(os.path.splitext(name)[0], []).append(os.path.join(folder, name))
-  return stems
 
 
 def _edit(where, row, base, output, settings) -> Edit:
   if isinstance(row, UserError):
     raise row
-  if not isinstance(row, dict):
-    raise UserError(f'is {row!r:.40}: it must be an object such as {{"image": "a.png", ...}}')
   given = {str(name): value for name, value in row.items() if value not in (None, '')}
-  _check_columns(list(row))
   for name in NEEDED:
     if name not in given:
       raise UserError(f'its {name} is empty')

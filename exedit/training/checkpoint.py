@@ -26,8 +26,7 @@ from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from exedit.input_pipeline import remote
-from exedit.runtime import checksums, signals
+from exedit.runtime import checksums, remote, signals
 from exedit.runtime.checksums import Damaged
 from exedit.runtime.errors import disk_is_full
 from exedit.training.state import TrainState

@@ -5,8 +5,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from exedit.input_pipeline import remote
-from exedit.runtime import lock
+from exedit.runtime import lock, remote
 from exedit.runtime.errors import UserError
 
 NAME = 'lease'

@@ -17,9 +17,8 @@ from typing import Any
 
 from etils import epath
 
-from exedit.input_pipeline import remote
 from exedit.input_pipeline.errors import DataError
-from exedit.runtime import caches, files, lock
+from exedit.runtime import caches, files, lock, remote
 from exedit.runtime.errors import Passing, UserError, one_line
 from exedit.training import lease
 

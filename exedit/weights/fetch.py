@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from exedit.input_pipeline import remote
+from exedit.runtime import remote
 from exedit.runtime.errors import UserError, disk_is_full, one_line
 from exedit.weights import stores
 

@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from exedit.input_pipeline import remote
 from exedit.input_pipeline.errors import DataError
-from exedit.runtime import caches
+from exedit.runtime import caches, remote
 from exedit.runtime.errors import UserError, disk_is_full, one_line
 
 BESIDE = ('config.json', 'frozen.safetensors')  # of checkpoints in a workdir

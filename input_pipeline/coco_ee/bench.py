@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import doors, tfrecord
+from .. import doors, tf_example, tfrecord
 from .. import files as whole
 from ..errors import DataError
 from . import instances as coco_ee_instances
@@ -121,7 +121,7 @@ class _Shards:
       raise DataError(f'{root}: {layout.IDS} has {len(ids)} ids, its shards {len(self.source)}')
 
   def read(self, position: int, names: dict[str, str]) -> dict[str, bytes]:
-    features = tfrecord.parse_example(self.source[position])
+    features = tf_example.parse_example(self.source[position])
     wanted, where = int(self.ids[position]), self.source.locate(position)[0]
     if 'id' not in features or any(len(features.get(kind, ())) != 1 for kind in names):
       raise DataError(f'{where} holds no edits; it has the features {", ".join(sorted(features))}')
@@ -163,7 +163,7 @@ def pack(bench: str, output: str, shards: int = 1) -> dict:
 def _records(edits: Bench, part: range, bar) -> Iterator[bytes]:
   for position in part:
     number = edits.ids[position : position + 1]
-    yield tfrecord.serialize_example({'id': number, **edits.encoded(position)})
+    yield tf_example.serialize_example({'id': number, **edits.encoded(position)})
     bar.update()
 
 

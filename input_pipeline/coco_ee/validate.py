@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from .. import tfrecord
+from .. import tf_example, tfrecord
 from ..errors import DataError
 from . import layout
 
@@ -142,7 +142,7 @@ def _packed(root: str, ids: np.ndarray) -> tuple[tuple[Callable, Callable], list
     raise DataError(f'{layout.IDS} has {len(ids)} ids, the shards hold {len(source)} edits')
 
   def read(position: int, name: str, kind: str) -> bytes:
-    features = tfrecord.parse_example(source[position])
+    features = tf_example.parse_example(source[position])
     found = features.get('id', [None])[0]
     if found != ids[position]:
       raise DataError(f'record {position} is of edit {found}, {layout.IDS} says {ids[position]}')

@@ -5,8 +5,8 @@ import pytest
 from benchmarks import evaluate as benchmark
 from benchmarks import evaluate_pytorch_fid as peer
 from exedit.evaluation import features
-from exedit.input_pipeline import doors
 from exedit.input_pipeline.coco_ee import validate as coco_ee_validate
+from exedit.runtime import doors
 from tests import small
 
 
@@ -87,5 +87,5 @@ def test_without_the_package_there_is_no_peer(tmp_path, monkeypatch):
 @pytest.mark.parametrize('flag', ['--memory=few', '--memory=0', '--pictures=0', '--parts=edit'])
 def test_bad_flags_are_one_line(flag, capsys):
   with pytest.raises(SystemExit, match='2'):
-    doors.run(benchmark.main, benchmark._flags(), benchmark.__doc__, ['benchmark', flag])
+    doors.call(benchmark.main, benchmark._flags(), benchmark.__doc__, ['benchmark', flag])
   assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from benchmarks import growth as benchmark
-from exedit.input_pipeline import doors
+from exedit.runtime import doors
 from tests import ROOT
 
 
 def door(*flags):
   argv = ['benchmark', '--rounds=1', *flags]
-  doors.run(benchmark.main, benchmark._flags(), benchmark.__doc__, argv)
+  doors.call(benchmark.main, benchmark._flags(), benchmark.__doc__, argv)
 
 
 def test_the_door_reports(tmp_path, capsys):

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import sampling as benchmark
 from exedit import paint_by_example as pbe
-from exedit.input_pipeline import doors
 from exedit.planning import topology
+from exedit.runtime import doors
 from tests import small
 
 TORCH = bool(importlib.util.find_spec('torch') and importlib.util.find_spec('diffusers'))
@@ -18,7 +18,7 @@ TORCH = bool(importlib.util.find_spec('torch') and importlib.util.find_spec('dif
 
 def door(*flags):
   argv = ['benchmark', '--width=tiny', '--size=16', '--steps=2', *flags]
-  doors.run(benchmark.main, benchmark._flags(), benchmark.__doc__, argv)
+  doors.call(benchmark.main, benchmark._flags(), benchmark.__doc__, argv)
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from benchmarks import startup as benchmark
-from exedit.input_pipeline import doors
+from exedit.runtime import doors
 
 
 def door(*flags):
-  doors.run(benchmark.main, benchmark._flags(), benchmark.__doc__, ['benchmark', *flags])
+  doors.call(benchmark.main, benchmark._flags(), benchmark.__doc__, ['benchmark', *flags])
 
 
 def test_the_stages_add_up_and_the_second_start_compiles_less(tmp_path, capsys):

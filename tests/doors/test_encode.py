@@ -16,7 +16,7 @@ from configs import pbe as recipe
 from exedit import encode, train
 from exedit import paint_by_example as pbe
 from exedit.input_pipeline import latents as encoded
-from exedit.input_pipeline import loader, open_images, show, synthetic, tfrecord
+from exedit.input_pipeline import loader, open_images, show, synthetic, tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError
 from exedit.runtime.errors import UserError
 from exedit.training import latent_shards as latents
@@ -79,7 +79,7 @@ def test_the_loss_is_that_of_the_pictures_themselves(photos, whole, weights):
   source = tfrecord.Source(tfrecord.shard_paths(photos, 'train')[:1])
   again = [
     open_images.make_example(
-      tfrecord.parse_example(source[i]),
+      tf_example.parse_example(source[i]),
       np.random.default_rng([0, 0, i, k]),
       **dict(size=32, exemplar_size=32, augment=False, extend=0.3),
     )
@@ -139,8 +139,8 @@ def test_a_damaged_photo_is_said_and_left_out(config, photos, tmp_path):
   (path, *_) = tfrecord.shard_paths(photos, 'train')
   source = tfrecord.Source([path])
   records = [source[i] for i in range(len(source))]
-  bad = tfrecord.parse_example(records[1])
-  records[1] = tfrecord.serialize_example({**bad, 'image': [b'no picture']})
+  bad = tf_example.parse_example(records[1])
+  records[1] = tf_example.serialize_example({**bad, 'image': [b'no picture']})
   bench = tmp_path / 'photos'
   tfrecord.write_shard(str(bench / 'bad-train.tfrecord-00000-of-00001'), records)
   config['data']['root'], said = str(bench), []
@@ -240,7 +240,7 @@ def test_a_record_that_is_not_whole_is_no_example():
     np.zeros((2, 2, 2, 8), np.float16),
     b'name',
   )
-  features = tfrecord.parse_example(good)
+  features = tf_example.parse_example(good)
   how = dict(augment=False, affine_jitter=50, blur_kernels=(3,))
   rng = np.random.default_rng(0)
   assert encoded.make_example(features, rng, **how)['moments'].shape == (2, 2, 2, 8)

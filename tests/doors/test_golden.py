@@ -7,7 +7,7 @@ from configs import pbe
 from exedit import paint_by_example
 from exedit.input_pipeline import synthetic
 from exedit.input_pipeline.open_images import make_example
-from exedit.input_pipeline.tfrecord import parse_example
+from exedit.input_pipeline.tf_example import parse_example
 from exedit.training import mesh
 from exedit.training.step import make_program
 

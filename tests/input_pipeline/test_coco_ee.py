@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from exedit.input_pipeline import tfrecord
+from exedit.input_pipeline import tf_example, tfrecord
 from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.errors import DataError
 from tests import ROOT
@@ -165,7 +165,7 @@ def test_damaged_shards_are_named(root, tmp_path):
 
 
 def test_shards_of_something_else_are_refused(tmp_path):
-  record = tfrecord.serialize_example({'image': b'x', 'id': np.array([5])})
+  record = tf_example.serialize_example({'image': b'x', 'id': np.array([5])})
   tfrecord.write_shard(str(tmp_path / 'x-test.tfrecord-00000-of-00001'), [record])
   np.save(tmp_path / 'id_list.npy', np.array([5]))
   with pytest.raises(DataError, match='holds no edits; it has the features id, image'):

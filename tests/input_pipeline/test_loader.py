@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from exedit.input_pipeline import loader, tfrecord
+from exedit.input_pipeline import loader, tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError, Unusable
 from tests import FIXTURES, ROOT
 
@@ -31,7 +31,7 @@ def probe(features, rng, *, scale=1):
 
 
 def write(root, numbers, shards=3):
-  records = [tfrecord.serialize_example({'number': np.array([number])}) for number in numbers]
+  records = [tf_example.serialize_example({'number': np.array([number])}) for number in numbers]
   paths = [f'{root}/x-train.tfrecord-{i:05d}-of-{shards:05d}' for i in range(shards)]
   for i, path in enumerate(paths):
     tfrecord.write_shard(path, records[i::shards])
@@ -183,20 +183,18 @@ def test_settings_reach_the_example(root):
 def test_workers_do_not_outlive_a_killed_trainer(root):
   program = f"""if __name__ == '__main__':
     import multiprocessing, time
-    import test_loader
+    from tests.input_pipeline import test_loader
     iterator = test_loader.loader.batches(
       {root!r}, 'train', 8, workers=1, make_example=test_loader.probe)
     next(iterator)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     time.sleep(1000)
   """
-  here = ROOT / 'tests'
-  path = os.pathsep.join([str(here), str(here.parent)])
   trainer = subprocess.Popen(
     [sys.executable, '-c', program],
     stdout=subprocess.PIPE,
     text=True,
-    env=os.environ | {'PYTHONPATH': path},
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
   )
   pids = [int(pid) for pid in trainer.stdout.readline().split()]
   assert pids

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from exedit.input_pipeline import augment, open_images, tfrecord
+from exedit.input_pipeline import augment, open_images, tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError, Unusable
 from tests import FIXTURES
 
@@ -213,7 +213,7 @@ def test_records_that_tfds_wrote_become_examples(tmp_path):
   source = tfrecord.Source([str(tmp_path / name)])
   made = 0
   for i in range(len(source)):
-    features = tfrecord.parse_example(source[i])
+    features = tf_example.parse_example(source[i])
     try:
       example = open_images.make_example(features, np.random.default_rng(i), size=64)
     except Unusable:

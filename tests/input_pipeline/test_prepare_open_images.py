@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from exedit.input_pipeline import tfrecord
+from exedit.input_pipeline import tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError
 from launch import prepare_open_images as prepare
 from tests import FIXTURES, ROOT
@@ -152,7 +152,7 @@ def test_every_image_and_box_is_accounted_for(layout, tmp_path):
 
 def test_records_hold_the_photo_as_it_is_and_boxes_as_tfds_names_them(layout, tmp_path):
   first, *_ = prepare.records(lines_of(layout), split_of(layout, tmp_path), {})
-  features = tfrecord.parse_example(first)
+  features = tf_example.parse_example(first)
   name = features['image/filename'][0].decode()
   assert features['image'][0] == (layout / 'images' / 'train_0' / name).read_bytes()
   np.testing.assert_array_equal(features['bobjects/bbox'], np.float32([0.2, 0.1, 0.7, 0.6]))
@@ -173,7 +173,7 @@ def test_a_table_with_few_columns_gives_records_without_the_others(layout, tmp_p
   table.write_text('ImageID,XMin,XMax,YMin,YMax\n0000000000000000,0.1,0.6,0.2,0.7\n')
   (layout / 'annotations' / 'class-descriptions-boxable.csv').unlink()
   [record] = prepare.records(lines_of(layout), split_of(layout, tmp_path), {})
-  features = tfrecord.parse_example(record)
+  features = tf_example.parse_example(record)
   assert features['bobjects/label'].tolist() == [-1]
   assert 'bobjects/is_occluded' not in features
 
@@ -196,7 +196,7 @@ def test_our_records_are_those_of_tensorflow_datasets(tmp_path):
   folder = tmp_path / 'images' / 'train_0'
   folder.mkdir(parents=True)
   for i in range(len(source)):
-    features = tfrecord.parse_example(source[i])
+    features = tf_example.parse_example(source[i])
     name = features['image/filename'][0].decode()
     theirs[name] = features
     (folder / name).write_bytes(features['image'][0])
@@ -207,7 +207,7 @@ def test_our_records_are_those_of_tensorflow_datasets(tmp_path):
     'train', '', tuple(header.split(',')), str(tmp_path / 'images'), ('train_0',), labels,
     str(tmp_path), 1, min_area=0, max_area=1
   )  # fmt: skip
-  ours = [tfrecord.parse_example(record) for record in prepare.records(lines, split, {})]
+  ours = [tf_example.parse_example(record) for record in prepare.records(lines, split, {})]
   assert len(ours) == 3  # the fourth photo has no box: it trains nothing
   for features in ours:
     other = theirs[features['image/filename'][0].decode()]

@@ -11,8 +11,9 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from exedit.input_pipeline import loader, remote, synthetic, tfrecord
+from exedit.input_pipeline import loader, synthetic, tfrecord
 from exedit.input_pipeline.errors import DataError
+from exedit.runtime import remote
 
 
 class FakeStore(DirFileSystem):

@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from exedit.input_pipeline import doors, show, synthetic
+from exedit.input_pipeline import show, synthetic
+from exedit.runtime import doors
 from tests import ROOT
 
 CONFIG = """
@@ -37,7 +38,7 @@ def door(folder, monkeypatch):
 
   def run(*flags):
     monkeypatch.setattr(sys, 'argv', ['show', *flags])  # where ml_collections looks for overrides
-    doors.run(show.main, show._flags(), show.__doc__, sys.argv)
+    doors.call(show.main, show._flags(), show.__doc__, sys.argv)
 
   return run
 
@@ -67,9 +68,12 @@ def test_the_split_can_be_named(door, capsys):
   'flags, line',
   [
     ([], '--config is missing'),
-    (['--config=none.py'], "--config: No such file or directory: 'none.py'"),
-    (['--config=config.py:huge'], '--config: no variant huge'),
-    (['--config=config.py', '--config.data.rot=x'], 'the config has no key rot'),
+    (['--config=none.py'], "No such file or directory: 'none.py'"),
+    (['--config=config.py:huge'], 'no variant huge'),
+    (
+      ['--config=config.py', '--config.data.rot=x'],
+      "the config has no key 'rot': did you mean 'root'?",
+    ),
     (['--config=config.py', '--config.data.size=x'], "invalid literal for int() with base 10: 'x'"),
     (['--config=config.py', '--config.data.size=0'], 'data.size is 0: it must be at least 1'),
     (['--config=config.py', '--count=0'], '--count=0: must be at least 1'),

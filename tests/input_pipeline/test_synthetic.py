@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from exedit.input_pipeline import doors, open_images, scenes, synthetic, tfrecord
+from exedit.input_pipeline import open_images, scenes, synthetic, tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError
+from exedit.runtime import doors
 from tests import ROOT
 
 SMALL = dict(scenes=7, val_scenes=3, shards=2)
@@ -27,7 +28,7 @@ def test_a_record_is_the_same_bytes_twice_and_another_by_index_split_and_seed():
 
 
 def test_records_have_the_schema_and_make_examples():
-  features = tfrecord.parse_example(synthetic.record(3, 'train', 0, size=128))
+  features = tf_example.parse_example(synthetic.record(3, 'train', 0, size=128))
   assert {'image', 'image/filename', 'bobjects/bbox', 'bobjects/label'} <= features.keys()
   assert open_images.decode(features['image'][0]).shape == (128, 128, 3)
   boxes = np.asarray(features['bobjects/bbox'])
@@ -219,7 +220,7 @@ def test_bench_answers_are_spread_and_told_by_the_exemplar_alone():
 def test_the_door_refuses_in_one_line(tmp_path, monkeypatch, capsys, flags, line):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit) as stop:
-    doors.run(synthetic.main, synthetic._flags(), synthetic.__doc__, ['synthetic', *flags])
+    doors.call(synthetic.main, synthetic._flags(), synthetic.__doc__, ['synthetic', *flags])
   assert stop.value.code == 2
   said = capsys.readouterr().err
   assert said.startswith('error: ') and line in said and said.count('\n') == 1

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from exedit.input_pipeline import tfrecord
+from exedit.input_pipeline import tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError
 from tests import FIXTURES
 
@@ -234,7 +234,7 @@ def test_features_survive():
     'no floats': np.zeros(0, np.float32),
     'no numbers': np.zeros(0, np.int8),
   }
-  parsed = tfrecord.parse_example(tfrecord.serialize_example(features))
+  parsed = tf_example.parse_example(tf_example.serialize_example(features))
   assert sorted(parsed) == sorted(features)
   assert parsed['image'] == [features['image']]
   assert parsed['names'] == features['names'] and parsed['no bytes'] == []
@@ -256,21 +256,21 @@ def test_lists_may_be_unpacked():
     chunk(1, chunk(1, b'f') + chunk(2, chunk(2, floats)))
     + chunk(1, chunk(1, b'i') + chunk(2, chunk(3, numbers))),
   )
-  parsed = tfrecord.parse_example(record)
+  parsed = tf_example.parse_example(record)
   np.testing.assert_array_equal(parsed['f'], np.float32([1.5, -2]))
   np.testing.assert_array_equal(parsed['i'], [5, 300, -1])
 
 
 def test_no_cut_of_an_example_is_read_as_a_whole_one():
-  record = tfrecord.serialize_example({'image': b'x' * 9, 'label': np.arange(3)})
+  record = tf_example.serialize_example({'image': b'x' * 9, 'label': np.arange(3)})
   for length in range(1, len(record)):
     with pytest.raises(DataError, match='not a tf.train.Example'):
-      tfrecord.parse_example(record[:length])
+      tf_example.parse_example(record[:length])
 
 
 def test_a_feature_of_no_kind_is_refused():
   with pytest.raises(DataError, match="'when'.*datetime"):
-    tfrecord.serialize_example({'when': np.array(['2020-01-01'], 'datetime64[D]')})
+    tf_example.serialize_example({'when': np.array(['2020-01-01'], 'datetime64[D]')})
 
 
 # Agreement with tensorflow-datasets (tests/fixtures/make_tfds_fixture.py).
@@ -284,7 +284,7 @@ def tfds_records(tmp_path):
 
 
 def test_a_shard_written_by_tensorflow_datasets_is_read(tmp_path):
-  parsed = [tfrecord.parse_example(record) for record in tfds_records(tmp_path)]
+  parsed = [tf_example.parse_example(record) for record in tfds_records(tmp_path)]
   by_name = {features['image/filename'][0].decode(): features for features in parsed}
   assert len(by_name) == 4
   features = by_name['000a1249af2bc5f0.jpg']
@@ -301,8 +301,8 @@ def test_a_shard_written_by_tensorflow_datasets_is_read(tmp_path):
 
 def test_our_records_of_the_same_content_parse_to_the_same(tmp_path):
   for record in tfds_records(tmp_path):
-    theirs = tfrecord.parse_example(record)
-    ours = tfrecord.parse_example(tfrecord.serialize_example(theirs))
+    theirs = tf_example.parse_example(record)
+    ours = tf_example.parse_example(tf_example.serialize_example(theirs))
     assert sorted(ours) == sorted(theirs)
     for name, value in theirs.items():
       assert type(ours[name]) is type(value)

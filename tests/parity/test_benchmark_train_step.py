@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import sampling
 from benchmarks import train_step as benchmark
-from exedit.input_pipeline import doors
+from exedit.runtime import doors
 
 pytest.importorskip('torch')
 pytest.importorskip('diffusers')
@@ -16,7 +16,7 @@ pytest.importorskip('diffusers')
 
 def door(*flags):
   argv = ['benchmark', '--width=tiny', '--size=16', '--steps=1', *flags]
-  doors.run(benchmark.main, benchmark._flags(), benchmark.__doc__, argv)
+  doors.call(benchmark.main, benchmark._flags(), benchmark.__doc__, argv)
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from exedit.input_pipeline import crops  # noqa: E402
+from exedit.input_pipeline import crops  # noqa: E402  # noqa: E402
 
 
 @pytest.mark.parametrize('shape', [(768, 768), (300, 500), (700, 512), (64, 64)])

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exedit.input_pipeline import remote
-from exedit.runtime import caches, lock
+from exedit.runtime import caches, lock, remote
 from exedit.runtime.errors import Passing, UserError
 from exedit.training import checkpoint, lease, workdir
 from exedit.weights import fetch as hub
