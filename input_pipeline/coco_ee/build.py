@@ -26,7 +26,8 @@ from ..errors import DataError
 from . import layout
 
 CROPS = ('nearest', 'centre')
-Box = tuple[float, float, float, float]  # (x0, y0, x1, y1) in pixels, x1 and y1 outside
+Number = int | float
+Box = tuple[Number, Number, Number, Number]  # (x0, y0, x1, y1) in pixels, x1 and y1 exclusive
 Place = tuple[int, int, int, int]  # (width, height) of the resized image, (left, top) of the square
 
 

@@ -12,7 +12,7 @@ def test_the_square_is_the_nearest_to_the_centre_that_holds_the_box():
   for _ in range(500):
     w, h = rng.integers(20, 90, 2).tolist()
     x0, y0 = rng.integers(0, w - 2), rng.integers(0, h - 2)
-    box = (x0, y0, rng.integers(x0 + 1, w), rng.integers(y0 + 1, h))
+    box = tuple(map(int, (x0, y0, rng.integers(x0 + 1, w), rng.integers(y0 + 1, h))))
     size = min(w, h)  # no resize: a square of whole pixels, all of which can be tried
     corners = range(max(w, h) - size + 1)
     low, high = (box[0], box[2]) if w >= h else (box[1], box[3])
@@ -34,7 +34,7 @@ def test_the_mask_is_where_the_box_lies_in_the_cut_source():
   rng = np.random.default_rng(1)
   for _ in range(50):
     w, h = rng.integers(60, 200, 2).tolist()
-    x0, y0 = rng.integers(0, w // 2), rng.integers(0, h // 2)
+    x0, y0 = int(rng.integers(0, w // 2)), int(rng.integers(0, h // 2))
     box = (x0, y0, x0 + int(rng.integers(20, 30)), y0 + int(rng.integers(20, 30)))
     place = coco_ee_build.square((w, h), box, 64, 'nearest')
     assert place is not None
