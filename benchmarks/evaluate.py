@@ -40,9 +40,8 @@ from exedit.models import parameters
 from exedit.models.clip import CLIPImageEncoder
 from exedit.models.inception import DIM, SIZE, Inception
 from exedit.runtime import doors
-from exedit.weights import find as source
-from exedit.weights import names as tables
-from exedit.weights.formats.files import save_tensors
+from exedit.weights import find, translate
+from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.tables import clip_image, inception
 
 BATCH = 32  # rows: exedit's own
@@ -67,7 +66,7 @@ def write_network(
     return np.float32(0.2) * values + np.float32(name.endswith('.scale'))
 
   arrays = {name: draw(name, a.shape) for name, a in shapes.items()}
-  save_tensors(path, tables.to_theirs(table, arrays) | more)
+  save_tensors(path, translate.to_theirs(table, arrays) | more)
 
 
 def write_inception(path: Path) -> None:
@@ -138,7 +137,7 @@ def exedit(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def edits(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Edits per second as the evaluation makes them, from files to files."""
-  found = source.look(spec['weights'])
+  found = find.weights(spec['weights'])
   given = Bench(spec['bench'], evaluate_bench.exemplar_size(found.config))
   listed = bench.survey(given)
   settings = evaluate_bench.doors.edit_settings(found.config, steps=None, scale=None, sampler=None)
@@ -251,7 +250,7 @@ SECONDS = ('features', 'network', 'distance')
 
 def measured_edits(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
   """Edits of a drawn benchmark, as large as the weights' training pictures."""
-  config = source.look(spec['weights']).config
+  config = find.weights(spec['weights']).config
   size = evaluate_bench.doors.trained_on(config, 'size')
   write_bench(folder / 'bench', spec['edits'], size)
   own = dict(system='edits', weights=spec['weights'], bench=str(folder / 'bench'))

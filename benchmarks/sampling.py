@@ -42,7 +42,7 @@ from exedit.input_pipeline.errors import DataError
 from exedit.models import kernels, parameters
 from exedit.planning import topology
 from exedit.runtime import compilation, doors
-from exedit.weights import find as source
+from exedit.weights import find
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.layouts import pipeline
 
@@ -112,7 +112,7 @@ def arrays(width: str, size: int, batch: int) -> dict[str, np.ndarray]:
 
 def load(folder: str, precision: str) -> pbe.PaintByExample:
   """Ours, with cuDNN's attention where there is a GPU and bfloat16."""
-  weights = source.look(folder)
+  weights = find.weights(folder)
   if jax.default_backend() == 'gpu' and precision == 'bfloat16':
     weights.config['model']['unet']['attention'] = 'cudnn'
   return pbe.load(weights, dtype=None if precision == 'float32' else precision)

@@ -48,7 +48,7 @@ from exedit.training import mesh as meshes
 from exedit.training.prefetch import Prefetch
 from exedit.training.state import TrainState
 from exedit.training.step import Program, make_program
-from exedit.weights import find as source
+from exedit.weights import find
 
 THEIRS = 'benchmarks.train_step_torch'  # a module without JAX, for its own memory's sake
 PARTS = ('encode', 'clip', 'forward', 'backward', 'update')
@@ -104,7 +104,7 @@ def begun(spec: Mapping[str, Any]) -> tuple[Program, TrainState, Params]:
   """The program, and where it starts from: the weights of the folder."""
   program = program_of(spec)
   everything = {**program.now.params, **program.frozen}
-  tensors = source.look(spec['folder']).fit(everything)
+  tensors = find.weights(spec['folder']).fit(everything)
   placed = train.place(tensors, everything, 'weights')
   params = {name: placed[name] for name in program.now.params}
   # What the optimizer holds begins as zeros: program.init would compile for it for half a minute.

@@ -20,11 +20,9 @@ from tqdm import tqdm
 from exedit import paint_by_example as pbe
 from exedit.runtime import doors
 from exedit.runtime.errors import UserError
-from exedit.weights import find as source
-from exedit.weights import names as tables
+from exedit.weights import find, translate
 from exedit.weights.formats.tensor import Tensor
-from exedit.weights.layouts import exedit as folder
-from exedit.weights.layouts import original, pipeline
+from exedit.weights.layouts import original, own, pipeline
 
 LAYOUTS = ('exedit', 'diffusers', 'original')
 FLAGS = ('from', 'to', 'layout', 'which', 'dtype', 'revision', 'heads', 'groups')
@@ -52,20 +50,20 @@ def convert(
     UserError: where the weights cannot be used, the layout cannot hold them, or `to` is there.
   """
   target = Path(to)
-  folder.check_new(target)
-  weights = source.look(src, which, revision, heads=heads, groups=groups)
+  own.check_new(target)
+  weights = find.weights(src, which, revision, heads=heads, groups=groups)
   for note in weights.notes:
     say(f'{weights.where}: {note}')
   config = dict(weights.config, model=dict(weights.config['model']))
   _, shapes = pbe.abstract(config['model'], weights.where)
   require_kl(config['model'], layout, weights.where)
-  tensors = tables.cast(weights.fit(shapes), dtype)
+  tensors = translate.cast(weights.fit(shapes), dtype)
   types = ', '.join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
   size = sum(_size(tensor) for tensor in tensors.values())
   with counted(tensors, size) as reading:
     if layout == 'exedit':
       log = Path(src) / 'metrics.jsonl'
-      folder.write(target, config, reading, step=weights.step, log=log)
+      own.write(target, config, reading, step=weights.step, log=log)
     else:
       config['model'] = pbe.complete(config['model'])
       write = original.write if layout == 'original' else in_new_folder
@@ -85,7 +83,7 @@ def require_kl(model: Mapping[str, Any], layout: str, where: str) -> None:
 
 def in_new_folder(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
   """The folder of a pipeline, under its name only when it is whole."""
-  with folder.whole(path) as half:
+  with own.whole(path) as half:
     pipeline.write(half, config, tensors)
 
 

@@ -32,7 +32,7 @@ from exedit.input_pipeline import synthetic
 from exedit.metrics import confidence, pixels
 from exedit.runtime import compilation, doors, files, processes, settings, versions
 from exedit.runtime.errors import UserError
-from exedit.weights import find as source
+from exedit.weights import find
 
 SHOWN = 12  # rows of the picture
 COLUMNS = ('source', 'hole', 'exemplar', 'result', 'truth', 'other one', 'its result')
@@ -83,7 +83,7 @@ def evaluate(
   Raises:
     UserError: for settings or weights that cannot be used, before anything is computed.
   """
-  found = source.look(weights)
+  found = find.weights(weights)
   config = found.config
   sampling = doors.edit_settings(config, found.where, steps=steps, scale=scale, sampler=sampler)
   if output is None and not os.path.isdir(weights):

@@ -30,11 +30,9 @@ from exedit.models.conditioner import ExemplarConditioner
 from exedit.models.unet import UNet
 from exedit.runtime import compilation
 from exedit.runtime.errors import UserError, one_line
-from exedit.weights import find as source
-from exedit.weights import names as tables
-from exedit.weights import start as start_from
-from exedit.weights.find import Weights
+from exedit.weights import find, initial, translate
 from exedit.weights.formats.tensor import Tensor
+from exedit.weights.found import Weights
 
 AUTOENCODERS = {'kl': AutoencoderKL, 'space_to_depth': SpaceToDepth}
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -132,14 +130,14 @@ def load(
 
   src: a training run's workdir or an exported folder, the folder of a diffusers pipeline, an
     original .ckpt or .safetensors, the id of a hub repository with one of these, or what
-    `source.look` found.
+    `find.weights` found.
   which: 'ema' or 'params', where a source keeps both. revision: of the hub repository.
   dtype: what the networks compute in and their kernels are kept in (all else stays float32);
     None: what the source's config says, and float32 kernels.
   Raises:
     UserError: where there are no weights, damaged ones, or those of another network.
   """
-  weights = src if isinstance(src, Weights) else source.look(src, which, revision)
+  weights = src if isinstance(src, Weights) else find.weights(src, which, revision)
   settings = dict(weights.config['model'])
   if dtype is not None:
     settings['dtype'] = dtype
@@ -148,7 +146,7 @@ def load(
 
   def place(name):
     kept = dtype if dtype is not None and name.endswith('.kernel') else 'float32'
-    tensor = tables.cast({name: tensors[name]}, kept)[name]
+    tensor = translate.cast({name: tensors[name]}, kept)[name]
     # device_put, for jnp.asarray compiles by shape; waiting lets go of the host's copy.
     return jax.device_put(tensor.read()).block_until_ready()
 
@@ -203,9 +201,9 @@ def start(
   ours = complete(settings)
 
   def check(theirs, parts, where):
-    start_from.require_same(complete(theirs), ours, parts, where)
+    initial.require_same(complete(theirs), ours, parts, where)
 
-  return start_from.find(init_from, init_clip, shapes, check)
+  return initial.tensors(init_from, init_clip, shapes, check)
 
 
 def loss(

@@ -19,8 +19,9 @@ from exedit import images
 from exedit import paint_by_example as pbe
 from exedit.editing import edits, framing, recipe, session
 from exedit.runtime.errors import UserError
-from exedit.weights import find as source
-from exedit.weights.formats.files import open_tensors, save_tensors
+from exedit.weights import find
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.safetensors import save_tensors
 from tests import released, small
 from tests.mutations import mutated, pick
 
@@ -312,12 +313,12 @@ def shapes(model: str) -> dict | str:
 
 def open_checkpoint(path: Path) -> None:
   """An original checkpoint of small networks, whose norms' groups no file says."""
-  source.look(path.with_suffix('.safetensors'), groups=4)
+  find.weights(path.with_suffix('.safetensors'), groups=4)
 
 
 def open_clip(path: Path) -> None:
   """A CLIP tower, as a training takes it."""
-  source.find_clip(_top(path)).fit()
+  find.clip_tower(_top(path)).fit()
 
 
 def open_recipe(path: Path) -> None:

@@ -7,8 +7,8 @@ from exedit.models import parameters
 from exedit.models.clip import CLIPImageEncoder
 from exedit.models.dino import DINO
 from exedit.models.lpips import LPIPS
-from exedit.weights import names as tables
-from exedit.weights.formats.files import save_tensors
+from exedit.weights import translate
+from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.tables import clip_image, dino, lpips
 from tests.networks import with_random_weights
 
@@ -32,7 +32,7 @@ def write(folder, seed=0) -> dict[str, str]:
   for name, (make, table, scale) in networks.items():
     model = with_random_weights(make, seed, scale)
     arrays = {key: np.asarray(value) for key, value in parameters.flatten(model)[1].items()}
-    tensors = tables.to_theirs(table, arrays)
+    tensors = translate.to_theirs(table, arrays)
     paths[name] = str(folder / f'{name}.safetensors')
     save_tensors(
       folder / f'{name}.safetensors',

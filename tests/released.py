@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 from exedit import paint_by_example as pbe
-from exedit.weights import names as tables
-from exedit.weights.formats.files import open_tensors, save_tensors
+from exedit.weights import translate
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.tensor import Tensor
-from exedit.weights.layouts import diffusers, original, pipeline
-from exedit.weights.layouts import exedit as folder
+from exedit.weights.layouts import diffusers, original, own, pipeline
 
 abstract = pbe.abstract  # tests put a remembering one in its place
 UNET = dict(channels=16, mult=(1, 2), layers=1, attention_levels=(0,), heads=2, groups=8)
@@ -70,7 +70,7 @@ def tensors(arrays) -> dict[str, Tensor]:
 
 def export(path, model=SMALL, seed=0):
   """Our own layout."""
-  folder.write(path, config(model), params(model, seed), step=7)
+  own.write(path, config(model), params(model, seed), step=7)
   return path
 
 
@@ -87,7 +87,7 @@ def checkpoint(model=SMALL, seed=0) -> dict[str, np.ndarray]:
   complete = pbe.complete(model)
   table = [*original.networks(complete['unet'], complete['autoencoder'])]
   table += original.conditioner.ORIGINAL
-  return tables.to_theirs(table, params(model, seed))
+  return translate.to_theirs(table, params(model, seed))
 
 
 def write_checkpoint(path, arrays=None):
@@ -134,8 +134,8 @@ def write_clip(path, seed=3, text=True):
   """The folder of transformers' CLIPModel, or of its image tower alone."""
   path.mkdir()
   arrays = {n: a for n, a in params(seed=seed).items() if n.startswith('clip.')}
-  table = tables.under('', 'clip.', diffusers.conditioner.clip.TABLE)
-  theirs = tables.to_theirs(table, arrays)
+  table = translate.under('', 'clip.', diffusers.conditioner.clip.TABLE)
+  theirs = translate.to_theirs(table, arrays)
   tower = pipeline.image_encoder(pbe.complete(SMALL)['clip'], 12)
   if text:
     theirs['text_model.embeddings.position_ids'] = np.arange(77)[None]

@@ -14,7 +14,7 @@ from flax import nnx
 from exedit.input_pipeline import synthetic
 from exedit.models import parameters
 from exedit.runtime import checksums
-from exedit.weights.layouts import exedit as folder
+from exedit.weights.layouts import own
 from tests import ROOT, toy, toy_config
 
 TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu', 'goodput')
@@ -102,5 +102,5 @@ def export(path, width=64, part=''):
   """A folder with the toy's parameters, all of them or those of one part."""
   _, params = parameters.flatten(toy.build(width=width, rngs=nnx.Rngs(5)))
   params = {n: np.asarray(a) for n, a in params.items() if n.startswith(part)}
-  folder.write(path, dict(model=dict(width=width), data={}), params, step=3)
+  own.write(path, dict(model=dict(width=width), data={}), params, step=3)
   return str(path), params

@@ -13,8 +13,9 @@ from exedit import paint_by_example as pbe
 from exedit.models import parameters
 from exedit.runtime import files
 from exedit.training import checkpoint, state
-from exedit.weights import find as source
-from exedit.weights.layouts import exedit as folder
+from exedit.weights import find
+from exedit.weights.found import Weights
+from exedit.weights.layouts import own
 
 SIZE = 16
 MODEL = dict(
@@ -45,7 +46,7 @@ def params() -> dict[str, np.ndarray]:
 
 def export(path) -> str:
   """The folder of exported weights, made."""
-  folder.write(path, CONFIG, params(), step=12)
+  own.write(path, CONFIG, params(), step=12)
   return str(path)
 
 
@@ -55,7 +56,7 @@ def quickly():
   models, load = {}, pbe.load
 
   def once(src, which='ema', dtype=None, revision=None):
-    found = src if isinstance(src, source.Weights) else source.look(src, which, revision)
+    found = src if isinstance(src, Weights) else find.weights(src, which, revision)
     key = (found.digest(), dtype or 'float32')
     models[key] = models.get(key) or load(found, dtype=dtype)
     return models[key]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from exedit.diffusion.schedule import Schedule
-from exedit.weights import find as source
+from exedit.weights import find
 
 
 class Toy(nnx.Module):
@@ -33,7 +33,7 @@ def build(*, width=64, explode=(0, 0), dtype='float32', rngs):
 
 def start(init_from, init_clip, settings):
   """What the folder holds, be it a part of the model."""
-  return source.look(init_from).tensors
+  return find.weights(init_from).tensors
 
 
 def loss(model, batch, key):

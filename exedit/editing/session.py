@@ -22,7 +22,7 @@ from exedit.editing import edits, repaint, room
 from exedit.editing import recipe as recipes
 from exedit.models.clip import CLIPVision
 from exedit.runtime import doors
-from exedit.weights import find as source
+from exedit.weights import find
 
 THREADS = 4  # decode and encode files; Pillow lets go of the interpreter while it does
 
@@ -86,7 +86,7 @@ class Session:
     precision: str | None = None,
     keep_recipes: bool = True,
   ):
-    self.found = source.look(weights, which, revision)
+    self.found = find.weights(weights, which, revision)
     self.config = self.found.config
     self.trained = doors.trained_on(self.config, 'size')
     self.most_steps = doors.most_steps(self.config)

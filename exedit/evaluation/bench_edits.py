@@ -24,7 +24,7 @@ from exedit.evaluation.bench import EVERY, Edit
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime import files, parallel
 from exedit.runtime.errors import UserError
-from exedit.weights.find import Weights
+from exedit.weights.found import Weights
 
 PER_DEVICE = 8
 PICTURES, CLAIM = 'results', 'sampling.json'

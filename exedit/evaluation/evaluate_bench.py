@@ -13,7 +13,7 @@ from exedit.evaluation.cache import Cache, default_folder
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime import doors, files, processes, settings, versions
 from exedit.runtime.errors import UserError, heard
-from exedit.weights import find as source
+from exedit.weights import find
 
 PRECISIONS = ('float32', 'bfloat16')
 NETWORKS = ('clip_b32', 'clip', 'inception', 'lpips', 'dino_s16', 'dino')
@@ -47,7 +47,7 @@ def evaluate(
   cache it is, writes the scores; `output` must be a folder that all see.
 
   Args:
-    weights: whatever `source.look` knows; or
+    weights: whatever `find.weights` knows; or
     pictures: folder of {id:012d}.png, one for every edit.
     data: root of the benchmark. reference: root of the real images, or None.
     features: paths by the names in NETWORKS, None where there is none.
@@ -61,7 +61,7 @@ def evaluate(
   output = _check(output, weights, pictures, data, features, reference, seed, batch_size, precision)
   found, asked = None, {}
   if weights is not None:
-    found = source.look(weights)
+    found = find.weights(weights)
     asked = doors.edit_settings(
       found.config, found.where, steps=steps, scale=scale, sampler=sampler
     )
@@ -123,7 +123,7 @@ def main(
 
 
 def make(
-  found: source.Weights,
+  found: find.Weights,
   root: str,
   edits: Sequence[bench.Edit],
   output: str,
@@ -146,7 +146,7 @@ def make(
   return dict(weights=dict(path=found.where, step=found.step, sha256=digest), sampling=asked)
 
 
-def own_precision(found: source.Weights) -> str:
+def own_precision(found: find.Weights) -> str:
   """What the weights' networks compute in where nothing else is asked for."""
   return found.config['model'].get('dtype', PRECISIONS[0])
 

@@ -27,8 +27,7 @@ from exedit.models.lpips import LPIPS, SMALLEST
 from exedit.runtime import devices
 from exedit.runtime.errors import UserError
 from exedit.runtime.parallel import in_parallel
-from exedit.weights import digests
-from exedit.weights import names as tables
+from exedit.weights import digests, translate
 from exedit.weights.layouts import published
 from exedit.weights.layouts.published import Published, Recognised
 
@@ -221,7 +220,7 @@ def _open(name, path, families) -> tuple[Any, Recognised, str]:
       raise UserError(f'{path} is {network.name}, not {name}')
     build = lambda: family.build(**network.settings, rngs=parameters.Keys(jax.random.key(0)))
     graph, like = parameters.flatten(nnx.eval_shape(build))
-    tensors = tables.to_ours(network.table, found.theirs, like, found.where)
+    tensors = translate.to_ours(network.table, found.theirs, like, found.where)
     arrays = {ours: _float32(ours, tensor) for ours, tensor in tensors.items()}
   except UserError as error:
     raise UserError(f'{name} needs {needed(name)}; {error.args[0]}', error.listing) from error

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from exedit.runtime import caches
 
-FRESH = 2.0  # seconds; a file this young may change again without a change in its time
+FRESH = 2.0  # seconds; a younger file may change again without a change of its time
 
 
 def sha256(path: str | os.PathLike) -> str:
-  """The file's SHA-256 in hexadecimal; a file of known place, size and time is not read again."""
+  """Returns the file's SHA-256 in hexadecimal.
+
+  A file whose place, size and time are known is not read again.
+  """
   path = os.path.realpath(path)
   status = os.stat(path)
   state = [status.st_size, status.st_mtime_ns]
@@ -29,9 +32,9 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def together(paths: Iterable[str | os.PathLike], also: str = '') -> str:
-  """One SHA-256 for several files (their order counts, their names do not) and a word beside them.
+  """Returns one SHA-256 for several files in this order and for the word `also`.
 
-  Of a single file and no word it is the file's own, as `sha256sum` prints it.
+  For a single file and no word it is the file's own, as `sha256sum` prints it.
   """
   parts = [sha256(path) for path in paths]
   if len(parts) == 1 and not also:
@@ -39,13 +42,13 @@ def together(paths: Iterable[str | os.PathLike], also: str = '') -> str:
   return hashlib.sha256('\n'.join([*parts, also]).encode()).hexdigest()
 
 
-def _book() -> Path:
+def _file() -> Path:
   return caches.folder('digests.json')
 
 
 def _known() -> dict[str, list]:
   try:
-    known = json.loads(_book().read_text(encoding='utf-8'))
+    known = json.loads(_file().read_text(encoding='utf-8'))
     good = lambda v: isinstance(v, list) and len(v) == 3 and isinstance(v[2], str)
     return {path: value for path, value in known.items() if good(value)}
   except (OSError, ValueError, AttributeError):
@@ -53,10 +56,10 @@ def _known() -> dict[str, list]:
 
 
 def _remember(path: str, entry: list) -> None:
-  """Best effort: a cache folder that cannot be written only costs time."""
-  book = _book()
-  half = book.with_name(f'{book.name}.{os.getpid()}.tmp')
+  """A cache folder that cannot be written is no error: the file is hashed again next time."""
+  file = _file()
+  half = file.with_name(f'{file.name}.{os.getpid()}.tmp')
   with contextlib.suppress(OSError):
-    book.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     half.write_text(json.dumps({**_known(), path: entry}), encoding='utf-8')
-    os.replace(half, book)
+    os.replace(half, file)

@@ -1,56 +1,66 @@
-"""A hub id such as 'Fantasy-Studio/Paint-by-Example@refs/pr/3' as a path on this machine.
+"""Weights as a path on this machine: a local path, a hub id, or a folder of a store (gs://...).
 
-Only what exedit can use is fetched: the published repository holds every weight two or three times
-over, one of them with its optimizer state (12.6 GB).
+Only the files that exedit uses are fetched: the published hub repository holds every weight two or
+three times, once with its optimizer state (12.6 GB).
 """
 
+import contextlib
 import fnmatch
 import glob
+import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from exedit.runtime import remote
-from exedit.runtime.errors import UserError, disk_is_full, one_line
-from exedit.weights import stores
+from exedit.runtime import caches, files, progress, remote
+from exedit.runtime.errors import DataError, UserError, disk_is_full, one_line
 
 COMPONENTS = ('unet', 'vae', 'image_encoder', 'feature_extractor', 'scheduler')
-ENDINGS = ('.safetensors', '.bin', '.ckpt', '.pt', '.pth')  # the first kind in a folder is taken
+ENDINGS = ('.safetensors', '.bin', '.ckpt', '.pt', '.pth')  # in a folder, the first kind is taken
 _VARIANT = re.compile(r'\.(fp16|bf16|fp32|non_ema)[.-]')
 _SHARD = re.compile(r'-\d+-of-\d+')
-_BESIDE = ('training_args.*', 'optimizer.*', 'scheduler.*', 'rng_state*', 'random_states*')
-_FOREIGN = (*_BESIDE, 'openvino_*', 'tf_model*')
+_FOREIGN = (
+  *('training_args.*', 'optimizer.*', 'scheduler.*', 'rng_state*', 'random_states*'),
+  *('openvino_*', 'tf_model*'),
+)
 _ID = re.compile(r'([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?')
+BESIDE = ('config.json', 'frozen.safetensors')  # the files of a workdir beside its checkpoints
+KEPT = 3600.0  # seconds that a copied file stays after the store has removed its original
+SHOWN = 1e8  # bytes; smaller copies are done before a progress bar helps
 
 
-def resolve(src: str | os.PathLike, revision: str | None = None) -> Path:
-  """A path that exists as it is; 'owner/name' or 'owner/name@revision' fetched from the hub.
+def local_path(src: str | os.PathLike, revision: str | None = None) -> Path:
+  """Returns the path of weights; fetches them first if they are on the hub or in a store.
 
-  What is in a store (gs://bucket/run) is copied to the cache folder. The hub's own cache, login and
-  environment variables count (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT); what is in its cache
-  serves when the hub cannot be reached.
+  The hub's own cache, login and environment variables apply (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE,
+  HF_ENDPOINT). If the hub cannot be reached, the copy in its cache is used. Files of a store
+  are copied to exedit's cache folder.
 
   Args:
-    src: a path, or a hub id.
-    revision: a branch, tag, commit or 'refs/pr/3'; the hub's default is 'main'.
+    src: a path; 'owner/name' or 'owner/name@revision' of the hub; or gs://bucket/folder.
+    revision: a branch, tag, commit or 'refs/pr/3' of the hub repository; by default 'main'.
   Returns:
-    The path; for a hub id the folder in the cache, or the file where the repository holds a single
-    checkpoint and no config.json.
+    The path. For a hub id it is the folder in the cache, or the file if the repository holds a
+    single checkpoint and no config.json.
   Raises:
-    UserError: where there is neither such a path nor such a repository, or it cannot be fetched.
+    UserError: if there is neither such a path nor such a repository, or it cannot be fetched.
   """
   name = os.fspath(src)
   stored = name.partition('://')[0] in remote.DRIVERS and remote.is_remote(name)
   if stored or os.path.exists(name):
     if revision:
       raise UserError(f'{name} is a path, and revision {revision} only means something on the hub')
-    return stores.fetch(name, wanted) if stored else Path(name)
+    return _from_store(name) if stored else Path(name)
   match = _ID.fullmatch(name)
   if not match or match[1].endswith(ENDINGS):
     raise UserError(f"{name} does not exist: give a file, a folder or a hub id 'owner/name'")
-  repo, revision = match[1], _one_revision(name, match[2], revision)
+  if match[2] and revision and match[2] != revision:
+    raise UserError(
+      f'{name} says revision {match[2]}, but revision {revision} is asked for: drop one'
+    )
   try:
     import huggingface_hub
   except ImportError:
@@ -58,23 +68,17 @@ def resolve(src: str | os.PathLike, revision: str | None = None) -> Path:
       f'{name} does not exist here, and huggingface_hub, which could look it up on the hub, is not'
       ' installed: pip install huggingface_hub, or download it and give the path'
     ) from None
-  return _fetch(huggingface_hub, repo, revision)
+  return _from_hub(huggingface_hub, match[1], match[2] or revision)
 
 
-def _one_revision(name: str, inside: str | None, revision: str | None) -> str | None:
-  if inside and revision and inside != revision:
-    raise UserError(
-      f'{name} says revision {inside}, but revision {revision} is asked for: drop one'
-    )
-  return inside or revision
+# From the hub
 
 
-def _fetch(hub, repo: str, revision: str | None) -> Path:
-  """What exedit wants of a repository, in the hub's cache; from there alone if need be."""
+def _from_hub(hub, repo: str, revision: str | None) -> Path:
   where = f'{repo}@{revision}' if revision else repo
   try:
-    info = hub.HfApi().model_info(repo, revision=revision)  # one request, and no waiting to retry
-  except Exception as error:  # the network, the server, the login: libraries below raise anything
+    info = hub.HfApi().model_info(repo, revision=revision)  # one request that is not repeated
+  except Exception as error:  # the libraries below raise errors of any kind
     return _cached(hub, repo, revision, where, error)
   chosen = wanted([file.rfilename for file in info.siblings or ()], where)
   patterns = [glob.escape(file) for file in chosen]
@@ -86,46 +90,44 @@ def _fetch(hub, repo: str, revision: str | None) -> Path:
 
 
 def _cached(hub, repo: str, revision: str | None, where: str, error: Exception) -> Path:
-  """The copy that an earlier run left, where the hub cannot be asked."""
+  """The copy that an earlier run has left in the hub's cache; for when the hub does not answer."""
   try:
     folder = Path(
       hub.snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
     )
-  except Exception:  # nothing there: what counts is why the hub could not be asked
+  except Exception:  # there is no copy: why the hub did not answer is the news
     raise UserError(_why(where, error)) from error
-  logging.getLogger(__name__).warning('%s: the copy in the cache, unchecked', where)
-  files = [path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()]
-  return _entry(folder, wanted(files, where))
+  logging.getLogger(__name__).warning('%s: using the copy in the cache, unchecked', where)
+  found = [path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()]
+  return _entry(folder, wanted(found, where))
 
 
-def _entry(folder: Path, files: Sequence[str]) -> Path:
-  """The folder, or the one checkpoint of a repository that has no config beside it."""
-  weights = [file for file in files if file.endswith(ENDINGS)]
-  return folder if len(files) > 1 or not weights else folder / weights[0]
+def _entry(folder: Path, chosen: Sequence[str]) -> Path:
+  """The folder, or the only checkpoint of a repository that has no config beside it."""
+  weights = [file for file in chosen if file.endswith(ENDINGS)]
+  return folder if len(chosen) > 1 or not weights else folder / weights[0]
 
 
-def wanted(files: Sequence[str], where: str) -> list[str]:
-  """Which of a repository's files exedit has a use for.
+def wanted(paths: Sequence[str], where: str) -> list[str]:
+  """Chooses the files of a repository that exedit can use.
 
-  A diffusers pipeline gives its components and their configs; anything else the files at its top.
-  In each folder the .safetensors are taken, or else the .bin, or else the checkpoint.
+  Of a diffusers pipeline it takes the components and their configs, of anything else the files at
+  the top; in each folder the .safetensors, or else the .bin, or else the checkpoint.
 
   Args:
-    files: their paths in the repository.
+    paths: the files' paths in the repository.
     where: the repository's name, for messages.
   Raises:
-    UserError: where there is nothing for us, or several checkpoints and no saying which.
+    UserError: if there are no weights, or several checkpoints.
   """
-  top = [PurePosixPath(file) for file in files if '/' not in file]
-  pipeline = 'model_index.json' in files
-  chosen = [p for p in top if p.suffix == '.json' and not p.name.endswith('.index.json')]
-  folders = COMPONENTS if pipeline else ('.',)
+  pipeline = 'model_index.json' in paths
+  config = lambda p: p.suffix == '.json' and not p.name.endswith('.index.json')
+  chosen = [p for p in map(PurePosixPath, paths) if len(p.parts) == 1 and config(p)]
   weights = []
-  for folder in folders:
-    inside = [p for p in map(PurePosixPath, files) if p.parent == PurePosixPath(folder)]
+  for folder in COMPONENTS if pipeline else ('.',):
+    inside = [p for p in map(PurePosixPath, paths) if p.parent == PurePosixPath(folder)]
     weights += _weights(inside)
-    if pipeline:
-      chosen += [p for p in inside if p.suffix == '.json' and not p.name.endswith('.index.json')]
+    chosen += filter(config, inside) if pipeline else ()
   whole = {_SHARD.sub('', str(p)) for p in weights if p.suffix in ENDINGS}
   if not whole:
     raise UserError(f'{where} holds no weights that exedit reads: is it the right repository?')
@@ -136,7 +138,7 @@ def wanted(files: Sequence[str], where: str) -> list[str]:
 
 
 def _weights(paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
-  """One kind of weights of one folder, with the index of its shards; not their half-size twins."""
+  """The weight files of one folder: one kind, with the index of its shards, without variants."""
   candidates = [
     p
     for p in paths
@@ -150,7 +152,7 @@ def _weights(paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
 
 
 def _why(where: str, error: Exception) -> str:
-  """The library's error as one line with what to do."""
+  """The hub library's error as one line that says what to do."""
   from huggingface_hub import errors
 
   path = 'or download it elsewhere and give the path'
@@ -171,3 +173,82 @@ def _why(where: str, error: Exception) -> str:
     f'{where} is no path here and cannot be fetched from the hub ({type(error).__name__}:'
     f' {one_line(error)[:200]}): check the connection, {path}'
   )
+
+
+# From a store
+
+
+def _from_store(src: str) -> Path:
+  """Copies a file, a run's newest checkpoint or a folder of weights; only what has changed.
+
+  Two processes do not copy at the same time. fsspec's own caches give files without their folders.
+  """
+  src = src.rstrip('/')
+  try:
+    found = remote.find(src)
+  except (OSError, DataError) as error:
+    raise UserError(f'{src} cannot be read: {one_line(error)[:200]}') from error
+  if not found:
+    raise UserError(f'{src} does not exist: check its name, and your rights there')
+  home = caches.folder_of('stores', src)
+  source, _, name = src.rpartition('/')
+  if is_file := '' in found:
+    found = {name: found['']}
+  else:
+    source, found = src, {file: found[file] for file in _needed([*found], src)}
+  target = home if is_file else home / name
+  versions = {file: [int(entry['size']), remote.version(entry)] for file, entry in found.items()}
+  try:
+    home.mkdir(parents=True, exist_ok=True)
+    with files.Lock(home / 'lock'):
+      if not is_file:
+        _remove_old(target, versions)
+      _copy(source, target, versions, home / 'versions.json')
+  except OSError as error:
+    why = 'no space left for it' if disk_is_full(error) else one_line(error)[:200]
+    raise UserError(f'{src} cannot be copied to {target}: {why}') from error
+  return target / name if is_file else target
+
+
+def _needed(paths: Sequence[str], src: str) -> list[str]:
+  """The files of a folder that are needed to use its weights."""
+  steps = [parts for parts in (path.split('/') for path in paths) if parts[0] == 'checkpoints']
+  if not steps:
+    return wanted(paths, src)
+  done = ['commit_success.txt']
+  whole = [int(step[1]) for step in steps if step[2:] == done and step[1].isdigit()]
+  if not whole:
+    raise UserError(f'{src} holds no whole checkpoint yet: wait for the first')
+  newest = f'checkpoints/{max(whole)}/'
+  return [path for path in paths if path.startswith(newest) or path in BESIDE]
+
+
+def _remove_old(target: Path, versions: Mapping[str, list[int]]) -> None:
+  """Removes what the store no longer has, unless another process may still be reading it."""
+  for folder, folders, names in os.walk(target, topdown=False):
+    for path in (Path(folder, name) for name in names):
+      young = time.time() - path.stat().st_mtime < KEPT
+      if path.relative_to(target).as_posix() not in versions and not young:
+        path.unlink()
+    for name in folders:
+      with contextlib.suppress(OSError):  # it is not empty
+        os.rmdir(os.path.join(folder, name))
+
+
+def _copy(source: str, target: Path, versions: Mapping[str, list[int]], known_in: Path) -> None:
+  """Makes the files of `target` those of these versions; `known_in` remembers what was copied."""
+  try:
+    known = json.loads(known_in.read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    known = {}
+  size = lambda path: path.stat().st_size if path.is_file() else -1
+  changed = [n for n, v in versions.items() if known.get(n) != v or size(target / n) != v[0]]
+  total = sum(versions[name][0] for name in changed)
+  options = dict(total=total, unit='B', unit_scale=True, process=int(total < SHOWN))
+  with progress.bar(what=source, **options) as bar:
+    for name in changed:
+      with files.writing(target / name) as file:
+        remote.get(f'{source}/{name}', file.name)
+      known[name] = versions[name]
+      files.write_text(known_in, json.dumps({n: known[n] for n in versions if n in known}))
+      bar.update(versions[name][0])

@@ -16,8 +16,7 @@ from exedit import paint_by_example as pbe
 from exedit.convert import convert
 from exedit.runtime import doors
 from exedit.runtime.errors import UserError
-from exedit.weights import find as source
-from exedit.weights import names as tables
+from exedit.weights import find, translate
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.layouts import original
@@ -58,7 +57,7 @@ def test_round_trips_keep_every_bit(name, tmp_path):
   quiet(tmp_path / 'b', tmp_path / 'c')
   quiet(tmp_path / 'c', tmp_path / 'end.safetensors', layout='original')
   for folder in ('a', 'b', 'c'):
-    weights = source.look(tmp_path / folder)
+    weights = find.weights(tmp_path / folder)
     assert pbe.complete(weights.config['model']) == pbe.complete(model)
     assert weights.config['data'] == released.config(model)['data']
     assert weights.tensors.keys() == expected.keys()
@@ -76,7 +75,7 @@ def test_the_original_names_are_the_published_ones():
   _, shapes = pbe.abstract({})
   table = [*original.networks(complete['unet'], complete['autoencoder']), *conditioner.ORIGINAL]
   unread = {n: Tensor(a.shape, np.dtype(np.float32), lambda: 1 / 0) for n, a in shapes.items()}
-  theirs = {name: tensor.shape for name, tensor in tables.to_theirs(table, unread).items()}
+  theirs = {name: tensor.shape for name, tensor in translate.to_theirs(table, unread).items()}
   count = lambda prefix: sum(name.startswith(prefix) for name in theirs)
   assert count('model.diffusion_model.') == 686
   assert count('first_stage_model.') == 248
@@ -111,7 +110,7 @@ def test_the_original_names_are_the_published_ones():
 def test_from_a_workdir(tmp_path):
   workdir = small.workdir(tmp_path / 'run', steps=(2, 4))
   quiet(workdir, tmp_path / 'out', which='params')
-  weights = source.look(tmp_path / 'out')
+  weights = find.weights(tmp_path / 'out')
   assert weights.step == 4 and weights.config['exported']['dtype'] == 'float32'
   for path, array in small.params().items():
     np.testing.assert_array_equal(weights.tensors[path].read(), array)
@@ -120,18 +119,18 @@ def test_from_a_workdir(tmp_path):
 @pytest.mark.parametrize(('dtype', 'tolerance'), [('float16', 1e-3), ('bfloat16', 1e-2)])
 def test_another_type(tmp_path, dtype, tolerance):
   quiet(released.export(tmp_path / 'a'), tmp_path / 'b', layout='diffusers', dtype=dtype)
-  tensors = source.look(tmp_path / 'b').tensors
+  tensors = find.weights(tmp_path / 'b').tensors
   assert {str(tensor.dtype) for tensor in tensors.values()} == {dtype}
   for path, array in released.params().items():
     back = tensors[path].read().astype(np.float32)
     np.testing.assert_allclose(back, array, rtol=tolerance, atol=1e-4)
   quiet(tmp_path / 'b', tmp_path / 'c')  # as they are
-  assert source.look(tmp_path / 'c').config['exported']['dtype'] == dtype
+  assert find.weights(tmp_path / 'c').config['exported']['dtype'] == dtype
 
 
 def too_large(path):
   params = released.params() | {'unet.conv_in.bias': np.full(16, 1e6, np.float32)}
-  released.folder.write(path, released.config(), params, step=1)
+  released.own.write(path, released.config(), params, step=1)
   return path
 
 
@@ -190,7 +189,7 @@ def test_what_diffusers_cannot_say_goes_into_the_original_layout(tmp_path, part,
 def test_a_note_in_the_file_keeps_no_paths(tmp_path):
   config = released.config()
   config['data']['root'] = 'somewhere/private'
-  released.folder.write(tmp_path / 'a', config, released.params(), step=1)
+  released.own.write(tmp_path / 'a', config, released.params(), step=1)
   quiet(tmp_path / 'a', tmp_path / 'b.safetensors', layout='original')
   assert b'private' not in (tmp_path / 'b.safetensors').read_bytes()
 
@@ -214,13 +213,13 @@ MEASURE = """
 import re, sys
 import jax, numpy as np
 from exedit import convert, paint_by_example as pbe
-from exedit.weights import source
+from exedit.weights import find
 
 def peak():  # of this program; ru_maxrss also remembers the process that started it
   return 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])
 
 src, how, to = sys.argv[1:]
-weights = source.look(src)
+weights = find.weights(src)
 pbe.abstract(weights.config['model'])
 jax.device_put(np.ones(3))
 before = peak()
@@ -247,7 +246,7 @@ def test_memory(tmp_path):
   )
   shapes = pbe.abstract(model)[1]
   params = {name: np.zeros(a.shape, np.float32) for name, a in shapes.items()}
-  released.folder.write(tmp_path / 'a', released.config(model), params, step=1)
+  released.own.write(tmp_path / 'a', released.config(model), params, step=1)
   assert (tmp_path / 'a' / 'model.safetensors').stat().st_size > 280e6
 
   def peak(src, how, to='x'):
@@ -274,7 +273,7 @@ def test_a_target_without_a_folder_is_refused_before_reading(
   tmp_path, monkeypatch, layout, to, words
 ):
   (tmp_path / 'a.png').write_bytes(b'a picture')
-  monkeypatch.setattr(source, 'look', lambda *_, **__: pytest.fail('it was read'))
+  monkeypatch.setattr(find, 'weights', lambda *_, **__: pytest.fail('it was read'))
   with pytest.raises(UserError, match=words) as error:
     quiet(tmp_path / 'weights', tmp_path / to, layout=layout)
   assert '\n' not in str(error.value)

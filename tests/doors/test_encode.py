@@ -20,7 +20,7 @@ from exedit.input_pipeline import loader, open_images, show, synthetic, tf_examp
 from exedit.input_pipeline.errors import DataError
 from exedit.runtime.errors import UserError
 from exedit.training import latent_shards as latents
-from exedit.weights.layouts import exedit as folder
+from exedit.weights.layouts import own
 from tests import released, small
 from tests.runs import ROOT, end, free_port, lines
 
@@ -43,7 +43,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
   path = tmp_path_factory.mktemp('weights') / 'w'
-  folder.write(path, released.config(), released.params(), step=1)
+  own.write(path, released.config(), released.params(), step=1)
   return str(path)
 
 
@@ -152,7 +152,7 @@ def test_a_damaged_photo_is_said_and_left_out(config, photos, tmp_path):
 
 def test_data_of_other_weights_or_settings_are_one_line(config, whole, photos, tmp_path):
   other = tmp_path / 'other'
-  folder.write(other, released.config(), released.params(seed=1), step=1)
+  own.write(other, released.config(), released.params(seed=1), step=1)
   config['data'] |= dict(root=whole, extend=0.3)
   with pytest.raises(UserError, match='was encoded with another autoencoder .* start from the'):
     train.train(str(tmp_path / 'a'), **{**config, 'init_from': str(other)})
@@ -181,7 +181,7 @@ def test_data_of_other_weights_or_settings_are_one_line(config, whole, photos, t
 def test_a_training_runs_on_latents_and_has_pictures_to_edit(config, tmp_path):
   """From weights in half precision, whose encoder is named as the training has it."""
   half = tmp_path / 'half'
-  folder.write(half, released.config(), released.params(), step=1, dtype='float16')
+  own.write(half, released.config(), released.params(), step=1, dtype='float16')
   config |= dict(init_from=str(half))
   encode.encode(config, str(tmp_path / 'latents'))
   config['data'] |= dict(root=str(tmp_path / 'latents'))

@@ -11,7 +11,7 @@ from PIL import Image
 from exedit import images
 from exedit.editing import repaint
 from exedit.evaluation import bench_edits, evaluate_bench
-from exedit.weights.layouts import exedit as folder
+from exedit.weights.layouts import own
 from tests import bench, evaluations, small
 from tests.evaluations import CHEAP, SIZE, refuse, score
 
@@ -169,7 +169,7 @@ def test_edits_of_other_weights_are_never_mixed(world, edited, plain, tmp_path):
   line = refuse(output, weights=str(world / 'weights'), **plain, steps=3, sampler='ddim')
   assert 'made with steps 2, now it is 3: name another --output' in line
   changed = {name: 1.01 * array for name, array in small.params().items()}
-  folder.write(tmp_path / 'other', small.CONFIG, changed, step=13)
+  own.write(tmp_path / 'other', small.CONFIG, changed, step=13)
   line = refuse(output, weights=str(tmp_path / 'other'), **plain, **CHEAP)
   assert 'made with weights' in line
   os.remove(f'{output}/{bench_edits.CLAIM}')

@@ -18,8 +18,8 @@ from exedit.models.inception import BlockA, Inception
 from exedit.models.lpips import LPIPS
 from exedit.runtime import parallel
 from exedit.runtime.errors import UserError
-from exedit.weights import names as tables
-from exedit.weights.formats.files import save_tensors
+from exedit.weights import translate
+from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.tables import clip_image, dino, inception, lpips
 from tests.networks import count, fresh, jitted, with_random_weights
 
@@ -60,7 +60,7 @@ def network(encoder, tmp_path_factory):
 
 def theirs(model, table) -> dict[str, np.ndarray]:
   arrays = {name: np.asarray(value) for name, value in parameters.flatten(model)[1].items()}
-  return tables.to_theirs(table, arrays)
+  return translate.to_theirs(table, arrays)
 
 
 def write(folder, model, table, **others) -> str:
@@ -165,7 +165,7 @@ def test_written_back_the_weights_are_the_same_bits(encoder, vit):
     (with_random_weights(lambda: LPIPS('vgg', rngs=keys())), lpips.TABLES['vgg']),
   ]:
     ours = parameters.flatten(model)[1]
-    back = tables.to_ours(table, theirs(model, table), like=ours)
+    back = translate.to_ours(table, theirs(model, table), like=ours)
     assert back.keys() == ours.keys()
     for name, value in back.items():
       np.testing.assert_array_equal(value, ours[name], err_msg=name)

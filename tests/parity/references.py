@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from exedit.weights import names as tables
+from exedit.weights import translate
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PNDM = dict(  # scheduler_config.json of the published weights
@@ -114,7 +114,7 @@ def ours(build, table, theirs: dict[str, np.ndarray]) -> nnx.Module:
   """Our network, built by `build()`, holding their weights; strict in names and shapes."""
   graphdef, params = nnx.split(nnx.eval_shape(build))
   paths = {'.'.join(map(str, path)): path for path, _ in nnx.to_flat_state(params)}
-  arrays = tables.to_ours(table, theirs, like=flat(params))
+  arrays = translate.to_ours(table, theirs, like=flat(params))
   leaves = [(paths[name], nnx.Param(jnp.asarray(value))) for name, value in arrays.items()]
   return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
@@ -128,7 +128,7 @@ def flat(model: nnx.Module | nnx.State) -> dict:
 def assert_round_trip(table, module: nnx.Module, theirs: dict[str, np.ndarray]):
   """Written back, our weights are theirs: the same names and the same bits."""
   values = {name: np.asarray(value) for name, value in flat(module).items()}
-  written = tables.to_theirs(table, values, like=theirs)
+  written = translate.to_theirs(table, values, like=theirs)
   for name, value in theirs.items():
     np.testing.assert_array_equal(written[name], value, err_msg=name)
 

@@ -14,8 +14,9 @@ import pytest
 from exedit import paint_by_example as pbe
 from exedit.convert import convert
 from exedit.models import parameters
-from exedit.weights import find as source
-from exedit.weights.formats.files import open_tensors, save_tensors
+from exedit.weights import find
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.layouts import original
 from tests import released
 from tests.parity import references
@@ -145,7 +146,7 @@ def test_their_folder_loads_here_and_comes_back_the_same(theirs, how, tmp_path):
   save(theirs, tmp_path / 'theirs', how)
   if how == 'shards':
     assert len(list((tmp_path / 'theirs' / 'unet').glob('*-of-*.safetensors'))) > 1
-  weights = source.look(tmp_path / 'theirs')
+  weights = find.weights(tmp_path / 'theirs')
   assert weights.layout == 'diffusers' and weights.config['model']['autoencoder']['scale'] == 0.2
   assert weights.config['data'] == dict(size=8 * theirs.vae_scale_factor, exemplar_size=32)
   pbe.load(weights)  # every name and shape is a network's
@@ -174,7 +175,7 @@ def test_our_folder_loads_there(tmp_path):
   there = back.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight
   np.testing.assert_array_equal(there.detach().numpy().T, kernel)
   back.save_pretrained(tmp_path / 'again')
-  weights = source.look(tmp_path / 'again')
+  weights = find.weights(tmp_path / 'again')
   for name, array in released.params().items():
     np.testing.assert_array_equal(weights.tensors[name].read(), array, err_msg=name)
 
@@ -238,7 +239,7 @@ def lightning_checkpoint(path, monkeypatch):
 
 def test_a_lightning_checkpoint_is_read_without_torch(tmp_path, monkeypatch):
   lightning_checkpoint(tmp_path / 'model.ckpt', monkeypatch)
-  weights = source.look(tmp_path / 'model.ckpt', heads=2, groups=4)
+  weights = find.weights(tmp_path / 'model.ckpt', heads=2, groups=4)
   assert 'schedule: its betas' in weights.notes
   _, params = parameters.flatten(pbe.load(weights))
   expected = released.params()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from exedit.runtime.errors import UserError
-from exedit.weights.formats.files import open_tensors, save_tensors
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.torch_names import DTYPES
 
 torch = pytest.importorskip('torch')

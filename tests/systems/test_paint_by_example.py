@@ -10,7 +10,7 @@ import pytest
 from exedit import paint_by_example as pbe
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
-from exedit.weights.layouts import exedit as folder
+from exedit.weights.layouts import own
 from tests.networks import with_random_weights
 
 SETTINGS = dict(
@@ -241,14 +241,14 @@ def test_exported_weights_come_back(model, tmp_path, dtype, tolerance):
   config = dict(model=SETTINGS, data=dict(size=16, exemplar_size=16))
   _, params = parameters.flatten(model)
   params = {name: np.asarray(array) for name, array in params.items()}
-  folder.write(tmp_path / 'out', config, params, step=7, dtype=dtype)
+  own.write(tmp_path / 'out', config, params, step=7, dtype=dtype)
   _, back = parameters.flatten(pbe.load(tmp_path / 'out'))
   for name, array in params.items():
     np.testing.assert_allclose(back[name], array, atol=tolerance, rtol=tolerance)
     assert back[name].dtype == np.float32
-  assert folder.read(tmp_path / 'out').step == 7
+  assert own.read(tmp_path / 'out').step == 7
   with pytest.raises(UserError, match='is there already'):
-    folder.write(tmp_path / 'out', config, params, step=7)
+    own.write(tmp_path / 'out', config, params, step=7)
 
 
 def test_weights_that_cannot_be_used_are_named(model, tmp_path):
@@ -266,11 +266,11 @@ def test_weights_that_cannot_be_used_are_named(model, tmp_path):
   (tmp_path / 'model.safetensors').unlink()
   _, params = parameters.flatten(model)
   params = {name: np.asarray(array) for name, array in params.items()}
-  folder.write(tmp_path / 'a', dict(model={**SETTINGS, 'context_dim': 16}, data={}), params, step=1)
+  own.write(tmp_path / 'a', dict(model={**SETTINGS, 'context_dim': 16}, data={}), params, step=1)
   with pytest.raises(
     UserError, match='does not fit .*\n  ! conditioner.null: shape .1, 1, 12., should'
   ):
     pbe.load(tmp_path / 'a')
-  folder.write(tmp_path / 'b', dict(model={**SETTINGS, 'contxt': 1}, data={}), params, step=1)
+  own.write(tmp_path / 'b', dict(model={**SETTINGS, 'contxt': 1}, data={}), params, step=1)
   with pytest.raises(UserError, match='its config builds no model .*contxt'):
     pbe.load(tmp_path / 'b')

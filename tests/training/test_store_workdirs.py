@@ -15,9 +15,7 @@ import pytest
 from exedit.runtime import caches, lock, remote
 from exedit.runtime.errors import Passing, UserError
 from exedit.training import checkpoint, lease, workdir
-from exedit.weights import fetch as hub
-from exedit.weights import find as source
-from exedit.weights import stores
+from exedit.weights import fetch, find
 from tests import fake_gcs, runs
 from tests.runs import digests, end, lines, start, start_two
 from tests.training.test_checkpoint import assert_same, make_state
@@ -143,12 +141,12 @@ def test_weights_in_a_store_are_copied_once(store, tmp_path, monkeypatch):
   for name in ('config.json', 'model.safetensors'):
     with open(f'{tiny}/{name}', 'rb') as file:
       store.put(f'bucket/tiny/{name}', file.read())
-  here, there = source.look(tiny), source.look('gs://bucket/tiny/')
+  here, there = find.weights(tiny), find.weights('gs://bucket/tiny/')
   assert there.digest() == here.digest() and there.where == 'gs://bucket/tiny/'
   store.asked.clear()
-  source.look('gs://bucket/tiny')
+  find.weights('gs://bucket/tiny')
   assert store.asked['GET object'] <= 1  # the listing says that nothing has changed
-  one = hub.resolve('gs://bucket/tiny/model.safetensors')
+  one = fetch.local_path('gs://bucket/tiny/model.safetensors')
   assert one.name == 'model.safetensors' and one.read_bytes() == there.files[0].read_bytes()
 
 
@@ -159,20 +157,20 @@ def test_the_newest_checkpoint_of_a_store_is_copied_and_the_older_copy_goes(
   checkpoint.save_frozen(PLACE, dict(frozen=jnp.ones(3)))
   store.put('bucket/run/checkpoints/3/state/half', b'written')
   with pytest.raises(UserError, match='gs://bucket/run holds no whole checkpoint yet'):
-    hub.resolve(PLACE)
+    fetch.local_path(PLACE)
   saved(3, 6)
   for name in ('', 'checkpoints/', 'checkpoints/old/commit_success.txt'):
     store.put(f'bucket/run/{name}', b'')  # what a mount makes for folders, and a person
   del store.objects['bucket/run/checkpoints/6/commit_success.txt']
-  path = hub.resolve(PLACE)
+  path = fetch.local_path(PLACE)
   params, step = checkpoint.restore_params(path)
   assert step == 3 and 'frozen' in params
   expected = make_state(3).ema
   for name, value in expected.items():
     np.testing.assert_array_equal(params[name], value)
   saved(9)
-  monkeypatch.setattr(stores, 'KEPT', 0.0)
-  assert hub.resolve(PLACE) == path and os.listdir(path / 'checkpoints') == ['9']
+  monkeypatch.setattr(fetch, 'KEPT', 0.0)
+  assert fetch.local_path(PLACE) == path and os.listdir(path / 'checkpoints') == ['9']
   assert checkpoint.restore_params(path)[1] == 9
 
 
@@ -186,7 +184,7 @@ def test_the_newest_checkpoint_of_a_store_is_copied_and_the_older_copy_goes(
 )
 def test_weights_that_are_not_there_are_one_line(store, src, words):
   with pytest.raises(UserError, match=words):
-    hub.resolve(src)
+    fetch.local_path(src)
 
 
 # One run at a time

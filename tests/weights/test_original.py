@@ -8,14 +8,14 @@ import yaml
 
 from exedit import paint_by_example as pbe
 from exedit.runtime.errors import UserError
-from exedit.weights import find as source
+from exedit.weights import find
 from exedit.weights.layouts import original
 from tests import released
 
 
 def look(file, arrays=None, **given):
   released.write_checkpoint(file, arrays)
-  return source.look(file, **{'heads': 2, 'groups': 4, **given})
+  return find.weights(file, **{'heads': 2, 'groups': 4, **given})
 
 
 def test_buffers_and_the_discriminator_are_passed_over(tmp_path):
@@ -195,4 +195,4 @@ def test_a_pipe_beside_a_checkpoint_is_refused_and_not_waited_for(tmp_path):
   released.write_checkpoint(tmp_path / 'o.safetensors')
   os.mkfifo(tmp_path / 'o.yaml')
   with pytest.raises(UserError, match='o.yaml is a pipe or device'):
-    source.look(tmp_path / 'o.safetensors')
+    find.weights(tmp_path / 'o.safetensors')

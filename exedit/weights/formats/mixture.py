@@ -11,7 +11,7 @@ import numpy as np
 from exedit.runtime.errors import UserError
 from exedit.weights.formats import pickles
 from exedit.weights.formats.pickles import Name, Names, Object, Pairs, kind
-from exedit.weights.formats.pread import damaged
+from exedit.weights.formats.tensor import damaged
 
 LARGEST = 2**31  # bytes; 20 components of width 512 take 130 million
 FIELDS = ('weights_', 'means_', 'precisions_cholesky_')

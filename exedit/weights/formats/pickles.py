@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from exedit.runtime.errors import UserError
-from exedit.weights.formats.pread import damaged, quoted
+from exedit.weights.formats.tensor import damaged, quoted
 
 # Bounds on what a small hostile pickle can cost. 1,500 tensors with Adam's moments take about 0.1
 # million steps; 3 million take seconds and at most some 300 MB.

@@ -1,37 +1,117 @@
-"""A tensor of a file that is not read yet, and the strided windows that torch's files keep."""
+"""An unread tensor of a file, the open file behind it, and how readers refuse a file."""
 
+import json
+import os
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
-from exedit.weights.formats.torch_names import View
+from exedit.runtime.errors import UserError
+
+LONGEST_JSON = 2**26  # bytes; the index of 100,000 tensors in shards takes a tenth of it
 
 
 class Tensor(NamedTuple):
-  """One tensor of a file, not read yet; every call of `read` reads it again, C-contiguous."""
+  """A tensor that is not read yet. Each call of `read` reads it again, C-contiguous."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
 
 
-def read_view(
-  read: Callable[[int, int], np.ndarray], view: View, big_endian: bool = False
-) -> np.ndarray:
-  """A strided window made contiguous, reading from its first to its last element only.
+class File:
+  """A file that stays open while somebody may read from it. Any thread can read.
 
-  read: bytes of the storage, from an offset on and so many, in memory of their own.
+  The file is not mapped into memory: the pages of a map count as memory of this process, so that
+  loading 5 GB would need, on machines with a limit, 10 GB.
   """
-  if 0 in view.shape:
-    return np.empty(view.shape, view.dtype)
-  last = sum((n - 1) * step for n, step in zip(view.shape, view.stride))
-  width = view.dtype.itemsize
-  data = read(view.offset * width, (last + 1) * width)
-  if big_endian:
-    word = width // 2 if view.dtype.kind == 'c' else width
-    data.view(f'u{word}').byteswap(inplace=True)
-  steps = [step * width for step in view.stride]
-  raw = data.view(f'V{width}')  # as_strided does not know every dtype
-  window = np.lib.stride_tricks.as_strided(raw, view.shape, steps).view(view.dtype)
-  return np.ascontiguousarray(window).reshape(view.shape)
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = os.fspath(path)
+    try:
+      if os.path.isdir(self.path):
+        raise UserError(f'{self.path} is a folder: name a weight file in it')
+      refuse_pipe(self.path)
+      self._fd = os.open(self.path, os.O_RDONLY | getattr(os, 'O_CLOEXEC', 0))
+      self.size = os.fstat(self._fd).st_size
+    except FileNotFoundError:
+      raise UserError(f'{self.path} does not exist: check the path') from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+      why = getattr(error, 'strerror', None) or error
+      raise UserError(f'{self.path!r} cannot be read ({why}): check its permissions') from None
+
+  def __del__(self, close=os.close):  # `os` of this module can be gone when Python exits
+    if hasattr(self, '_fd'):
+      close(self._fd)
+
+  def read(self, offset: int, count: int) -> UInt8[np.ndarray, ' count']:
+    """Returns `count` bytes from `offset` on as a new array.
+
+    Raises:
+      UserError: if the file is shorter.
+    """
+    if offset + count > self.size:
+      raise damaged(self.path, f'{self.size} bytes long, {offset + count} expected: truncated?')
+    data = np.empty(count, np.uint8)
+    done = 0
+    while done < count:
+      try:
+        got = os.preadv(self._fd, [data.data[done:]], offset + done)  # at most 2 GB per call
+      except OSError as error:
+        raise damaged(self.path, f'byte {offset + done}: {error.strerror}') from None
+      if not got:
+        raise damaged(self.path, f'it shrank from {self.size} to {offset + done} bytes meanwhile')
+      done += got
+    return data
+
+
+def damaged(path: str | os.PathLike, why: str) -> UserError:
+  """The error for a file whose bytes contradict each other."""
+  return UserError(
+    f'{os.fspath(path)} is damaged ({why}): fetch it again or restore it from a copy'
+  )
+
+
+def quoted(name: object) -> str:
+  """A name from a file that is safe to print: in quotes, escaped and at most 100 characters."""
+  text = ascii(name)
+  return text if len(text) <= 100 else f'{text[:80]}...{text[-10:]}'
+
+
+def refuse_pipe(path: str | os.PathLike) -> None:
+  """Raises UserError for a pipe or a device, because reading it could wait forever."""
+  if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+    raise UserError(f'{os.fspath(path)} is a pipe or device: save it to a file first')
+
+
+def read_small(path: str | os.PathLike, most: int) -> bytes:
+  """Reads a whole file of at most `most` bytes.
+
+  Raises:
+    UserError: if it is larger, or a pipe or a device.
+    OSError: if it cannot be read.
+  """
+  refuse_pipe(path)
+  with open(path, 'rb') as file:
+    data = file.read(most + 1)
+  if len(data) > most:
+    raise UserError(f'{path} has more than {most} bytes: is it the right file?')
+  return data
+
+
+def read_json(path: str | os.PathLike, most: int = LONGEST_JSON) -> dict[str, Any]:
+  """Reads a JSON object; UserError if the file is missing, damaged or has over `most` bytes."""
+  try:
+    value = json.loads(read_small(Path(path), most).decode('utf-8'))
+    if isinstance(value, dict):
+      return value
+    raise ValueError('no object')
+  except FileNotFoundError:
+    raise UserError(f'{path} is missing: fetch it, or restore the folder from a copy') from None
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror}') from None
+  except (ValueError, RecursionError) as error:
+    raise damaged(path, f'its JSON: {str(error)[:150]}') from None

@@ -10,7 +10,7 @@ import numpy as np
 from exedit.runtime.errors import UserError
 from exedit.weights.formats import pickles
 from exedit.weights.formats.pickles import Name, Pairs, kind
-from exedit.weights.formats.pread import damaged, quoted
+from exedit.weights.formats.tensor import damaged, quoted
 
 MOST_AXES = 32
 MOST_REPEATED = 2**24  # elements that an expanded tensor may have above its storage's

@@ -1,18 +1,17 @@
 """The folder of a diffusers pipeline: unet/, vae/, image_encoder/, scheduler/, read and written."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from exedit.runtime.errors import UserError
 from exedit.weights import settings as configs
 from exedit.weights.formats.files import INDEX, open_tensors
-from exedit.weights.formats.pread import read_small
-from exedit.weights.names import Found, Row, under
+from exedit.weights.formats.tensor import read_json
+from exedit.weights.found import Weights
 from exedit.weights.tables import autoencoder, conditioner, unet
+from exedit.weights.translate import Row, under
 
 PARTS = ('unet', 'vae', 'image_encoder', 'scheduler')
-LONGEST_JSON = 2**26  # bytes; an index of shards of 100,000 tensors has a tenth of it
 STEM = dict(image_encoder='model')  # of the .safetensors; transformers' name, the others diffusers'
 OTHERS = {  # folders that say which other pipeline this is
   'text_encoder_2': 'Stable Diffusion XL',
@@ -27,7 +26,7 @@ TABLE: list[Row] = [
 ]
 
 
-def read(path: Path) -> Found:
+def read(path: Path) -> Weights:
   """What the folder of a pipeline holds: Paint by Example, or Stable Diffusion 1.x to start from.
 
   Raises:
@@ -54,7 +53,7 @@ def read(path: Path) -> Found:
       theirs |= {f'{part}/{name}': tensor for name, tensor in tensors.items()}
       files += shards(file)
   config, kind = _config(path, by_words)
-  return Found(config, theirs, TABLE, tuple(files), kind=kind)
+  return Weights(config, theirs, TABLE, tuple(files), kind=kind)
 
 
 def _components(path: Path) -> set[str]:
@@ -121,18 +120,3 @@ def shards(file: Path) -> list[Path]:
   if file.suffix != '.json':
     return [file]
   return sorted(file.parent / name for name in set(read_json(file)['weight_map'].values()))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-  """A JSON object; UserError where it is missing or damaged."""
-  try:
-    value = json.loads(read_small(file, LONGEST_JSON).decode('utf-8'))
-    if isinstance(value, dict):
-      return value
-    raise ValueError('no object')
-  except FileNotFoundError:
-    raise UserError(f'{file} is missing: fetch it, or restore the folder from a copy') from None
-  except OSError as error:
-    raise UserError(f'{file} cannot be read: {error.strerror}') from None
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'{file} is damaged ({error}): restore it from a copy') from None

@@ -14,11 +14,12 @@ import numpy as np
 
 from exedit.runtime.errors import UserError
 from exedit.weights import settings as configs
-from exedit.weights.formats.files import open_tensors, read_metadata, save_tensors
-from exedit.weights.formats.pread import read_small
-from exedit.weights.formats.tensor import Tensor
-from exedit.weights.names import Found, Row, ignored, to_theirs, under
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.safetensors import read_metadata, save_tensors
+from exedit.weights.formats.tensor import Tensor, read_small
+from exedit.weights.found import Weights
 from exedit.weights.tables import autoencoder, conditioner, unet
+from exedit.weights.translate import Row, ignored, to_theirs, under
 
 HEADS, GROUPS, HEAD_WIDTH = 8, 32, 64  # as published: of the UNet, of all norms, of CLIP
 NET, VAE, TOWER = 'model.diffusion_model.', 'first_stage_model.', 'cond_stage_model.transformer.'
@@ -63,7 +64,7 @@ OTHERS = {  # names that say which other weights these are, and what to do
 }
 
 
-def read(file: Path, which: str, *, heads: int | None = None, groups: int | None = None) -> Found:
+def read(file: Path, which: str, *, heads: int | None = None, groups: int | None = None) -> Weights:
   """What an original checkpoint holds: Paint by Example, or Stable Diffusion 1.x to start from.
 
   Raises:
@@ -90,7 +91,7 @@ def read(file: Path, which: str, *, heads: int | None = None, groups: int | None
   kind = configs.kind(channels, z, by_words, str(file))
   rest = ignored('cond_stage_model.*') if by_words else conditioner.ORIGINAL
   table = [*networks(net, model['autoencoder']), *rest, *IGNORED]
-  return Found(config, tensors, table, (file,), kind=kind, which=taken, notes=notes)
+  return Weights(config, tensors, table, (file,), kind=kind, which=taken, notes=notes)
 
 
 def networks(net: Mapping[str, Any], vae: Mapping[str, Any]) -> list[Row]:

@@ -8,10 +8,10 @@ from typing import Any
 from exedit.models.clip import MEAN, STD
 from exedit.runtime.errors import UserError
 from exedit.weights import settings as configs
-from exedit.weights.formats.files import save_tensors
+from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.layouts import diffusers
-from exedit.weights.names import to_theirs
+from exedit.weights.translate import to_theirs
 
 VERSION = '0.33.1'  # the last that supported the pipeline
 

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from exedit.runtime.errors import UserError
-from exedit.weights import fetch as hub
-from exedit.weights import names as tables
+from exedit.weights import fetch, translate
 from exedit.weights import settings as configs
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.layouts import diffusers
-from exedit.weights.names import Row
 from exedit.weights.settings import Known
 from exedit.weights.tables import clip_image, dino, inception, lpips
+from exedit.weights.translate import Row
 
 ENDINGS = ('.safetensors', '.bin', '.pt', '.pth')
 HEAD_WIDTH = 64  # of every published CLIP and DINO transformer
@@ -65,7 +64,7 @@ def find(src: str | os.PathLike) -> Published:
   Raises:
     UserError: where there is none, it is damaged, or two files hold tensors of the same name.
   """
-  path = Path(hub.resolve(os.fspath(src)))
+  path = Path(fetch.local_path(os.fspath(src)))
   config = {}
   if not path.is_dir():
     files = [path]
@@ -93,7 +92,7 @@ def clip(found: Published) -> Recognised:
   """A CLIP image tower with its projection, in transformers' or in OpenAI's layout."""
   openai = any(name.startswith('visual.') for name in found.theirs)
   table = clip_image.OPENAI if openai else clip_image.TRANSFORMERS
-  ours = tables.to_ours(table, found.theirs, where=found.where)
+  ours = translate.to_ours(table, found.theirs, where=found.where)
   vision = _transformer(ours, 'vision.', found.where)
   if found.config:
     vision = configs.clip(found.config, f'{found.where}/config.json')
@@ -105,7 +104,7 @@ def dino_vit(found: Published) -> Recognised:
   """A DINO transformer in transformers' layout or in that of the original code."""
   original = 'cls_token' in found.theirs
   table = dino.ORIGINAL if original else dino.TRANSFORMERS
-  ours = tables.to_ours(table, found.theirs, where=found.where)
+  ours = translate.to_ours(table, found.theirs, where=found.where)
   settings = _transformer(ours, '', found.where)
   if found.config:
     config = configs.values(VIT, found.config, f'{found.where}/config.json')

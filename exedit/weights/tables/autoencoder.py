@@ -1,6 +1,6 @@
 """AutoencoderKL <-> diffusers' class, its attention in the old spelling or the new, and LDM's."""
 
-from exedit.weights.names import CONV1X1, Row, conv, linear, norm, resnet
+from exedit.weights.translate import CONV1X1, Row, conv, linear, norm, resnet
 
 
 def _half(side: str, levels: str) -> list[Row]:

@@ -1,6 +1,6 @@
 """CLIPVision <-> transformers' CLIPVisionModel, with or without its `vision_model.` level."""
 
-from exedit.weights.names import CONV, SAME, Row, linear, norm, under
+from exedit.weights.translate import CONV, SAME, Row, linear, norm, under
 
 LAYER: list[Row] = [
   *norm('layer_norm1', 'norm1'),

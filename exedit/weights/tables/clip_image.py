@@ -1,7 +1,7 @@
 """CLIPImageEncoder <-> transformers' CLIP models with projection, and OpenAI's own state dict."""
 
-from exedit.weights.names import CONV, LINEAR, SAME, Row, ignored, linear, norm, under
 from exedit.weights.tables import clip
+from exedit.weights.translate import CONV, LINEAR, SAME, Row, ignored, linear, norm, under
 
 TEXT = ('text_model.*', 'text_projection*', 'logit_scale')  # the other half of CLIPModel
 

@@ -2,8 +2,8 @@
 
 FrozenCLIPImageEmbedder with what LatentDiffusion keeps beside it (facts 2.4)."""
 
-from exedit.weights.names import SAME, Row, fused, linear, norm, under
 from exedit.weights.tables import clip
+from exedit.weights.translate import SAME, Row, fused, linear, norm, under
 
 BLOCK: list[Row] = [
   *norm('norm1', 'norm1'),

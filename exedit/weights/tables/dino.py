@@ -1,6 +1,6 @@
 """DINO <-> the files of transformers' ViTModel, and the state dict of the original code."""
 
-from exedit.weights.names import Row, Transform, conv, fused, ignored, linear, norm, under
+from exedit.weights.translate import Row, Transform, conv, fused, ignored, linear, norm, under
 
 ATTENTION = ('attn.to_q', 'attn.to_k', 'attn.to_v')
 TOKEN = Transform(lambda x: x.reshape(x.shape[-1]), lambda x: x[None, None])  # [1 1 w], [w]

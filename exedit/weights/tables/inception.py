@@ -1,6 +1,6 @@
 """Inception <-> the state dict of pytorch-fid (pt_inception-2015-12-05-6726825d.pth)."""
 
-from exedit.weights.names import CONV, SAME, Row, under
+from exedit.weights.translate import CONV, SAME, Row, under
 
 CONV_NORM: list[Row] = [
   ('conv.weight', 'conv.kernel', CONV),

@@ -1,6 +1,6 @@
 """LPIPS <-> torchvision's AlexNet or VGG-16 with the linear layers of the pip package lpips."""
 
-from exedit.weights.names import SAME, Row, Transform, conv
+from exedit.weights.translate import SAME, Row, Transform, conv
 
 # Where the convolutions stand in torchvision's `features`, slice by slice of lpips.
 POSITIONS = {

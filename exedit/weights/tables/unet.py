@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from exedit.weights.names import CONV1X1, Row, conv, linear, norm, resnet, under
+from exedit.weights.translate import CONV1X1, Row, conv, linear, norm, resnet, under
 
 
 def _attention(name: str) -> list[Row]:

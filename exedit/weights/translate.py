@@ -9,7 +9,6 @@ files stay unread: they come out under new names and in new shapes. Arrays come 
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
@@ -19,26 +18,6 @@ from exedit.runtime.errors import UserError
 from exedit.weights.formats.tensor import Tensor
 
 BLOCK = 32  # rows of a transpose at a time
-
-
-class Found(NamedTuple):
-  """What somebody's folder or file holds, none of it read.
-
-  config: `model` are the settings of `paint_by_example.build`, `data` says the sizes it is for,
-  `edit` how it samples. theirs: the tensors under their own names, which `table` translates. files:
-  where they are. sha256: by file, where its maker left one. which: 'ema' or 'params', whichever was
-  taken where there are both. notes: what was taken from where.
-  """
-
-  config: dict[str, Any]
-  theirs: Mapping[str, Tensor]
-  table: Sequence['Row']
-  files: tuple[Path, ...]
-  step: int = 0
-  kind: str = 'paint_by_example'  # or 'stable_diffusion'
-  sha256: Mapping[Path, str] = {}
-  which: str = ''
-  notes: tuple[str, ...] = ()
 
 
 class Transform(NamedTuple):

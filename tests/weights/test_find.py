@@ -13,7 +13,7 @@ import pytest
 from exedit import paint_by_example as pbe
 from exedit.models import parameters
 from exedit.runtime.errors import UserError, explain
-from exedit.weights import find as source
+from exedit.weights import find
 from tests import released, small
 
 KERNEL = 'unet.down.0.attentions.0.attn1.to_q.kernel'
@@ -40,9 +40,9 @@ def test_every_layout_is_found(pipeline, tmp_path):
   checkpoint = released.checkpoint()
   released.write_checkpoint(tmp_path / 'model.safetensors', checkpoint)
   found = {
-    'diffusers': source.look(pipeline),
-    'exedit': source.look(released.export(tmp_path / 'exported')),
-    'original': source.look(tmp_path / 'model.safetensors', heads=2, groups=4),
+    'diffusers': find.weights(pipeline),
+    'exedit': find.weights(released.export(tmp_path / 'exported')),
+    'original': find.weights(tmp_path / 'model.safetensors', heads=2, groups=4),
   }
   model = pbe.complete(released.SMALL)
   for layout, weights in found.items():
@@ -60,21 +60,21 @@ def test_every_layout_is_found(pipeline, tmp_path):
 def test_a_folder_with_one_checkpoint_means_it(tmp_path):
   (tmp_path / 'download').mkdir()
   released.write_checkpoint(tmp_path / 'download' / 'model.safetensors')
-  assert source.look(tmp_path / 'download', heads=2, groups=4).layout == 'original'
+  assert find.weights(tmp_path / 'download', heads=2, groups=4).layout == 'original'
   released.write_checkpoint(tmp_path / 'download' / 'other.safetensors')
   with pytest.raises(UserError, match=r'several checkpoints \(model.safetensors, other.safeten'):
-    source.look(tmp_path / 'download')
+    find.weights(tmp_path / 'download')
 
 
 def test_the_config_alone(pipeline, tmp_path):
   small.workdir(tmp_path / 'run', steps=(1,))
   shutil.rmtree(tmp_path / 'run' / 'checkpoints')  # it is not needed
-  assert source.read_config(tmp_path / 'run')['model']['context_dim'] == 16
-  assert source.read_config(pipeline)['model']['context_dim'] == 12
+  assert find.config(tmp_path / 'run')['model']['context_dim'] == 16
+  assert find.config(pipeline)['model']['context_dim'] == 12
 
 
 def test_a_workdir_gives_each_array_away_and_can_be_asked_again(tmp_path):
-  weights = source.look(small.workdir(tmp_path / 'run', steps=(3,)))
+  weights = find.weights(small.workdir(tmp_path / 'run', steps=(3,)))
   assert weights.step == 3
   for _ in range(2):
     released.assert_same(weights, small.params())
@@ -82,7 +82,7 @@ def test_a_workdir_gives_each_array_away_and_can_be_asked_again(tmp_path):
 
 def test_a_path_that_is_not_there():
   with pytest.raises(UserError, match='nowhere does not exist'):
-    source.look('nowhere')
+    find.weights('nowhere')
 
 
 # loading
@@ -106,7 +106,7 @@ def test_halved_weights_are_loaded_as_float32(tmp_path):
     lambda arrays: {n: a.astype(ml_dtypes.bfloat16) for n, a in arrays.items()},
   )
   released.change_json(tmp_path / 'a' / 'config.json', exported=None)
-  model = pbe.load(source.look(tmp_path / 'a'))
+  model = pbe.load(find.weights(tmp_path / 'a'))
   _, params = parameters.flatten(model)
   expected = released.params()[KERNEL].astype(ml_dtypes.bfloat16).astype(np.float32)
   assert params[KERNEL].dtype == np.float32
@@ -118,21 +118,21 @@ def test_halved_weights_are_loaded_as_float32(tmp_path):
 
 def test_the_digest_is_the_files_own_and_follows_it(tmp_path):
   file = released.write_checkpoint(tmp_path / 'a.safetensors')
-  first = source.look(file, heads=2, groups=4).digest()
+  first = find.weights(file, heads=2, groups=4).digest()
   assert first == hashlib.sha256(file.read_bytes()).hexdigest()
   released.rewrite(file, lambda arrays: arrays | {'proj_out.bias': arrays['proj_out.bias'] + 1})
-  second = source.look(file, heads=2, groups=4).digest()
+  second = find.weights(file, heads=2, groups=4).digest()
   assert second == hashlib.sha256(file.read_bytes()).hexdigest() != first
 
 
 def test_digests_tell_which_and_every_part(pipeline, folder, tmp_path):
-  one = source.look(pipeline).digest()
-  assert source.look(folder).digest() == one  # the place does not count
+  one = find.weights(pipeline).digest()
+  assert find.weights(folder).digest() == one  # the place does not count
   vae = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
   released.rewrite(vae, lambda arrays: {n: 2 * a for n, a in arrays.items()})
-  assert source.look(folder).digest() != one
+  assert find.weights(folder).digest() != one
   run = small.workdir(tmp_path / 'run', steps=(3,))
-  assert source.look(run, 'ema').digest() != source.look(run, 'params').digest()
+  assert find.weights(run, 'ema').digest() != find.weights(run, 'params').digest()
 
 
 def test_an_exported_file_that_changed_is_refused(tmp_path):
@@ -140,7 +140,7 @@ def test_an_exported_file_that_changed_is_refused(tmp_path):
   data = bytearray(file.read_bytes())
   data[-5] ^= 4
   file.write_bytes(data)
-  weights = source.look(tmp_path / 'a')
+  weights = find.weights(tmp_path / 'a')
   with pytest.raises(UserError, match='model.safetensors is damaged .its SHA-256 is') as error:
     pbe.load(weights)
   assert '\n' not in str(error.value)
@@ -193,8 +193,8 @@ def test_stable_diffusion_cannot_edit(folder, tmp_path):
     text,
     released.write_checkpoint(tmp_path / 'sd.safetensors', released.text_checkpoint()),
   ):
-    with pytest.raises(UserError, match='is Stable Diffusion, which paints by words: .*init_from'):
-      source.look(src, heads=2 if src.is_file() else None, groups=4 if src.is_file() else None)
+    with pytest.raises(UserError, match='is Stable Diffusion, which edits by text: .*init_from'):
+      find.weights(src, heads=2 if src.is_file() else None, groups=4 if src.is_file() else None)
 
 
 def test_an_inpainting_model_is_not_mistaken_for_paint_by_example(folder, tmp_path):
@@ -204,7 +204,7 @@ def test_an_inpainting_model_is_not_mistaken_for_paint_by_example(folder, tmp_pa
     released.write_checkpoint(tmp_path / 'sd.safetensors', released.text_checkpoint(channels=9)),
   ):
     with pytest.raises(UserError, match='is an inpainting model of Stable Diffusion: 9 channels'):
-      source.look(src, heads=2, groups=4)
+      find.weights(src, heads=2, groups=4)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_numbers_that_would_cost_all_memory_or_are_none(tmp_path, group, name, v
   (config if group in ('data', 'edit') else config['model'])[group][name] = value
   (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(UserError, match=words) as error:
-    source.read_config(tmp_path)
+    find.config(tmp_path)
   assert '\n' not in str(error.value) and len(str(error.value)) < 400
 
 
@@ -244,4 +244,4 @@ def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(tmp_path, make, name):
   (tmp_path / 'w' / name).unlink()
   os.mkfifo(tmp_path / 'w' / name)
   with pytest.raises(UserError, match=f'{name} is a pipe or device'):
-    source.look(tmp_path / 'w')
+    find.weights(tmp_path / 'w')

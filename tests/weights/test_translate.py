@@ -5,7 +5,8 @@ import pytest
 
 from exedit.runtime.errors import UserError
 from exedit.weights.formats.tensor import Tensor
-from exedit.weights.names import (
+from exedit.weights.tables import autoencoder, clip, conditioner, unet
+from exedit.weights.translate import (
   CONV1X1,
   SAME,
   conv,
@@ -17,7 +18,6 @@ from exedit.weights.names import (
   to_theirs,
   under,
 )
-from exedit.weights.tables import autoencoder, clip, conditioner, unet
 
 TABLE = [
   *conv('[model.|]blocks.{i}.conv', 'layers.{i}.conv'),

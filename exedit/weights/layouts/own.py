@@ -14,10 +14,11 @@ from exedit.runtime.errors import UserError
 from exedit.training import checkpoint
 from exedit.weights import digests
 from exedit.weights import settings as configs
-from exedit.weights.formats.files import open_tensors, save_tensors
-from exedit.weights.formats.pread import read_small
-from exedit.weights.formats.tensor import Tensor
-from exedit.weights.names import Found, cast, identity
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.safetensors import save_tensors
+from exedit.weights.formats.tensor import Tensor, read_small
+from exedit.weights.found import Weights
+from exedit.weights.translate import cast, identity
 
 CONFIG, MODEL = 'config.json', 'model.safetensors'
 LONGEST_CONFIG = 2**22  # bytes; one has some thousands
@@ -55,7 +56,12 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     raise UserError(f'{file} is damaged ({error}): restore it from a copy') from None
 
 
-def read(path: str | os.PathLike, which: str = 'ema') -> Found:
+def system_of(config: Mapping[str, Any]) -> str:
+  """Returns the name of the system in a config; old configs do not name it."""
+  return str(config.get('system', 'paint_by_example'))
+
+
+def read(path: str | os.PathLike, which: str = 'ema') -> Weights:
   """What a workdir or an exported folder holds.
 
   which: 'ema' (the parameters themselves where no average was kept) or 'params', for a workdir.
@@ -71,10 +77,12 @@ def read(path: str | os.PathLike, which: str = 'ema') -> Found:
   tensors, exported = open_tensors(file), config['exported']
   digest = exported['sha256'].get(MODEL)
   known = {file: str(digest)} if digest else {}
-  return Found(config, tensors, identity(tensors), (file,), step=exported['step'], sha256=known)
+  return Weights(
+    config, tensors, identity(tensors), (file,), exported['step'], system_of(config), known
+  )
 
 
-def _workdir(path: Path, config: dict[str, Any], which: str) -> Found:
+def _workdir(path: Path, config: dict[str, Any], which: str) -> Weights:
   """The newest good checkpoint; each array is given away once, so that no two copies stay."""
   params, step = _restored(path, which)
 
@@ -92,7 +100,7 @@ def _workdir(path: Path, config: dict[str, Any], which: str) -> Found:
   }
   seal = path / 'checkpoints' / str(step) / 'digest' / 'metadata'
   files = (seal, path / checkpoint.FROZEN)
-  return Found(config, tensors, identity(tensors), files, step=step, which=which)
+  return Weights(config, tensors, identity(tensors), files, step, system_of(config), which=which)
 
 
 def _restored(path: Path, which: str) -> tuple[dict[str, np.ndarray], int]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from exedit.runtime.errors import UserError
-from exedit.weights import fetch as hub
-from exedit.weights.fetch import resolve, wanted
+from exedit.weights import fetch
+from exedit.weights.fetch import local_path, wanted
 
 
 def refusal(call, *args, **kwargs):
@@ -112,10 +112,10 @@ def test_what_is_not_for_us_and_what_is_ambiguous_is_refused():
 def test_a_path_is_returned_as_it_is(tmp_path, monkeypatch):
   (tmp_path / 'owner').mkdir()
   (tmp_path / 'owner' / 'name').touch()
-  assert resolve(tmp_path) == tmp_path and resolve(str(tmp_path)) == tmp_path
+  assert local_path(tmp_path) == tmp_path and local_path(str(tmp_path)) == tmp_path
   monkeypatch.chdir(tmp_path)
-  assert resolve('owner/name') == Path('owner/name')
-  assert 'revision x' in refusal(resolve, 'owner/name', 'x')
+  assert local_path('owner/name') == Path('owner/name')
+  assert 'revision x' in refusal(local_path, 'owner/name', 'x')
 
 
 @pytest.mark.parametrize(
@@ -135,17 +135,17 @@ def test_a_path_is_returned_as_it_is(tmp_path, monkeypatch):
 )
 def test_what_is_neither_path_nor_id_is_refused_without_asking_anybody(name, monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  assert 'does not exist' in refusal(resolve, name)
+  assert 'does not exist' in refusal(local_path, name)
 
 
 def test_two_different_revisions_are_refused():
-  line = refusal(resolve, 'owner/name@main', 'refs/pr/3')
+  line = refusal(local_path, 'owner/name@main', 'refs/pr/3')
   assert 'main' in line and 'refs/pr/3' in line
 
 
 def test_without_the_library_the_line_says_so(monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  assert 'pip install huggingface_hub' in refusal(resolve, 'owner/name')
+  assert 'pip install huggingface_hub' in refusal(local_path, 'owner/name')
 
 
 def test_a_full_disk_and_anything_else_the_library_raises_is_one_line(monkeypatch):
@@ -164,7 +164,7 @@ def test_a_full_disk_and_anything_else_the_library_raises_is_one_line(monkeypatc
       raise error
 
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
-    assert expected in refusal(resolve, 'owner/name')
+    assert expected in refusal(local_path, 'owner/name')
 
 
 # against a server
@@ -234,10 +234,10 @@ def server():
 ASK = """
 import sys
 from exedit.runtime.errors import UserError
-from exedit.weights import hub
+from exedit.weights import fetch
 for src in sys.argv[1:]:
   try:
-    print('found', hub.resolve(src))
+    print('found', fetch.local_path(src))
   except UserError as error:
     print('refused', error)
 """
@@ -311,5 +311,5 @@ def test_offline_and_unreachable_with_an_empty_cache(tmp_path):
 
 
 def test_one_checkpoint_and_nothing_else_is_the_file_itself(tmp_path):
-  assert hub._entry(tmp_path, ['model.ckpt']) == tmp_path / 'model.ckpt'
-  assert hub._entry(tmp_path, ['config.json', 'model.ckpt']) == tmp_path
+  assert fetch._entry(tmp_path, ['model.ckpt']) == tmp_path / 'model.ckpt'
+  assert fetch._entry(tmp_path, ['config.json', 'model.ckpt']) == tmp_path

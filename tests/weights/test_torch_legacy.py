@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from exedit.runtime.errors import UserError
-from exedit.weights.formats import legacy
+from exedit.weights.formats import torch
 from exedit.weights.formats.files import open_tensors
 from tests.pickled import FLOATS, Code, call, code, name, ordered, program
 
@@ -44,7 +44,7 @@ def stored(arrays=ARRAYS) -> dict[str, bytes]:
   }
 
 
-def whole(value=None, storages=None, *, magic=legacy.MAGIC, version=1001, system=SYSTEM, keys=None):
+def whole(value=None, storages=None, *, magic=torch.MAGIC, version=1001, system=SYSTEM, keys=None):
   """The bytes of a file; `value` is the code of its state dict."""
   value = ordered(weights()) if value is None else value
   storages = stored() if storages is None else storages
@@ -58,7 +58,7 @@ def whole(value=None, storages=None, *, magic=legacy.MAGIC, version=1001, system
 def opened(tmp_path):
   def open_bytes(data):
     (tmp_path / 'old.pth').write_bytes(data)
-    assert legacy.is_legacy(data)
+    assert torch.is_legacy(data)
     return open_tensors(tmp_path / 'old.pth')
 
   return open_bytes
@@ -158,4 +158,4 @@ def test_damage_anywhere_is_a_refusal_or_other_numbers(tmp_path, opened):
 
 def test_other_files_are_not_legacy():
   for data in (b'', b'PK\3\4', b'\x80\x02}', b'\x80\x04\x95'):
-    assert not legacy.is_legacy(data)
+    assert not torch.is_legacy(data)

@@ -7,7 +7,8 @@ import pytest
 
 from exedit import paint_by_example as pbe
 from exedit.runtime.errors import UserError
-from exedit.weights.formats.files import open_tensors, save_tensors
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.safetensors import save_tensors
 from tests import released
 
 SETTINGS = {**released.SMALL, 'dtype': 'bfloat16', 'p_drop': 0.5}  # these two do not matter
@@ -57,7 +58,7 @@ def test_from_stable_diffusion_and_clip(layout, clip, tmp_path, monkeypatch):
   """PbE scripts/modify_checkpoints.py: five channels of zeros behind the four; the rest is new."""
   settings = SETTINGS
   if layout == 'original':  # one number of groups for the whole file
-    monkeypatch.setattr('exedit.weights.original.GROUPS', 4)
+    monkeypatch.setattr('exedit.weights.layouts.original.GROUPS', 4)
     settings = {**SETTINGS, 'unet': {**released.UNET, 'groups': 4}}
   given = read(pbe.start(text_source(layout, tmp_path), clip, settings))
   plain, tower = released.params(), released.params(seed=3)
@@ -74,7 +75,7 @@ def test_from_stable_diffusion_and_clip(layout, clip, tmp_path, monkeypatch):
 
 def test_from_what_the_original_training_started_from(clip, tmp_path, monkeypatch):
   """sd-v1-4-modified-9channel.ckpt: nine channels, of which the last five are zeros."""
-  monkeypatch.setattr('exedit.weights.original.GROUPS', 4)
+  monkeypatch.setattr('exedit.weights.layouts.original.GROUPS', 4)
   settings = {**SETTINGS, 'unet': {**released.UNET, 'groups': 4}}
   src = text_source('original', tmp_path)
   arrays = released.text_checkpoint(channels=9)

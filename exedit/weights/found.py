@@ -1,0 +1,82 @@
+"""`Weights`: what was found in somebody's folder or file, with nothing of it read yet."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from exedit.runtime.errors import UserError
+from exedit.weights import digests, translate
+from exedit.weights.formats.tensor import Tensor
+from exedit.weights.translate import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Weights that were found but not read.
+
+  config: `model` are the arguments of the system's `build`, `data` says for which sizes the model
+    was trained, `edit` how it samples.
+  theirs: the tensors by the names that they have in the files; `table` translates the names.
+  files: the files that hold the weights.
+  kind: the name of the system; 'stable_diffusion' for weights that a training can only start from.
+  sha256: the digests of files, where the files' maker left them.
+  which: 'ema' or 'params', whichever was taken, where the files have both.
+  notes: which settings were taken from where, for the user.
+  layout: 'exedit', 'diffusers', 'original' or 'transformers'.
+  where: the name of the weights in messages.
+  """
+
+  config: dict[str, Any]
+  theirs: Mapping[str, Tensor]
+  table: Sequence[Row]
+  files: tuple[Path, ...]
+  step: int = 0
+  kind: str = 'paint_by_example'
+  sha256: Mapping[Path, str] = dataclasses.field(default_factory=dict)
+  which: str = ''
+  notes: tuple[str, ...] = ()
+  layout: str = ''
+  where: str = ''
+
+  @functools.cached_property
+  def tensors(self) -> Mapping[str, Tensor]:
+    """The tensors by exedit's paths and in exedit's layout; `read` of one reads that one.
+
+    Raises:
+      UserError: with a list of the names that no network of any size has.
+    """
+    return self.fit()
+
+  def fit(self, like: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """Returns the tensors after a check of all names and shapes against a model's (`like`).
+
+    Raises:
+      UserError: with one list of all differences, in the names of the files; or if a file is not
+        what its maker wrote.
+    """
+    for file, expected in self.sha256.items():
+      found = digests.sha256(file)
+      if found != expected:
+        raise UserError(
+          f'{file} is damaged (its SHA-256 is {found[:12]}..., written was {expected[:12]}...): '
+          'restore it from a copy'
+        )
+    tensors = translate.to_ours(self.table, self.theirs, like, self.where)
+    for name, tensor in tensors.items():
+      if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise UserError(
+          f'{self.where} holds {tensor.dtype} numbers for {name}: weights must be floating-point; '
+          'quantised ones cannot be used'
+        )
+    return tensors
+
+  def digest(self) -> str:
+    """Returns a SHA-256 in hexadecimal that names these weights; that of the file if it is one."""
+    try:
+      return digests.together(self.files, self.which)
+    except OSError as error:
+      raise UserError(f'{error.filename} is gone or cannot be read: {error.strerror}') from error

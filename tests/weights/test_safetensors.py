@@ -1,0 +1,216 @@
+"""safetensors files: the bytes are the library's, memory is one tensor, damage is refused."""
+
+import errno
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from exedit.runtime.errors import UserError
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.safetensors import DTYPES, read_metadata, save_tensors
+from exedit.weights.formats.tensor import Tensor
+from tests.pickled import checkpoint, refusal, state_dict
+
+
+def arrays():
+  """One array of every dtype of the format, and shapes at the edges."""
+  rng = np.random.default_rng(0)
+  every = {
+    code: np.frombuffer(rng.bytes(6 * dtype.itemsize), dtype).reshape(2, 3)
+    for code, dtype in DTYPES.items()
+    if code != 'BOOL'
+  }
+  edges = dict(scalar=np.array(3, np.float32), empty=np.zeros((0, 4), np.int16))
+  return every | edges | {'ü"\n': np.array([True, False, True])}
+
+
+# reading and writing
+
+
+def test_the_bytes_written_are_the_librarys_own(tmp_path):
+  save_tensors(tmp_path / 'a.safetensors', arrays(), {'by': 'exedit "ü"'})
+  expected = safetensors.numpy.save(arrays(), {'by': 'exedit "ü"'})
+  assert (tmp_path / 'a.safetensors').read_bytes() == expected
+  assert read_metadata(tmp_path / 'a.safetensors') == {'by': 'exedit "ü"'}
+  save_tensors(tmp_path / 'none.safetensors', {})
+  assert (tmp_path / 'none.safetensors').read_bytes() == safetensors.numpy.save({})
+  assert open_tensors(tmp_path / 'none.safetensors') == {}
+
+
+def test_every_dtype_and_shape_comes_back_bit_for_bit(tmp_path):
+  (tmp_path / 'a.safetensors').write_bytes(safetensors.numpy.save(arrays()))
+  tensors = open_tensors(tmp_path / 'a.safetensors')
+  assert set(tensors) == set(arrays())
+  for name, array in arrays().items():
+    tensor = tensors[name]
+    back = tensor.read()
+    assert back.dtype == tensor.dtype == array.dtype and back.shape == tensor.shape == array.shape
+    assert back.tobytes() == array.tobytes() and back.flags['C_CONTIGUOUS']
+
+
+def test_every_read_gives_memory_of_its_own(tmp_path):
+  save_tensors(tmp_path / 'a.safetensors', {'a': np.ones(4, np.float32)})
+  tensor = open_tensors(tmp_path / 'a.safetensors')['a']
+  first = tensor.read()
+  first[:] = 7
+  assert tensor.read().tolist() == [1, 1, 1, 1] and first.flags.writeable
+
+
+def test_arrays_in_any_memory_layout_are_written_as_they_read(tmp_path):
+  array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+  odd = dict(t=array.transpose(2, 0, 1), s=array[:, ::-1, ::2], big=array.astype('>f4'))
+  save_tensors(tmp_path / 'a.safetensors', odd)
+  for name, tensor in open_tensors(tmp_path / 'a.safetensors').items():
+    np.testing.assert_array_equal(tensor.read(), odd[name], err_msg=name)
+
+
+def test_a_file_can_be_written_over_itself(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  save_tensors(path, {'a': np.arange(3.0), 'b': np.ones((2, 2), ml_dtypes.bfloat16)})
+  before = path.read_bytes()
+  save_tensors(path, open_tensors(path))
+  assert path.read_bytes() == before and os.listdir(tmp_path) == ['a.safetensors']
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from exedit.weights.formats.files import open_tensors
+from exedit.weights.formats.safetensors import save_tensors
+from exedit.weights.formats.tensor import Tensor
+
+def grown(work):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  work()
+  return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+folder, size = sys.argv[1], 2**22  # 16 MB each
+make = lambda: np.full(size, 3, np.float32)
+tensors = {f't{i}': Tensor((size,), np.dtype(np.float32), make) for i in range(12)}
+save = lambda: save_tensors(folder + '/a.safetensors', tensors)
+read = lambda: [float(t.read()[-1]) for t in open_tensors(sys.argv[2]).values()]
+print(grown(read) if len(sys.argv) > 2 else grown(save))
+"""
+
+
+def test_one_tensor_at_a_time_is_in_memory(tmp_path):
+  def grown(*arguments):
+    done = subprocess.run(
+      [sys.executable, '-c', MEMORY, *map(str, arguments)], capture_output=True, text=True
+    )
+    return float(done.stdout), done.stderr
+
+  assert grown(tmp_path)[0] < 24  # of 192 MB
+  assert (tmp_path / 'a.safetensors').stat().st_size > 12 * 2**24
+  assert (
+    grown(tmp_path, tmp_path / 'a.safetensors')[0] < 40
+  )  # two: a new one before the last is let go
+  zeros = {f't{i}': np.zeros(2**22, np.float32) for i in range(4)}
+  (tmp_path / 'a.ckpt').write_bytes(checkpoint(*state_dict(zeros)))
+  assert grown(tmp_path, tmp_path / 'a.ckpt')[0] < 40
+
+
+# headers that lie: the library checks them, and its words reach the user on one line
+
+
+def raw(header, data=b'', length=None):
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  return struct.pack('<Q', len(text) if length is None else length) + text + data
+
+
+def entry(shape=(2,), begin=0, end=8, dtype='F32'):
+  return dict(dtype=dtype, shape=shape, data_offsets=[begin, end])
+
+
+LIES = {
+  'no length': (b'1234', '4 bytes long, 8 expected'),
+  'a huge length': (raw(b'{}', length=2**60), 'too large'),
+  'a length beyond the file': (raw(b'{}', length=3), 'invalid header length'),
+  'no JSON': (raw(b'{"a": '), 'JSON'),
+  'not UTF-8': (raw(b'{"\xff\xfe": {}}'), 'utf-8'),
+  'deep JSON': (raw(b'{"a":' * 50_000), 'recursion'),
+  'no dtype': (raw({'a': {'shape': [2]}}), 'missing field `dtype`'),
+  'a type that numpy has not': (raw({'a': entry((16,), dtype='F4')}, b'8' * 8), 'of type F4, and'),
+  'a negative axis': (raw({'a': entry(shape=(-1, -2))}, b'8' * 8), 'integer `-1`'),
+  'too many axes': (raw({'a': entry(shape=[1] * 65 + [2])}, b'8' * 8), 'impossible shape'),
+  'too long a shape': (raw({'a': entry(shape=(3,))}, b'8' * 8), 'invalid shape'),
+  'an overflowing shape': (raw({'a': entry(shape=(2**62, 4))}, b'8' * 8), 'overflow'),
+  'empty and endless': (raw({'a': entry(shape=(0, 2**62), end=0)}), 'impossible shape'),
+  'truncated data': (raw({'a': entry()}, b'1234'), 'file not fully covered'),
+  'data left over': (raw({'a': entry()}, b'8' * 9), 'file not fully covered'),
+  'an overlap': (raw({'a': entry(), 'b': entry(begin=4, end=12)}, b'8' * 12), 'invalid offset'),
+  'a gap': (raw({'a': entry(), 'b': entry(begin=9, end=17)}, b'8' * 17), 'invalid offset'),
+  'metadata of numbers': (raw({'__metadata__': {'a': 1}}), 'expected a string'),
+}
+
+
+@pytest.mark.parametrize('lie', LIES)
+def test_a_header_that_lies_is_refused(tmp_path, lie):
+  data, expected = LIES[lie]
+  (tmp_path / 'a.safetensors').write_bytes(data)
+  line = refusal(open_tensors, tmp_path / 'a.safetensors')
+  assert 'a.safetensors' in line and expected in line
+
+
+def test_every_truncation_is_refused(tmp_path):
+  whole = safetensors.numpy.save({'a': np.ones(3), 'b': np.ones(2)})
+  for size in range(len(whole)):
+    (tmp_path / 'a.safetensors').write_bytes(whole[:size])
+    refusal(open_tensors, tmp_path / 'a.safetensors')
+
+
+def test_a_file_that_shrinks_after_it_was_opened_is_refused_when_read(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  save_tensors(path, {'a': np.ones(100)})
+  tensor = open_tensors(path)['a']
+  os.truncate(path, 200)
+  assert 'shrank' in refusal(tensor.read)
+
+
+# writing, whole or not at all
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  save_tensors(path, {'a': np.ones(3)})
+  before = path.read_bytes()
+
+  def fail():
+    raise UserError('the source is damaged')
+
+  bad = Tensor((2,), np.dtype(np.float32), fail)
+  assert 'damaged' in refusal(save_tensors, path, {'a': np.ones(9), 'b': bad})
+  lying = Tensor((2,), np.dtype(np.float32), lambda: np.ones(3, np.float32))
+  with pytest.raises(ValueError, match='announced'):
+    save_tensors(path, {'a': np.ones(9), 'b': lying})
+  assert path.read_bytes() == before and os.listdir(tmp_path) == ['a.safetensors']
+
+
+def test_a_full_disk_is_said_before_and_during_the_write(tmp_path, monkeypatch):
+  path = tmp_path / 'a.safetensors'
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=10**6))
+  line = refusal(save_tensors, path, {'a': np.ones(10**6)})
+  assert str(path) in line and '8.0 MB' in line and '1.0 MB are free' in line
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'fsync', full)
+  assert 'no space left' in refusal(save_tensors, path, {'a': np.ones(3)})
+  assert os.listdir(tmp_path) == []
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+  for tensors in ({'a': np.array(['text'])}, {'__metadata__': np.ones(3)}):
+    with pytest.raises(ValueError):
+      save_tensors(tmp_path / 'a.safetensors', tensors)
+  assert os.listdir(tmp_path) == []
