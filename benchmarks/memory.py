@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import config_flags
 
 if not __package__:  # run by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -110,7 +109,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  config_flags.DEFINE_config_file('config', 'configs/pbe.py', 'whose arguments are counted')
-  config_flags.DEFINE_config_file('compiled', 'configs/pbe.py:tiny', 'what is compiled')
+  doors.define_config('whose arguments are counted', 'config', 'configs/pbe.py')
+  doors.define_config('what is compiled', 'compiled', 'configs/pbe.py:tiny')
   flags.DEFINE_bool('compile', True, 'the second table too')
   doors.run(main)

@@ -262,8 +262,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  from ml_collections import config_flags
-
-  config_flags.DEFINE_config_file('config', None, 'the settings, configs/pbe.py')
+  doors.define_config('the settings, configs/pbe.py')
   define_flags()
   doors.run(main)

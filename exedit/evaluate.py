@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float, UInt8
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from exedit import images
@@ -253,7 +252,7 @@ def define_flags() -> None:
   """`--config` holds the benchmark's settings, the others say what to score and where to write."""
   values = flags.FLAGS
   how = 'the benchmark, configs/synthetic_bench.py or configs/coco_ee.py'
-  config_flags.DEFINE_config_file('config', None, how, values)
+  doors.define_config(how)
   flags.DEFINE_string('weights', None, "training run's folder or an exported one", values)
   flags.DEFINE_string('images', None, 'score {id:012d}.png of this folder instead', values)
   flags.DEFINE_multi_string('compare', None, 'two results.json of one benchmark', values)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from exedit.planning import ahead, roofline, topology
 from exedit.planning.topology import GIB, Topology
@@ -324,7 +323,7 @@ def define_flags() -> None:
   """`--config` is a training run's, the others say where it would go and what to change."""
   values = flags.FLAGS
   how = 'a training run, configs/pbe.py'
-  config_flags.DEFINE_config_file('config', None, how, values)
+  doors.define_config(how)
   flags.DEFINE_string('topology', None, f'the slice: {topology.EXAMPLES}, ...', values)
   flags.DEFINE_integer('batch', None, "of all chips (default: the config's)", 1, flag_values=values)
   flags.DEFINE_string(

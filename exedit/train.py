@@ -472,9 +472,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  from ml_collections import config_flags
-
-  config_flags.DEFINE_config_file('config', None, 'the settings, configs/pbe.py:tiny')
+  doors.define_config('the settings, configs/pbe.py:tiny')
   flags.DEFINE_string('workdir', None, 'where the run goes, or goes on')
   define_flags()
   doors.run(main)

@@ -159,10 +159,11 @@ def _save(sheet: PIL.Image.Image, path: str) -> None:
 
 def _flags():
   from absl import flags
-  from ml_collections import config_flags
+
+  from exedit.runtime import doors as runtime_doors
 
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', None, 'a config with `data`', flag_values=values)
+  runtime_doors.define_config('a config with `data`', values=values)
   flags.DEFINE_string('output', '', 'the picture to write', flag_values=values)
   flags.DEFINE_string('split', '', 'instead of config.data.split', flag_values=values)
   flags.DEFINE_integer('count', 24, 'examples on the sheet', flag_values=values)

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
@@ -19,6 +20,8 @@ from absl import app, flags, logging
 from exedit.runtime.errors import UserError, explain, one_line
 
 HELP = ('-h', '-help', '--help', '--helpshort', '--helpfull')
+
+flags.disclaim_key_flags()  # the flags that this module defines belong to the module that calls it
 
 
 def run(main: Callable[[list[str]], None], words: bool = False) -> None:
@@ -93,9 +96,7 @@ def flag_values(rows: Sequence[Flag | tuple]) -> flags.FlagValues:
     name, default, about, kind, least = Flag(*row)
     kind: Any = type(default) if kind is None else kind
     if kind == 'config':
-      from ml_collections import config_flags
-
-      config_flags.DEFINE_config_file(name, default, about, flag_values=values)
+      define_config(about, name, default, values)
     elif kind is int:
       flags.DEFINE_integer(name, default, about, lower_bound=least, flag_values=values)
     elif kind is float:
@@ -109,6 +110,50 @@ def flag_values(rows: Sequence[Flag | tuple]) -> flags.FlagValues:
     else:
       flags.DEFINE_enum(name, default, [*kind], about, values)
   return values
+
+
+def define_config(
+  about: str,
+  name: str = 'config',
+  default: str | None = None,
+  values: flags.FlagValues | None = None,
+) -> None:
+  """Defines a flag that names a config file, and `--config.KEY=VALUE` for each of its keys.
+
+  Its value is a path and optionally a variant: configs/pbe.py:tiny. See `find_config`.
+  """
+  from ml_collections import config_flags
+
+  values = flags.FLAGS if values is None else values
+  config_flags.DEFINE_config_file(name, default, about, flag_values=values)
+  values[name].parser = _ConfigParser(values[name].parser)
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """ml_collections' parser of a config file, with the path that `find_config` returns."""
+
+  def __init__(self, parser: flags.ArgumentParser):
+    self.parser = parser
+
+  def parse(self, argument: str) -> Any:
+    return self.parser.parse(find_config(argument))
+
+  def flag_type(self) -> str:
+    return 'config file'
+
+
+def find_config(argument: str) -> str:
+  """The path of a config file, with its variant.
+
+  A file at this path wins, such as configs/pbe.py in a checkout. If there is none, configs/NAME.py
+  means the file that is installed with exedit, so that it is found from any working folder.
+  """
+  path, *variant = argument.split(':', 1)
+  folder, _, name = path.rpartition('/')
+  installed = Path(__file__).parents[1] / 'configs' / name
+  if folder == 'configs' and not os.path.exists(path) and installed.is_file():
+    path = str(installed)
+  return ':'.join([path, *variant])
 
 
 def call(

@@ -1,0 +1,159 @@
+"""What pip installs is complete, has no generic names, and runs from any folder."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+
+import pytest
+
+from exedit.runtime import console
+from tests import ROOT
+
+OURS = ('exedit', 'input_pipeline', 'configs')
+BUILD = 'import sys; from setuptools import build_meta; build_meta.{}(sys.argv[1])'
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  """Builds the sdist, from it the wheel, and installs that; returns the site folder."""
+  tmp = tmp_path_factory.mktemp('packaging')
+  checkout, built, unpacked = tmp / 'checkout', tmp / 'built', tmp / 'unpacked'
+  checkout.mkdir()
+  for name in OURS:  # a copy, because setuptools writes beside its sources
+    ignored = shutil.ignore_patterns('__pycache__')
+    shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=ignored)
+  for path in [*ROOT.glob('requirements*.txt'), *(ROOT / n for n in ('pyproject.toml', 'LICENSE'))]:
+    shutil.copy(path, checkout)
+  shutil.copy(ROOT / 'README.md', checkout)
+  call(sys.executable, '-c', BUILD.format('build_sdist'), built, cwd=checkout)
+  with tarfile.open(next(built.glob('*.tar.gz'))) as archive:
+    archive.extractall(unpacked, filter='data')
+  call(sys.executable, '-c', BUILD.format('build_wheel'), built, cwd=next(unpacked.iterdir()))
+  wheel = next(built.glob('*.whl'))
+  pip = ('-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', tmp / 'site')
+  call(sys.executable, *pip, wheel, cwd=tmp)
+  return tmp / 'site'
+
+
+def call(*command, cwd, site=None, status=0, **variables):
+  """Runs a command; with `site`, only installed packages can be imported. Returns its output."""
+  env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'} | variables
+  if site:
+    env['PYTHONPATH'] = str(site)
+  done = subprocess.run(
+    [*map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == status, done.stdout + done.stderr
+  return done.stdout + done.stderr
+
+
+def modules(*folders, under=ROOT):
+  return {
+    path.relative_to(under)
+    for folder in folders
+    for path in (under / folder).rglob('*')
+    if path.suffix in ('.py', '.html') and '__pycache__' not in path.parts
+  }
+
+
+def test_the_wheel_has_every_file_inside_the_package(installed):
+  ours = {path for path in modules('exedit') if path.parts[1] not in OURS}
+  ours |= {'exedit' / path for path in modules('input_pipeline', 'configs')}
+  assert {str(path) for path in modules('exedit', under=installed)} == {*map(str, ours)}
+  assert not any(path.is_symlink() for path in installed.rglob('*'))
+  names = [path.name for path in installed.iterdir()]
+  assert sorted(n for n in names if not n.endswith('.dist-info')) == ['bin', 'exedit']
+
+
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+import exedit
+for module in pkgutil.walk_packages(exedit.__path__, 'exedit.'):
+  if not module.name.endswith('__main__'):
+    importlib.import_module(module.name)
+print(json.dumps([exedit.__path__[0], *sorted({name.split('.')[0] for name in sys.modules})]))
+"""
+
+
+def test_every_module_imports_from_another_folder_without_generic_names(installed, tmp_path):
+  said = call(sys.executable, '-c', IMPORT_ALL, cwd=tmp_path, site=installed)
+  place, *imported = json.loads(said.splitlines()[-1])
+  assert place == str(installed / 'exedit')
+  foreign = {'input_pipeline', 'configs', 'launch', 'tests', 'torch', 'diffusers', 'transformers'}
+  assert not foreign & set(imported)
+
+
+ALL_HELP = """
+import os, sys
+import jax, flax, orbax.checkpoint  # once for all doors
+from exedit.runtime import console
+for command in console.DOORS:
+  if not os.fork():
+    sys.argv = [command, '--help']
+    console.run()
+    sys.exit()
+  if os.wait()[1]:
+    sys.exit(f'{command} fails')
+"""
+
+
+def test_every_console_command_has_help(installed, tmp_path):
+  said = call(sys.executable, '-c', ALL_HELP, cwd=tmp_path, site=installed)
+  assert said.count('python -m ') >= len(console.DOORS)
+  scripts = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']
+  assert {*scripts} == {*console.DOORS} == {path.name for path in (installed / 'bin').iterdir()}
+
+
+def test_a_command_finds_the_installed_config_unless_the_working_folder_has_its_own(
+  installed, tmp_path
+):
+  train = (installed / 'bin' / 'exedit-train', '--config=configs/pbe.py:nope', '--workdir=run')
+  said = call(*train, cwd=tmp_path, site=installed, status=2)
+  assert said.startswith("error: configs/pbe.py has no variant 'nope'; use full, tiny, ")
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'pbe.py').write_text("def get_config(_):\n  raise ValueError('mine')\n")
+  assert call(*train, cwd=tmp_path, site=installed, status=2) == 'error: mine\n'
+
+
+def test_the_eight_lines_of_the_readme_run_from_another_folder(installed, tmp_path):
+  [code, *_] = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+  code = re.sub(r"'((?:weights|docs)/)", rf"'{ROOT}/\1", code)
+  quick = dict(JAX_DISABLE_MOST_OPTIMIZATIONS='1')
+  call(sys.executable, '-c', code, cwd=tmp_path, site=installed, **quick)
+  assert (tmp_path / 'out.png').exists()
+
+
+def test_what_is_required_is_imported_and_what_is_imported_is_required():
+  text = re.sub(r'#.*', '', (ROOT / 'requirements.txt').read_text())
+  required = {normal(re.split(r'[\[<>=]', line)[0]) for line in text.split()}
+  distributions = importlib.metadata.packages_distributions()
+  imported = {
+    normal(distribution)
+    for path in modules(*OURS)
+    if path.suffix == '.py'
+    for name in imports(ROOT / path)
+    if name not in (*OURS, *sys.stdlib_module_names)
+    for distribution in distributions.get(name, [name])[:1]
+  }
+  optional = {'libtpu', 'gcsfs', 'scikit-learn'}
+  assert imported - optional == required
+
+
+def imports(path):
+  """The top-level names that a module imports, also inside functions."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+      names = [node.module]
+    yield from (name.split('.')[0] for name in names)
+
+
+def normal(name):
+  return re.sub(r'[-_.]+', '-', name).lower()
