@@ -356,12 +356,12 @@ def numbers(start: Start) -> list[dict]:
 def state(start: Start) -> dict:
   """Checksums of parameters, average and optimizer state, after reading them again."""
   from exedit.runtime import checksums
-  from exedit.training import checkpoint
+  from exedit.weights.formats import run
 
   newest = start.workdir / 'checkpoints' / str(max(start.checkpoints()))
   bits = {}
   for which in ('params', 'ema'):
-    params, _ = checkpoint.restore_params(start.workdir, which)
+    params, _ = run.restore_params(start.workdir, which)
     bits |= {f'{which}/{name}': array.tobytes() for name, array in params.items()}
   return dict(seal=checksums.read_seal(newest), bits=bits)
 

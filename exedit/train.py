@@ -40,12 +40,12 @@ from exedit.training.checkpoint import (
   Checkpoints,
   load_frozen,
   save_frozen,
-  steps_in,
 )
 from exedit.training.prefetch import Prefetch
 from exedit.training.state import TrainState
 from exedit.training.step import SYSTEMS, Program, make_program
 from exedit.training.workdir import Workdir
+from exedit.weights.formats.run import steps_in
 from exedit.weights.formats.tensor import Tensor
 
 SOURCES = ('init_from', 'init_clip')  # settings that name weights to start from

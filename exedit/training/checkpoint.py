@@ -13,31 +13,24 @@ import os
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from exedit.runtime import checksums, remote, signals
 from exedit.runtime.checksums import Damaged
 from exedit.runtime.errors import disk_is_full
 from exedit.training.state import TrainState
 from exedit.training.workdir import path_of, trouble
+from exedit.weights.formats.run import FROZEN, CheckpointError, crc32, damage, read_frozen
 
-FROZEN = 'frozen.safetensors'
 PASSING = 'UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Client[A-Za-z]*Error|Timeout'  # of a network
-
-
-class CheckpointError(ValueError):
-  """A checkpoint that cannot be used or written: one line with what was wrong and the remedy."""
 
 
 class Checkpoints:
@@ -170,54 +163,6 @@ class Checkpoints:
       raise CheckpointError(_no_space(self.folder, None, free)) from error
 
 
-def restore_params(
-  workdir: str | os.PathLike, which: str = 'ema', say: Callable[[str], None] = print
-) -> tuple[dict[str, np.ndarray], int]:
-  """All parameters of a run for sampling, on the host, and the step they are from.
-
-  which: 'ema' (the parameters themselves where the run keeps no average) or 'params'. Only these
-  of the newest good checkpoint are read; the frozen ones join them. CheckpointError without one.
-  """
-  if which not in ('ema', 'params'):
-    raise ValueError(f"which is '{which}'; use 'ema' or 'params'")
-  folder = path_of(workdir) / 'checkpoints'
-  steps = sorted(steps_in(folder), reverse=True)
-  if not steps:
-    raise CheckpointError(f'{workdir} holds no checkpoints: train there first, or name another')
-  problems = []
-  for step in steps:
-    try:
-      params = _read_part(folder / str(step), which)
-    except Damaged as why:
-      problems.append(f'checkpoint {step} is damaged ({why})')
-      continue
-    for problem in problems:
-      say(f'{problem}: using checkpoint {step} instead')
-    return {**load_frozen(workdir), **params}, step
-  raise CheckpointError(f'no checkpoint in {folder} can be read: {problems[0]}')
-
-
-def _read_part(path: epath.Path, which: str) -> dict[str, np.ndarray]:
-  seal = _seal(path)
-  part = {name: entry for name, entry in seal.items() if name.startswith(f'{which}/')}
-  if not part and which == 'ema':
-    return _read_part(path, 'params')
-  want = {
-    which: {
-      name.split('/', 1)[1]: jax.ShapeDtypeStruct(entry['shape'], jnp.dtype(entry['dtype']))
-      for name, entry in part.items()
-    }
-  }
-  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), want)
-  args = ocp.args.PyTreeRestore(item=want, restore_args=as_numpy, partial_restore=True)
-  try:
-    tree = ocp.PyTreeCheckpointer().restore(path / 'state', args=args)
-  except Exception as error:
-    raise _damage_or_not(error, path.parent) from error
-  checksums.verify(checksums.named(tree), part)
-  return tree[which]
-
-
 def save_frozen(
   workdir: str | os.PathLike, params: Mapping[str, jax.Array], scratch: str | None = None
 ) -> None:
@@ -229,7 +174,7 @@ def save_frozen(
     return
   path = path_of(workdir) / FROZEN
   arrays = {name: np.asarray(value) for name, value in params.items()}
-  crc = {name: _crc32(a) for name, a in arrays.items()}
+  crc = {name: crc32(a) for name, a in arrays.items()}
   folder = (scratch or tempfile.gettempdir()) if remote.is_remote(path) else path.parent
   temporary = Path(folder, f'{FROZEN}.{os.getpid()}.tmp')
   try:
@@ -255,35 +200,17 @@ def load_frozen(workdir: str | os.PathLike, scratch: str | None = None) -> dict[
 
   scratch: a folder of this machine, on their way from a store.
   """
-  from safetensors import safe_open
-
   path = path_of(workdir) / FROZEN
+  if not remote.is_remote(path):
+    return read_frozen(path)
   try:
-    with contextlib.ExitStack() as held:
-      local = os.fspath(path)
-      if remote.is_remote(path):
-        folder = held.enter_context(tempfile.TemporaryDirectory(suffix='.tmp', dir=scratch))
-        local = os.path.join(folder, FROZEN)
+    with tempfile.TemporaryDirectory(suffix='.tmp', dir=scratch) as folder:
+      local = os.path.join(folder, FROZEN)
+      with contextlib.suppress(FileNotFoundError):
         remote.get(os.fspath(path), local)
-      arrays = load_file(local)
-      with safe_open(local, 'numpy') as file:
-        crc = json.loads((file.metadata() or {}).get('crc32', '{}'))
-  except FileNotFoundError:
-    raise CheckpointError(f'{path} is missing: copy it from where the run was started') from None
-  except (SafetensorError, ValueError) as error:
-    raise CheckpointError(f'{path} is damaged ({error}): restore it from a copy') from error
+      return read_frozen(local, os.fspath(path))
   except OSError as error:
-    if not remote.is_remote(path):
-      raise
     raise trouble(workdir, error) from error
-  for name, array in arrays.items():
-    if _crc32(array) != crc.get(name):
-      raise CheckpointError(f'{path} is damaged (checksum of {name}): restore it from a copy')
-  return arrays
-
-
-def _crc32(array: np.ndarray) -> int:
-  return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _seal(path: epath.Path) -> dict[str, dict]:
@@ -308,24 +235,16 @@ def _compare(seal: Mapping[str, dict], wanted: Mapping[str, Any], path: epath.Pa
       )
 
 
-def steps_in(folder: epath.Path) -> list[int]:
-  """The steps whose checkpoints in this folder were written to their end."""
-  if not folder.is_dir():
-    return []
-  steps = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
-  return [int(path.name) for path in steps if ocp.utils.is_checkpoint_finalized(path)]
-
-
 def _damage_or_not(error: Exception, folder: epath.Path) -> Exception:
   """A failed read is damage, except where machine, network or rights failed a good checkpoint."""
-  text = f'{type(error).__name__}: {error}'
-  if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
+  found = damage(error)
+  if found is error:
     return error
   if remote.is_remote(folder) and not isinstance(error, FileNotFoundError):
-    words = text.replace(str(folder), '')
+    words = f'{type(error).__name__}: {error}'.replace(str(folder), '')
     if isinstance(error, OSError) or remote.refused(error) or re.search(PASSING, words):
       return trouble(folder.parent, error)
-  return Damaged(' '.join(text.split())[:200])
+  return found
 
 
 def _no_space(path: os.PathLike, need: int | None, free: int) -> str:

@@ -18,6 +18,7 @@ from exedit.runtime.errors import UserError
 from exedit.training import checkpoint, goodput, log, prefetch
 from exedit.training import mesh as meshes
 from exedit.training.step import make_program
+from exedit.weights.formats import run
 from tests import disks, on_devices, released, small, toy, toy_config
 from tests.runs import at_line, digests, end, export, lines, start
 
@@ -109,7 +110,7 @@ def test_the_workdir_holds_what_the_run_was(settings, tmp_path):
   assert 'unet.0.kernel' in (tmp_path / 'parameters.txt').read_text()
   assert sorted(p.name for p in (tmp_path / 'samples').iterdir()) == ['3.png', '6.png']
   assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['4', '6']
-  params, step = checkpoint.restore_params(tmp_path)
+  params, step = run.restore_params(tmp_path)
   assert step == 6 and {'unet.0.kernel', 'clip.kernel'} <= set(params)
 
 
@@ -123,7 +124,7 @@ def test_frozen_parameters_stay_and_trainable_ones_move(settings, tmp_path):
   train.train(str(tmp_path), **settings)
   key = jax.random.fold_in(jax.random.key(settings['seed']), 2**32 - 1)
   _, first = parameters.flatten(toy.build(rngs=nnx.Rngs(key)))
-  last, _ = checkpoint.restore_params(tmp_path, 'params')
+  last, _ = run.restore_params(tmp_path, 'params')
   np.testing.assert_allclose(last['clip.kernel'], first['clip.kernel'], rtol=1e-6)
   assert np.abs(last['unet.0.kernel'] - first['unet.0.kernel']).max() > 1e-3
   assert not any(name.startswith('params/clip') for name in digests(tmp_path, 6))

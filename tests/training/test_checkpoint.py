@@ -14,6 +14,7 @@ from exedit.runtime import checksums
 from exedit.training import checkpoint, optimizer, state
 from exedit.training import mesh as meshes
 from exedit.training.checkpoint import CheckpointError, Checkpoints
+from exedit.weights.formats import run
 from tests import disks, toy
 
 # What Orbax leaves behind of a restore that failed is not our affair.
@@ -314,7 +315,7 @@ def with_frozen(workdir):
 def test_restore_params_gives_the_average_and_the_frozen_ones(tmp_path):
   saved(tmp_path, 1, 2)
   with_frozen(tmp_path)
-  params, step = checkpoint.restore_params(tmp_path)
+  params, step = run.restore_params(tmp_path)
   assert step == 2
   assert_same({n: a for n, a in params.items() if n != 'vae.kernel'}, make_state(2).ema)
   np.testing.assert_array_equal(params['vae.kernel'], np.arange(6).reshape(2, 3))
@@ -329,10 +330,10 @@ def test_restore_params_tells_ema_from_params(tmp_path):
   checkpoints.close()
   with_frozen(tmp_path)
   np.testing.assert_array_equal(
-    checkpoint.restore_params(tmp_path, 'ema')[0]['unet.0.bias'], now.ema['unet.0.bias']
+    run.restore_params(tmp_path, 'ema')[0]['unet.0.bias'], now.ema['unet.0.bias']
   )
   np.testing.assert_array_equal(
-    checkpoint.restore_params(tmp_path, 'params')[0]['unet.0.bias'], now.params['unet.0.bias']
+    run.restore_params(tmp_path, 'params')[0]['unet.0.bias'], now.params['unet.0.bias']
   )
 
 
@@ -341,7 +342,7 @@ def test_restore_params_without_ema_gives_the_params(tmp_path):
   checkpoints.save(1, make_state(1, ema=False))
   checkpoints.close()
   with_frozen(tmp_path)
-  params, _ = checkpoint.restore_params(tmp_path)
+  params, _ = run.restore_params(tmp_path)
   np.testing.assert_array_equal(params['clip.kernel'], make_state(1).params['clip.kernel'])
 
 
@@ -350,18 +351,18 @@ def test_restore_params_falls_back_and_says_so(tmp_path):
   with_frozen(tmp_path)
   (folder / '2' / 'digest' / 'metadata').write_text('')
   lines = []
-  _, step = checkpoint.restore_params(tmp_path, say=lines.append)
+  _, step = run.restore_params(tmp_path, say=lines.append)
   assert step == 1 and len(lines) == 1 and lines[0].startswith('checkpoint 2 is damaged')
   assert (folder / '2').is_dir()  # a reader moves nothing
 
 
 def test_restore_params_without_checkpoints_is_one_clear_line(tmp_path):
   with pytest.raises(CheckpointError, match='holds no checkpoints: train there first'):
-    checkpoint.restore_params(tmp_path)
+    run.restore_params(tmp_path)
   with pytest.raises(CheckpointError, match='holds no checkpoints'):
-    checkpoint.restore_params(tmp_path / 'nowhere')
+    run.restore_params(tmp_path / 'nowhere')
   with pytest.raises(ValueError, match="which is 'both'"):
-    checkpoint.restore_params(tmp_path, 'both')
+    run.restore_params(tmp_path, 'both')
 
 
 def test_frozen_parameters_are_verified(tmp_path):

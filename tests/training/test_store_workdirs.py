@@ -16,6 +16,7 @@ from exedit.runtime import caches, lock, remote
 from exedit.runtime.errors import Passing, UserError
 from exedit.training import checkpoint, lease, workdir
 from exedit.weights import fetch, find
+from exedit.weights.formats import run
 from tests import fake_gcs, runs
 from tests.runs import digests, end, lines, start, start_two
 from tests.training.test_checkpoint import assert_same, make_state
@@ -163,7 +164,7 @@ def test_the_newest_checkpoint_of_a_store_is_copied_and_the_older_copy_goes(
     store.put(f'bucket/run/{name}', b'')  # what a mount makes for folders, and a person
   del store.objects['bucket/run/checkpoints/6/commit_success.txt']
   path = fetch.local_path(PLACE)
-  params, step = checkpoint.restore_params(path)
+  params, step = run.restore_params(path)
   assert step == 3 and 'frozen' in params
   expected = make_state(3).ema
   for name, value in expected.items():
@@ -171,7 +172,7 @@ def test_the_newest_checkpoint_of_a_store_is_copied_and_the_older_copy_goes(
   saved(9)
   monkeypatch.setattr(fetch, 'KEPT', 0.0)
   assert fetch.local_path(PLACE) == path and os.listdir(path / 'checkpoints') == ['9']
-  assert checkpoint.restore_params(path)[1] == 9
+  assert run.restore_params(path)[1] == 9
 
 
 @pytest.mark.parametrize(
@@ -376,7 +377,7 @@ def test_a_checkpoint_without_its_last_file_is_none(store):
   """The writer was killed before it could say that all was there."""
   saved(3, 6)
   del store.objects['bucket/run/checkpoints/6/commit_success.txt']
-  assert checkpoint.steps_in(workdir.path_of(PLACE) / 'checkpoints') == [3]
+  assert run.steps_in(workdir.path_of(PLACE) / 'checkpoints') == [3]
   state, said = restored()
   assert_same(state, make_state(3))
   assert said == []
@@ -415,7 +416,7 @@ def test_rights_that_end_later_end_the_run_in_words(root, cache, store, what):
   output = end(process, 2)
   assert 'error: the workdir gs://bucket/run cannot be used (' in output
   assert 'Traceback' not in output, output
-  assert 6 in checkpoint.steps_in(workdir.path_of(PLACE) / 'checkpoints')
+  assert 6 in run.steps_in(workdir.path_of(PLACE) / 'checkpoints')
   assert not os.listdir(caches.folder('runs').joinpath(*os.listdir(caches.folder('runs'))[:1]))
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from exedit.runtime.errors import UserError
-from exedit.training import checkpoint
 from exedit.weights import digests
 from exedit.weights import settings as configs
+from exedit.weights.formats import run
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.tensor import Tensor, read_small
@@ -84,11 +84,11 @@ def read(path: str | os.PathLike, which: str = 'ema') -> Weights:
 
 def _workdir(path: Path, config: dict[str, Any], which: str) -> Weights:
   """The newest good checkpoint; each array is given away once, so that no two copies stay."""
-  params, step = _restored(path, which)
+  params, step = run.restore_params(path, which)
 
   def take(name):
     if name not in params:
-      again, now = _restored(path, which)
+      again, now = run.restore_params(path, which)
       if now != step:
         raise UserError(f'{path} went on from step {step} to step {now} meanwhile: start again')
       params.update(again)
@@ -99,15 +99,8 @@ def _workdir(path: Path, config: dict[str, Any], which: str) -> Weights:
     for name, array in params.items()
   }
   seal = path / 'checkpoints' / str(step) / 'digest' / 'metadata'
-  files = (seal, path / checkpoint.FROZEN)
+  files = (seal, path / run.FROZEN)
   return Weights(config, tensors, identity(tensors), files, step, system_of(config), which=which)
-
-
-def _restored(path: Path, which: str) -> tuple[dict[str, np.ndarray], int]:
-  try:
-    return checkpoint.restore_params(path, which)
-  except checkpoint.CheckpointError as error:
-    raise UserError(str(error)) from error
 
 
 def write(
