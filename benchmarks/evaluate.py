@@ -31,7 +31,10 @@ if not __package__:  # run by its path: its own folder would be the first to be 
 from benchmarks import evaluate_pytorch_fid as peer  # noqa: E402
 from benchmarks import workers  # noqa: E402
 from benchmarks.sampling_diffusers import peak_bytes  # noqa: E402
-from exedit import images
+from exedit import (
+  images,
+  systems,  # noqa: E402
+)
 from exedit.evaluation import bench, bench_edits, evaluate_bench, features
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.input_pipeline.errors import DataError
@@ -138,9 +141,10 @@ def exedit(spec: Mapping[str, Any]) -> dict[str, Any]:
 def edits(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Edits per second as the evaluation makes them, from files to files."""
   found = find.weights(spec['weights'])
-  given = Bench(spec['bench'], evaluate_bench.exemplar_size(found.config))
+  given = Bench(spec['bench'], evaluate_bench.exemplar_size(found))
   listed = bench.survey(given)
-  settings = evaluate_bench.doors.edit_settings(found.config, steps=None, scale=None, sampler=None)
+  settings = systems.edit_settings(systems.of(found), found.config)
+  settings.pop('mask_resize')
   asked: dict[str, Any] = dict(settings, seed=0, paste=True, precision=None, batch_size=None)
 
   def make():
@@ -251,7 +255,7 @@ SECONDS = ('features', 'network', 'distance')
 def measured_edits(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
   """Edits of a drawn benchmark, as large as the weights' training pictures."""
   config = find.weights(spec['weights']).config
-  size = evaluate_bench.doors.trained_on(config, 'size')
+  size = systems.trained_on(systems.get('paint_by_example'), config, 'size')
   write_bench(folder / 'bench', spec['edits'], size)
   own = dict(system='edits', weights=spec['weights'], bench=str(folder / 'bench'))
   return dict(in_own_process(own | dict(rounds=spec['rounds'])), size=size, count=spec['edits'])

@@ -22,9 +22,10 @@ from absl import flags
 if not __package__:  # run by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+from exedit import systems
 from exedit.runtime import doors
 from exedit.training import mesh as meshes
-from exedit.training.step import SYSTEMS, Program, make_program
+from exedit.training.step import Program, make_program
 
 DEVICES = (1, 2, 4, 8)
 Config = Mapping[str, Any]
@@ -33,7 +34,7 @@ Config = Mapping[str, Any]
 def made(config: Config, sharding: str, count: int) -> Program:
   """The step of a config over so many simulated devices."""
   return make_program(
-    SYSTEMS[config['system']],
+    systems.get(config['system']),
     config['model'],
     config['optimizer'],
     config['ema'],

@@ -24,7 +24,7 @@ from absl import flags
 from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
-from exedit import images
+from exedit import images, systems
 from exedit import paint_by_example as pbe
 from exedit.evaluation import compare, compare_page, evaluate_bench
 from exedit.input_pipeline import synthetic
@@ -84,12 +84,15 @@ def evaluate(
   """
   found = find.weights(weights)
   config = found.config
-  sampling = doors.edit_settings(config, found.where, steps=steps, scale=scale, sampler=sampler)
+  sampling = systems.edit_settings(
+    systems.of(found), config, found.where, steps=steps, scale=scale, sampler=sampler
+  )
+  sampling.pop('mask_resize', None)
   if output is None and not os.path.isdir(weights):
     raise UserError(f'--output is missing: {weights} is no folder to put the results beside')
   output = evaluate_bench.writable_folder(output or os.path.join(weights, 'evaluation'))
   _check(edits=(edits, 2), truths=(truths, 2), batch_size=(batch_size, 1), seed=(seed, 0))
-  drawing = dict(drawn_like(config), seed=seed, truths=truths)
+  drawing = dict(drawn_like(systems.of(found), config), seed=seed, truths=truths)
   model = pbe.load(found)
 
   every = 0.1 if sys.stderr.isatty() else 10
@@ -125,12 +128,12 @@ def evaluate(
   return results
 
 
-def drawn_like(config: Mapping[str, Any]) -> dict[str, int]:
+def drawn_like(system: systems.System, config: Mapping[str, Any]) -> dict[str, int]:
   """Arguments of `synthetic.bench`: pictures drawn like those the weights were trained on."""
   names = ('size', 'exemplar_size')
-  drawing = {name: doors.trained_on(config, name) for name in names}
+  drawing = {name: systems.trained_on(system, config, name) for name in names}
   if config.get('synthetic'):  # weights of photographs know nothing of a scene's own pixels
-    drawing['exemplar_pad'] = doors.trained_on(config, 'exemplar_pad')
+    drawing['exemplar_pad'] = systems.trained_on(system, config, 'exemplar_pad')
     if 'size' in config['synthetic']:
       drawing['scene_size'] = config['synthetic']['size']
   return drawing

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from exedit import images
+from exedit import images, systems
 from exedit.input_pipeline import latents as encoded
 from exedit.input_pipeline import loader, synthetic
 from exedit.input_pipeline.errors import DataError
@@ -43,7 +43,7 @@ from exedit.training.checkpoint import (
 )
 from exedit.training.prefetch import Prefetch
 from exedit.training.state import TrainState
-from exedit.training.step import SYSTEMS, Program, make_program
+from exedit.training.step import Program, make_program
 from exedit.training.workdir import Workdir
 from exedit.weights.formats.run import steps_in
 from exedit.weights.formats.tensor import Tensor
@@ -81,8 +81,8 @@ def train(
 
   Args:
     workdir: where everything goes, and where an earlier start is continued; may be gs://...
-    system: one of SYSTEMS; `model` are the arguments of its `build`, `edit` those of its `edit`
-      and `count`, how many held-out examples are edited.
+    system: the name of a system; `model` are the arguments of its `build`, `edit` those of its
+      `edit`, and `count`, the number of held-out examples in a grid.
     batch_size: of all devices together; taken in `accumulate` equal parts, one after the other.
     data: arguments of `loader.batches`. synthetic: of `synthetic.ensure`, to draw the data first.
     trainable: which parameters train, see `parameters.split_trainable`.
@@ -103,7 +103,16 @@ def train(
   with processes.together(), settings.mendable(config):
     check(config)
     program = make_program(
-      SYSTEMS[system], model, optimizer, ema, mesh, trainable, batch_size, accumulate, seed, steps
+      systems.get(system),
+      model,
+      optimizer,
+      ema,
+      mesh,
+      trainable,
+      batch_size,
+      accumulate,
+      seed,
+      steps,
     )
     tensors = None if begun(workdir) else given(program, config)
     draw(data, synthetic)
@@ -350,21 +359,13 @@ def show_edits(
   book: log.Log,
   step: int,
 ) -> None:
-  """Edit each held-out picture with its own exemplar and with its neighbour's; one grid of all."""
-  source = images.from_uint8(examples['image'])
-  mask = examples['mask'][..., None].astype(np.float32) / 255
-  exemplar = images.from_uint8(examples['exemplar'])
-  other = np.roll(exemplar, 1, axis=0)
+  """Write one grid of the system's preview of the held-out examples."""
   how = {name: value for name, value in edit.items() if name != 'count'}
   model = parameters.merge(program.graph, {**(now.ema or now.params), **frozen})
-  twice = [np.concatenate(pair) for pair in ((source,) * 2, (mask,) * 2, (exemplar, other))]
-  result = program.system.edit(model, *twice, key=jax.random.key(0), **how)
+  captions, rows = program.system.preview(model, examples, **how)
   if jax.process_index() != 0:
     return
-  own, others = np.split(np.asarray(result), 2)
-  rows = zip(source, source * (1 - mask), exemplar, own, other, others)
-  captions = ('source', 'hole', 'exemplar', 'edit', 'another', 'edit')
-  sheet = images.grid([list(row) for row in rows], captions)
+  sheet = images.grid(rows, captions)
   os.makedirs(os.path.join(held.files, 'samples'), exist_ok=True)
   images.save(sheet, os.path.join(held.files, 'samples', f'{step}.png'))
   book.image(step, 'edits', sheet)
@@ -413,9 +414,7 @@ def sizes(params: Params) -> str:
 
 def check(config: Mapping[str, Any]) -> None:
   """Say now what is wrong with the settings; hours may pass before some of them count."""
-  if config['system'] not in SYSTEMS:
-    known = ', '.join(SYSTEMS)
-    raise UserError(f"config.system is '{config['system']}'; use one of {known}")
+  system = systems.get(config['system'])
   once = ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'max_bad_steps')
   least = {name: 1 for name in once} | dict(edit_every=0)
   values = {name: config[name] for name in least}
@@ -424,14 +423,16 @@ def check(config: Mapping[str, Any]) -> None:
   for name, value in values.items():
     if value < least.get(name, 1):
       raise UserError(f'config.{name} is {value}; it must be at least {least.get(name, 1)}')
-  system = SYSTEMS[config['system']]
   settings.check(config['model'], system.build, 'config.model')
-  settings.check(config['edit'], system.edit, 'config.edit', also=['count'])
+  known = [*systems.network_settings(system.settings()), 'count']
+  for name in config['edit']:
+    if name not in known:
+      raise UserError(settings.unknown(f'config.edit.{name}', known))
   settings.check(config['optimizer'], optimizer.make, 'config.optimizer')
   settings.check(config['ema'], state.Ema, 'config.ema')
   settings.check(config['mesh'], meshes.make, 'config.mesh')
   settings.check(config['checkpoint'], Checkpoints, 'config.checkpoint')
-  doors.edit_settings(config, steps=None, scale=None, sampler=None)
+  systems.edit_settings(system, config)
 
 
 def define_flags() -> None:

@@ -37,9 +37,9 @@ SMALL = dict(  # all parts of configs/pbe.py:tiny, as small as they go
   schedule=dict(prediction='v'),
 )
 SYSTEMS = dict(
-  toy=(toy, dict(width=4096), 'unet'),
-  toy16=(toy, dict(width=4096, dtype='bfloat16'), 'unet'),
-  pbe=(paint_by_example, SMALL, 'unet|conditioner|clip'),
+  toy=(toy.SYSTEM, dict(width=4096), 'unet'),
+  toy16=(toy.SYSTEM, dict(width=4096, dtype='bfloat16'), 'unet'),
+  pbe=(paint_by_example.SYSTEM, SMALL, 'unet|conditioner|clip'),
 )
 ARRAYS = dict(  # for `exchange`, and how they are split
   conv=(3, 3, 32, 64),

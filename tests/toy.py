@@ -3,11 +3,16 @@
 Run as a program it is the door `exedit.train` with this system added, for tests that kill it.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from exedit import images, paint_by_example, systems
 from exedit.diffusion.schedule import Schedule
+from exedit.editing.photo import PhotoSettings
 from exedit.weights import find
 
 
@@ -52,13 +57,45 @@ def loss(model, batch, key):
   return per_example.mean(), dict(per_example=per_example, t=t)
 
 
-def edit(model, source, mask, exemplar, key, *, scale=1.0):
-  return source * (1 - mask) + mask * jnp.clip(model(source, mask, exemplar), -1, 1)
+def edit(model, arrays, keys, size, *, scale=1.0):
+  source, mask = arrays['image'], arrays['mask']
+  return source * (1 - mask) + mask * jnp.clip(model(source, mask, arrays['exemplar']), -1, 1)
 
+
+def preview(model, examples, **settings):
+  source = images.from_uint8(examples['image'])
+  arrays = dict(
+    image=source,
+    mask=examples['mask'][..., None].astype(np.float32) / 255,
+    exemplar=images.from_uint8(examples['exemplar']),
+  )
+  result = np.asarray(edit(model, arrays, None, source.shape[1:3], **settings))
+  return ('source', 'edit'), [list(row) for row in zip(source, result)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(PhotoSettings):
+  scale: float = systems.setting(1.0, 'not used', network=True)
+
+
+SYSTEM = systems.register(
+  dataclasses.replace(
+    paint_by_example.SYSTEM,
+    name='toy',
+    settings=Settings,
+    build=build,
+    complete=dict,
+    start=start,
+    loss=loss,
+    preview=preview,
+    edit=edit,
+    picture_size=lambda model: 16,
+    moments=None,
+  )
+)
 
 if __name__ == '__main__':
   import os
-  import sys
 
   from absl import flags
   from ml_collections import config_flags
@@ -68,7 +105,6 @@ if __name__ == '__main__':
   from exedit.training import lease
 
   lease.RENEW = float(os.environ.get('EXEDIT_LEASE', lease.RENEW))
-  train.SYSTEMS['toy'] = sys.modules['__main__']
   config_flags.DEFINE_config_file('config')
   flags.DEFINE_string('workdir', None, '')
   train.define_flags()

@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from exedit import images
-from exedit import paint_by_example as pbe
+from exedit import images, latent_diffusion, systems
 from exedit.editing import framing, room
-from exedit.runtime import decode, doors, lists
+from exedit.runtime import decode, lists
 from exedit.runtime.errors import UserError, explain
 
 INPUTS = ('image', 'mask', 'exemplar', 'exemplar_mask')
@@ -44,7 +43,7 @@ class Settings:
 
 
 CHOICES = dict(
-  sampler=tuple(pbe.SAMPLERS),
+  sampler=tuple(latent_diffusion.SAMPLERS),
   zoom=framing.ZOOMS,
   match=framing.MATCHES,
   exemplar_fit=framing.FITS,
@@ -114,7 +113,7 @@ def read(
   for where, row in rows:
     try:
       edit = _edit(where, row, base, output, settings)
-      doors.check_steps(edit.settings.steps, most_steps)
+      systems.check_steps(edit.settings.steps, most_steps)
       found.append(edit)
     except UserError as error:
       faults.append(Fault(where, str(error)))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from exedit import images
+from exedit import images, systems
 from exedit.editing import edits, framing, repaint
 from exedit.editing import recipe as recipes
 from exedit.editing.session import Pace, Session
-from exedit.runtime import decode, doors
+from exedit.runtime import decode
 from exedit.runtime.errors import UserError
 
 
@@ -53,7 +53,7 @@ def replay(
       raise UserError(f'the weights of {path}, {weights}, are not here: name them with --weights')
   session = _session(old, weights)
   session.keep_recipes = keep_recipe
-  doors.check_steps(old.settings.steps, session.most_steps)
+  systems.check_steps(old.settings.steps, session.most_steps)
   job = _job(edit, old, session.trained, say)
   for line in recipes.other_versions(old, session.versions):
     say(f'note: {line}: the pixels may differ')

@@ -16,12 +16,11 @@ from typing import Any
 
 import jax
 
-from exedit import images
+from exedit import images, systems
 from exedit import paint_by_example as pbe
 from exedit.editing import edits, repaint, room
 from exedit.editing import recipe as recipes
 from exedit.models.clip import CLIPVision
-from exedit.runtime import doors
 from exedit.weights import find
 
 THREADS = 4  # decode and encode files; Pillow lets go of the interpreter while it does
@@ -88,8 +87,9 @@ class Session:
   ):
     self.found = find.weights(weights, which, revision)
     self.config = self.found.config
-    self.trained = doors.trained_on(self.config, 'size')
-    self.most_steps = doors.most_steps(self.config)
+    self.system = systems.of(self.found)
+    self.trained = systems.trained_on(self.system, self.config, 'size')
+    self.most_steps = systems.most_steps(self.config)
     sizes = inspect.signature(CLIPVision.__init__).parameters['image_size'].default
     self.exemplar_size = self.config['model'].get('clip', {}).get('image_size', sizes)
     self.precision = precision or self.config['model'].get('dtype', 'float32')
@@ -104,7 +104,7 @@ class Session:
     """What names the weights in a recipe; hashed once, whichever thread asks first."""
     with self._lock:
       if not self._digest:
-        model = pbe.complete(self.config['model'])
+        model = self.system.complete(self.config['model'])
         self._digest = recipes.identity(self.found.digest(), model)
     return self._digest
 
@@ -115,7 +115,9 @@ class Session:
   def settings(self, *, steps=None, scale=None, sampler=None, **given: Any) -> edits.Settings:
     """The settings given, else the weights' own, else the defaults; UserError for a wrong one."""
     where = self.found.where
-    own = doors.edit_settings(self.config, where, steps=steps, scale=scale, sampler=sampler)
+    own = systems.edit_settings(
+      self.system, self.config, where, steps=steps, scale=scale, sampler=sampler
+    )
     return edits.defaults(own | given)
 
   def asked(self, edit: edits.Edit) -> dict[str, Any]:

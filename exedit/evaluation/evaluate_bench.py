@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from exedit import systems
 from exedit.evaluation import bench, bench_edits, instruments, report, scores, vectors
 from exedit.evaluation.cache import Cache, default_folder
 from exedit.input_pipeline.coco_ee.bench import Bench
-from exedit.runtime import doors, files, processes, settings, versions
+from exedit.runtime import files, processes, settings, versions
 from exedit.runtime.errors import UserError, heard
 from exedit.weights import find
+from exedit.weights.found import Weights
 
 PRECISIONS = ('float32', 'bfloat16')
 NETWORKS = ('clip_b32', 'clip', 'inception', 'lpips', 'dino_s16', 'dino')
@@ -62,9 +64,10 @@ def evaluate(
   found, asked = None, {}
   if weights is not None:
     found = find.weights(weights)
-    asked = doors.edit_settings(
-      found.config, found.where, steps=steps, scale=scale, sampler=sampler
+    asked = systems.edit_settings(
+      systems.of(found), found.config, found.where, steps=steps, scale=scale, sampler=sampler
     )
+    asked.pop('mask_resize', None)
     asked |= dict(seed=seed, paste=paste, precision=precision or own_precision(found))
   edits_of = Bench(data['root'], exemplar_size=None)
   edits = bench.survey(edits_of)
@@ -140,7 +143,7 @@ def make(
     made_with = dict(asked, weights=digest, benchmark=bench.digest(edits))
     bench_edits.claim(output, made_with)
   processes.wait_for_others('claimed')
-  seen = Bench(root, exemplar_size(found.config))
+  seen = Bench(root, exemplar_size(found))
   bench_edits.sample(found, seen, edits, output, batch_size=batch_size, say=say, **asked)
   processes.wait_for_others('made')
   return dict(weights=dict(path=found.where, step=found.step, sha256=digest), sampling=asked)
@@ -151,10 +154,9 @@ def own_precision(found: find.Weights) -> str:
   return found.config['model'].get('dtype', PRECISIONS[0])
 
 
-def exemplar_size(config: Mapping[str, Any]) -> int:
-  """Side in pixels of what the weights' exemplar tower sees."""
-  own = config['model'].get('clip', {}).get('image_size')
-  return own or doors.trained_on(config, 'exemplar_size')
+def exemplar_size(found: Weights) -> int:
+  """The side in pixels at which the weights' network sees an exemplar."""
+  return systems.of(found).picture_size(found.config['model'])
 
 
 def _instruments(edits, features, reference, gmm):

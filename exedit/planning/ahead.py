@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
+from exedit import systems
 from exedit.models import kernels
 from exedit.planning import child, collectives, topology, traffic
-from exedit.runtime import caches, doors, files, settings
+from exedit.runtime import caches, files, settings
 from exedit.runtime.errors import UserError
 from exedit.training import flops
 from exedit.training import mesh as meshes
-from exedit.training.step import SYSTEMS, Program, make_program
+from exedit.training.step import Program, make_program
 
 # Arguments of make_program that a compiled step depends on; the others are numbers inside it.
 GROUPS = ('system', 'model', 'optimizer', 'ema', 'mesh', 'trainable', 'batch_size', 'accumulate')
@@ -69,7 +69,7 @@ def compiled(
 def remembered(config: Config, name: str, effort: str = 'quick') -> Path:
   """Where findings are kept: by settings, topology, effort, versions and our own source."""
   what = {group: config.get(group) for group in GROUPS}
-  what['sizes'] = [doors.trained_on(config, size) for size in ('size', 'exemplar_size')]
+  what['batch'] = repr(systems.get(config['system']).data.shapes(**config['data']))
   what['steps'] = config['steps'] if config['optimizer'].get('schedule') == 'cosine' else None
   fact = json.dumps([name, what, effort, topology.versions(), source_digest()], sort_keys=True)
   return caches.folder('plans', hashlib.sha256(fact.encode()).hexdigest()[:32] + '.json')
@@ -121,16 +121,14 @@ def compile_step(config: Config, name: str, say: Callable[[str], None]) -> Findi
 
 def check(config: Config) -> None:
   """UserError for a system that there is not, and for keys that no argument answers to."""
-  if config['system'] not in SYSTEMS:
-    raise UserError(f"config.system is '{config['system']}'; use one of {', '.join(SYSTEMS)}")
-  settings.check(config['model'], SYSTEMS[config['system']].build, 'config.model')
+  settings.check(config['model'], systems.get(config['system']).build, 'config.model')
   settings.check(config['mesh'], meshes.make, 'config.mesh')
 
 
 def lay_out(config: Config, devices) -> Program:
   """The program that `train` would make of these settings on these devices."""
   return make_program(
-    SYSTEMS[config['system']],
+    systems.get(config['system']),
     config['model'],
     config['optimizer'],
     config['ema'],
@@ -146,14 +144,7 @@ def lay_out(config: Config, devices) -> Program:
 
 def batch_shapes(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   """The batch as `input_pipeline.loader.batches` gives it, without data."""
-  size, exemplar = (doors.trained_on(config, name) for name in ('size', 'exemplar_size'))
-  shapes = dict(
-    image=((size, size, 3), np.uint8),
-    mask=((size, size), np.uint8),
-    exemplar=((exemplar, exemplar, 3), np.uint8),
-    id=((), np.int32),
-    corrupt=((), np.int32),
-  )
+  shapes = systems.get(config['system']).data.shapes(**config['data'])
   over = meshes.batch_sharding(mesh)
   return {
     name: jax.ShapeDtypeStruct((config['batch_size'], *shape), dtype, sharding=over)

@@ -7,7 +7,6 @@ programs import keeps its flags to itself: it describes them by `Flag` rows and 
 
 import contextlib
 import functools
-import inspect
 import os
 import re
 import sys
@@ -248,72 +247,6 @@ def read(
   if len(rest) > 1 and not words:
     raise UserError(f'{rest[1]!r} is not a flag: flags are written --name=value')
   return rest
-
-
-# The next four move to exedit/systems.py, which knows systems; this module must not.
-
-
-def edit_settings(
-  config: Mapping[str, Any],
-  where: str = '',
-  *,
-  steps: int | None,
-  scale: float | None,
-  sampler: str | None,
-) -> dict[str, Any]:
-  """Arguments of `edit`: those given, else what the weights' config says, else its defaults.
-
-  Raises:
-    UserError: for one that cannot be, with `where` the config stands if it came from there.
-  """
-  from exedit import paint_by_example as pbe
-  from exedit.weights import settings as configs
-
-  given = dict(steps=steps, scale=scale, sampler=sampler)
-  told = {name: value for name, value in config.get('edit', {}).items() if name in given}
-  settings = {name: inspect.signature(pbe.edit).parameters[name].default for name in given}
-  settings |= told | {name: value for name, value in given.items() if value is not None}
-
-  def named(name):
-    return f'{where}: {name}' if where and name in told and given[name] is None else name
-
-  check_steps(settings['steps'], most_steps(config), named('steps'))
-  if not configs.finite(settings['scale']):
-    raise UserError(f'{named("scale")} is {settings["scale"]!r:.50}: it must be a number such as 5')
-  settings['scale'] = float(settings['scale'])
-  if settings['sampler'] not in pbe.SAMPLERS:
-    raise UserError(
-      f'{named("sampler")} is {settings["sampler"]!s:.50}: use one of {", ".join(pbe.SAMPLERS)}'
-    )
-  return settings
-
-
-def most_steps(config: Mapping[str, Any]) -> int:
-  """Steps at most with these weights: timestep 0 is the end, so one less than were trained on.
-
-  Neither the original nor diffusers, with its offset of 1, can make as many (facts 3.2).
-  """
-  from exedit.diffusion.schedule import Schedule
-
-  schedule = config.get('model', {}).get('schedule', {})
-  return schedule.get('num_steps', Schedule.num_steps) - 1
-
-
-def check_steps(steps: Any, most: int, name: str = 'steps') -> None:
-  """UserError for steps that the weights' schedule does not have."""
-  if type(steps) is not int or not 1 <= steps <= most:
-    raise UserError(
-      f"{name} is {steps!r:.50}: it must be between 1 and {most}, for the weights' schedule has"
-      f' {most + 1} steps'
-    )
-
-
-def trained_on(config: Mapping[str, Any], name: str) -> Any:
-  """What the data pipeline was set to, or its default: `size`, `exemplar_size`, ..."""
-  from exedit.input_pipeline import open_images
-
-  default = inspect.signature(open_images.make_example).parameters[name].default
-  return config['data'].get(name, default)
 
 
 def _last_line(error):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
 from typing import Any, cast
 
 import jax
@@ -14,15 +13,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from exedit import paint_by_example
 from exedit.models import kernels, parameters
 from exedit.models.parameters import Graph, Params
 from exedit.runtime import compilation
+from exedit.systems import System
 from exedit.training import buckets, flops, optimizer, state
 from exedit.training import mesh as meshes
 from exedit.training.state import TrainState
-
-SYSTEMS: dict[str, ModuleType] = {'paint_by_example': paint_by_example}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Program:
   step(state, frozen, batch) -> (state, metrics) donates the state. compute is one part's loss.
   """
 
-  system: ModuleType
+  system: System
   mesh: Mesh
   graph: Graph
   now: TrainState
@@ -66,7 +63,7 @@ class Program:
 
 
 def make_program(
-  system: ModuleType,
+  system: System,
   model: Mapping[str, Any],
   optimizer_settings: Mapping[str, Any],
   ema: Mapping[str, Any],

@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from exedit import evaluate, images, sample
+from exedit import evaluate, images, sample, systems
 from exedit import paint_by_example as pbe
 from exedit.diffusion import sampling
 from exedit.diffusion.schedule import Schedule
@@ -339,7 +339,7 @@ def test_a_config_file_that_is_missing_or_no_python(tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
   ('num_steps', 'given', 'says'),
   [
-    (20, dict(steps=20), "steps is 20: .* between 1 and 19, for the weights' schedule has 20"),
+    (20, dict(steps=20), "steps is 20: .* between 1 and 19, because the weights' schedule has 20"),
     (20, dict(steps=None), 'steps is 50: .* between 1 and 19'),  # edit's default
     (None, dict(steps=1000), 'steps is 1000: .* between 1 and 999'),
     (None, dict(scale=float('nan')), 'scale is nan'),
@@ -354,12 +354,12 @@ def test_settings_that_the_weights_cannot_do(num_steps, given, says):
   )
   asked = dict(steps=given.get('steps'), scale=None, sampler=None)
   with pytest.raises(UserError, match=says):
-    doors.edit_settings(config, **asked)
+    systems.edit_settings(systems.get('paint_by_example'), config, **asked)
 
 
 def test_the_most_steps_are_those_that_every_sampler_takes():
   config = dict(model=dict(schedule=dict(num_steps=20)))
-  steps = doors.edit_settings(config, steps=19, scale=None, sampler=None)['steps']
+  steps = systems.edit_settings(systems.get('paint_by_example'), config, steps=19)['steps']
   schedule = Schedule(num_steps=20)
   assert len(schedule.timesteps(steps)) == len(sampling.dpm_timesteps(steps, schedule)) == 19
   for timesteps in (schedule.timesteps, lambda n: sampling.dpm_timesteps(n, schedule)):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import evaluate, images
+from exedit import evaluate, images, paint_by_example
 from exedit import paint_by_example as pbe
 from exedit.input_pipeline import synthetic
 from exedit.runtime.errors import UserError
@@ -134,9 +134,11 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_drawn(
 
 def test_scenes_are_drawn_as_the_weights_were_trained():
   photographs = dict(data=dict(size=64))
-  assert evaluate.drawn_like(photographs) == dict(size=64, exemplar_size=224)
+  assert evaluate.drawn_like(paint_by_example.SYSTEM, photographs) == dict(
+    size=64, exemplar_size=224
+  )
   scenes = dict(data=dict(size=64, exemplar_size=32, exemplar_pad=4), synthetic=dict(size=128))
   drawing = dict(size=64, exemplar_size=32, exemplar_pad=4, scene_size=128)
-  assert evaluate.drawn_like(scenes) == drawing
+  assert evaluate.drawn_like(paint_by_example.SYSTEM, scenes) == drawing
   edit = next(synthetic.bench(1, seed=0, **drawing))
   assert edit['source'].shape == (64, 64, 3) and edit['exemplar'].shape == (32, 32, 3)

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from configs import pbe
-from exedit import train
+from exedit import systems, train
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
 from exedit.training import checkpoint, goodput, log, prefetch
@@ -37,7 +37,6 @@ def root(tmp_path_factory):
 @pytest.fixture
 def settings(root, monkeypatch):
   """The toy's settings for a run in this process."""
-  monkeypatch.setitem(train.SYSTEMS, 'toy', toy)
   return {**toy_config.get_config(root).to_dict(), 'steps': 6, 'compile_cache': False}
 
 
@@ -341,7 +340,7 @@ def test_given_weights_are_taken_over_and_not_copied(tmp_path):
 def test_the_real_systems_weights_start_a_training(tmp_path):
   """Bottleneck and null vector as drawn, all else Stable Diffusion's and CLIP's."""
   program = make(
-    system=train.SYSTEMS['paint_by_example'], model=released.SMALL, trainable='unet|conditioner'
+    system=systems.get('paint_by_example'), model=released.SMALL, trainable='unet|conditioner'
   )
   text = released.to_text_pipeline(released.write_pipeline(tmp_path / 'sd'))
   clip = released.write_clip(tmp_path / 'clip')

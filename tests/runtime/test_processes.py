@@ -16,7 +16,7 @@ from exedit import train
 from exedit.input_pipeline import loader
 from exedit.runtime import processes
 from exedit.runtime.errors import Passing, UserError
-from tests import runs, toy, toy_config
+from tests import runs, toy_config
 from tests.runs import at_line, digests, end, export, free_port, lines, start, start_two
 
 # Seconds; short for a test, and long for a machine that does something else too.
@@ -92,7 +92,6 @@ def test_one_run_of_two_is_stopped_and_killed_and_ends_as_it_would_have(
   assert [line['step'] for line in lines(two)] == list(range(1, last + 1))
   assert lines(two)[: len(before)] == before  # what was lost came again, to the bit
 
-  monkeypatch.setitem(train.SYSTEMS, 'toy', toy)
   settings = toy_config.get_config(root).to_dict() | dict(compile_cache=False, init_from=given)
   settings |= dict(model=dict(width=4096), data={**settings['data'], 'size': 8})
   train.train(str(one), **{**settings, 'steps': 6})

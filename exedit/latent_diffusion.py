@@ -1,0 +1,228 @@
+"""The parts that all latent-diffusion systems share.
+
+Models are built and loaded here, and the noise-prediction loss, the guided denoiser and the
+samplers are called here. A system adds its conditions: see `paint_by_example.py`.
+"""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import jax
+import jax.core
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from exedit.diffusion import guidance, sampling
+from exedit.diffusion.schedule import Schedule
+from exedit.models import parameters
+from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
+from exedit.models.parameters import Graph
+from exedit.models.unet import UNet
+from exedit.runtime import compilation
+from exedit.runtime.errors import UserError, one_line
+from exedit.weights import translate
+from exedit.weights.found import Weights
+
+AUTOENCODERS = {'kl': AutoencoderKL, 'space_to_depth': SpaceToDepth}
+DTYPES = ('float32', 'bfloat16', 'float16')
+SAMPLERS = {'plms': sampling.plms, 'ddim': sampling.ddim, 'dpm_solver_pp': sampling.dpm_solver_pp}
+READERS = 2  # threads that read tensors; each may hold a tensor twice, in two layouts
+COMPUTING = ('dtype', 'rngs', 'remat', 'attention')  # settings that do not change the function
+FROM_BUILD = ('in_channels', 'out_channels', 'context_dim')  # `build` passes these to the UNet
+
+Denoiser = Callable[[Float[Array, 'b lh lw z'], Int[Array, ' b']], Float[Array, 'b lh lw z']]
+
+
+# Building and loading
+
+
+def make_autoencoder(
+  settings: Mapping[str, Any], dtype: Any, rngs: nnx.Rngs
+) -> AutoencoderKL | SpaceToDepth:
+  """The autoencoder of these settings; `kind` is one of AUTOENCODERS ('kl' by default)."""
+  settings = dict(settings)
+  kind = settings.pop('kind', 'kl')
+  if kind not in AUTOENCODERS:
+    raise ValueError(f"autoencoder.kind is '{kind}'; use one of {', '.join(AUTOENCODERS)}")
+  return AUTOENCODERS[kind](**settings, dtype=dtype, rngs=rngs)
+
+
+def compute_dtype(name: str) -> Any:
+  """The dtype of this name; ValueError if the networks cannot compute in it."""
+  if name not in DTYPES:
+    raise ValueError(f"dtype is '{name}'; use one of {', '.join(DTYPES)}")
+  return jnp.dtype(name)
+
+
+def abstract(
+  build: Callable[..., nnx.Module], settings: Mapping[str, Any], where: str = 'config.model'
+) -> tuple[Graph, dict[str, Any]]:
+  """The model of these settings without its parameters, and the parameters' shapes by path.
+
+  Raises:
+    UserError: for settings that build no model.
+  """
+  try:
+    return parameters.flatten(
+      nnx.eval_shape(lambda: build(**settings, rngs=parameters.Keys(jax.random.key(0))))
+    )
+  except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+    raise UserError(f'{where}: its config builds no model ({one_line(error)})') from error
+
+
+def load(
+  build: Callable[..., nnx.Module], weights: Weights, dtype: str | None = None
+) -> nnx.Module:
+  """The model with these weights. The tensors are read a few at a time.
+
+  dtype: the networks compute in it, and their kernels are stored in it; all other parameters are
+  float32. None: the dtype of the weights' config, and float32 kernels.
+
+  Raises:
+    UserError: for weights that are damaged or belong to another network.
+  """
+  settings = dict(weights.config['model'])
+  if dtype is not None:
+    settings['dtype'] = dtype
+  graph, shapes = abstract(build, settings, weights.where)
+  tensors = weights.fit(shapes)
+
+  def place(name):
+    stored = dtype if dtype is not None and name.endswith('.kernel') else 'float32'
+    tensor = translate.cast({name: tensors[name]}, stored)[name]
+    # device_put does not compile by shape as jnp.asarray does. Waiting frees the host's copy.
+    return jax.device_put(tensor.read()).block_until_ready()
+
+  with ThreadPoolExecutor(READERS) as readers:
+    params = dict(zip(shapes, readers.map(place, shapes)))
+  return parameters.merge(graph, params)
+
+
+def complete(
+  settings: Mapping[str, Any], networks: Mapping[str, Callable[..., Any]], **defaults: Any
+) -> dict[str, Any]:
+  """Model settings with the default values of every network, without those in COMPUTING.
+
+  networks: the class behind each group of settings. defaults: of `build`'s own settings.
+  """
+  result = {**defaults, **settings}
+  for group, network in networks.items():
+    arguments = inspect.signature(network.__init__).parameters.values()
+    values = {p.name: p.default for p in arguments if p.default is not p.empty}
+    values |= settings.get(group, {})
+    result[group] = {n: v for n, v in values.items() if n not in (*COMPUTING, *FROM_BUILD)}
+  return json.loads(json.dumps(result))  # tuples become lists
+
+
+# Shapes, pixels and random numbers
+
+
+def latent_shape(model: Any, shape: tuple[int, ...]) -> tuple[int, int, int]:
+  """Height, width and channels of the latents of images of a shape [b h w c]."""
+  f = model.autoencoder.factor
+  return shape[1] // f, shape[2] // f, model.autoencoder.z_channels
+
+
+def as_signed(pixels: UInt8[Array, '*b c']) -> Float[Array, '*b c']:
+  """uint8 pixels as float32 in [-1, 1]."""
+  return pixels.astype(jnp.float32) / 127.5 - 1
+
+
+def example_keys(key: Key[Array, ''], ids: Int[Array, ' b'], count: int) -> Key[Array, 'k b']:
+  """`count` random keys for each example, functions of the key and the example's id."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+  return jnp.moveaxis(jax.vmap(functools.partial(jax.random.split, num=count))(keys), 1, 0)
+
+
+def picture_keys(key: Key[Array, ''] | Key[Array, ' b'], count: int) -> Key[Array, ' b']:
+  """One key for each of `count` pictures: those given, or `fold_in(key, i)` for picture i."""
+  return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+def normal(keys: Key[Array, ' b'], shape: tuple[int, ...]) -> Float[Array, 'b ...']:
+  """Standard normal noise; each row is a function of its own key."""
+  return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+
+
+# Training and sampling
+
+
+def noise_prediction_loss(
+  predict: Denoiser,
+  schedule: Schedule,
+  z: Float[Array, 'b lh lw z'],
+  k_t: Key[Array, ' b'],
+  k_noise: Key[Array, ' b'],
+) -> tuple[Float[Array, ''], dict[str, Array]]:
+  """The loss of latent diffusion (arXiv 2112.10752, equation 2), for any target of the schedule.
+
+  predict(x_t, t): the network's output. z: clean latents. The keys draw timesteps and noise, one
+  for each example. Returns the mean, and the loss `per_example [b]` at its timestep `t [b]`.
+  """
+  t = jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_steps))(k_t)
+  noise = normal(k_noise, z.shape[1:])
+  error = (predict(schedule.add_noise(z, noise, t), t) - schedule.target(z, noise, t)) ** 2
+  per_example = error.mean((1, 2, 3))
+  return per_example.mean(), dict(per_example=per_example, t=t)
+
+
+def denoiser(
+  unet: UNet,
+  schedule: Schedule,
+  still: Float[Array, 'b lh lw s'],
+  context: Float[Array, 'b n d'],
+  null: Float[Array, '...'],
+  scale: float,
+) -> Denoiser:
+  """The guided noise prediction `(x, t) -> eps` that a sampler takes.
+
+  still: the channels that stay the same in all steps. null: the context of guidance's second half.
+  scale: the guidance scale; 1 turns guidance off. Everything that no step changes is computed once,
+  here (docs/design.md, Exact shortcuts).
+  """
+  if scale != 1:
+    context = guidance.doubled(context, null)
+  prepared = unet.prepare(still, context)
+
+  def denoise(x, t):
+    output = unet.denoise(x, t, prepared)  # both halves of guidance see the same x
+    return schedule.eps(guidance.combined(output, scale) if scale != 1 else output, x, t)
+
+  return denoise
+
+
+def sample(
+  denoise: Denoiser,
+  noise: Float[Array, 'b lh lw z'],
+  schedule: Schedule,
+  *,
+  steps: int,
+  sampler: str,
+) -> Float[Array, 'b lh lw z']:
+  """Latents from noise, by the sampler of this name (one of SAMPLERS)."""
+  if sampler == 'dpm_solver_pp':
+    timesteps = sampling.dpm_timesteps(steps, schedule)
+  else:
+    timesteps = schedule.timesteps(steps)
+  return SAMPLERS[sampler](denoise, noise, timesteps, schedule)
+
+
+@functools.cache
+def compiled(function: Callable[..., Any], platform: str | None, static: tuple[str, ...]) -> Any:
+  """`function(graphdef, ...)` compiled with the options of a platform.
+
+  platform: None if the function runs inside another compiled function. static: names of arguments
+  that select a program.
+  """
+  options = compilation.compiler_options(platform) if platform else None
+  return jax.jit(function, static_argnames=('graphdef', *static), compiler_options=options)
+
+
+def platform_of(array: Any) -> str | None:
+  """The platform that will compute with this array; None while JAX traces it."""
+  return None if isinstance(array, jax.core.Tracer) else cast(str, jax.default_backend())

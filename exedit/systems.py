@@ -1,0 +1,284 @@
+"""The interface of an editing system, and the registry of all systems.
+
+Training, sampling, evaluation, planning and the doors know a system only through `System`. To add
+one, write a module with a `System` and add it to `_builtin`. See CONTRIBUTING.md.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from exedit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+  from flax import nnx
+
+  from exedit.weights.found import Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """One input of an edit: a flag of `exedit.sample`, a column of a list, an entry of a recipe.
+
+  name: the flag and the column. A 'picture' needs the edit setting `<name>_fit`.
+  kind: 'photo' (the picture to edit), 'mask' (the photo's region to repaint), 'picture' (another
+    picture, given to the network as a square), 'cutout' (the mask of the subject in the picture
+    `of`) or 'text'.
+  help: one phrase for people.
+  """
+
+  name: str
+  kind: str
+  help: str
+  required: bool = True
+  of: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The data of a training; every function takes the keys of `config.data` as keyword arguments.
+
+  batches(batch_size, seed, start_step, shard_index, shard_count, **data): an endless iterator of
+    batches, {name: array [b ...]}, with `id` int32 [b] and `corrupt` int32 [b] among the names.
+  held_out(count, **data): the first `count` validation examples, not augmented.
+  shapes(**data): {name: (shape, dtype)} of one example.
+  survey(root, split): a dataclass that describes the data; it must be equal in all processes.
+  defaults(): the default values of the settings that make an example, such as `size`.
+  """
+
+  batches: Callable[..., Any]
+  held_out: Callable[..., Any]
+  shapes: Callable[..., dict[str, tuple[tuple[int, ...], Any]]]
+  survey: Callable[..., Any]
+  defaults: Callable[[], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """An editing system, as a set of functions.
+
+  name: the value of `config.system`, and the `kind` of the system's weights.
+  inputs: the inputs of an edit, in the order of the columns.
+  settings: a frozen dataclass of the settings of one edit. Its fields are made by `setting`.
+  build(**model, rngs): the model. It has `schedule`, `multiple()` (its pictures have sides that
+    are multiples of this number of pixels) and, if `moments` is given, `autoencoder`.
+  complete(model): the same model settings with every default value, without the settings that only
+    say how to compute. Two models with equal complete settings compute the same function.
+  start(init_from, init_clip, model): the weights to start a training from, {path: unread Tensor}.
+  data: the source of the batches.
+  loss(model, batch, key): the mean loss, and {'per_example': [b], 't': timestep [b]}.
+  preview(model, examples, **edit): captions and rows of pictures for the grids during a training.
+  edit(model, arrays, keys, size, **settings): the edited pictures [b h w 3] in [-1, 1], as the
+    network gives them. `arrays` holds the inputs by name, at (height, width) `size`. `keys` [b] is
+    one random key for each picture. `settings` are the network's (see `setting`).
+  picture_size(model): the side in pixels of a 'picture' input, from the model settings.
+  moments(autoencoder, image, mask): the moments that `exedit.encode` stores. None: the system does
+    not train on stored latents.
+  """
+
+  name: str
+  inputs: tuple[Input, ...]
+  settings: type
+  build: Callable[..., Any]
+  complete: Callable[[Mapping[str, Any]], dict[str, Any]]
+  start: Callable[..., dict[str, Any]]
+  data: Data
+  loss: Callable[..., Any]
+  preview: Callable[..., tuple[Sequence[str], list[list[Any]]]]
+  edit: Callable[..., Any]
+  picture_size: Callable[[Mapping[str, Any]], int] = lambda model: 0
+  moments: Callable[..., Any] | None = None
+
+  def inputs_of(self, *kinds: str) -> tuple[Input, ...]:
+    """The inputs of these kinds, in order."""
+    return tuple(entry for entry in self.inputs if entry.kind in kinds)
+
+
+# The registry
+
+_registered: dict[str, System] = {}
+
+
+@functools.cache
+def _builtin() -> dict[str, System]:
+  """The systems of this package. They are imported here because they import this module."""
+  from exedit import paint_by_example
+
+  return {system.name: system for system in (paint_by_example.SYSTEM,)}
+
+
+def register(system: System) -> System:
+  """Add a system that lives outside this package; returns it."""
+  _registered[system.name] = system
+  return system
+
+
+def all_systems() -> dict[str, System]:
+  """Every known system by its name."""
+  return {**_builtin(), **_registered}
+
+
+def get(name: str) -> System:
+  """The system of this name.
+
+  Raises:
+    UserError: if there is none; the line names the known ones.
+  """
+  known = all_systems()
+  if name not in known:
+    raise UserError(f"config.system is '{name}'; use one of {', '.join(known)}")
+  return known[name]
+
+
+def of(weights: 'Weights') -> System:
+  """The system that these weights belong to.
+
+  Raises:
+    UserError: for weights of no known system.
+  """
+  known = all_systems()
+  if weights.kind not in known:
+    raise UserError(
+      f'{weights.where} holds weights of the system {weights.kind!r}; this exedit edits with '
+      f'{", ".join(known)}'
+    )
+  return known[weights.kind]
+
+
+def load(weights: 'Weights', dtype: str | None = None) -> 'nnx.Module':
+  """The model with these weights; see `latent_diffusion.load`."""
+  from exedit import latent_diffusion
+
+  return latent_diffusion.load(of(weights).build, weights, dtype)
+
+
+# The settings of an edit
+
+
+def setting(
+  default: Any,
+  help: str,
+  *,
+  choices: Sequence[str] = (),
+  bounds: tuple[float | int, float | int] | None = None,
+  network: bool = False,
+) -> Any:
+  """A field of a settings dataclass.
+
+  choices: the allowed words. bounds: the least and the greatest number. network: the value is an
+  argument of `System.edit`, so one compiled function serves one value.
+  """
+  metadata = dict(help=help, choices=tuple(choices), bounds=bounds, network=network)
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def network_settings(settings: Any) -> dict[str, Any]:
+  """The settings that are arguments of `System.edit`."""
+  fields = dataclasses.fields(settings)
+  return {f.name: getattr(settings, f.name) for f in fields if f.metadata['network']}
+
+
+def check_setting(settings: type, name: str, given: Any) -> Any:
+  """A value as the type of its field; text such as '2.5' and 'yes' is converted.
+
+  Raises:
+    UserError: for a value of another type, out of bounds, or not among the choices.
+  """
+  field = next(f for f in dataclasses.fields(settings) if f.name == name)
+  try:
+    found = _converted(field.type, given)
+  except (ValueError, OverflowError):
+    words = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a word'}
+    raise UserError(f'{name} is {given!r:.40}: it must be {words[field.type]}') from None
+  bounds, choices = field.metadata['bounds'], field.metadata['choices']
+  if bounds and not bounds[0] <= found <= bounds[1]:  # False for NaN
+    raise UserError(f'{name} is {found}: it must be between {bounds[0]} and {bounds[1]}')
+  if choices and found not in choices:
+    raise UserError(f'{name} is {found!r:.40}: use one of {", ".join(choices)}')
+  return found
+
+
+def _converted(kind: Any, given: Any) -> Any:
+  """A cell of a list or a JSON value as `kind`; 2.5 is no whole number, and true is no number."""
+  if kind is bool:
+    words = dict(true=True, false=False, yes=True, no=False)
+    if not isinstance(given, bool) and str(given).lower() not in words:
+      raise ValueError
+    return given if isinstance(given, bool) else words[str(given).lower()]
+  if kind is str:
+    if not isinstance(given, str):
+      raise ValueError
+    return given
+  if isinstance(given, bool) or not isinstance(given, int | float | str):
+    raise ValueError
+  if kind is int and isinstance(given, float) and not given.is_integer():
+    raise ValueError
+  return kind(given)
+
+
+def make_settings(system: System, values: Mapping[str, Any]) -> Any:
+  """The settings dataclass of a system with these values, each checked; None means the default."""
+  known = [field.name for field in dataclasses.fields(system.settings)]
+  if unknown := set(values) - set(known):
+    raise TypeError(f'unexpected settings: {", ".join(sorted(unknown))}')
+  checked = {
+    name: check_setting(system.settings, name, value)
+    for name, value in values.items()
+    if value is not None
+  }
+  return system.settings(**checked)
+
+
+def edit_settings(
+  system: System, config: Mapping[str, Any], where: str = '', **given: Any
+) -> dict[str, Any]:
+  """The network's settings of an edit: those given, else the config's `edit`, else the defaults.
+
+  config: the config of a training or of weights. where: its place, for error messages. given:
+  settings by name; None means not given.
+
+  Raises:
+    UserError: for a value that is not allowed; for more steps than the weights' schedule has.
+  """
+  fields = [f for f in dataclasses.fields(system.settings) if f.metadata['network']]
+  told = config.get('edit', {})
+  found = {}
+  for field in fields:
+    name, value = field.name, given.get(field.name)
+    from_config = value is None and name in told
+    if value is None:
+      value = told.get(name, field.default)
+    try:
+      found[name] = check_setting(system.settings, name, value)
+      if name == 'steps':
+        check_steps(found[name], most_steps(config))
+    except UserError as error:
+      raise UserError(f'{where}: {error}' if where and from_config else str(error)) from None
+  return found
+
+
+def most_steps(config: Mapping[str, Any]) -> int:
+  """The largest number of sampling steps with these weights.
+
+  It is one less than the number of training timesteps, because timestep 0 is the end of sampling
+  (docs/facts.md, Schedule and timesteps).
+  """
+  from exedit.diffusion.schedule import Schedule
+
+  schedule = config.get('model', {}).get('schedule', {})
+  return schedule.get('num_steps', Schedule.num_steps) - 1
+
+
+def check_steps(steps: int, most: int) -> None:
+  """Raise UserError for more steps than the weights' schedule has."""
+  if not 1 <= steps <= most:
+    raise UserError(
+      f"steps is {steps}: it must be between 1 and {most}, because the weights' schedule has "
+      f'{most + 1} timesteps'
+    )
+
+
+def trained_on(system: System, config: Mapping[str, Any], name: str) -> Any:
+  """The value of a data setting in the config, such as `size`, or its default."""
+  return config['data'].get(name, system.data.defaults()[name])
