@@ -42,9 +42,10 @@ def installed(tmp_path_factory):
   return tmp / 'site'
 
 
-def call(*command, cwd, site=None, status=0, **variables):
+def call(*command, cwd, site=None, status: int = 0, variables=None):
   """Runs a command; with `site`, only installed packages can be imported. Returns its output."""
-  env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'} | variables
+  env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+  env |= variables or {}
   if site:
     env['PYTHONPATH'] = str(site)
   done = subprocess.run(
@@ -126,13 +127,11 @@ def test_the_eight_lines_of_the_readme_run_from_another_folder(installed, tmp_pa
   [code, *_] = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
   code = re.sub(r"'((?:weights|docs)/)", rf"'{ROOT}/\1", code)
   quick = dict(JAX_DISABLE_MOST_OPTIMIZATIONS='1')
-  call(sys.executable, '-c', code, cwd=tmp_path, site=installed, **quick)
+  call(sys.executable, '-c', code, cwd=tmp_path, site=installed, variables=quick)
   assert (tmp_path / 'out.png').exists()
 
 
 def test_what_is_required_is_imported_and_what_is_imported_is_required():
-  text = re.sub(r'#.*', '', (ROOT / 'requirements.txt').read_text())
-  required = {normal(re.split(r'[\[<>=]', line)[0]) for line in text.split()}
   distributions = importlib.metadata.packages_distributions()
   imported = {
     normal(distribution)
@@ -143,7 +142,23 @@ def test_what_is_required_is_imported_and_what_is_imported_is_required():
     for distribution in distributions.get(name, [name])[:1]
   }
   optional = {'libtpu', 'gcsfs', 'scikit-learn'}
-  assert imported - optional == required
+  assert imported - optional == required('requirements.txt')
+
+
+def test_the_beam_program_imports_only_what_its_own_requirements_name():
+  code = 'import json, sys, launch.prepare_open_images; print(json.dumps([*sys.modules]))'
+  names = json.loads(call(sys.executable, '-c', code, cwd=ROOT))
+  distributions = importlib.metadata.packages_distributions()
+  imported = {'protobuf'} if 'google.protobuf' in names else set()
+  for name in {name.split('.')[0] for name in names} - {'google'}:
+    imported |= {normal(distribution) for distribution in distributions.get(name, [])}
+  assert imported - {'setuptools'} <= required('requirements-prepare.txt')
+
+
+def required(name):
+  """The distributions that a requirements file names."""
+  text = re.sub(r'#.*', '', (ROOT / name).read_text())
+  return {normal(re.split(r'[\[<>=]', line)[0]) for line in text.split()}
 
 
 def imports(path):
@@ -152,7 +167,8 @@ def imports(path):
     names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
     if isinstance(node, ast.ImportFrom) and node.module and not node.level:
       names = [node.module]
-    yield from (name.split('.')[0] for name in names)
+    for name in names:  # several distributions share the namespace `google`
+      yield 'protobuf' if name.startswith('google.protobuf') else name.split('.')[0]
 
 
 def normal(name):
