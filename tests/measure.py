@@ -3,8 +3,8 @@ r"""Prints the size and the structure of the repository, next to the targets tha
   python -m tests.measure            # the table
   python -m tests.measure --check    # exit status 1 if a target is missed
 
-Only files that git tracks count. A room is a folder of `exedit/`, a module directly in `exedit/`, or
-another folder at the top. An arrow is a pair of rooms of which the first imports the second.
+Only files that git tracks count. A room is a folder of `exedit/`, a module directly in `exedit/`,
+or another folder at the top. An arrow is a pair of rooms in which the first imports the second.
 """
 
 import ast
