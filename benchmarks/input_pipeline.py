@@ -31,7 +31,7 @@ import scipy.ndimage
 if not __package__:  # run by its path: this file would hide the package of the same name
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from exedit.input_pipeline import augment, crops, masks, open_images, tf_example
+from exedit.input_pipeline import augment, codec, crops, masks, open_images, tf_example
 from exedit.input_pipeline.errors import DataError
 from exedit.runtime import doors
 
@@ -81,7 +81,7 @@ def our_laps(records: list[bytes], batch_size: int, **settings) -> Laps:
   """Seconds by stage, measured by putting a watch around the functions that make_example calls."""
   watch, homes = Watch(), []
   stages = {
-    'decode': [(open_images, 'decode')],
+    'decode': [(codec, 'decode')],
     'crop': [(crops, 'square_window'), (crops, 'exemplar'), (crops, 'cut'), (crops, 'resize')],
     'masks': [(masks, 'extend_box'), (masks, 'sample')],
     'augmentation': [(augment, 'exemplar')],

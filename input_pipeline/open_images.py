@@ -4,14 +4,10 @@ Agrees in distribution with the released ldm/data/open-images.py: a box, its exe
 box, the mask, the square cut, the resize. One decode without EXIF rotation serves both pictures.
 """
 
-import io
-
-import cv2
 import numpy as np
-import PIL.Image
 
 from . import augment as augmentation
-from . import crops, masks
+from . import codec, crops, masks
 from . import latents as encoded
 from .errors import DataError, Unusable
 
@@ -81,7 +77,7 @@ def make_example(
   name = _name(features)
   if not features.get('image'):
     raise DataError(f'{name}: the record has no image')
-  image = decode(features['image'][0], name)
+  image = codec.decode(features['image'][0], name)
   shape = image.shape[:2]
   boxes = usable_boxes(features.get('bobjects/bbox', ()), shape, min_area, max_area)
   if not boxes:
@@ -124,25 +120,6 @@ def usable_boxes(
   sides = np.array([height, width, height, width], np.float32)
   pixels = np.clip((boxes * sides + np.float32(1e-3)).astype(int), 0, sides.astype(int))
   return [(x0, y0, x1, y1) for y0, x0, y1, x1 in pixels.tolist() if x1 > x0 and y1 > y0]
-
-
-def decode(data: bytes, name='image') -> np.ndarray:
-  """Encoded image -> uint8 [h w 3] RGB, EXIF rotation ignored; DataError if it is not whole."""
-  # OpenCV has the faster way to the same bytes, but it accepts truncated files: whole JPEGs only.
-  if data[:3] == b'\xff\xd8\xff' and data[-2:] == b'\xff\xd9':
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is not None:
-      return image
-  try:
-    image = PIL.Image.open(io.BytesIO(data))
-    if image.mode.startswith('I'):  # 16-bit grey, which convert() would clip to white
-      image = PIL.Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    return np.asarray(image.convert('RGB'))
-  except PIL.UnidentifiedImageError:
-    raise DataError(f'{name}: {len(data)} bytes that are no image') from None
-  except Exception as error:  # PIL raises a dozen kinds for damaged files
-    raise DataError(f'{name}: not a readable image ({error})') from error
 
 
 def _name(features: dict) -> str:

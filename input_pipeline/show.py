@@ -16,8 +16,8 @@ import PIL.ImageFont
 
 from exedit.runtime import doors
 
+from . import codec, loader, synthetic, tf_example, tfrecord
 from . import latents as encoded
-from . import loader, open_images, synthetic, tf_example, tfrecord
 from .errors import DataError
 
 _CELL = 112  # pixels of the sheet
@@ -69,7 +69,7 @@ def statistics(
   for i in range(min(records, len(source))):
     try:
       features = tf_example.parse_example(source[i])
-      shapes.append(open_images.decode(features['image'][0]).shape[:2])
+      shapes.append(codec.decode(features['image'][0]).shape[:2])
       boxes.append(np.asarray(features['bobjects/bbox'], np.float32).reshape(-1, 4))
     except (DataError, KeyError, IndexError):
       unreadable += 1

@@ -12,19 +12,18 @@ the truth can tell, beside results.json. `report` gathers all seeds into a table
 
 import argparse
 import io
-import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from exedit.input_pipeline import files as whole
-from exedit.input_pipeline import synthetic
+from exedit.input_pipeline import codec, synthetic
 from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.coco_ee import build
 from exedit.input_pipeline.errors import DataError
 from exedit.metrics import copy_paste, pixels
+from exedit.runtime import files
 from launch import ablation_figures as figures
 from launch import ablation_report as report
 from launch.commands import Parser, door
@@ -55,14 +54,14 @@ def write_bench(root: str, edits: int, seed: int) -> None:
   for i, edit in enumerate(drawn):
     picture = os.path.join(root, 'references', 'truth', f'{i:012d}.png')
     # Drawn again with another look the same scene is the same outside the hole, shadows included.
-    whole.write(picture, build.png(edit['truths'][edit['answer']]))
+    files.write_bytes(picture, codec.png(edit['truths'][edit['answer']]))
   plans = [
     build.Plan(i, {}, lambda edit=edit: {kind: edit[kind] for kind in build.layout.KINDS})
     for i, edit in enumerate(drawn)
   ]
   packed = io.BytesIO()
   np.savez_compressed(packed, truths=truths, answers=answers)
-  whole.write(os.path.join(root, TRUTHS), packed.getvalue())
+  files.write_bytes(os.path.join(root, TRUTHS), packed.getvalue())
   build.write(path, plans, edits, settings, on_loss=lambda plan, why: None)
 
 
@@ -111,7 +110,7 @@ def score(root: str, folder: str, pictures: str | None) -> dict:
     pasted=(toward < right).tolist(),
     copy_paste_other=list(others),
   )
-  whole.write(path, json.dumps(scores, indent=1).encode())
+  files.write_json(path, scores)
   return scores
 
 

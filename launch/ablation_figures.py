@@ -8,11 +8,11 @@ import PIL.Image
 from PIL import ImageDraw, ImageFont
 
 from exedit import images
-from exedit.input_pipeline import files as whole
-from exedit.input_pipeline import references
+from exedit.input_pipeline import codec
 from exedit.input_pipeline.coco_ee import bench as coco_ee
-from exedit.input_pipeline.coco_ee import build
+from exedit.input_pipeline.coco_ee import references
 from exedit.input_pipeline.errors import DataError
+from exedit.runtime import files
 
 SHOWN = ('identification', 'psnr', 'copy_paste', 'pasted')
 WIDTH, HEIGHT = 620, 380  # pixels of a panel
@@ -27,7 +27,7 @@ def bars(found: Mapping[str, Any], path: str, metrics: Mapping[str, Any]) -> Non
   for i, name in enumerate(SHOWN):
     panel = _panel(found, name, metrics[name])
     canvas.paste(panel, ((i % 2) * WIDTH, (i // 2) * HEIGHT))
-  whole.write(path, build.png(np.asarray(canvas)))
+  files.write_bytes(path, codec.png(np.asarray(canvas)))
 
 
 def _panel(found, name, metric):
@@ -107,7 +107,7 @@ def sheet(bench: str, columns: Mapping[str, str], path: str) -> None:
     results = [picture(folder, edit['id']) for folder in columns.values()]
     results = [np.where(inside, result, edit['source']) for result in results]
     rows.append([hole, edit['exemplar'], *results])
-  whole.write(path, build.png(images.grid(rows, ('source', 'exemplar', *columns))))
+  files.write_bytes(path, codec.png(images.grid(rows, ('source', 'exemplar', *columns))))
 
 
 def picture(folder: str, edit_id: int) -> np.ndarray:

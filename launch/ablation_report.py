@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from configs.pbe import ROWS
-from exedit.input_pipeline import files as whole
 from exedit.input_pipeline.errors import DataError
 from exedit.metrics import confidence
+from exedit.runtime import files
 from launch import ablation_figures as figures
 
 REFERENCES = ('source', 'copy_paste', 'harmonised', 'truth')
@@ -72,8 +72,8 @@ def write(root: str, output: str, seeds: Sequence[int] | None = None) -> str:
   columns = {row: os.path.join(_run(root, found['seeds'][0], row), 'results') for row in ROWS}
   columns |= {'the truth': f'{root}/references/truth', 'a paste': f'{root}/references/copy_paste'}
   figures.sheet(os.path.join(root, 'bench'), columns, os.path.join(output, 'sheet.png'))
-  whole.write(os.path.join(output, 'table.json'), json.dumps(found, indent=1).encode())
-  whole.write(os.path.join(output, 'table.md'), text.encode())
+  files.write_json(os.path.join(output, 'table.json'), found)
+  files.write_bytes(os.path.join(output, 'table.md'), text.encode())
   return text
 
 

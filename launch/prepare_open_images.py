@@ -43,7 +43,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL.Image
 
-from exedit.input_pipeline import open_images
+from exedit.input_pipeline import codec
 from exedit.input_pipeline.errors import DataError
 from exedit.input_pipeline.tf_example import serialize_example
 from exedit.input_pipeline.tfrecord import write_shard
@@ -196,7 +196,7 @@ def load_photo(path: str) -> tuple[bytes, bool, str, str]:
   except OSError as error:
     return b'', False, 'unreadable', f'{path}: {error.strerror or error}'
   try:
-    open_images.decode(image, path)
+    codec.decode(image, path)
     rotated = PIL.Image.open(io.BytesIO(image)).getexif().get(0x0112, 1) != 1
   except DataError as error:
     return b'', False, 'unreadable', str(error)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from exedit.input_pipeline.coco_ee import bench as coco_ee
+from exedit.input_pipeline.coco_ee import __main__ as commands
 
 IDS = (900100065455, 283, 2231413, 17)  # not sorted, one beyond 32 bits
 SIZE = 24
@@ -56,7 +56,7 @@ def door(capsys):
     status = 0
     capsys.readouterr()
     try:
-      coco_ee.main(['coco_ee', *map(str, argv)])
+      commands.main(['coco_ee', *map(str, argv)])
     except SystemExit as stop:
       status = stop.code
     said = capsys.readouterr()

@@ -1,7 +1,102 @@
-"""The door: python -m input_pipeline.coco_ee."""
+"""Makes, packs and checks benchmarks in the layout of COCOEE (arXiv 2211.13227).
 
-import sys
+  python -m input_pipeline.coco_ee validate --bench=test_bench --report=report.json
+  python -m input_pipeline.coco_ee pack --bench=test_bench --output=packed --shards=4
+  python -m input_pipeline.coco_ee build --pictures=my_edits --output=my_bench
+  python -m input_pipeline.coco_ee build_coco --annotations=instances_val2017.json \
+      --images=val2017 --output=coco_bench --count=500
 
-from .bench import main
+`validate` prints what is missing or odd; its exit status is 2 if it finds a fault, else 0. `pack`
+writes the same files as TFRecord. `build` takes a folder with image/, mask/ and exemplar/, or a
+list (.csv, .jsonl) with those columns. `build_coco` takes boxes of COCO.
+"""
 
-main(sys.argv)
+from collections.abc import Sequence
+
+from exedit.runtime import doors, files
+
+from ..errors import DataError
+from . import bench as benches
+from . import instances, validation
+from . import own_pictures as own
+
+
+def validate(bench: str, size: int, report: str) -> None:
+  """Prints the report of a benchmark; raises DataError if it has faults."""
+  doors.require(bench=bench)
+  found = validation.validate(bench, size)
+  if report:
+    files.write_json(report, found)
+  print(validation.table(found))
+  if found['faults']:
+    raise DataError(f'{bench}: {found["faults"]} faults in {found["edits"]} edits')
+
+
+def pack(bench: str, output: str, shards: int) -> None:
+  """Packs a benchmark as TFRecord."""
+  doors.require(bench=bench, output=output)
+  manifest = benches.pack(bench, output, shards)
+  print(f'{output}: {manifest["edits"]} edits in {len(manifest["files"])} shards')
+
+
+def build(pictures: str, output: str, **settings) -> None:
+  """Builds a benchmark from the user's own pictures."""
+  doors.require(pictures=pictures, output=output)
+  manifest = own.from_pictures(pictures, output, **settings)
+  print(f'{output}: {len(manifest["edits"])} edits')
+
+
+def build_coco(annotations: str, images: str, output: str, **settings) -> None:
+  """Builds a benchmark from COCO's boxes."""
+  doors.require(annotations=annotations, images=images, output=output)
+  manifest = instances.from_coco(annotations, images, output, **settings)
+  print(f'{output}: {len(manifest["edits"])} edits; passed over: {manifest["passed_over"] or 0}')
+
+
+_SIZE = ('size', 512, 'side of the sources in pixels')
+_CROP = ('crop', 'nearest', 'the square: nearest to the centre that holds the region, or centre')
+_OUTPUT = ('output', '', 'new folder to write')
+_BENCH = ('bench', '', 'the benchmark: a folder in the published layout, or packed')
+COMMANDS = dict(
+  validate=doors.Command(
+    validate, 'report what is missing or odd',
+    [_BENCH, _SIZE, ('report', '', 'JSON file to write as well')],
+  ),
+  pack=doors.Command(
+    pack, 'write the same files as TFRecord', [_BENCH, _OUTPUT, ('shards', 1, 'files to write')]
+  ),
+  build=doors.Command(
+    build, 'make a benchmark from own pictures',
+    [
+      ('pictures', '', 'folder with image/, mask/, exemplar/; or a .csv or .jsonl list'),
+      _OUTPUT, _SIZE, _CROP,
+      ('rectangles', False, 'repaint the whole bounding box of each mask, as COCOEE does'),
+    ],
+  ),
+  build_coco=doors.Command(
+    build_coco, "make a benchmark from COCO's boxes",
+    [
+      ('annotations', '', "COCO's instances_*.json of the sources"),
+      ('images', '', 'folder of their images'),
+      _OUTPUT,
+      ('count', 3500, 'number of edits'),
+      ('seed', 0, 'of the choice'),
+      _SIZE, _CROP,
+      ('exemplar_annotations', '', "instances_*.json of the exemplars (default: the sources')"),
+      ('exemplar_images', '', "folder of their images (default: the sources')"),
+      ('exemplar_side', 64, 'shortest side of an exemplar in pixels'),
+      ('exemplar_pad', 10, 'pixels around its box, as in training'),
+      ('min_area', 0.02, 'least share of the source that is repainted'),
+      ('max_area', 0.5, 'greatest share of the source that is repainted'),
+    ],
+  ),
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command that the first argument names."""
+  doors.call_one(COMMANDS, __doc__, argv)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,27 +1,26 @@
 """Makes a benchmark in the COCOEE layout from plans: the square cut, the files, the manifest.
 
 A source is resized as the published one was (shorter side to 512 by Pillow's antialiased bilinear,
-torchvision's rounding) and cut to a square. The published cut is the centre; here it is moved from
-there by as little as keeps the whole region that is repainted, and a region that no square holds
-is refused. `crop='centre'` refuses whatever the centre alone does not hold.
+with torchvision's rounding) and cut to a square. The published square is the centre. Here the
+square moves from the centre by as little as it takes to contain the whole region to repaint, and a
+region that fits in no square is refused. With `crop='centre'` the square does not move.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import io
-import itertools
-import json
 import math
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
 
-from .. import files as whole
+from exedit.runtime import files, progress
+from exedit.runtime.errors import UserError
+from exedit.runtime.parallel import in_parallel
+
+from .. import codec
 from ..errors import DataError
 from . import layout
 
@@ -33,7 +32,7 @@ Place = tuple[int, int, int, int]  # (width, height) of the resized image, (left
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """One edit to make: its id, what the manifest says of it, and how to get its three pictures."""
+  """One edit to make: its id, its entry in the manifest, and a function that makes its pictures."""
 
   id: int
   about: dict
@@ -44,11 +43,7 @@ class Plan:
 
 
 def square(shape: tuple[int, int], box: Box, size: int, crop: str) -> Place | None:
-  """Where the square source of an image (w, h) lies; None where no square holds the box.
-
-  Width and height are those of the whole image once its shorter side is `size`; left and top are
-  the square's corner in it.
-  """
+  """Returns where the square source of an image (w, h) lies, or None if no square holds the box."""
   width, height = (int(size * side / min(shape)) for side in shape)
   x0, y0, x1, y1 = scaled(box, shape, (width, height))
   left, top = _corner(width, x0, x1, size, crop), _corner(height, y0, y1, size, crop)
@@ -56,7 +51,7 @@ def square(shape: tuple[int, int], box: Box, size: int, crop: str) -> Place | No
 
 
 def _corner(side: int, low: int, high: int, size: int, crop: str) -> int | None:
-  centre = int(round((side - size) / 2.0))  # as torchvision's CenterCrop
+  centre = int(round((side - size) / 2.0))  # as in torchvision's CenterCrop
   first, last = max(0, high - size), min(side - size, low)
   if first > last or (crop == 'centre' and not first <= centre <= last):
     return None
@@ -64,7 +59,7 @@ def _corner(side: int, low: int, high: int, size: int, crop: str) -> int | None:
 
 
 def rectangle(box: Box, shape: tuple[int, int], place: Place, size: int) -> np.ndarray:
-  """The box as a mask of the square source, uint8 [s s]: every pixel that it touches is 255."""
+  """Returns the box as a mask of the square source, uint8 [s s]: 255 in every pixel it touches."""
   width, height, left, top = place
   x0, y0, x1, y1 = scaled(box, shape, (width, height))
   mask = np.zeros((size, size), np.uint8)
@@ -73,7 +68,7 @@ def rectangle(box: Box, shape: tuple[int, int], place: Place, size: int) -> np.n
 
 
 def scaled(box: Box, shape: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int, int, int]:
-  """The box in whole pixels of the resized image, outward."""
+  """Returns the box in whole pixels of the resized image, rounded outward."""
   a, b = resized[0] / shape[0], resized[1] / shape[1]
   x0, y0 = math.floor(box[0] * a + 1e-6), math.floor(box[1] * b + 1e-6)
   x1, y1 = math.ceil(box[2] * a - 1e-6), math.ceil(box[3] * b - 1e-6)
@@ -81,7 +76,7 @@ def scaled(box: Box, shape: tuple[int, int], resized: tuple[int, int]) -> tuple[
 
 
 def cut(image: PIL.Image.Image, place: Place, size: int) -> np.ndarray:
-  """The square of the resized image, uint8 [s s 3] or [s s]."""
+  """Returns the square of the resized image, uint8 [s s 3] or [s s]."""
   width, height, left, top = place
   if image.size != (width, height):
     image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
@@ -89,7 +84,7 @@ def cut(image: PIL.Image.Image, place: Place, size: int) -> np.ndarray:
 
 
 def no_square(shape: tuple[int, int], box: Box, crop: str) -> str:
-  """Why `square` found none."""
+  """Returns why `square` found none."""
   side = min(shape)
   if crop == 'centre':
     return f'the central {side}x{side} square cuts the region {box}; use --crop=nearest'
@@ -100,7 +95,7 @@ def no_square(shape: tuple[int, int], box: Box, crop: str) -> str:
 
 
 def check(size: int, crop: str) -> None:
-  """DataError for a size or a crop that there is not."""
+  """Raises DataError for a size or a crop that does not exist."""
   if size < 8:
     raise DataError(f'--size={size}: must be at least 8')
   if crop not in CROPS:
@@ -117,74 +112,56 @@ def write(
   settings: dict,
   on_loss: Callable[[Plan, str], None],
 ) -> dict:
-  """The first `count` plans that can be made, as a new folder, by id; returns its manifest."""
-  import tqdm
+  """Writes the first `count` plans that can be made into a new folder; returns the manifest.
 
-  whole.refuse_existing(output)
-  plans, kept, lost = iter(plans), {}, Counter()
-  every = 0.1 if sys.stderr.isatty() else 10
+  on_loss: called with a plan that cannot be made, and why; it may raise.
+
+  Raises:
+    DataError: if too few plans can be made, or the output exists. Nothing is left then.
+  """
+  files.check_new(output, '--output')
+  kept, sums, lost = {}, {}, Counter()
   with (
-    whole.folder(output) as stage,
-    tqdm.tqdm(total=count, unit='edit', desc='making', mininterval=every) as bar,
-    ThreadPoolExecutor() as pool,
+    files.new_folder(output) as stage,
+    progress.bar(what='making', total=count, unit='edit') as bar,
+    contextlib.closing(in_parallel(_made, plans)) as results,
   ):
     for kind in layout.KINDS:
-      os.mkdir(os.path.join(stage, layout.folder_name(kind, count)))
+      (stage / layout.folder_name(kind, count)).mkdir()
     while len(kept) < count:
-      group = list(itertools.islice(plans, min(count - len(kept), 64)))
-      if not group:
-        raise DataError(_too_few(len(kept), count, lost))
-      made = pool.map(lambda plan: _make(plan, stage, count), group)
-      for plan, (sums, why) in zip(group, made):
-        if why:
-          on_loss(plan, why)
-          lost[why] += 1
-        else:
-          kept[plan.id] = plan, sums
-          bar.update()
-    ids = np.array(sorted(kept), np.int64)
-    np.save(os.path.join(stage, layout.IDS), ids)
+      try:
+        plan, pictures = next(results)
+      except StopIteration:
+        raise DataError(_too_few(len(kept), count, lost)) from None
+      if isinstance(pictures, str):
+        on_loss(plan, pictures)
+        lost[pictures] += 1
+        continue
+      for kind, data in pictures.items():
+        name = f'{layout.folder_name(kind, count)}/{layout.file_name(kind, plan.id)}'
+        (stage / name).write_bytes(data)
+        sums[name] = hashlib.sha256(data).hexdigest()
+      kept[plan.id] = plan.about
+      bar.update()
+    ids = sorted(kept)
+    np.save(stage / layout.IDS, np.array(ids, np.int64))
     manifest = dict(
       made_by='input_pipeline.coco_ee_build',
       settings=settings,
       passed_over=lost.total(),
-      edits=[dict(id=i, **kept[i][0].about) for i in ids.tolist()],
-      sha256=dict(sorted(item for _, sums in kept.values() for item in sums.items())),
+      edits=[dict(id=edit_id, **kept[edit_id]) for edit_id in ids],
+      sha256=dict(sorted(sums.items())),
     )
-    whole.write(os.path.join(stage, layout.MANIFEST), json.dumps(manifest, indent=1).encode())
+    files.write_json(stage / layout.MANIFEST, manifest)
   return manifest
 
 
-def _make(plan: Plan, stage: str, count: int) -> tuple[dict[str, str], str]:
-  """Makes and writes one edit: ({file: SHA-256}, '') or ({}, why not)."""
+def _made(plan: Plan) -> tuple[Plan, dict[str, bytes] | str]:
+  """Returns the plan with its pictures as PNG, or with the reason why they cannot be made."""
   try:
-    pictures = plan.pictures()
-  except DataError as error:
-    return {}, str(error)
-  sums = {}
-  for kind, pixels in pictures.items():
-    data = png(pixels)
-    name = f'{layout.folder_name(kind, count)}/{layout.file_name(kind, plan.id)}'
-    with open(os.path.join(stage, name), 'wb') as file:
-      file.write(data)
-    sums[name] = hashlib.sha256(data).hexdigest()
-  return sums, ''
-
-
-def read(path: str) -> bytes:
-  """A file's bytes; DataError, naming it, where it cannot be read."""
-  try:
-    with open(path, 'rb') as file:
-      return file.read()
-  except OSError as error:
-    raise DataError(f'{path} cannot be read ({error.strerror})') from error
-
-
-def png(pixels: np.ndarray) -> bytes:
-  """uint8 [h w] or [h w 3] -> the same bytes for the same pixels."""
-  file = io.BytesIO()
-  PIL.Image.fromarray(pixels).save(file, 'PNG')
-  return file.getvalue()
+    return plan, {kind: codec.png(pixels) for kind, pixels in plan.pictures().items()}
+  except UserError as error:
+    return plan, str(error)
 
 
 def _too_few(made: int, wanted: int, lost: Counter) -> str:

@@ -1,4 +1,4 @@
-"""A benchmark in the COCOEE layout from COCO's boxes: each with another instance as exemplar."""
+"""Builds a benchmark in the COCOEE layout from COCO's boxes, each with another as its exemplar."""
 
 import json
 import math
@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import PIL.Image
 
+from .. import codec
 from ..errors import DataError
-from . import build, layout
+from . import build
 
 
 def from_coco(
@@ -29,14 +30,16 @@ def from_coco(
   min_area=0.02,
   max_area=0.5,
 ) -> dict:
-  """A benchmark of `count` boxes, one per image, each with another picture of its category.
+  """Writes a benchmark of `count` boxes from different images; returns its manifest.
 
-  The edit's id is its annotation's, as in COCOEE. The exemplar is the box, with `exemplar_pad`
-  pixels around it, of an instance of the same category in another image, at least `exemplar_side`
-  pixels on its shorter side; of a category, none serves twice before all have. Areas are shares of
-  the square source. Crowds are left out. The choice is a function of the seed and the two
-  annotation files; an edit whose pictures cannot be read gives way to the next. Returns the
-  manifest.
+  The id of an edit is that of its annotation, as in COCOEE. Its exemplar is an instance of the same
+  category in another image, cut with `exemplar_pad` pixels around its box, whose shorter side is at
+  least `exemplar_side` pixels. No instance is used twice before all of its category are used. Areas
+  are shares of the square source. Crowds are left out. The choice depends only on the seed and the
+  two annotation files. If the pictures of an edit cannot be read, the next edit replaces it.
+
+  Raises:
+    DataError: for settings or files that cannot be used, or too few edits. Nothing is written then.
   """
   build.check(size, crop)
   if not 0 <= min_area < max_area <= 1:
@@ -67,9 +70,9 @@ def from_coco(
 
 
 def _instances(path: str) -> list[dict]:
-  """COCO's instances, crowds left out, by id: dict(id, category, name, file, shape (w, h), box)."""
+  """Returns COCO's instances by id: dicts of id, category, name, file, shape (w, h) and box."""
   try:
-    table = json.loads(build.read(path))
+    table = json.loads(_read(path))
     images = {image['id']: image for image in table['images']}
     names = {c['id']: c['name'] for c in table.get('categories', ())}
     found = []
@@ -98,7 +101,7 @@ def _instances(path: str) -> list[dict]:
 def _source_place(
   a: dict, size: int, crop: str, min_area: float, max_area: float
 ) -> build.Place | None:
-  """Where a box's source is cut, or None where the box does not fit in or by its area."""
+  """Returns where a box's source is cut, or None if no square holds it or its area is wrong."""
   place = build.square(a['shape'], a['box'], size, crop)
   if place is None:
     return None
@@ -113,7 +116,7 @@ def _shorter_side(box: build.Box) -> float:
 
 
 def _paired(wanted: list, usable: list[dict], seed: int) -> Iterator[tuple[dict, tuple, dict]]:
-  """(source, its place, exemplar) in a random order, each source's image once."""
+  """Yields (source, its place, exemplar) in a random order, with each source image once."""
   rng = np.random.default_rng([seed, 0])
   decks, shuffle = defaultdict(deque), rng.permutation(len(usable))
   for i in shuffle:
@@ -159,8 +162,16 @@ def _coco_plan(source: dict, place, exemplar: dict, folders, size: int, pad: int
 
 
 def _stored(path: str, shape: tuple[int, int]) -> PIL.Image.Image:
-  """COCO's photo as stored: its boxes know nothing of EXIF rotation."""
-  image = layout.decode(build.read(path), path).convert('RGB')
+  """Reads a photo without EXIF rotation, because COCO's boxes are those of the stored photo."""
+  image = codec.load(_read(path), path).convert('RGB')
   if image.size != shape:
     raise DataError(f'{path} is {image.width}x{image.height}, its annotation says {shape}')
   return image
+
+
+def _read(path: str) -> bytes:
+  try:
+    with open(path, 'rb') as file:
+      return file.read()
+  except OSError as error:
+    raise DataError(f'{path} cannot be read ({error.strerror})') from error

@@ -1,16 +1,16 @@
-"""Poisson blending, exactly: a pasted picture keeps its edges and loses its seam.
+"""Poisson blending with an exact solver: a pasted picture keeps its edges and loses its seam.
 
-Perez et al., "Poisson Image Editing", 2003. Of f, the result, and g, the pasted picture, u = f - g
-is harmonic in the region and makes up for the difference at its rim: for a pixel p of the region,
-over those of its four neighbours q that the image has,
+Source: Perez et al., "Poisson Image Editing", 2003. With f the result and g the pasted picture,
+u = f - g is harmonic in the region and compensates the difference at its rim. For a pixel p of the
+region, and its four neighbours q as far as the image has them,
 
     sum_q (u_p - u_q [q inside]) = sum_{q outside} (image_q - g_p),
 
-where g goes on beyond the rim as it was at p. On a rectangle the left side is T_h x 1 + 1 x T_w
-with tridiagonal T, solved through their eigenvectors (Lynch, Rice, Thomas 1964). Another region
-takes conjugate gradients, with the solution on its bounding box as the preconditioner. (OpenCV's
-seamlessClone erodes the region by three pixels and solves on the box, which small regions do not
-survive.)
+because g is continued beyond the rim with its value at p. On a rectangle the left side is
+T_h x 1 + 1 x T_w with tridiagonal T, solved through their eigenvectors (Lynch, Rice, Thomas 1964).
+For other regions, conjugate gradients use the solution on the bounding box as the preconditioner.
+OpenCV's seamlessClone is no alternative: it erodes the region by three pixels and solves on the
+box, which small regions do not survive.
 """
 
 import functools
@@ -20,10 +20,10 @@ import numpy as np
 
 
 def blend(canvas: np.ndarray, image: np.ndarray, region: np.ndarray) -> np.ndarray:
-  """The canvas [h w 3] inside the region [h w], its edges kept, and no seam to the image around it.
+  """Blends the canvas [h w 3] inside the region [h w] into the image around it (eq. 7).
 
-  Eq. 7 of the paper. A region without a rim, the whole image, is the canvas as it is; an empty one
-  is an error. float64 out, not clipped.
+  If the region is the whole image, the result is the canvas. The region must not be empty. Returns
+  float64, not clipped.
   """
   rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
   y0, y1, x0, x1 = map(int, (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
@@ -47,7 +47,7 @@ def blend(canvas: np.ndarray, image: np.ndarray, region: np.ndarray) -> np.ndarr
 
 
 def _neighbours(shape: tuple[int, int]) -> Iterator[tuple[tuple, tuple]]:
-  """(here, there): slices of all pixels that have a neighbour above, below, left, right."""
+  """Yields the slices (here, there) of pixels and of their neighbours, for four directions."""
   first, last, all_ = slice(None, -1), slice(1, None), slice(None)
   yield (last, all_), (first, all_)
   yield (first, all_), (last, all_)
@@ -56,7 +56,7 @@ def _neighbours(shape: tuple[int, int]) -> Iterator[tuple[tuple, tuple]]:
 
 
 def _rim(image: np.ndarray, region: np.ndarray) -> np.ndarray:
-  """The sum over outside neighbours q of image_q - image_p, for p in the region, else 0 [h w 3]."""
+  """Sums image_q - image_p over the outside neighbours q; 0 outside the region, [h w 3]."""
   right = np.zeros_like(image)
   for here, there in _neighbours(region.shape):
     crosses = region[here] & ~region[there]
@@ -65,9 +65,10 @@ def _rim(image: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def _modes(n: int, before: bool, after: bool) -> tuple[np.ndarray, np.ndarray]:
-  """Eigenvalues [n] and orthonormal vectors [n n] of the second difference over n pixels in a row.
+  """Returns eigenvalues [n] and orthonormal vectors [n n] of the second difference of n pixels.
 
-  Waves that vanish beyond an end with a rim and are even about an end without one.
+  before, after: whether there is a rim at that end. The vectors are waves that vanish beyond an end
+  with a rim and are even about an end without one.
   """
   if after and not before:
     values, vectors = _modes(n, True, False)
@@ -83,10 +84,10 @@ def _modes(n: int, before: bool, after: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _solve_box(rows, columns, right: np.ndarray) -> np.ndarray:
-  """u of a rectangle that is all region, [h w 3] -> [h w 3]."""
+  """Solves for u on a rectangle that lies in the region, [h w 3]."""
   (a, p), (b, q) = rows, columns
   values = (a[:, None] + b)[..., None]
-  values[values < 1e-10] = 1  # a box without a rim, as a preconditioner: its mean is free
+  values[values < 1e-10] = 1  # a box without a rim has a free mean; it is only a preconditioner
   modes = np.einsum('ij,jkc->ikc', p.T, right, optimize=True)
   modes = np.einsum('ijc,jk->ikc', modes, q, optimize=True) / values
   modes = np.einsum('ij,jkc->ikc', p, modes, optimize=True)
@@ -94,7 +95,7 @@ def _solve_box(rows, columns, right: np.ndarray) -> np.ndarray:
 
 
 def _degree(shape: tuple[int, int]) -> np.ndarray:
-  """How many neighbours each pixel of an image has: 4, less at its border."""
+  """Returns the number of neighbours of each pixel: 4, less at the border of the image."""
   degree = np.zeros(shape)
   for here, _ in _neighbours(shape):
     degree[here] += 1
@@ -102,7 +103,7 @@ def _degree(shape: tuple[int, int]) -> np.ndarray:
 
 
 def _solve_region(right, inside, degree, solve, tolerance=1e-10, most=2000) -> np.ndarray:
-  """u of any region inside its bounding box, by preconditioned conjugate gradients, [h w 3]."""
+  """Solves for u on any region by preconditioned conjugate gradients; arrays are of its box."""
   weight = inside[..., None].astype(np.float64)
 
   def apply(u):

@@ -5,7 +5,7 @@ import pytest
 from benchmarks import evaluate as benchmark
 from benchmarks import evaluate_pytorch_fid as peer
 from exedit.evaluation import features
-from exedit.input_pipeline.coco_ee import validate as coco_ee_validate
+from exedit.input_pipeline.coco_ee import validation
 from exedit.runtime import doors
 from tests import small
 
@@ -24,7 +24,7 @@ def drawn(tmp_path_factory):
 
 
 def test_what_it_draws_is_a_benchmark_without_faults(drawn):
-  found = coco_ee_validate.validate(str(drawn), 32)
+  found = validation.validate(str(drawn), 32)
   assert found['edits'] == 3 and not found['faults']
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from exedit.evaluation import compare, compare_page
-from exedit.input_pipeline import references
+from exedit.input_pipeline.coco_ee import references
 from exedit.runtime.errors import UserError
 from tests import bench, evaluations
 from tests.evaluation.test_report import Links

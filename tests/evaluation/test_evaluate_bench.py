@@ -15,8 +15,8 @@ from configs import coco_ee
 from exedit import evaluate
 from exedit.evaluation import bench as reading
 from exedit.evaluation import bench_edits, evaluate_bench, features
-from exedit.input_pipeline import references
 from exedit.input_pipeline.coco_ee import bench as packing
+from exedit.input_pipeline.coco_ee import references
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.metrics import quality_score
 from exedit.runtime import doors

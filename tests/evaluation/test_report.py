@@ -11,7 +11,7 @@ from PIL import Image
 
 from exedit.evaluation import bench as reading
 from exedit.evaluation import report
-from exedit.input_pipeline import references
+from exedit.input_pipeline.coco_ee import references
 from exedit.input_pipeline.coco_ee.bench import Bench
 from tests import bench
 

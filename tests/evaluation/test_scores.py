@@ -14,7 +14,7 @@ from exedit import images
 from exedit.evaluation import bench as reading
 from exedit.evaluation import cache, features, instruments, preprocess, scores, vectors
 from exedit.evaluation.features import Features
-from exedit.input_pipeline import references
+from exedit.input_pipeline.coco_ee import references
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.metrics import confidence, copy_paste, frechet, pixels, quality_score
 from exedit.metrics.features import cosines

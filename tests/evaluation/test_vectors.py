@@ -9,7 +9,7 @@ import pytest
 from exedit.evaluation import instruments, vectors
 from exedit.evaluation.cache import Cache
 from exedit.evaluation.vectors import Column, Job
-from exedit.input_pipeline import references
+from exedit.input_pipeline.coco_ee import references
 from exedit.runtime.errors import UserError
 from tests import evaluations, scoring
 

@@ -192,8 +192,8 @@ def test_the_door_opens_from_the_shell(root, tmp_path):
 @pytest.mark.parametrize(
   'argv, line',
   [
-    ([], 'say which command: validate, pack, build, build_coco'),
-    (['dance'], 'say which command'),
+    ([], 'name a command: validate, pack, build, build_coco'),
+    (['dance'], 'name a command'),
     (['validate'], '--bench=... is missing'),
     (['pack', '--bench=x'], '--output=... is missing'),
     (['pack', '--bench=nowhere', '--output=y'], 'nowhere is not a folder'),

@@ -8,7 +8,7 @@ import pytest
 
 from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.coco_ee import instances as coco_ee_instances
-from exedit.input_pipeline.coco_ee import validate as coco_ee_validate
+from exedit.input_pipeline.coco_ee import validation
 from exedit.input_pipeline.errors import DataError
 from tests import bench as layout
 
@@ -49,7 +49,7 @@ def from_coco(root, output, **changes):
 def test_coco_boxes_become_edits_with_another_of_their_kind(tmp_path):
   table = coco(tmp_path)
   manifest = from_coco(tmp_path, tmp_path / 'bench')
-  assert coco_ee_validate.validate(str(tmp_path / 'bench'), 48)['counts'] == {}
+  assert validation.validate(str(tmp_path / 'bench'), 48)['counts'] == {}
   annotations = {a['id']: a for a in table['annotations']}
   edits = coco_ee.Bench(str(tmp_path / 'bench'), exemplar_size=None)
   assert len(edits) == len({edit['image'] for edit in manifest['edits']}) == 6

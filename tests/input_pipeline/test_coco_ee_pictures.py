@@ -9,8 +9,7 @@ import PIL.Image
 import pytest
 
 from exedit.input_pipeline.coco_ee import bench as coco_ee
-from exedit.input_pipeline.coco_ee import pictures as coco_ee_pictures
-from exedit.input_pipeline.coco_ee import validate as coco_ee_validate
+from exedit.input_pipeline.coco_ee import own_pictures, validation
 from tests import bench as layout
 
 
@@ -23,7 +22,7 @@ def test_a_bench_from_a_folder_validates_and_reads(tmp_path, door):
   layout.own_pictures(tmp_path / 'own')
   flags = (f'--pictures={tmp_path / "own"}', f'--output={tmp_path / "bench"}', '--size=16')
   assert door('build', *flags)[0] == 0
-  assert coco_ee_validate.validate(str(tmp_path / 'bench'), 16)['counts'] == {}
+  assert validation.validate(str(tmp_path / 'bench'), 16)['counts'] == {}
   edits = coco_ee.Bench(str(tmp_path / 'bench'), exemplar_size=None)
   assert edits.ids.tolist() == [1, 2, 3]
   for k in range(3):
@@ -40,7 +39,7 @@ def test_the_same_pictures_give_the_same_bytes(tmp_path):
   layout.own_pictures(tmp_path / 'own')
   digests = []
   for name in 'ab':
-    coco_ee_pictures.from_pictures(str(tmp_path / 'own'), str(tmp_path / name), size=16)
+    own_pictures.from_pictures(str(tmp_path / 'own'), str(tmp_path / name), size=16)
     files = sorted(p for p in (tmp_path / name).rglob('*') if p.is_file())
     digests.append([(p.relative_to(tmp_path / name), p.read_bytes()) for p in files])
   assert digests[0] == digests[1] and len(digests[0]) == 11
@@ -52,7 +51,7 @@ def test_pictures_of_the_right_size_keep_every_pixel(tmp_path):
   image = tmp_path / 'own' / 'image'
   (image / '1.jpg').unlink()
   layout.picture(3, (16, 16)).save(image / '1.png')
-  coco_ee_pictures.from_pictures(str(tmp_path / 'own'), str(tmp_path / 'b'), size=16)
+  own_pictures.from_pictures(str(tmp_path / 'own'), str(tmp_path / 'b'), size=16)
   edit = coco_ee.Bench(str(tmp_path / 'b'))[0]
   np.testing.assert_array_equal(edit['source'], np.asarray(layout.picture(3, (16, 16))))
   mask = np.asarray(PIL.Image.open(tmp_path / 'own' / 'mask' / '1.png'))
@@ -66,7 +65,7 @@ def test_rectangles_fills_the_bounding_box(tmp_path):
   PIL.Image.fromarray(pixels).save(tmp_path / 'own' / 'mask' / '1.png')
   for rectangles, pixel_count in ((False, 2), (True, 7 * 9)):
     output = str(tmp_path / str(rectangles))
-    coco_ee_pictures.from_pictures(str(tmp_path / 'own'), output, size=16, rectangles=rectangles)
+    own_pictures.from_pictures(str(tmp_path / 'own'), output, size=16, rectangles=rectangles)
     assert (coco_ee.Bench(output)[0]['mask'] == 255).sum() == pixel_count
 
 
@@ -87,8 +86,8 @@ def test_a_list_gives_what_its_folder_gives(tmp_path, kind):
   root = layout.own_pictures(tmp_path / 'own')
   row = lambda k: dict(image=f'image/{k}.jpg', mask=f'mask/{k}.png', exemplar=f'exemplar/{k}.png')
   path = write_list(root, kind, [row(k) | {'id': str(10 * k)} for k in (3, 1, 2)])
-  coco_ee_pictures.from_pictures(str(path), str(tmp_path / 'list'), size=16)
-  coco_ee_pictures.from_pictures(str(root), str(tmp_path / 'folder'), size=16)
+  own_pictures.from_pictures(str(path), str(tmp_path / 'list'), size=16)
+  own_pictures.from_pictures(str(root), str(tmp_path / 'folder'), size=16)
   ours, theirs = coco_ee.Bench(str(tmp_path / 'list')), coco_ee.Bench(str(tmp_path / 'folder'))
   assert ours.ids.tolist() == [10, 20, 30]
   assert [ours.encoded(k) for k in range(3)] == [theirs.encoded(k) for k in range(3)]
@@ -98,7 +97,7 @@ def test_names_that_are_no_numbers_are_counted(tmp_path):
   root = layout.own_pictures(tmp_path / 'own')
   for path in [*root.glob('*/2.*')]:
     path.rename(path.with_stem('cat'))
-  coco_ee_pictures.from_pictures(str(root), str(tmp_path / 'b'), size=16)
+  own_pictures.from_pictures(str(root), str(tmp_path / 'b'), size=16)
   assert coco_ee.Bench(str(tmp_path / 'b')).ids.tolist() == [0, 1, 2]
 
 
@@ -109,12 +108,18 @@ def spoil_mask(size, box, k=2):
 @pytest.mark.parametrize(
   'spoil, line',
   [
-    (lambda r: (r / 'mask' / '2.png').unlink(), 'mask lacks 1 of 3 pictures, the first is'),
-    (lambda r: shutil.rmtree(r / 'exemplar'), 'has no folder exemplar'),
-    (lambda r: (r / 'image' / '2.jpg').write_bytes(b'no'), '2 bytes that are no image (edit 2)'),
+    (lambda r: (r / 'mask' / '2.png').unlink(), '2: {root}/image/2.jpg has no partner mask/2.*'),
+    (lambda r: shutil.rmtree(r / 'exemplar'), 'has no folder exemplar/'),
+    (
+      lambda r: (r / 'image' / '2.jpg').write_bytes(b'no'),
+      '2.jpg is not an image of a kind that Pillow reads',
+    ),
     (spoil_mask(9, (1, 1, 5, 5)), 'is 9x9 (width x height), its image 20x36'),
     (spoil_mask(30, (0, 0, 0, 0), 3), '3.png is empty: no pixel is at least half bright (edit 3)'),
-    (lambda r: layout.picture(0, (9, 9)).save(r / 'image' / '2.png'), "'2' with several endings"),
+    (
+      lambda r: layout.picture(0, (9, 9)).save(r / 'image' / '2.png'),
+      '2.png have one name: keep one of them',
+    ),
     (
       lambda r: PIL.Image.new('L', (40, 20), 255).save(r / 'mask' / '1.png'),
       'no 20x20 square of the 40x20 image holds the region, which is 40x20',
@@ -126,23 +131,23 @@ def test_one_bad_picture_and_nothing_is_written(tmp_path, door, spoil, line):
   spoil(tmp_path / 'own')
   flags = (f'--pictures={tmp_path / "own"}', f'--output={tmp_path / "bench"}', '--size=16')
   status, _, said = door('build', *flags)
-  assert status == 2 and line in said
+  assert status == 2 and line.format(root=tmp_path / 'own') in said
   assert [p.name for p in tmp_path.iterdir()] == ['own']
 
 
 @pytest.mark.parametrize(
   'name, text, line',
   [
-    ('x.csv', 'image,mask\na,b\n', "entry 1 has no 'exemplar'"),
+    ('x.csv', 'image,mask\na,b\n', "line 2: it has no 'exemplar'"),
     ('x.csv', '', 'lists no edits'),
     ('x.csv', 'image,mask,exemplar,id\na,b,c,1\na,b,c,1\n', 'no two alike'),
     ('x.csv', 'image,mask,exemplar,id\na,b,c,1\na,b,c,\n', '1 of 2 edits have an id'),
     ('x.csv', 'image,mask,exemplar,id\na,b,c,7.5\n', 'whole numbers of at most 12 digits'),
-    ('x.csv', 'image,mask,exemplar\na,b,c\n', 'cannot be read (No such file or directory)'),
-    ('x.jsonl', '[1]\n', "entry 1 has no 'image'"),
-    ('x.jsonl', '{"image": \n', 'is not a whole jsonl file'),
-    ('x.txt', 'a b c', 'must be a folder, or end in .csv or .jsonl'),
-    ('x.csv', None, 'cannot be read (No such file or directory)'),
+    ('x.csv', 'image,mask,exemplar\na,b,c\n', 'a does not exist'),
+    ('x.jsonl', '[1]\n', 'line 1: is [1]: it must be an object'),
+    ('x.jsonl', '{"image": \n', 'line 1: is not JSON'),
+    ('x.txt', 'a b c', 'name a .jsonl or .csv file, or a folder'),
+    ('x.csv', None, 'does not exist'),
   ],
 )
 def test_a_list_that_cannot_be_used(tmp_path, door, name, text, line):

@@ -7,8 +7,7 @@ import PIL.Image
 import pytest
 
 from exedit.input_pipeline.coco_ee import bench as coco_ee
-from exedit.input_pipeline.coco_ee import pictures as coco_ee_pictures
-from exedit.input_pipeline.coco_ee import validate as coco_ee_validate
+from exedit.input_pipeline.coco_ee import own_pictures, validation
 from tests import bench as layout
 
 
@@ -26,7 +25,7 @@ def test_a_sound_bench_has_nothing_to_report(root, door, tmp_path):
   status, out, _ = door('validate', f'--bench={root}', f'--size={layout.SIZE}')
   assert status == 0 and 'nothing is missing or odd' in out
   coco_ee.pack(str(root), str(tmp_path / 'packed'))
-  found = coco_ee_validate.validate(str(tmp_path / 'packed'), layout.SIZE)
+  found = validation.validate(str(tmp_path / 'packed'), layout.SIZE)
   assert found['counts'] == {} and found['edits'] == 4
   shares = sorted((x1 - x0) * (y1 - y0) / layout.SIZE**2 for x0, y0, x1, y1 in layout.BOXES)
   expected = [shares[0], (shares[1] + shares[2]) / 2, shares[3]]
@@ -90,7 +89,7 @@ def test_what_is_wrong_is_counted_and_named(root, tmp_path, door, what, where, s
   finding = next(f for f in found['findings'] if f['what'] == what)
   assert finding['id'] == where if isinstance(where, int) else finding['file'].startswith(where)
   assert what in out
-  faulty = what in coco_ee_validate.FAULTS
+  faulty = what in validation.FAULTS
   assert status == (2 if faulty else 0) and (f'{found["faults"]} faults' in line) == faulty
   assert set(found['counts']) <= {what, "folder's name gives another count"} | (
     {'source is of another size', 'mask is of another size than its source'}
@@ -102,7 +101,7 @@ def test_what_is_wrong_is_counted_and_named(root, tmp_path, door, what, where, s
 def test_all_that_is_missing_of_an_edit_is_named(root):
   (root / 'GT_4' / '000000000017_GT.png').unlink()
   (root / 'Mask_bbox_4' / '000000000017_mask.png').unlink()
-  found = coco_ee_validate.validate(str(root), layout.SIZE)
+  found = validation.validate(str(root), layout.SIZE)
   missing = [f['file'] for f in found['findings']]
   assert missing == ['GT_4/000000000017_GT.png', 'Mask_bbox_4/000000000017_mask.png']
 
@@ -115,9 +114,9 @@ def test_the_size_of_the_published_sources_is_asked_for_by_default(root, door):
 
 def test_a_file_that_was_changed_after_building_is_found(tmp_path):
   layout.own_pictures(tmp_path / 'own')
-  coco_ee_pictures.from_pictures(str(tmp_path / 'own'), str(tmp_path / 'bench'), size=16)
+  own_pictures.from_pictures(str(tmp_path / 'own'), str(tmp_path / 'bench'), size=16)
   path = tmp_path / 'bench' / 'Ref_3' / '000000000002_ref.png'
   layout.picture(5, (9, 9)).save(path)
-  found = coco_ee_validate.validate(str(tmp_path / 'bench'), 16)
+  found = validation.validate(str(tmp_path / 'bench'), 16)
   assert found['counts'] == {'file is not the one in the manifest': 1}
   assert found['findings'][0]['file'] == 'Ref_3/000000000002_ref.png'

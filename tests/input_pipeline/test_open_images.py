@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from exedit.input_pipeline import augment, open_images, tf_example, tfrecord
+from exedit.input_pipeline import augment, codec, open_images, tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError, Unusable
 from tests import FIXTURES
 
@@ -163,13 +163,13 @@ def test_jpeg_decodes_as_pil_does(picture):
   for mode in ('RGB', 'L', 'CMYK'):
     data = _jpeg(PIL.Image.fromarray(picture).convert(mode))
     expected = np.asarray(PIL.Image.open(io.BytesIO(data)).convert('RGB')).astype(int)
-    assert np.abs(open_images.decode(data) - expected).max() <= (mode == 'CMYK')
+    assert np.abs(codec.decode(data) - expected).max() <= (mode == 'CMYK')
 
 
 def test_exif_rotation_is_ignored(picture):
   exif = PIL.Image.Exif()
   exif[0x0112] = 6
-  assert open_images.decode(_jpeg(PIL.Image.fromarray(picture), exif=exif)).shape == (300, 400, 3)
+  assert codec.decode(_jpeg(PIL.Image.fromarray(picture), exif=exif)).shape == (300, 400, 3)
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', '1', 'LA', 'I;16'])
@@ -179,7 +179,7 @@ def test_other_png_kinds_become_rgb(picture, mode):
     image = PIL.Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
   else:
     image = (grey if mode in 'L1LA' else PIL.Image.fromarray(picture)).convert(mode)
-  decoded = open_images.decode(_encoded(image, 'PNG'))
+  decoded = codec.decode(_encoded(image, 'PNG'))
   assert decoded.shape == (300, 400, 3) and decoded.dtype == np.uint8
   if mode in ('L', 'I;16'):
     np.testing.assert_array_equal(decoded[..., 0], np.asarray(grey))

@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from exedit.input_pipeline import references
 from exedit.input_pipeline.coco_ee import bench as coco_ee
+from exedit.input_pipeline.coco_ee import references
 from exedit.input_pipeline.errors import DataError
 from exedit.runtime import doors
 from tests import ROOT
@@ -220,7 +220,7 @@ def test_the_door_opens_from_the_shell(root, tmp_path):
 def test_the_door_refuses_in_one_line(flags, line, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit) as stop:
-    doors.call(references.main, references._flags(), references.__doc__, ['references', *flags])
+    doors.call(references.main, references.FLAGS, references.__doc__, ['references', *flags])
   said = capsys.readouterr().err
   assert stop.value.code == 2 and line in said
   assert said.startswith('error: ') and said.count('\n') == 1 and not list(tmp_path.iterdir())

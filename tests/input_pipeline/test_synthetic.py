@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from exedit.input_pipeline import open_images, scenes, synthetic, tf_example, tfrecord
+from exedit.input_pipeline import codec, open_images, scenes, synthetic, tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError
 from exedit.runtime import doors
 from tests import ROOT
@@ -30,7 +30,7 @@ def test_a_record_is_the_same_bytes_twice_and_another_by_index_split_and_seed():
 def test_records_have_the_schema_and_make_examples():
   features = tf_example.parse_example(synthetic.record(3, 'train', 0, size=128))
   assert {'image', 'image/filename', 'bobjects/bbox', 'bobjects/label'} <= features.keys()
-  assert open_images.decode(features['image'][0]).shape == (128, 128, 3)
+  assert codec.decode(features['image'][0]).shape == (128, 128, 3)
   boxes = np.asarray(features['bobjects/bbox'])
   assert boxes.dtype == np.float32 and len(boxes) == 4 * len(features['bobjects/label'])
   example = open_images.make_example(features, np.random.default_rng(0), size=32, exemplar_size=32)

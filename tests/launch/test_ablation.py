@@ -18,8 +18,8 @@ from ml_collections import config_flags
 from configs import pbe as configs
 from exedit import paint_by_example as pbe
 from exedit import train
-from exedit.input_pipeline import references
 from exedit.input_pipeline.coco_ee import bench as coco_ee
+from exedit.input_pipeline.coco_ee import references
 from exedit.models import parameters
 from exedit.models.unet import UNet
 from exedit.runtime.errors import UserError

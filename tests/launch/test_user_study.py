@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 from PIL.PngImagePlugin import PngInfo
 
-from exedit.input_pipeline import references
 from exedit.input_pipeline.coco_ee import bench as coco_ee
+from exedit.input_pipeline.coco_ee import references
 from exedit.runtime import doors
 from launch import user_study
 from launch import user_study_answers as answers

@@ -1,22 +1,23 @@
-"""What is missing, doubled or odd in a benchmark of the COCOEE layout.
+"""Reports what is missing, doubled or odd in a benchmark of the COCOEE layout.
 
 A fault makes scores wrong or impossible: a file that is missing or unreadable, an id that occurs
 twice, a source of another size, a mask that is empty or of another size than its source. An oddity
-is unlike the published benchmark, and yet can be scored.
+differs from the published benchmark, but the edit can be scored.
 """
 
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import numpy as np
 
-from .. import tf_example, tfrecord
+from exedit.runtime import progress
+from exedit.runtime.parallel import in_parallel
+
 from ..errors import DataError
 from . import layout
+from .bench import Folders, Shards, open_files
 
 FAULTS = (
   'the benchmark cannot be read',
@@ -36,36 +37,36 @@ ODDITIES = (
   "folder's name gives another count",
 )
 _SHOWN = 3  # examples of each kind in the table
-_AHEAD = 64  # edits read at once
 
 
 def validate(root: str, size: int = 512) -> dict:
-  """Looks at every file of a benchmark; nothing is changed.
+  """Reads every file of a benchmark and changes none.
 
   Returns dict(bench, edits, size, faults, oddities, counts {what: n}, findings [dict(what, id,
   file, detail)], repainted (least, median and greatest share), exemplar_sides (shortest, longest)).
-  DataError if the root is no folder at all.
+
+  Raises:
+    DataError: if the root is not a folder.
   """
   if size < 1:
     raise DataError(f'--size={size}: must be at least 1')
-  packed = not layout.is_layout(root)
-  findings, shares, sides = [], [], []
+  layout.listed(root)
+  shares, sides = [], []
   try:
     ids = layout.read_ids(root)
-    files, odd = (_packed if packed else _folders)(root, ids)
-    findings += odd
-    sums = _checksums(root) if not packed else {}
+    files, sums, findings = _opened(root, ids)
   except DataError as error:
     ids, files, sums = np.zeros(0, np.int64), None, {}
-    findings.append(_finding(FAULTS[0], detail=str(error)))
-  for edit_id in layout.doubled(ids):
-    findings.append(_finding('id occurs more than once', edit_id))
+    findings = [_finding(FAULTS[0], detail=str(error))]
+  findings += [_finding('id occurs more than once', edit_id) for edit_id in layout.doubled(ids)]
   if files:
-    look = lambda at: _look(at, int(ids[at]), *files, sums, size)
-    for found, share, exemplar in _in_parallel(look, len(ids)):
-      findings += found
-      shares += share
-      sides += exemplar
+    examine = lambda position: _examine(files, position, sums, size)
+    with progress.bar(what='reading', total=len(ids), unit='edit') as bar:
+      for found, share, exemplar in in_parallel(examine, range(len(ids))):
+        findings += found
+        shares += share
+        sides += exemplar
+        bar.update()
   counts = {w: sum(f['what'] == w for f in findings) for w in FAULTS + ODDITIES}
   return dict(
     bench=root,
@@ -81,7 +82,7 @@ def validate(root: str, size: int = 512) -> dict:
 
 
 def table(found: dict) -> str:
-  """The report for a person."""
+  """Returns the report of `validate` as text."""
   lines = [f'{found["bench"]}: {found["edits"]} edits']
   if found['repainted']:
     least, middle, most = (f'{share:.1%}' for share in found['repainted'])
@@ -110,51 +111,35 @@ def _finding(what: str, edit_id: int | None = None, file: str = '', detail: str 
   return dict(what=what, id=edit_id, file=file, detail=detail)
 
 
-# Where the files come from: name(id, kind) and read(position, name, kind); and what is odd there.
+# All files.
 
 
-def _folders(root: str, ids: np.ndarray) -> tuple[tuple[Callable, Callable], list[dict]]:
-  odd, folders = [], layout.folders(root)
-  allowed = {layout.IDS, layout.MANIFEST, *folders.values()}
-  extra = [name for name in sorted(os.listdir(root)) if name not in allowed]
-  for kind, folder in folders.items():
-    if int(folder.rsplit('_', 1)[1]) != len(ids):
-      what = "folder's name gives another count"
-      odd.append(_finding(what, file=folder, detail=f'{layout.IDS} has {len(ids)} ids'))
-    wanted = {layout.file_name(kind, edit_id) for edit_id in ids.tolist()}
-    names = sorted(os.listdir(os.path.join(root, folder)))
+def _opened(root: str, ids: np.ndarray) -> tuple[Folders | Shards, dict[str, str], list[dict]]:
+  """Returns the files, their checksums from the manifest, and the findings about their names."""
+  files = open_files(root, ids)
+  if isinstance(files, Folders):
+    return files, _checksums(root), list(_odd_names(files))
+  files.check()
+  return files, {}, []
+
+
+def _odd_names(files: Folders) -> Iterator[dict]:
+  """Yields findings about folders and files that do not belong to the ids."""
+  allowed = {layout.IDS, layout.MANIFEST, *files.folders.values()}
+  extra = [name for name in sorted(os.listdir(files.root)) if name not in allowed]
+  for kind, folder in files.folders.items():
+    if int(folder.rsplit('_', 1)[1]) != len(files.ids):
+      detail = f'{layout.IDS} has {len(files.ids)} ids'
+      yield _finding("folder's name gives another count", file=folder, detail=detail)
+    wanted = {layout.file_name(kind, edit_id) for edit_id in files.ids}
+    names = sorted(os.listdir(os.path.join(files.root, folder)))
     extra += [f'{folder}/{name}' for name in names if name not in wanted]
-  odd += [_finding('file belongs to no id', file=name) for name in extra]
-
-  def read(position: int, name: str, kind: str) -> bytes:
-    with open(os.path.join(root, name), 'rb') as file:
-      return file.read()
-
-  name = lambda edit_id, kind: f'{folders[kind]}/{layout.file_name(kind, edit_id)}'
-  return (name, read), odd
-
-
-def _packed(root: str, ids: np.ndarray) -> tuple[tuple[Callable, Callable], list[dict]]:
-  source = tfrecord.Source(tfrecord.shard_paths(root, 'test'))
-  if source.damaged:
-    raise source.damaged[0]
-  if len(source) != len(ids):
-    raise DataError(f'{layout.IDS} has {len(ids)} ids, the shards hold {len(source)} edits')
-
-  def read(position: int, name: str, kind: str) -> bytes:
-    features = tf_example.parse_example(source[position])
-    found = features.get('id', [None])[0]
-    if found != ids[position]:
-      raise DataError(f'record {position} is of edit {found}, {layout.IDS} says {ids[position]}')
-    if len(features.get(kind, ())) != 1:
-      raise FileNotFoundError(name)
-    return features[kind][0]
-
-  return (lambda edit_id, kind: layout.file_name(kind, edit_id), read), []
+  for name in extra:
+    yield _finding('file belongs to no id', file=name)
 
 
 def _checksums(root: str) -> dict[str, str]:
-  """The SHA-256 of each file that the builder noted; {} where another hand made the benchmark."""
+  """Returns the SHA-256 of each file that `build` wrote, or {} if there is no manifest."""
   try:
     with open(os.path.join(root, layout.MANIFEST)) as file:
       sums = json.load(file)['sha256']
@@ -165,46 +150,15 @@ def _checksums(root: str) -> dict[str, str]:
     raise DataError(f'{layout.MANIFEST} holds no checksums ({error!r}); remove it') from error
 
 
-def _in_parallel(look: Callable, count: int) -> Iterator:
-  """look(0), look(1), ... in order, a few at a time: pictures are large."""
-  import tqdm
-
-  every = 0.1 if sys.stderr.isatty() else 10
-  with (
-    tqdm.tqdm(total=count, unit='edit', desc='looking', mininterval=every) as bar,
-    ThreadPoolExecutor() as pool,
-  ):
-    for start in range(0, count, _AHEAD):
-      for result in pool.map(look, range(start, min(start + _AHEAD, count))):
-        yield result
-        bar.update()
-
-
 # One edit.
 
 
-def _look(
-  position: int, edit_id: int, name_of: Callable, read: Callable, sums: dict, size: int
-) -> tuple[list, list, list]:
-  """(findings, [repainted share], [sides of the exemplar]) of one edit; the lists may be empty."""
-  found, pictures = [], {}
-  decoders = dict(
-    source=layout.decode_source,
-    mask=layout.decode_mask,
-    exemplar=lambda data, name: layout.decode_exemplar(data, name, None),
-  )
-  for kind, decode in decoders.items():
-    name = name_of(edit_id, kind)
-    try:
-      data = read(position, name, kind)
-      if name in sums and hashlib.sha256(data).hexdigest() != sums[name]:
-        found.append(_finding('file is not the one in the manifest', edit_id, name))
-      pictures[kind] = name, decode(data, name)
-    except FileNotFoundError:
-      found.append(_finding('file is missing', edit_id, name))
-    except (OSError, DataError) as error:
-      why = str(error).removeprefix(f'{name}: ')
-      found.append(_finding('file is unreadable', edit_id, name, why))
+def _examine(
+  files: Folders | Shards, position: int, sums: dict, size: int
+) -> tuple[list[dict], list[float], list[int]]:
+  """Returns (findings, [repainted share], [sides of the exemplar]); the lists may be empty."""
+  edit_id = files.ids[position]
+  pictures, found = _decoded(files, position, sums)
   if 'source' in pictures:
     name, source = pictures['source']
     if source.shape[:2] != (size, size):
@@ -222,8 +176,33 @@ def _look(
   return found, share, sides
 
 
+def _decoded(
+  files: Folders | Shards, position: int, sums: dict
+) -> tuple[dict[str, tuple[str, np.ndarray]], list[dict]]:
+  """Returns {kind: (file name, pixels)} of the files that can be read, and the findings."""
+  decoders = dict(
+    source=layout.decode_source,
+    mask=layout.decode_mask,
+    exemplar=lambda data, name: layout.decode_exemplar(data, name, None),
+  )
+  pictures, found, edit_id = {}, [], files.ids[position]
+  for kind, decode in decoders.items():
+    name = files.name(position, kind)
+    try:
+      data = files.read(position, [kind])[kind]
+      if name in sums and hashlib.sha256(data).hexdigest() != sums[name]:
+        found.append(_finding('file is not the one in the manifest', edit_id, name))
+      pictures[kind] = name, decode(data, name)
+    except FileNotFoundError:
+      found.append(_finding('file is missing', edit_id, name))
+    except (OSError, DataError) as error:
+      why = str(error).removeprefix(f'{name}: ')
+      found.append(_finding('file is unreadable', edit_id, name, why))
+  return pictures, found
+
+
 def _mask(mask: np.ndarray) -> Iterator[tuple[str, str]]:
-  """(what, detail) of what is wrong with a mask by itself."""
+  """Yields (what, detail) of what is wrong with a mask by itself."""
   if mask.max() < 128:
     yield 'mask is empty', f'its brightest pixel is {mask.max()} of 255'
     return

@@ -1,0 +1,91 @@
+"""Builds a benchmark in the COCOEE layout from the user's own images, masks and exemplars."""
+
+import os
+
+import numpy as np
+
+from exedit.runtime import decode, lists
+from exedit.runtime.errors import UserError
+
+from ..errors import DataError
+from . import build, layout
+
+PICTURES = dict(source='image', mask='mask', exemplar='exemplar')  # kind -> column or folder
+
+
+def from_pictures(
+  pictures: str, output: str, *, size=512, crop='nearest', rectangles=False
+) -> dict:
+  """Writes a benchmark from a folder with image/, mask/, exemplar/, or from a list.
+
+  A list is .csv or .jsonl with the columns `image`, `mask`, `exemplar` and optionally `id`. Masks
+  repaint the pixels that are at least half bright, or with `rectangles` their bounding box. The ids
+  are the files' names if all of them are numbers, else 0, 1, ... Returns the manifest.
+
+  Raises:
+    DataError: if one edit cannot be made. Nothing is written then.
+  """
+  settings = dict(size=size, crop=crop, rectangles=rectangles)
+  build.check(size, crop)
+  rows, base = _rows(pictures)
+  plans = []
+  for edit_id, row in sorted(zip(_ids(rows), rows.values()), key=lambda pair: pair[0]):
+    files = {kind: os.path.join(base, row[name]) for kind, name in PICTURES.items()}
+    make = lambda files=files: _own_edit(files, size, crop, rectangles)
+    plans.append(build.Plan(edit_id, {name: row[name] for name in PICTURES.values()}, make))
+
+  def give_up(plan: build.Plan, why: str) -> None:
+    raise DataError(f'{why} (edit {plan.id}); correct it or leave it out')
+
+  return build.write(output, plans, len(plans), settings, give_up)
+
+
+def _rows(path: str) -> tuple[dict[str, dict], str]:
+  """Returns the rows by name or number, and the folder in which their paths start."""
+  names = list(PICTURES.values())
+  found, base = lists.read(path, names, names)
+  rows = {}
+  for number, (where, row) in enumerate(found, 1):
+    if isinstance(row, UserError):
+      raise DataError(f'{path}, {where}: {row}')
+    for name in names:
+      if not isinstance(row.get(name), str) or not row[name]:
+        raise DataError(f'{path}, {where}: it has no {name!r}; it needs {", ".join(names)}')
+    rows[where if os.path.isdir(path) else str(number)] = row
+  return rows, base
+
+
+def _ids(rows: dict[str, dict]) -> list[int]:
+  given = [row.get('id') not in (None, '') for row in rows.values()]
+  if any(given) and not all(given):
+    raise DataError(f'{sum(given)} of {len(rows)} edits have an id; give one to all or to none')
+  texts = [str(row['id']) for row in rows.values()] if all(given) else list(rows)
+  numbers = [int(text) for text in texts if text.isascii() and text.isdigit() and len(text) <= 12]
+  if len(set(numbers)) == len(rows):
+    return numbers
+  if all(given):
+    raise DataError('ids must be whole numbers of at most 12 digits, and no two alike')
+  return list(range(len(rows)))
+
+
+def _own_edit(files: dict[str, str], size: int, crop: str, rectangles: bool) -> dict:
+  source, exemplar = (decode.upright(files[k], 'RGB', 'white') for k in ('source', 'exemplar'))
+  mask = decode.upright(files['mask'], 'L', 'black')
+  if mask.size != source.size:
+    raise DataError(
+      f'{files["mask"]} is {mask.width}x{mask.height} (width x height), its image '
+      f'{source.width}x{source.height}; they must be alike'
+    )
+  if np.asarray(mask).max() < 128:
+    raise DataError(f'{files["mask"]} is empty: no pixel is at least half bright')
+  box = layout.bounding_box(np.asarray(mask))
+  place = build.square(source.size, box, size, crop)
+  if place is None:
+    raise DataError(f'{files["mask"]}: {build.no_square(source.size, box, crop)}')
+  if rectangles:
+    cut_mask = build.rectangle(box, source.size, place, size)
+  else:
+    cut_mask = np.where(build.cut(mask, place, size) >= 128, np.uint8(255), np.uint8(0))
+  if not cut_mask.any():
+    raise DataError(f'{files["mask"]} is empty at {size}x{size}; its region is too small')
+  return dict(source=build.cut(source, place, size), mask=cut_mask, exemplar=np.asarray(exemplar))
