@@ -3,6 +3,8 @@
 No package that we require contains the generated module, so the messages are described here.
 """
 
+from typing import Any
+
 import numpy as np
 from google.protobuf import (
   descriptor_pb2,
@@ -43,7 +45,7 @@ def _message_class():
   return message_factory.GetMessageClass(pool.FindMessageTypeByName('exedit.Example'))
 
 
-_Example = _message_class()
+_Example: Any = _message_class()
 
 
 def parse_example(record: bytes) -> dict[str, list[bytes] | np.ndarray]:

@@ -84,7 +84,7 @@ class Command(NamedTuple):
 
   main: Callable[..., None]
   help: str
-  flags: Sequence[Flag]
+  flags: Sequence[Flag | tuple]
   words: str = ''
 
 

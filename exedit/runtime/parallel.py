@@ -2,7 +2,7 @@
 
 import collections
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +11,7 @@ from exedit.runtime.errors import explain
 
 def in_parallel(
   function: Callable[[Any], Any], items: Iterable[Any], threads: int = 0
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
   """`map` over threads (0: by the machine), in order, two results a thread early.
 
   An error comes where its result would have.
