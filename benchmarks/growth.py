@@ -41,7 +41,7 @@ from exedit.input_pipeline.coco_ee import bench as coco_ee  # noqa: E402
 from exedit.input_pipeline.coco_ee import layout as coco_ee_layout  # noqa: E402
 from exedit.input_pipeline.errors import DataError  # noqa: E402
 from exedit.runtime import doors  # noqa: E402
-from exedit.training import mesh as meshes  # noqa: E402
+from exedit.training.sharding import batch_sharding  # noqa: E402
 from exedit.training.step import make_program  # noqa: E402
 
 SPLIT = 'train'
@@ -63,7 +63,7 @@ def grow_devices(counts: list[int], width: str, size: int, batch: int, rounds: i
       )  # fmt: skip
       # Of zeros a step takes as long, and drawing weights would compile for half a minute.
       now, frozen = train_step.zeros((program.now, program.frozen))
-      put = meshes.batch_sharding(program.mesh)
+      put = batch_sharding(program.mesh)
       given = train_step.arrays(width, size, batch)
       given = {name: jax.device_put(a, put) for name, a in given.items()}
       step = program.step.lower(now, frozen, given).compile()

@@ -24,7 +24,7 @@ if not __package__:  # run by its path
 
 from exedit import systems
 from exedit.runtime import doors
-from exedit.training import mesh as meshes
+from exedit.training.sharding import SHARDINGS, batch_sharding
 from exedit.training.step import Program, make_program
 
 DEVICES = (1, 2, 4, 8)
@@ -56,7 +56,7 @@ def batch(config: Config, program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     name: jax.ShapeDtypeStruct(
       (config['batch_size'], *shapes.get(name, ())),
       jnp.uint8 if name in shapes else jnp.int32,
-      sharding=meshes.batch_sharding(program.mesh),
+      sharding=batch_sharding(program.mesh),
     )
     for name in (*shapes, 'id', 'corrupt')
   }
@@ -90,7 +90,7 @@ def table(columns: Sequence[str], sizes: Callable[[str, int], list[int]]) -> Ite
   yield f'| devices | sharding | {" | ".join(columns)} |'
   yield '|---' * (2 + len(columns)) + '|'
   for count in DEVICES:
-    for sharding in meshes.SHARDINGS if count > 1 else ('data',):
+    for sharding in SHARDINGS if count > 1 else ('data',):
       cells = [f'{size / 2**20:,.1f} MiB' for size in sizes(sharding, count)]
       yield f'| {count} | {sharding if count > 1 else "any"} | {" | ".join(cells)} |'
 

@@ -44,8 +44,8 @@ from exedit.input_pipeline.errors import DataError
 from exedit.models import parameters, unet
 from exedit.models.parameters import Params
 from exedit.runtime import compilation, doors
-from exedit.training import mesh as meshes
 from exedit.training.prefetch import Prefetch
+from exedit.training.sharding import batch_sharding
 from exedit.training.state import TrainState
 from exedit.training.step import Program, make_program
 from exedit.weights import find
@@ -117,7 +117,7 @@ def exedit(spec: Mapping[str, Any]) -> dict[str, Any]:
   compilation.keep_memory()  # as the door does
   program, now, frozen = begun(spec)
   rows = dict(np.load(spec['inputs']))
-  batch = {name: jax.device_put(a, meshes.batch_sharding(program.mesh)) for name, a in rows.items()}
+  batch = {name: jax.device_put(a, batch_sharding(program.mesh)) for name, a in rows.items()}
   start = time.perf_counter()
   step = compiled(program.step, now, frozen, batch)
   compile_seconds = time.perf_counter() - start
@@ -193,7 +193,7 @@ def waited(program, step, now, frozen, spec: Mapping[str, Any]) -> float:
     side = -(-spec['size'] // synthetic.GRID) * synthetic.GRID  # scenes come in multiples
     synthetic.ensure(folder, scenes=64, val_scenes=1, seed=0, size=side, shards=2)
     data = dict(root=folder, split='train', workers=0, **sizes)
-    feed = Prefetch(train.batches(data, spec['batch'], 0, 0), meshes.batch_sharding(program.mesh))
+    feed = Prefetch(train.batches(data, spec['batch'], 0, 0), batch_sharding(program.mesh))
     try:
       now, metrics = step(now, frozen, next(feed))  # the first batch is waited for by any loop
       jax.block_until_ready(metrics)

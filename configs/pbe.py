@@ -106,7 +106,6 @@ def full() -> ml_collections.ConfigDict:
         sharding='data',
         data=config_dict.placeholder(int),
         fsdp=config_dict.placeholder(int),
-        tensor=1,
       ),
       checkpoint=dict(keep=3, keep_every=config_dict.placeholder(int)),
       edit=dict(count=8, steps=50, scale=5.0, sampler='plms'),

@@ -22,7 +22,7 @@ from exedit.planning.topology import GIB, Topology
 from exedit.runtime import doors, files
 from exedit.runtime.errors import UserError
 from exedit.training import log
-from exedit.training import mesh as meshes
+from exedit.training.sharding import DEFAULT, SHARDINGS
 
 MOST = 4096  # images per chip at which a search gives up
 NOTES = dict(
@@ -97,8 +97,8 @@ def largest(fits: Callable[[int], bool], start: int, most: int = MOST) -> int:
 
 
 def rows_of(config: Mapping[str, Any], where: Topology) -> int:
-  """What a batch must be a multiple of: devices with different examples, times accumulation."""
-  return where.size // config['mesh'].get('tensor', 1) * config['accumulate']
+  """The number that the batch size must be a multiple of: devices times accumulated parts."""
+  return where.size * config['accumulate']
 
 
 def report(config: Mapping[str, Any], where: Topology, found: ahead.Findings) -> Report:
@@ -119,7 +119,7 @@ def report(config: Mapping[str, Any], where: Topology, found: ahead.Findings) ->
     batch_size=batch_size,
     per_chip=batch_size / where.size,
     accumulate=config['accumulate'],
-    sharding=config['mesh'].get('sharding', meshes.DEFAULT),
+    sharding=config['mesh'].get('sharding', DEFAULT),
     remat=config['model'].get('unet', {}).get('remat', 'none'),
     **found,
   )
@@ -303,9 +303,9 @@ def settled(
   if batch is not None:
     result['batch_size'] = batch
   if sharding is not None:
-    if sharding not in meshes.SHARDINGS:
-      raise UserError(f"--sharding is '{sharding}'; use one of {', '.join(meshes.SHARDINGS)}")
-    result['mesh'] = dict(tensor=config['mesh'].get('tensor', 1), sharding=sharding)
+    if sharding not in SHARDINGS:
+      raise UserError(f"--sharding is '{sharding}'; use one of {', '.join(SHARDINGS)}")
+    result['mesh'] = dict(sharding=sharding)
   if remat is not None:
     unet = {**config['model'].get('unet', {}), 'remat': remat}
     result['model'] = {**config['model'], 'unet': unet}
@@ -326,9 +326,7 @@ def define_flags() -> None:
   doors.define_config(how)
   flags.DEFINE_string('topology', None, f'the slice: {topology.EXAMPLES}, ...', values)
   flags.DEFINE_integer('batch', None, "of all chips (default: the config's)", 1, flag_values=values)
-  flags.DEFINE_string(
-    'sharding', None, f'{", ".join(meshes.SHARDINGS)} (default: as above)', values
-  )
+  flags.DEFINE_string('sharding', None, f'{", ".join(SHARDINGS)} (default: as above)', values)
   flags.DEFINE_string('remat', None, 'none, block, conv1 (default: as above)', values)
   flags.DEFINE_bool('search', False, 'find the largest batch that fits', values)
   flags.DEFINE_enum(

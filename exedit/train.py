@@ -30,9 +30,8 @@ from exedit.models import parameters
 from exedit.models.parameters import Params
 from exedit.runtime import compilation, doors, files, processes, remote, settings, signals, versions
 from exedit.runtime.errors import UserError
-from exedit.training import goodput, log, optimizer, state
+from exedit.training import goodput, log, optimizer, sharding, state
 from exedit.training import latent_shards as latents
-from exedit.training import mesh as meshes
 from exedit.training import workdir as workdirs
 from exedit.training.checkpoint import (
   FROZEN,
@@ -171,7 +170,7 @@ def go_on(
       hours=hours,
     )
     hours.start(start)
-    feed = Prefetch(stream(start=start), meshes.batch_sharding(program.mesh))
+    feed = Prefetch(stream(start=start), sharding.batch_sharding(program.mesh))
     try:
       for step in range(start + 1, steps + 1):
         with hours.spend('data'):
@@ -430,7 +429,7 @@ def check(config: Mapping[str, Any]) -> None:
       raise UserError(settings.unknown(f'config.edit.{name}', known))
   settings.check(config['optimizer'], optimizer.make, 'config.optimizer')
   settings.check(config['ema'], state.Ema, 'config.ema')
-  settings.check(config['mesh'], meshes.make, 'config.mesh')
+  settings.check(config['mesh'], sharding.make_mesh, 'config.mesh')
   settings.check(config['checkpoint'], Checkpoints, 'config.checkpoint')
   systems.edit_settings(system, config)
 

@@ -23,8 +23,7 @@ from exedit import paint_by_example
 from exedit.models import kernels
 from exedit.planning import collectives
 from exedit.runtime import devices as device_rows
-from exedit.training import buckets, checkpoint, prefetch
-from exedit.training import mesh as meshes
+from exedit.training import checkpoint, prefetch, sharding
 from exedit.training.step import make_program
 from tests import toy
 
@@ -60,12 +59,12 @@ SPECS = dict(
   conv=P(None, None, 'fsdp', None),
   low=P('fsdp', None),
   high=P('fsdp', None),
-  square=P('fsdp', 'tensor'),
+  square=P('fsdp', None),
   middle=P('fsdp', None),
   wide=P('fsdp', None),
   odd=P(None, 'fsdp'),
   long=P('fsdp'),
-  beside=P(None, 'tensor'),
+  beside=P(),
   kept=P(),
   small=P(),
   bias=P(),
@@ -118,7 +117,7 @@ def run(system, mesh, accumulate=1, steps=2, size=16):
   """Some steps on one mesh."""
   made = program(system, mesh, accumulate, size)
   now, frozen = place(begin(system), (made.now, made.frozen))
-  examples = prefetch.to_devices(meshes.batch_sharding(made.mesh))(batch(size))
+  examples = prefetch.to_devices(sharding.batch_sharding(made.mesh))(batch(size))
   lowered = made.step.lower(now, frozen, examples)
   compiled = lowered.compile()
   held = held_bytes(now)
@@ -158,7 +157,7 @@ def move(*stations):
       if saved is not None:
         now = checkpoint.Checkpoints(workdir).restore(made.now)
         same.append(jax.tree.all(jax.tree.map(as_saved, saved, now, made.now)))
-      examples = prefetch.to_devices(meshes.batch_sharding(made.mesh))(batch(16))
+      examples = prefetch.to_devices(sharding.batch_sharding(made.mesh))(batch(16))
       now, metrics = made.step(now, frozen, examples)
       losses.append(float(metrics['loss']))
       checkpoints = checkpoint.Checkpoints(workdir)
@@ -194,20 +193,20 @@ def exchange(sizes):
 
   Device i of those with different examples computes (i + 1) times each array.
   """
-  mesh = meshes.make('zero1', **sizes)
+  mesh = sharding.make_mesh('zero1', **sizes)
   rng = np.random.default_rng(0)
   arrays = {name: np.float32(rng.standard_normal(shape)) for name, shape in ARRAYS.items()}
 
   def step(parts):
-    whole = buckets.gather(parts, SPECS, mesh)
-    factor = jax.lax.axis_index(buckets.EXAMPLES) + 1.0
-    return whole, buckets.mean({n: factor * a for n, a in whole.items()}, SPECS, mesh)
+    whole = sharding.gather(parts, SPECS, mesh)
+    factor = jax.lax.axis_index(sharding.AXES) + 1.0
+    return whole, sharding.mean({n: factor * a for n, a in whole.items()}, SPECS, mesh)
 
   lowered = jax.jit(
     jax.shard_map(step, mesh=mesh, in_specs=(SPECS,), out_specs=(P(), SPECS), check_vma=False)
   ).lower(arrays)
   whole, mean = lowered.compile()(arrays)
-  factor = (mesh.shape['data'] * mesh.shape['fsdp'] + 1) / 2
+  factor = (mesh.size + 1) / 2
   return dict(
     whole=[name for name in arrays if np.array_equal(whole[name], arrays[name])],
     mean=[name for name in arrays if np.allclose(mean[name], factor * arrays[name], rtol=1e-5)],

@@ -28,7 +28,6 @@ def get_config(root: str) -> ml_collections.ConfigDict:
         sharding='data',
         data=config_dict.placeholder(int),
         fsdp=config_dict.placeholder(int),
-        tensor=1,
       ),
       checkpoint=dict(keep=3),
       edit=dict(count=2, scale=1.0),

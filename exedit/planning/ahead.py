@@ -18,8 +18,7 @@ from exedit.models import kernels
 from exedit.planning import child, collectives, topology, traffic
 from exedit.runtime import caches, files, settings
 from exedit.runtime.errors import UserError
-from exedit.training import flops
-from exedit.training import mesh as meshes
+from exedit.training import flops, sharding
 from exedit.training.step import Program, make_program
 
 # Arguments of make_program that a compiled step depends on; the others are numbers inside it.
@@ -122,7 +121,7 @@ def compile_step(config: Config, name: str, say: Callable[[str], None]) -> Findi
 def check(config: Config) -> None:
   """UserError for a system that there is not, and for keys that no argument answers to."""
   settings.check(config['model'], systems.get(config['system']).build, 'config.model')
-  settings.check(config['mesh'], meshes.make, 'config.mesh')
+  settings.check(config['mesh'], sharding.make_mesh, 'config.mesh')
 
 
 def lay_out(config: Config, devices) -> Program:
@@ -145,7 +144,7 @@ def lay_out(config: Config, devices) -> Program:
 def batch_shapes(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   """The batch as `input_pipeline.loader.batches` gives it, without data."""
   shapes = systems.get(config['system']).data.shapes(**config['data'])
-  over = meshes.batch_sharding(mesh)
+  over = sharding.batch_sharding(mesh)
   return {
     name: jax.ShapeDtypeStruct((config['batch_size'], *shape), dtype, sharding=over)
     for name, (shape, dtype) in shapes.items()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -17,8 +16,7 @@ from exedit.models import kernels, parameters
 from exedit.models.parameters import Graph, Params
 from exedit.runtime import compilation
 from exedit.systems import System
-from exedit.training import buckets, flops, optimizer, state
-from exedit.training import mesh as meshes
+from exedit.training import flops, optimizer, sharding, state
 from exedit.training.state import TrainState
 
 
@@ -79,8 +77,8 @@ def make_program(
 
   The other arguments are settings, as in train.py; ValueError or TypeError where one cannot be.
   """
-  over = meshes.make(**mesh, devices=devices)
-  meshes.check_batch(over, batch_size, accumulate)
+  over = sharding.make_mesh(**mesh, devices=devices)
+  sharding.check_batch(over, batch_size, accumulate)
   tx = optimizer.make(**{'steps': steps, **optimizer_settings})
   average = state.Ema(**ema)
   abstract = nnx.eval_shape(lambda: system.build(**model, rngs=parameters.Keys(jax.random.key(0))))
@@ -97,8 +95,8 @@ def make_program(
   shapes, frozen = jax.eval_shape(begin, params)
   # Runs once: on a CPU half a minute of optimising hundreds of random draws is not worth it.
   quick = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
-  everywhere = meshes.replicated(over)
-  layout, updated = layouts(shapes, over, mesh.get('sharding', meshes.DEFAULT))
+  everywhere = sharding.replicated(over)
+  layout, updated = sharding.layouts(shapes, over, mesh.get('sharding', sharding.DEFAULT))
   compute = functools.partial(objective, loss=system.loss, graph=graph)
   step = functools.partial(
     train_step,
@@ -117,8 +115,8 @@ def make_program(
     system=system,
     mesh=over,
     graph=graph,
-    now=with_sharding(shapes, layout),
-    frozen=with_sharding(frozen, jax.tree.map(lambda _: everywhere, frozen)),
+    now=sharding.with_sharding(shapes, layout),
+    frozen=sharding.with_sharding(frozen, jax.tree.map(lambda _: everywhere, frozen)),
     init=jax.jit(
       fresh,
       out_shardings=(layout, everywhere),
@@ -131,23 +129,9 @@ def make_program(
   )
 
 
-def layouts(shapes: TrainState, mesh: Mesh, sharding: str) -> tuple[TrainState, Params]:
-  """Where the state lies between two steps, and where its parameters are while updated.
-
-  Each of the two by one word: 'data' splits nothing over the mesh, 'zero1' moments and EMA, 'fsdp'
-  parameters as well. A parameter is updated where its moments are.
-  """
-  split = meshes.shardings(shapes, mesh)
-  whole = jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
-  if sharding == 'data':
-    return whole, whole.params
-  held = dataclasses.replace(split, params=whole.params) if sharding == 'zero1' else split
-  return held, split.params
-
-
 def compiled(step: Callable, layout: TrainState, mesh: Mesh) -> Callable:
   """The step of one device as that of all, each with its parts of the state and the batch."""
-  everywhere, examples = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+  everywhere, examples = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   specs = jax.tree.map(lambda s: s.spec, layout)
   return jax.jit(
     jax.shard_map(
@@ -164,13 +148,6 @@ def compiled(step: Callable, layout: TrainState, mesh: Mesh) -> Callable:
   )
 
 
-def with_sharding(shapes: Any, layout: Any) -> Any:
-  """Shapes that also say where they lie."""
-  return jax.tree.map(
-    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, layout
-  )
-
-
 def train_step(
   now: TrainState,
   frozen: Params,
@@ -183,8 +160,8 @@ def train_step(
   num_timesteps: int,
   accumulate: int,
   mesh: Mesh,
-  held: buckets.Specs,
-  updated: buckets.Specs,
+  held: sharding.Specs,
+  updated: sharding.Specs,
   dtypes: Mapping[str, Any],
 ) -> tuple[TrainState, dict[str, Array]]:
   """One step of one device, inside shard_map; every random number is keyed by (seed, step, id).
@@ -196,15 +173,15 @@ def train_step(
   gradient is not finite changes nothing but the counts.
   """
   key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), now.step)
-  whole = buckets.gather(now.params, held, mesh, dtypes)
+  whole = sharding.gather(now.params, held, mesh, dtypes)
   value, aux, grads = gradients(compute, whole, frozen, batch, key, accumulate)
-  grads = buckets.mean(grads, updated, mesh)
-  grad_norm = buckets.norm(grads, updated, mesh)
+  grads = sharding.mean(grads, updated, mesh)
+  grad_norm = sharding.norm(grads, updated, mesh)
 
   sums, counts = state.timestep_buckets(aux['per_example'], aux['t'], num_timesteps)
   sent = (value, sums, counts, batch['corrupt'].sum())
-  value, sums, counts, corrupt = buckets.total(sent, buckets.EXAMPLES, mesh)
-  value /= math.prod(mesh.shape[axis] for axis in buckets.EXAMPLES)
+  value, sums, counts, corrupt = sharding.total(sent, mesh)
+  value /= mesh.size
   finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
   def update(old):
@@ -214,9 +191,9 @@ def train_step(
     return parts, ema.update(average, parts, now.step - now.counts['skipped']), opt_state
 
   moved = {name: updated[name] for name in held if held[name] != updated[name]}
-  parts = {**now.params, **buckets.own({name: now.params[name] for name in moved}, moved, mesh)}
+  parts = {**now.params, **sharding.own({name: now.params[name] for name in moved}, moved, mesh)}
   parts, average, opt_state = state.guarded(finite, update, (parts, now.ema, now.opt_state))
-  params = {**parts, **buckets.gather({name: parts[name] for name in moved}, moved, mesh)}
+  params = {**parts, **sharding.gather({name: parts[name] for name in moved}, moved, mesh)}
   new = dataclasses.replace(now, params=params, ema=average, opt_state=opt_state)
   new = state.counted(new, finite, corrupt)
   metrics = dict(

@@ -8,7 +8,7 @@ from exedit import paint_by_example
 from exedit.input_pipeline import synthetic
 from exedit.input_pipeline.open_images import make_example
 from exedit.input_pipeline.tf_example import parse_example
-from exedit.training import mesh
+from exedit.training import sharding
 from exedit.training.step import make_program
 
 LOSSES = [0.8100281953811646, 0.8100281357765198, 0.7963488101959229]
@@ -41,7 +41,7 @@ def test_first_steps():
   ]
   batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
   batch |= dict(id=np.arange(8, dtype=np.int32), corrupt=np.zeros(8, np.int32))
-  batch = jax.device_put(batch, mesh.batch_sharding(program.mesh))
+  batch = jax.device_put(batch, sharding.batch_sharding(program.mesh))
   now, frozen = program.init(jax.random.key(0))
   losses, norms = [], []
   for _ in range(3):

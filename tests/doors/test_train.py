@@ -15,8 +15,7 @@ from configs import pbe
 from exedit import systems, train
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
-from exedit.training import checkpoint, goodput, log, prefetch
-from exedit.training import mesh as meshes
+from exedit.training import checkpoint, goodput, log, prefetch, sharding
 from exedit.training.step import make_program
 from exedit.weights.formats import run
 from tests import disks, on_devices, released, small, toy, toy_config
@@ -379,7 +378,7 @@ def make(accumulate=1, **changes):
 
 
 def rows(program, batch):
-  return prefetch.to_devices(meshes.batch_sharding(program.mesh))(batch)
+  return prefetch.to_devices(sharding.batch_sharding(program.mesh))(batch)
 
 
 def test_accumulation_changes_nothing():

@@ -2,7 +2,7 @@ import pytest
 
 from exedit.planning import collectives
 from exedit.planning.collectives import Collective
-from exedit.training import buckets
+from exedit.training import sharding
 from tests import on_devices
 
 # As XLA prints them, shortened where nothing reads.
@@ -109,4 +109,4 @@ def test_the_full_size_step_sends_few_and_large_things(full_size):
 def test_no_bucket_is_much_larger_than_the_others(full_size):
   """What waits for one bucket overlaps with the others."""
   sizes = [one.bytes for one in full_size if one.kind == 'all-gather']
-  assert max(sizes) < 2 * sum(sizes) / buckets.COUNT
+  assert max(sizes) < 2 * sum(sizes) / sharding.COUNT

@@ -16,7 +16,7 @@ from exedit.input_pipeline import loader, synthetic
 from exedit.models import kernels
 from exedit.planning import ahead, child, topology, traffic
 from exedit.runtime.errors import UserError
-from exedit.training import mesh as meshes
+from exedit.training import sharding
 from tests import ROOT
 from tests.doors import test_doors
 
@@ -38,7 +38,7 @@ def compiler(most, calls=None):
     chips = topology.parse(name).size
     per = config['batch_size'] // chips
     found = dict(
-      mesh=dict(data=1, fsdp=chips, tensor=1),
+      mesh=dict(data=1, fsdp=chips),
       flops=dict(model=1e12 * config['batch_size'], executed=1.25e12 * per),
       seconds=dict(trace=1.0, compile=9.0),
       cached=False,
@@ -144,7 +144,7 @@ def test_flags_change_the_settings_and_not_the_recipe():
   full = pbe.get_config('full').to_dict()
   found = plan.settled(full, batch=64, sharding='fsdp', remat='block')
   assert (found['batch_size'], found['recipe_images']) == (64, 300_000 * 256)
-  assert found['mesh'] == dict(sharding='fsdp', tensor=1)
+  assert found['mesh'] == dict(sharding='fsdp')
   assert found['model']['unet']['remat'] == 'block'
   assert full['batch_size'] == 256 and full['model']['unet']['remat'] == 'conv1'
 
@@ -262,7 +262,7 @@ def test_the_planned_batch_is_the_loaders(config, tmp_path):
   config['data']['root'] = str(tmp_path)
   synthetic.ensure(tmp_path, **{**config['synthetic'], 'scenes': 8, 'val_scenes': 2, 'shards': 2})
   batch = next(loader.batches(batch_size=8, seed=0, **{**config['data'], 'prefetch': 1}))
-  shapes = ahead.batch_shapes({**config, 'batch_size': 8}, meshes.make())
+  shapes = ahead.batch_shapes({**config, 'batch_size': 8}, sharding.make_mesh())
   assert {n: (a.shape, a.dtype) for n, a in shapes.items()} == {
     n: (a.shape, a.dtype) for n, a in batch.items()
   }
@@ -298,7 +298,7 @@ def test_tiny_is_planned_for_four_chips_by_the_compiler_itself(tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'compiling' in done.stderr and 'libtpu' not in done.stderr
   found = json.loads(output.read_text())
-  assert found['fits'] and found['mesh'] == dict(data=1, fsdp=4, tensor=1)
+  assert found['fits'] and found['mesh'] == dict(data=1, fsdp=4)
   memory = found['memory']
   assert 0.9 * memory['output'] < memory['alias'] <= memory['output']  # the state is donated
   assert 0 < memory['argument'] < memory['peak'] < 1 * GIB

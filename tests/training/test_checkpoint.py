@@ -11,8 +11,7 @@ from flax import nnx
 
 from exedit.models import parameters
 from exedit.runtime import checksums
-from exedit.training import checkpoint, optimizer, state
-from exedit.training import mesh as meshes
+from exedit.training import checkpoint, optimizer, sharding, state
 from exedit.training.checkpoint import CheckpointError, Checkpoints
 from exedit.weights.formats import run
 from tests import disks, toy
@@ -245,12 +244,12 @@ def test_a_leftover_of_a_killed_save_is_removed(tmp_path):
 
 def test_restores_as_the_target_lies(tmp_path):
   saved(tmp_path, 1)
-  mesh = meshes.make()
+  mesh = sharding.make_mesh()
   like = make_state(0)
   like = jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
     like,
-    meshes.shardings(like, mesh),
+    sharding.shardings(like, mesh),
   )
   result, _ = restored(tmp_path, like)
   assert all(a.sharding.mesh == mesh for a in jax.tree.leaves(result))

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from exedit.training import mesh as meshes
 from exedit.training.prefetch import Prefetch
+from exedit.training.sharding import batch_sharding, make_mesh
 
 
 def sharding():
-  return meshes.batch_sharding(meshes.make())
+  return batch_sharding(make_mesh())
 
 
 def numbers(count):

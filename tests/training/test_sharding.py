@@ -1,11 +1,13 @@
+import collections
 import dataclasses
+import re
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from exedit.training import mesh as meshes
+from exedit.training import sharding
 from tests import on_devices
 
 # Arguments of on_devices.run for eight simulated devices: system, mesh, parts of the batch, steps.
@@ -13,19 +15,16 @@ TOY = dict(
   data=['toy', dict(sharding='data')],
   zero1=['toy', dict(sharding='zero1')],
   fsdp=['toy', dict(sharding='fsdp')],
-  three=['toy', dict(sharding='fsdp', data=2, fsdp=2, tensor=2)],
   mixed=['toy', dict(sharding='fsdp', data=2), 2],
   mixed_zero1=['toy', dict(sharding='zero1', fsdp=2), 2],
-  tensor=['toy', dict(sharding='zero1', data=1, fsdp=1, tensor=8)],
 )
 HALF = dict(
   half_data=['toy16', dict(sharding='data'), 1, 1],
   half_fsdp=['toy16', dict(sharding='fsdp'), 1, 1],
 )
 PBE = dict(
-  zero1=['pbe', dict(sharding='zero1')],
   fsdp=['pbe', dict(sharding='fsdp')],
-  mixed=['pbe', dict(sharding='fsdp', data=2, fsdp=2, tensor=2), 2],
+  mixed=['pbe', dict(sharding='fsdp', data=4, fsdp=2), 2],
 )
 
 
@@ -70,8 +69,6 @@ def test_the_word_says_what_is_split_over_the_devices(toy_on_one, toy_on_eight):
   assert zero1['params_bytes'] == toy_on_one['params_bytes']
   assert zero1['state_bytes'] == whole - 3 * kernel * 7 // 8  # two moments and the average
   assert fsdp['state_bytes'] == whole - 4 * kernel * 7 // 8
-  assert toy_on_eight['three']['state_bytes'] == whole - 4 * kernel // 2  # 7 is not even
-  assert toy_on_eight['tensor']['state_bytes'] == zero1['state_bytes']
 
 
 @pytest.mark.parametrize('mesh', TOY)
@@ -136,8 +133,8 @@ def test_a_run_goes_on_on_any_other_mesh(toy_runs_on_one):
 # Layouts
 
 
-def fake_mesh(data=1, fsdp=1, tensor=1):
-  return jax.sharding.AbstractMesh((data, fsdp, tensor), meshes.AXES)
+def fake_mesh(data=1, fsdp=1):
+  return jax.sharding.AbstractMesh((data, fsdp), sharding.AXES)
 
 
 @pytest.mark.parametrize(
@@ -156,19 +153,12 @@ def fake_mesh(data=1, fsdp=1, tensor=1):
   ],
 )
 def test_spec_by_shape(shape, expected):
-  assert meshes.spec(shape, fake_mesh(fsdp=8)) == expected
-
-
-def test_spec_puts_the_axis_that_is_left_along_tensor():
-  assert meshes.spec((3, 3, 320, 640), fake_mesh(fsdp=4, tensor=2)) == P(
-    None, None, 'fsdp', 'tensor'
-  )
-  assert meshes.spec((3, 3, 320, 640), fake_mesh()) == P()
+  assert sharding.spec(shape, fake_mesh(fsdp=8)) == expected
 
 
 def test_make_names_its_axes_auto():
-  mesh = meshes.make()
-  assert mesh.axis_names == ('data', 'fsdp', 'tensor')
+  mesh = sharding.make_mesh()
+  assert mesh.axis_names == ('data', 'fsdp')
   assert mesh.size == jax.device_count()
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
@@ -179,36 +169,36 @@ def test_make_names_its_axes_auto():
     (dict(data=3 * jax.device_count()), 'the product must be'),
     (dict(data=-1, fsdp=-1), 'one may be -1'),
     (dict(fsdp=0), 'sizes are positive'),
+    (dict(tensor=2), 'mesh.tensor is 2; this axis no longer exists, leave it out'),
     (dict(sharding='zero3'), "mesh.sharding is 'zero3'; use one of data, zero1, fsdp"),
   ],
 )
 def test_make_refuses_what_does_not_fit(sizes, words):
   with pytest.raises(ValueError, match=words):
-    meshes.make(**sizes)
+    sharding.make_mesh(**sizes)
 
 
 @pytest.mark.parametrize(
   'settings, sizes',
   [
-    (dict(), (8, 1, 1)),
-    (dict(sharding='zero1'), (1, 8, 1)),
-    (dict(sharding='fsdp'), (1, 8, 1)),
-    (dict(sharding='fsdp', data=2), (2, 4, 1)),
-    (dict(sharding='fsdp', fsdp=2), (4, 2, 1)),
-    (dict(sharding='fsdp', data=-1), (8, 1, 1)),
-    (dict(sharding='zero1', tensor=2), (1, 4, 2)),
-    (dict(tensor=8), (1, 1, 8)),
+    (dict(), (8, 1)),
+    (dict(sharding='zero1'), (1, 8)),
+    (dict(sharding='fsdp'), (1, 8)),
+    (dict(sharding='fsdp', data=2), (2, 4)),
+    (dict(sharding='fsdp', fsdp=2), (4, 2)),
+    (dict(sharding='fsdp', data=-1), (8, 1)),
+    (dict(tensor=1), (8, 1)),  # a key of older configs
   ],
 )
 def test_one_word_says_where_the_devices_go(settings, sizes):
   devices = [FakeDevice(i) for i in range(8)]
-  assert tuple(meshes.make(**settings, devices=devices).shape.values()) == sizes
+  assert tuple(sharding.make_mesh(**settings, devices=devices).shape.values()) == sizes
 
 
 def test_a_mesh_that_its_word_does_not_use_is_refused():
   devices = [FakeDevice(i) for i in range(8)]
   with pytest.raises(ValueError, match="fsdp is 4, but mesh.sharding 'data' shares nothing along"):
-    meshes.make(fsdp=4, devices=devices)
+    sharding.make_mesh(fsdp=4, devices=devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,10 +211,58 @@ class FakeDevice:
 
 def test_a_batch_that_cannot_be_divided_names_both_numbers_and_the_remedy():
   mesh = fake_mesh(data=4, fsdp=2)
-  meshes.check_batch(mesh, 32, 2)
+  sharding.check_batch(mesh, 32, 2)
   with pytest.raises(ValueError, match='batch_size 12 .* 8 devices .* use batch_size 8 or 16'):
-    meshes.check_batch(mesh, 12)
+    sharding.check_batch(mesh, 12)
   with pytest.raises(ValueError, match='batch_size 8 .* accumulate 2: use batch_size 16'):
-    meshes.check_batch(mesh, 8, 2)
+    sharding.check_batch(mesh, 8, 2)
   with pytest.raises(ValueError, match='batch_size 0'):
-    meshes.check_batch(mesh, 0)
+    sharding.check_batch(mesh, 0)
+
+
+# Buckets by themselves
+
+# Sizes of a mesh of four devices, and {width: buckets} that are gathered, scattered, summed there.
+# conv fills a bucket of its own; others that are 64 wide, of four heights, share one. `kept` is
+# whole everywhere and large: a matrix too. What is small and whole makes one long row.
+MESHES = [
+  (
+    dict(fsdp=4),
+    {64: 2, 48: 1, 32: 1, 16: 1},
+    {64: 2, 48: 1, 32: 1, 16: 1},
+    {80: 1, 1841: 1},
+  ),
+  (
+    dict(data=2, fsdp=2),
+    {64: 2, 48: 1, 32: 1},
+    {64: 2, 48: 1, 32: 1},
+    {64: 2, 48: 1, 32: 1, 80: 1, 1841: 1},  # the scattered parts once more, over data
+  ),
+  (dict(data=4, fsdp=1), {}, {}, {64: 1, 80: 1, 1536: 1, 8945: 1}),
+]
+
+
+@pytest.fixture(scope='module')
+def exchanged():
+  return on_devices.with_devices(4, on_devices.exchange, [[case[0]] for case in MESHES])
+
+
+def sent(text, kind):
+  """How many operations there are of each width."""
+  operations = text.split(f'"stablehlo.{kind}"')[1:]
+  shapes = [re.search(r' : \(tensor<([\dx]+)xf32>\) ->', each)[1] for each in operations]
+  return dict(collections.Counter(int(shape.split('x')[-1]) for shape in shapes))
+
+
+@pytest.mark.parametrize('case', range(len(MESHES)))
+def test_every_array_comes_whole_and_its_mean_in_parts(exchanged, case):
+  assert exchanged[case]['whole'] == list(on_devices.ARRAYS)
+  assert exchanged[case]['mean'] == list(on_devices.ARRAYS)
+
+
+@pytest.mark.parametrize('case', range(len(MESHES)))
+def test_buckets_are_matrices_of_one_width(exchanged, case):
+  """One row of everything would be laid out anew, element by element, where memory has tiles."""
+  text, (_, *expected) = exchanged[case]['text'], MESHES[case]
+  kinds = ('all_gather', 'reduce_scatter', 'all_reduce')
+  assert [sent(text, kind) for kind in kinds] == expected
