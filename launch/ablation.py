@@ -1,19 +1,18 @@
-"""The paper's ablation in small: its benchmark, its scores against the truth, its table and bars.
+"""The paper's ablation in small: its benchmark, its scores against the truth, and its report.
 
   python -m launch.ablation bench --output=ablation --edits=256
   python -m launch.ablation score --root=ablation --folder=ablation/seed-0/prior/evaluation
   python -m launch.ablation report --root=ablation --output=report
 
-launch/ablation.sh calls them in their places. `bench` writes held-out drawn edits in the layout of
-COCOEE, so that every row and reference goes through exedit.evaluate as any benchmark does, and
-truths.npz: what each edit should look like, and with nine other subjects. `score` adds what only
-the truth can tell, beside results.json. `report` gathers all seeds into a table and pictures.
+launch/ablation.sh calls these commands. `bench` draws held-out edits in the layout of COCOEE, so
+that exedit.evaluate scores every row and reference like any benchmark. Its truths.npz has, for
+each edit, the right result and the same scene with nine other objects. `score` compares the
+pictures of one evaluation with them. `report` collects all seeds in a table and pictures.
 """
 
-import argparse
 import io
 import os
-import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,52 +20,51 @@ import numpy as np
 from exedit.input_pipeline import codec, synthetic
 from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.coco_ee import build
-from exedit.input_pipeline.errors import DataError
 from exedit.metrics import copy_paste, pixels
-from exedit.runtime import files
+from exedit.runtime import doors, files
+from exedit.runtime.errors import DataError
 from launch import ablation_figures as figures
 from launch import ablation_report as report
-from launch.commands import Parser, door
 
 BENCH, TRUTHS = 'bench', 'truths.npz'
-SIDE = 32  # pixels: what configs/pbe.py:tiny is trained on
-
-
-# The benchmark.
+SIDE = 32  # pixels, as configs/pbe.py:tiny
 
 
 def write_bench(root: str, edits: int, seed: int) -> None:
-  """The edits as root/bench, root/truths.npz and the right answers in root/references/truth."""
+  """Writes root/bench, root/truths.npz and the right results as root/references/truth.
+
+  It does nothing if the benchmark exists with the same settings.
+
+  Raises:
+    DataError: if root has a benchmark with other settings, or one without its truths.
+  """
   settings = dict(edits=edits, seed=seed, side=SIDE)
   path = os.path.join(root, BENCH)
   if os.path.isdir(path):
     found = report.read_json(os.path.join(path, build.layout.MANIFEST)).get('settings')
     if found != settings:
       raise DataError(f'{path} was made with {found}, not {settings}: name another folder')
-    if os.path.exists(os.path.join(root, TRUTHS)):
-      return
-    raise DataError(f'{path} is there and {TRUTHS} is not: remove {path}')
-  if edits < 3:
-    raise DataError(f'--edits={edits}: must be at least 3')
+    if not os.path.exists(os.path.join(root, TRUTHS)):
+      raise DataError(f'{path} exists but {TRUTHS} is missing: remove {path}')
+    return
   drawn = list(synthetic.bench(edits, seed=seed, size=SIDE, exemplar_size=SIDE))
-  truths = np.stack([edit['truths'] for edit in drawn])  # [n k h w 3]
-  answers = np.array([edit['answer'] for edit in drawn])
   for i, edit in enumerate(drawn):
-    picture = os.path.join(root, 'references', 'truth', f'{i:012d}.png')
-    # Drawn again with another look the same scene is the same outside the hole, shadows included.
-    files.write_bytes(picture, codec.png(edit['truths'][edit['answer']]))
+    # The truth equals the source outside the hole, because the scene is drawn with the same seed.
+    truth = os.path.join(root, 'references', 'truth', f'{i:012d}.png')
+    files.write_bytes(truth, codec.png(edit['truths'][edit['answer']]))
+  packed = io.BytesIO()
+  truths = np.stack([edit['truths'] for edit in drawn])  # [n k h w 3]
+  np.savez_compressed(packed, truths=truths, answers=np.array([edit['answer'] for edit in drawn]))
+  files.write_bytes(os.path.join(root, TRUTHS), packed.getvalue())
   plans = [
     build.Plan(i, {}, lambda edit=edit: {kind: edit[kind] for kind in build.layout.KINDS})
     for i, edit in enumerate(drawn)
   ]
-  packed = io.BytesIO()
-  np.savez_compressed(packed, truths=truths, answers=answers)
-  files.write_bytes(os.path.join(root, TRUTHS), packed.getvalue())
   build.write(path, plans, edits, settings, on_loss=lambda plan, why: None)
 
 
 def read_truths(root: str) -> tuple[np.ndarray, np.ndarray]:
-  """(truths uint8 [n k h w 3], the right one of each [n])."""
+  """Reads the truths uint8 [n k h w 3], and the index [n] of the right one of each edit."""
   path = os.path.join(root, TRUTHS)
   try:
     with np.load(path, allow_pickle=False) as file:
@@ -75,90 +73,93 @@ def read_truths(root: str) -> tuple[np.ndarray, np.ndarray]:
     raise DataError(f'{path} cannot be read ({error}): `launch.ablation bench` makes it') from None
 
 
-# The scores.
+def score(root: str, folder: str, pictures: str | None = None) -> dict:
+  """Scores the pictures of one evaluation against the truths, and writes folder/scores.json.
 
-
-def score(root: str, folder: str, pictures: str | None) -> dict:
-  """What the truth tells about the pictures of one evaluation; writes folder/scores.json.
-
-  Per edit: identified (is the right truth of all the nearest?), psnr (dB to it in the hole), pasted
-  (nearer to the exemplar pasted into the hole than to the truth?), and copy_paste_other, the
-  copy-paste score against the exemplar of the next edit: what chance gives.
+  The scores by edit: `identified`: the right truth is the nearest of all. `psnr`: to the right
+  truth, in the hole, in dB. `pasted`: nearer to the exemplar pasted into the hole than to the
+  truth. `copy_paste_other`: the copy-paste score against the next edit's exemplar, which shows the
+  score that chance gives; None if that exemplar is uniform.
   """
   results = report.read_json(os.path.join(folder, report.RESULTS))
   bench = coco_ee.Bench(os.path.join(root, BENCH), exemplar_size=None)
   if len(results['edits']) != len(bench):
     raise DataError(f'{folder} has {len(results["edits"])} edits, {bench.root} has {len(bench)}')
-  made_from = [edit['sha256'] for edit in results['edits']]
+  sha256 = [edit['sha256'] for edit in results['edits']]
   path = os.path.join(folder, report.SCORES)
-  if os.path.exists(path) and (there := report.read_json(path)).get('sha256') == made_from:
-    return there
+  if os.path.exists(path) and (known := report.read_json(path)).get('sha256') == sha256:
+    return known
   truths, answers = read_truths(root)
   edits = [bench[i] for i in range(len(bench))]
-  shown = read_pictures(bench, pictures or os.path.join(folder, 'results'))
+  pictures = pictures or os.path.join(folder, 'results')
+  shown = np.stack([figures.read_picture(pictures, edit['id']) for edit in edits])
   holes = np.stack([edit['mask'] for edit in edits]) >= 128
   distances = pixels.distances(shown, truths, holes)
   right = distances[np.arange(len(answers)), answers]
   pastes = np.stack([figures.paste(edit) for edit in edits])
-  toward = pixels.distances(shown, pastes[:, None], holes)[:, 0]
+  to_paste = pixels.distances(shown, pastes[:, None], holes)[:, 0]
+  exemplars = [edits[i - 1]['exemplar'] for i in range(len(edits))]
   with ThreadPoolExecutor() as pool:
-    others = pool.map(_copied, shown, holes, [edits[i - 1]['exemplar'] for i in range(len(edits))])
+    others = list(pool.map(_copy_paste, shown, holes, exemplars))
   scores = dict(
-    sha256=made_from,
+    sha256=sha256,
     identified=pixels.identified(distances, answers).tolist(),
     psnr=pixels.psnr(right).tolist(),
-    pasted=(toward < right).tolist(),
-    copy_paste_other=list(others),
+    pasted=(to_paste < right).tolist(),
+    copy_paste_other=others,
   )
   files.write_json(path, scores)
   return scores
 
 
-def read_pictures(bench: coco_ee.Bench, folder: str) -> np.ndarray:
-  """The results of a benchmark in its order, uint8 [n h w 3]."""
-  return np.stack([figures.picture(folder, int(i)) for i in bench.ids])
-
-
-def _copied(result, hole, exemplar):
+def _copy_paste(result, hole, exemplar):
   region = pixels.box(hole, published=False)
   try:
     return copy_paste.copy_paste_score(result[region], exemplar, hole[region])
-  except ValueError:
-    return None  # a flat exemplar, as in results.json
+  except ValueError:  # a uniform exemplar has no score
+    return None
 
 
-# The door.
+def run_bench(output: str, edits: int, seed: int) -> None:
+  """The command `bench`."""
+  doors.require(output=output)
+  write_bench(output, edits, seed)
 
 
-def _arguments(argv: list[str]) -> argparse.Namespace:
-  parser = Parser(prog='ablation', description=__doc__)
-  commands = parser.add_subparsers(dest='command', required=True)
-  make = commands.add_parser('bench', help='the edits and their truths')
-  make.add_argument('--output', required=True, help='folder of the ablation')
-  make.add_argument('--edits', type=int, default=256, help='how many (256)')
-  make.add_argument('--seed', type=int, default=0, help='of the edits')
-  rate = commands.add_parser('score', help='an evaluation against the truths')
-  rate.add_argument('--root', required=True, help='folder of the ablation')
-  rate.add_argument('--folder', required=True, help='of the evaluation')
-  rate.add_argument('--pictures', help='where its pictures are (default: its results)')
-  tell = commands.add_parser('report', help='table and pictures of all seeds')
-  tell.add_argument('--root', required=True, help='folder of the ablation')
-  tell.add_argument('--output', required=True, help='folder for table.md, table.json and pictures')
-  tell.add_argument('--seeds', type=int, nargs='+', help='(default: those that are there)')
-  return parser.parse_args(argv)
+def run_score(root: str, folder: str, pictures: str | None) -> None:
+  """The command `score`."""
+  doors.require(root=root, folder=folder)
+  score(root, folder, pictures)
 
 
-@door
-def main(argv: list[str]) -> None:
-  """The door."""
-  args = _arguments(argv)
-  if args.command == 'bench':
-    write_bench(args.output, args.edits, args.seed)
-  elif args.command == 'score':
-    score(args.root, args.folder, args.pictures)
-  else:
-    print(report.write(args.root, args.output, args.seeds))
+def run_report(root: str, output: str, seeds: Sequence[str]) -> None:
+  """The command `report`."""
+  doors.require(root=root, output=output)
+  print(report.write(root, output, [int(seed) for seed in seeds]))
+
+
+ROOT = doors.Flag('root', None, 'folder of the ablation', str)
+BENCH_FLAGS = (
+  doors.Flag('output', None, 'folder of the ablation', str),
+  doors.Flag('edits', 256, 'number of edits', least=3),
+  doors.Flag('seed', 0, 'of the edits'),
+)
+SCORE_FLAGS = (
+  ROOT,
+  doors.Flag('folder', None, 'folder of the evaluation', str),
+  doors.Flag('pictures', None, 'folder of its pictures, if not FOLDER/results', str),
+)
+REPORT_FLAGS = (
+  ROOT,
+  doors.Flag('output', None, 'folder for the table and the pictures', str),
+  doors.Flag('seeds', [], 'a seed; give it once for each seed (default: all)', list),
+)
+COMMANDS = {
+  'bench': doors.Command(run_bench, 'draw the edits and their truths', BENCH_FLAGS),
+  'score': doors.Command(run_score, 'score an evaluation against the truths', SCORE_FLAGS),
+  'report': doors.Command(run_report, 'write the table and the pictures', REPORT_FLAGS),
+}
 
 
 if __name__ == '__main__':
-  main(sys.argv[1:])
+  doors.call_one(COMMANDS, __doc__)

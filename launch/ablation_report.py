@@ -1,114 +1,101 @@
-"""The ablation's results of all seeds, gathered: as a table, as bars, as pictures to look at."""
+"""The report of the ablation: collects the results of all seeds and writes a table and pictures."""
 
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from configs.pbe import ROWS
-from exedit.input_pipeline.errors import DataError
+from exedit.configs.pbe import ROWS
 from exedit.metrics import confidence
 from exedit.runtime import files
+from exedit.runtime.errors import DataError
 from launch import ablation_figures as figures
 
 REFERENCES = ('source', 'copy_paste', 'harmonised', 'truth')
 RESULTS, SCORES = 'results.json', 'scores.json'
-# Student's t, 97.5 %, by degrees of freedom from 1.
+# Student's t at 97.5 %, for 1 to 10 degrees of freedom.
 T = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.306, 2.26216, 2.22814)
 
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
-  """A column: its heading, which way is better, and a score per edit from an evaluation's files."""
+class Metric(NamedTuple):
+  """A column of the table."""
 
   title: str
-  better: str  # 'higher', 'lower' or '' for what is to be read beside another
-  scores: Callable[[Mapping[str, Any], Mapping[str, Any]], np.ndarray]
+  better: str  # 'higher', 'lower', or '' for a number that only explains another one
   form: str = '.3f'
 
 
-def _of(name):
-  """A column of results.json, NaN where an edit has none."""
-  return lambda results, scores: _floats(edit['metrics'].get(name) for edit in results['edits'])
-
-
-def _also(name):
-  """A column of scores.json."""
-  return lambda results, scores: _floats(scores[name])
-
-
-def _floats(values):
-  return np.array([np.nan if v is None else float(v) for v in values])
-
-
-def _above_chance(results, scores):
-  return _of('copy_paste')(results, scores) - _also('copy_paste_other')(results, scores)
-
-
 METRICS = dict(
-  identification=Metric('identification', 'higher', _also('identified')),
-  psnr=Metric('PSNR in the hole, dB', 'higher', _also('psnr'), '.2f'),
-  copy_paste=Metric('copy-paste score', 'lower', _of('copy_paste')),
-  copy_paste_other=Metric("the same, another's exemplar", '', _also('copy_paste_other')),
-  above_chance=Metric('copy-paste above chance', 'lower', _above_chance),
-  pasted=Metric('nearer to a paste than to the truth', 'lower', _also('pasted')),
-  background_psnr=Metric('background PSNR, dB', 'higher', _of('background_psnr'), '.2f'),
+  identification=Metric('identification', 'higher'),
+  psnr=Metric('PSNR in the hole, dB', 'higher', '.2f'),
+  copy_paste=Metric('copy-paste score', 'lower'),
+  copy_paste_other=Metric("the same, another's exemplar", ''),
+  above_chance=Metric('copy-paste above chance', 'lower'),
+  pasted=Metric('nearer to a paste than to the truth', 'lower'),
+  background_psnr=Metric('background PSNR, dB', 'higher', '.2f'),
 )
 
 
-def write(root: str, output: str, seeds: Sequence[int] | None = None) -> str:
-  """Write table.md, table.json, bars.png and sheet.png into `output`; returns the table.
+def write(root: str, output: str, seeds: Sequence[int] = ()) -> str:
+  """Writes table.md, table.json, bars.png and sheet.png into `output`; returns the table.
 
-  DataError where an evaluation is missing or of another benchmark, before anything is written.
+  seeds: those to report; empty: all in `root`.
+
+  Raises:
+    DataError: if an evaluation is missing or belongs to another benchmark. Then nothing is written.
   """
   found = gather(root, seeds)
   text = markdown(found)
-  os.makedirs(output, exist_ok=True)
-  figures.bars(found, os.path.join(output, 'bars.png'), METRICS)
   columns = {row: os.path.join(_run(root, found['seeds'][0], row), 'results') for row in ROWS}
   columns |= {'the truth': f'{root}/references/truth', 'a paste': f'{root}/references/copy_paste'}
   figures.sheet(os.path.join(root, 'bench'), columns, os.path.join(output, 'sheet.png'))
+  figures.bars(found, os.path.join(output, 'bars.png'), METRICS)
   files.write_json(os.path.join(output, 'table.json'), found)
-  files.write_bytes(os.path.join(output, 'table.md'), text.encode())
+  files.write_text(os.path.join(output, 'table.md'), text)
   return text
 
 
-# Gathering.
+# Collecting.
 
 
-def gather(root: str, seeds: Sequence[int] | None = None) -> dict:
-  """Every row's metrics, by seed and over the seeds, and those of the references.
+def gather(root: str, seeds: Sequence[int] = ()) -> dict:
+  """Collects the metrics of all rows and references.
 
-  rows, scales: {name: {metric: dict(seeds=[...], value, deviation, low, high, n)}}, the interval
-  that of Student's t over the seeds. changes: {'a -> b': {metric: ...}} of the differences within
-  each seed. references: {name: {metric: dict(value, low, high, n)}}, by bootstrap over the edits.
+  Returns:
+    rows, scales: {name: {metric: dict(seeds=[...], value, deviation, low, high, n)}} with intervals
+    by Student's t over the seeds. changes: {'a -> b': {metric: ...}}, the same for the differences
+    within each seed. references: {name: {metric: dict(value, low, high, n)}} with intervals by
+    bootstrap over the edits. seeds, benchmark, versions and runs say what was reported.
   """
   seeds = sorted(seeds or _seeds(root))
-  first = read(os.path.join(_run(root, seeds[0], ROWS[0])))[0]
+  first = _read(_run(root, seeds[0], ROWS[0]))[0]
   benchmark = first['benchmark']
-  rows = {row: [_means(_run(root, s, row), benchmark) for s in seeds] for row in ROWS}
-  scales = {scale: [_means(_run(root, s, 'guidance', scale), benchmark) for s in seeds]
-            for scale in _scales(root, seeds[0])}  # fmt: skip
-  pairs = [*zip(ROWS, ROWS[1:], strict=False)]
-  changes = {f'{a} -> {b}': _differences(rows[a], rows[b]) for a, b in pairs}
+
+  def over_seeds(row, scale='evaluation'):
+    return [_means(_run(root, seed, row, scale), benchmark) for seed in seeds]
+
+  rows = {row: over_seeds(row) for row in ROWS}
+  scales = {scale: over_seeds('guidance', scale) for scale in _scales(root, seeds[0])}
+  changes = {f'{a} -> {b}': _changes(rows[a], rows[b]) for a, b in zip(ROWS, ROWS[1:])}
   for scale, values in scales.items():
-    changes[f'bottleneck -> guidance, {scale}'] = _differences(rows['bottleneck'], values)
+    changes[f'bottleneck -> guidance, {scale}'] = _changes(rows['bottleneck'], values)
+  references = {
+    kind: _over_edits(os.path.join(root, 'references', f'{kind}-evaluation'), benchmark)
+    for kind in REFERENCES
+  }
   return dict(
     seeds=seeds,
     benchmark=benchmark,
     versions=first['versions'],
     runs=_settings(root, seeds),
-    rows={name: _over_seeds(values) for name, values in rows.items()},
-    scales={name: _over_seeds(values) for name, values in scales.items()},
-    changes=changes,
-    references={
-      kind: _over_edits(os.path.join(root, 'references', f'{kind}-evaluation'), benchmark)
-      for kind in REFERENCES
-    },
+    rows={name: _spreads(values) for name, values in rows.items()},
+    scales={name: _spreads(values) for name, values in scales.items()},
+    changes={name: _spreads(values) for name, values in changes.items()},
+    references=references,
   )
 
 
@@ -116,7 +103,7 @@ def _seeds(root):
   names = os.listdir(root) if os.path.isdir(root) else []
   seeds = [int(n[5:]) for n in names if n.startswith('seed-') and n[5:].isdigit()]
   if not seeds:
-    raise DataError(f'{root} holds no seed-0 or other: launch/ablation.sh with OUT={root} makes it')
+    raise DataError(f'{root} has no folder seed-0: OUT={root} launch/ablation.sh makes it')
   return seeds
 
 
@@ -131,11 +118,11 @@ def _scales(root, seed):
 
 
 def _settings(root, seeds):
-  """Steps, batch and scale of every row, from the first seed; DataError where seeds differ."""
+  """The steps, batch size, scenes and scale of every row, which must be equal for all seeds."""
   found = {}
   for seed in seeds:
     for row in ('generator', *ROWS):
-      config = read_json(os.path.join(os.path.dirname(_run(root, seed, row)), 'config.json'))
+      config = read_json(os.path.join(root, f'seed-{seed}', row, 'config.json'))
       ours = dict(steps=config['steps'], batch_size=config['batch_size'])
       ours |= dict(scenes=config['synthetic']['scenes'], scale=config['edit']['scale'])
       if found.setdefault(row, ours) != ours:
@@ -143,60 +130,69 @@ def _settings(root, seeds):
   return found
 
 
-def read(folder: str, benchmark: Mapping[str, Any] | None = None) -> tuple[dict, dict]:
-  """results.json and scores.json of an evaluation, of this benchmark where one is given."""
+def read_json(path: str) -> dict:
+  """Reads a file of the ablation; DataError if it is missing or damaged."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except FileNotFoundError:
+    raise DataError(f'{path} is missing: launch/ablation.sh makes it') from None
+  except (OSError, ValueError) as error:
+    raise DataError(f'{path} cannot be read ({error}): remove it and run again') from None
+
+
+def _read(folder):
+  """(results.json, scores.json) of an evaluation, which must describe the same pictures."""
   results, scores = (read_json(os.path.join(folder, name)) for name in (RESULTS, SCORES))
-  if benchmark and results['benchmark']['sha256'] != benchmark['sha256']:
-    theirs, ours = results['benchmark']['sha256'][:12], benchmark['sha256'][:12]
-    raise DataError(f'{folder} is of another benchmark ({theirs}) than the first row ({ours})')
   if scores['sha256'] != [edit['sha256'] for edit in results['edits']]:
     raise DataError(f'{folder}/{SCORES} is of other pictures than {RESULTS}: score it again')
   return results, scores
 
 
-def read_json(path: str) -> dict:
-  """A file of the ablation; DataError, naming it, where it is missing or damaged."""
-  try:
-    with open(path, encoding='utf-8') as file:
-      return json.load(file)
-  except FileNotFoundError:
-    raise DataError(f'{path} is missing: launch/ablation.sh makes it, and goes on') from None
-  except (OSError, ValueError) as error:
-    raise DataError(f'{path} cannot be read ({error}): remove it and run again') from None
+def _columns(folder: str, benchmark: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Every metric of an evaluation by edit, NaN for an edit that has no score."""
+  results, scores = _read(folder)
+  theirs, ours = results['benchmark']['sha256'], benchmark['sha256']
+  if theirs != ours:
+    raise DataError(
+      f'{folder} is of another benchmark ({theirs[:12]}) than the first row ({ours[:12]})'
+    )
+  numbers = lambda values: np.array([np.nan if v is None else float(v) for v in values])
+  result = lambda name: numbers(edit['metrics'].get(name) for edit in results['edits'])
+  copy_paste, other = result('copy_paste'), numbers(scores['copy_paste_other'])
+  return dict(
+    identification=numbers(scores['identified']),
+    psnr=numbers(scores['psnr']),
+    copy_paste=copy_paste,
+    copy_paste_other=other,
+    above_chance=copy_paste - other,
+    pasted=numbers(scores['pasted']),
+    background_psnr=result('background_psnr'),
+  )
 
 
 def _means(folder, benchmark):
-  pair = read(folder, benchmark)
-  return {name: float(np.nanmean(metric.scores(*pair))) for name, metric in METRICS.items()}
+  return {name: float(np.nanmean(x)) for name, x in _columns(folder, benchmark).items()}
 
 
 def _over_edits(folder, benchmark):
-  """A reference's metrics: one set of pictures, so the edits are all that varies."""
-  pair, found = read(folder, benchmark), {}
-  for name, metric in METRICS.items():
-    scores = metric.scores(*pair)
-    interval = confidence.mean_interval(scores[np.isfinite(scores)])
-    found[name] = dataclasses.asdict(interval)
-  return found
+  """The metrics of a reference, which has one set of pictures: only the edits vary."""
+  return {
+    name: dataclasses.asdict(confidence.mean_interval(scores[np.isfinite(scores)]))
+    for name, scores in _columns(folder, benchmark).items()
+  }
 
 
-def _over_seeds(values):
+def _changes(a, b):
+  return [{name: y[name] - x[name] for name in METRICS} for x, y in zip(a, b, strict=True)]
+
+
+def _spreads(values):
   return {name: _spread([v[name] for v in values]) for name in METRICS}
 
 
-def _differences(a, b):
-  return {name: _spread([y[name] - x[name] for x, y in zip(a, b, strict=True)]) for name in METRICS}
-
-
-def _student(freedom: int) -> float:
-  """Student's t, 97.5 %; from 11 on by Fisher's expansion about the normal's, to a thousandth."""
-  if freedom <= len(T):
-    return T[freedom - 1]
-  return 1.95996 + 2.37227 / freedom + 2.82250 / freedom**2
-
-
 def _spread(values: Sequence[float]) -> dict:
-  """Mean and deviation over seeds, and the interval of Student's t; none for one seed."""
+  """The mean over seeds, its standard deviation and its interval; one seed has only a mean."""
   n, mean = len(values), float(np.mean(values))
   found = dict(seeds=list(values), value=mean, n=n, deviation=None, low=None, high=None)
   if n > 1:
@@ -206,39 +202,42 @@ def _spread(values: Sequence[float]) -> dict:
   return found
 
 
+def _student(freedom: int) -> float:
+  """Student's t at 97.5 %; above 10 degrees of freedom by Fisher's expansion, to 0.002."""
+  if freedom <= len(T):
+    return T[freedom - 1]
+  return 1.95996 + 2.37227 / freedom + 2.82250 / freedom**2
+
+
 # The table.
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-  """Rows, references, scales and changes as tables for a page."""
-  seeds = ', '.join(map(str, found['seeds']))
-  n = found['benchmark']['edits']
-  names = [name for name in METRICS]
-  lines = [f'{n} held-out edits; mean over seeds {seeds} ± standard deviation.', '']
-  lines += _header('row', names)
-  lines += [_line(name, row, names, _deviated) for name, row in found['rows'].items()]
-  lines += ['', 'Needs no training; mean over the edits [95 % bootstrap interval].', '']
-  lines += _header('reference', names)
-  lines += [_line(name, row, names, _between) for name, row in found['references'].items()]
-  if found['scales']:
-    own = found['runs']['guidance']['scale']
-    lines += ['', f'The row `guidance` sampled at other scales than its own ({own:g}).', '']
-    lines += _header('scale', names)
-    lines += [_line(name[6:], row, names, _deviated) for name, row in found['scales'].items()]
-  lines += ['', "Change within each seed [95 %, Student's t over the seeds]; bold: 0 outside.", '']
-  lines += _header('from -> to', names)
-  lines += [_line(name, row, names, _changed) for name, row in found['changes'].items()]
-  return '\n'.join(lines) + '\n'
+  """The rows, references, scales and changes as Markdown tables."""
+  seeds, own = ', '.join(map(str, found['seeds'])), found['runs']['guidance']['scale']
+  edits = found['benchmark']['edits']
+  scales = {name.removeprefix('scale '): row for name, row in found['scales'].items()}
+  parts = [
+    f'{edits} held-out edits; mean over seeds {seeds} ± standard deviation.',
+    _table('row', found['rows'], _deviated),
+    'These references need no training; mean over the edits [95 % bootstrap interval].',
+    _table('reference', found['references'], _between),
+  ]
+  if scales:
+    parts.append(f'The row `guidance`, sampled at scales other than its own ({own:g}).')
+    parts.append(_table('scale', scales, _deviated))
+  parts.append("Change within each seed [95 %, Student's t over the seeds]; bold excludes 0.")
+  parts.append(_table('from -> to', found['changes'], _changed))
+  return '\n\n'.join(parts) + '\n'
 
 
-def _header(first, names):
+def _table(first, rows, cell):
   arrows = dict(higher=' ↑', lower=' ↓')
-  titles = [METRICS[name].title + arrows.get(METRICS[name].better, '') for name in names]
-  return [f'| {" | ".join([first, *titles])} |', '|---' * (len(names) + 1) + '|']
-
-
-def _line(name, row, names, cell):
-  return f'| {" | ".join([name, *(cell(row[m], METRICS[m].form) for m in names)])} |'
+  titles = [metric.title + arrows.get(metric.better, '') for metric in METRICS.values()]
+  lines = [[first, *titles], ['---'] * (1 + len(titles))]
+  for name, row in rows.items():
+    lines.append([name, *(cell(row[m], metric.form) for m, metric in METRICS.items())])
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def _deviated(x, form):

@@ -1,10 +1,10 @@
-"""The ablation: each row is the one before and one thing more, and its report adds up."""
+"""The ablation: each row adds one thing to the row before, and the report computes its numbers."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +12,18 @@ import numpy as np
 import PIL.Image
 import pytest
 import scipy.stats
-from absl import flags
-from ml_collections import config_flags
 
-from configs import pbe as configs
 from exedit import paint_by_example as pbe
 from exedit import train
+from exedit.configs import pbe as configs
 from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.coco_ee import references
 from exedit.models import parameters
-from exedit.models.unet import UNet
-from exedit.runtime.errors import UserError
+from exedit.runtime import doors
+from exedit.runtime.errors import DataError, UserError
 from exedit.training.step import Program
 from launch import ablation, ablation_figures, ablation_report
 from tests import small
-from tests.networks import with_random_weights
 
 THINGS = dict(
   prior=['init_parts'],
@@ -60,24 +57,20 @@ def test_each_row_is_the_one_before_and_one_thing_more(size):
   assert configs.ROWS == ('baseline', *THINGS)
   for before, row in zip(configs.ROWS, configs.ROWS[1:]):
     assert changed(before + size, row + size) == THINGS[row]
-  assert (flat('baseline' + size)['model.bottleneck'], flat('guidance' + size)['model.p_drop']) == (
-    False,
-    0.2,
-  )
+  assert flat('baseline' + size)['model.bottleneck'] is False
+  assert flat('guidance' + size)['model.p_drop'] == 0.2
 
 
 def test_the_last_row_is_the_recipe_itself():
-  assert changed('full', 'guidance') == ['init_clip', 'init_from']  # which the recipe asks for
+  assert changed('full', 'guidance') == [
+    'init_clip',
+    'init_from',
+  ]  # set by the user
   assert changed('tiny', 'guidance:tiny') == ['init_parts']
   assert changed('tiny', 'generator:tiny') == ['edit.scale', 'model.p_drop', 'trainable']
 
 
-def model(graph, params) -> Any:
-  return parameters.merge(graph, params)
-
-
 def test_every_row_builds_the_same_parameters():
-  """Rows differ in what flows, not in what there is, so any of them starts from any other."""
   rows = [configs.get_config(f'{row}:tiny').to_dict()['model'] for row in ('baseline', 'guidance')]
   one, other = ({name: a.shape for name, a in pbe.abstract(row)[1].items()} for row in rows)
   assert one == other
@@ -93,45 +86,14 @@ def test_the_context_is_all_of_clips_tokens_or_one(variant, tokens, side, width)
   settings |= {name: tiny[name] for name in ('unet', 'autoencoder')}
   graph, shapes = pbe.abstract({**settings, 'clip': {**settings['clip'], 'layers': 1}})
   exemplar = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
-  context = jax.eval_shape(lambda p, e: model(graph, p).context(e), shapes, exemplar)
+  context = jax.eval_shape(lambda p, e: parameters.merge(graph, p).context(e), shapes, exemplar)
   assert context.shape == (2, tokens, width)
-
-
-def test_many_tokens_take_the_general_attention_and_one_does_not():
-  """Queries and keys count for 17 tokens, in training and sampling alike, and are dead for one."""
-  make = lambda: UNet(
-    in_channels=5, out_channels=2, context_dim=6, channels=8, mult=(1,), layers=1,
-    attention_levels=(0,), heads=2, groups=4, remat='none', rngs=parameters.Keys(jax.random.key(0)),
-  )  # fmt: skip
-  graph, params = parameters.flatten(with_random_weights(make))
-  rng = np.random.default_rng(0)
-  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  x, t, context = draw(2, 4, 4, 5), jnp.array([3, 700]), draw(2, 17, 6)
-  other_keys = {name: a + 1 if 'attn2.to_k' in name else a for name, a in params.items()}
-  assert params.keys() == other_keys.keys() and any('attn2.to_k' in name for name in params)
-
-  def train(params, context):
-    return model(graph, params)(x, t, context)
-
-  def sample(params, context):
-    unet = model(graph, params)
-    return unet.denoise(x[..., :2], t, unet.prepare(x[..., 2:], context))
-
-  with small.quickly():
-    for function in (train, sample):
-      call = jax.jit(function)
-      for some, counts in ((context, True), (context[:, :1], False)):
-        moved = jnp.abs(call(other_keys, some) - call(params, some)).max()
-        assert (moved > 1e-3) == counts and (moved == 0) != counts
-    trained, sampled = (jax.jit(function)(params, context) for function in (train, sample))
-  np.testing.assert_allclose(trained, sampled, atol=1e-5)
 
 
 def test_the_command_line_takes_a_row_in_tiny_and_overrides_it(monkeypatch):
   argv = ['train', '--config=configs/pbe.py:bottleneck:tiny', '--config.init_from=somewhere']
-  monkeypatch.setattr(sys, 'argv', argv)  # where config_flags looks for overrides
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', None, '', values)
+  monkeypatch.setattr(sys, 'argv', argv)  # ml_collections reads the overrides from it
+  values = doors.flag_values([doors.Flag('config', None, '', 'config')])
   values(argv)
   assert (values.config.init_from, values.config.model.bottleneck) == ('somewhere', True)
   assert values.config.data.size == 32
@@ -139,11 +101,11 @@ def test_the_command_line_takes_a_row_in_tiny_and_overrides_it(monkeypatch):
     configs.get_config('prior:huge')
 
 
-# The prior, through the real way to begin.
+# The prior, as a training takes it.
 
 
 def given(**changes):
-  """What a training of the tests' small model without its bottleneck would start from."""
+  """The weights that a training of the tests' small model without its bottleneck starts from."""
   program = object.__new__(Program)
   vars(program)['system'] = pbe  # all that is asked of it here, and quick
   settings = dict(small.MODEL, bottleneck=False)
@@ -152,7 +114,6 @@ def given(**changes):
 
 
 def test_a_row_takes_the_unet_of_a_prior_that_had_another_context(tmp_path):
-  """The prior saw one token that said nothing, the row sees all: the same kernels, half trained."""
   prior = small.export(tmp_path / 'prior')
   everything, ours = given(init_from=prior), given(init_from=prior, init_parts='unet')
   assert {name.split('.')[0] for name in everything} == {'unet', 'clip', 'conditioner'}
@@ -173,7 +134,7 @@ def test_a_prior_that_is_missing_or_takes_nothing_is_one_line(tmp_path):
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
-  """Six edits, and evaluations of two answers whose scores are known: the truth and a paste."""
+  """A benchmark of six edits, and evaluations of two results with known scores: truth and paste."""
   root = tmp_path_factory.mktemp('ablation')
   ablation.write_bench(str(root), 6, 1)
   references.write(f'{root}/bench', 'copy_paste', f'{root}/references/copy_paste')
@@ -183,7 +144,7 @@ def world(tmp_path_factory):
 
 
 def evaluation(folder, value=0.5, benchmark='b'):
-  """An evaluation's results.json, as far as the ablation reads it; edit 3 has no such score."""
+  """Writes what the ablation reads of an evaluation's results.json; edit 3 has no score."""
   scores = [None if i == 3 else value for i in range(6)]
   edits = [
     dict(id=i, sha256=f'{i}', metrics=dict(copy_paste=score, background_psnr=30.0))
@@ -206,12 +167,11 @@ def test_the_benchmark_is_made_once_and_in_the_published_layout(world):
   before = os.stat(world / 'truths.npz').st_mtime_ns
   ablation.write_bench(str(world), 6, 1)
   assert os.stat(world / 'truths.npz').st_mtime_ns == before
-  with pytest.raises(ablation.DataError, match="'edits': 6.*'edits': 7.*: name another folder"):
+  with pytest.raises(DataError, match="'edits': 6.*'edits': 7.*: name another folder"):
     ablation.write_bench(str(world), 7, 1)
 
 
 def test_scores_of_what_is_known(world):
-  """The truth is always found; a paste is nearer to itself, and no other's exemplar."""
   root = str(world)
   truth = ablation.score(root, f'{root}/references/truth-evaluation', f'{root}/references/truth')
   assert truth['identified'] == [True] * 6 and truth['pasted'] == [False] * 6
@@ -220,7 +180,7 @@ def test_scores_of_what_is_known(world):
   paste = ablation.score(root, folder, f'{root}/references/copy_paste')
   assert paste['pasted'] == [True] * 6 and max(paste['psnr']) < 40
   assert all(0 <= x < 0.9 for x in paste['copy_paste_other'])
-  # Kept, and told apart from those of other pictures.
+  # Scores are reused, but not those of other pictures.
   assert ablation.score(root, folder, 'nowhere') == paste
   results = json.loads(
     (world / 'references' / 'copy_paste-evaluation' / 'results.json').read_text()
@@ -230,10 +190,10 @@ def test_scores_of_what_is_known(world):
   other.mkdir()
   (other / 'results.json').write_text(json.dumps(results))
   (other / 'scores.json').write_text(json.dumps(paste))
-  with pytest.raises(ablation.DataError, match='nowhere/000000000000.png cannot be read'):
+  with pytest.raises(DataError, match='nowhere/000000000000.png cannot be read'):
     ablation.score(root, str(other), 'nowhere')
-  with pytest.raises(ablation.DataError, match='is of other pictures than results.json: score it'):
-    ablation_report.read(str(other))
+  with pytest.raises(DataError, match='is of other pictures than results.json: score it'):
+    ablation_report._read(str(other))
 
 
 # The report, on made results.
@@ -353,7 +313,7 @@ def test_labels_keep_apart():
 
 @pytest.mark.parametrize(('break_it', 'line'), [
   (lambda root: (root / 'seed-1/prior/evaluation/results.json').unlink(),
-   'seed-1/prior/evaluation/results.json is missing: launch/ablation.sh makes it, and goes on'),
+   'seed-1/prior/evaluation/results.json is missing: launch/ablation.sh makes it'),
   (lambda root: (root / 'seed-4/guidance/evaluation/scores.json').write_text('{'),
    'seed-4/guidance/evaluation/scores.json cannot be read'),
   (lambda root: config(root / 'seed-1/bottleneck', steps=8),
@@ -363,35 +323,39 @@ def test_labels_keep_apart():
 ])  # fmt: skip
 def test_what_is_missing_or_mixed_is_one_line(results, tmp_path, capsys, break_it, line):
   break_it(results)
-  with pytest.raises(SystemExit) as stop:
-    ablation.main(['report', f'--root={results}', f'--output={tmp_path}/report'])
-  said = capsys.readouterr().err
-  assert (stop.value.code, said.count('\n')) == (2, 1) and line in said
+  assert line in refusal(capsys, 'report', f'--root={results}', f'--output={tmp_path}/report')
   assert not (tmp_path / 'report').exists()
 
 
 def replace(folder, **changes):
-  (folder / 'results.json').unlink()
-  (folder / 'scores.json').unlink()
-  (folder / 'results').unlink()
-  folder.rmdir()
+  shutil.rmtree(folder)
   evaluation(folder, **changes)
   (folder / 'scores.json').write_text(json.dumps(dict(sha256=[f'{i}' for i in range(6)])))
 
 
-def test_nothing_there_and_wrong_flags_are_one_line(tmp_path, capsys):
-  for argv, line in (
-    (['report', f'--root={tmp_path}', '--output=x'], 'holds no seed-0 or other'),
-    (['bench', f'--output={tmp_path}', '--edits=2'], '--edits=2: must be at least 3'),
-    (['score', '--root=x'], '--folder'),
-  ):
-    with pytest.raises(SystemExit) as stop:
-      ablation.main(argv)
-    said = capsys.readouterr().err
-    assert (stop.value.code, said.count('\n')) == (2, 1) and line in said
+@pytest.mark.parametrize(
+  'argv, line',
+  [
+    (['report', '--root=.', '--output=x'], 'has no folder seed-0'),
+    (['bench', '--output=x', '--edits=2'], '--edits=2'),
+    (['score', '--root=x'], '--folder=... is missing'),
+  ],
+)
+def test_wrong_flags_are_one_line(tmp_path, monkeypatch, capsys, argv, line):
+  monkeypatch.chdir(tmp_path)
+  assert line in refusal(capsys, *argv)
 
 
-# The script, with a python that only writes down what it is asked for.
+def refusal(capsys, *argv):
+  """The one line with which the command fails."""
+  with pytest.raises(SystemExit) as stop:
+    doors.call_one(ablation.COMMANDS, ablation.__doc__, ['ablation', *argv])
+  said = capsys.readouterr().err
+  assert (stop.value.code, said.count('\n')) == (2, 1) and said.startswith('error: ')
+  return said
+
+
+# The script, with a stand-in for python that only records its arguments.
 
 
 @pytest.fixture
