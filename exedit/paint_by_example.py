@@ -19,8 +19,7 @@ from jaxtyping import Array, Float, Key
 from exedit import images, latent_diffusion
 from exedit.diffusion import guidance
 from exedit.diffusion.schedule import Schedule
-from exedit.editing import framing
-from exedit.editing.photo import PhotoSettings
+from exedit.editing import framing, photo
 from exedit.input_pipeline import loader
 from exedit.latent_diffusion import as_signed, latent_shape, normal
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
@@ -387,16 +386,19 @@ def edit_photo(
   if mask.shape[1:3] != source.shape[1:3]:
     raise ValueError(f'mask has shape {mask.shape}; the source needs {source.shape[:3]} and 1')
   framing.check(feather, match)
-  solid = lambda m: None if m is None else np.asarray(m[0, ..., 0] >= 0.5)
   pixels, hole = images.to_uint8(source[0]), np.asarray(mask[0, ..., 0] >= 0.5)
-  frame = framing.choose(hole, trained, zoom)
-  window, window_mask = framing.cut(frame, pixels), framing.cut_mask(frame, hole)
-  square = framing.fit_exemplar(
-    images.to_uint8(exemplar[0]), solid(exemplar_mask), model.clip.image_size, fit
+  given = dict(image=pixels, mask=hole, exemplar=images.to_uint8(exemplar[0]))
+  if exemplar_mask is not None:
+    given['exemplar_mask'] = np.asarray(exemplar_mask[0, ..., 0] >= 0.5)
+  how = Settings(zoom=zoom, feather=feather, match=match, exemplar_fit=fit)
+  size = model.clip.image_size
+  seen = photo.prepare(SYSTEM.inputs, given, how, trained=trained, picture_size=size)
+  window, part, square = (
+    jnp.asarray(seen.arrays[name])[None] for name in ('image', 'mask', 'exemplar')
   )
-  window, window_mask, square = (jnp.asarray(a)[None] for a in (window, window_mask, square))
-  raw = edit(model, window, window_mask, square, key, **settings, paste=False)
-  result = framing.stitch(frame, np.asarray(raw[0]), pixels, hole, feather=feather, match=match)
+  raw = np.asarray(edit(model, window, part, square, key, **settings, paste=False)[0])
+  original = images.Photo(pixels, None, None)
+  result = photo.finish(seen.frame, raw, original, hole, how, name='the edit')
   return images.paste(jnp.asarray(images.from_uint8(result))[None], source, mask)
 
 
@@ -404,7 +406,7 @@ def edit_photo(
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(PhotoSettings):
+class Settings(photo.PhotoSettings):
   """The settings of one edit."""
 
   steps: int = setting(50, 'denoising steps', bounds=(1, 10**6), network=True)

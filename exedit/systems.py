@@ -60,7 +60,8 @@ class System:
 
   name: the value of `config.system`, and the `kind` of the system's weights.
   inputs: the inputs of an edit, in the order of the columns.
-  settings: a frozen dataclass of the settings of one edit. Its fields are made by `setting`.
+  settings: a frozen dataclass of the settings of one edit. Its fields are made by `setting`. It is
+    a subclass of `editing.photo.EditSettings`, or of `PhotoSettings` if the system has a photo.
   build(**model, rngs): the model. It has `schedule`, `multiple()` (its pictures have sides that
     are multiples of this number of pixels) and, if `moments` is given, `autoencoder`.
   complete(model): the same model settings with every default value, without the settings that only
@@ -73,6 +74,7 @@ class System:
     network gives them. `arrays` holds the inputs by name, at (height, width) `size`. `keys` [b] is
     one random key for each picture. `settings` are the network's (see `setting`).
   picture_size(model): the side in pixels of a 'picture' input, from the model settings.
+  tokens(model, text): the array that `edit` gets for a 'text' input, from the model settings.
   moments(autoencoder, image, mask): the moments that `exedit.encode` stores. None: the system does
     not train on stored latents.
   """
@@ -88,6 +90,7 @@ class System:
   preview: Callable[..., tuple[Sequence[str], list[list[Any]]]]
   edit: Callable[..., Any]
   picture_size: Callable[[Mapping[str, Any]], int] = lambda model: 0
+  tokens: Callable[[Mapping[str, Any], str], Any] | None = None
   moments: Callable[..., Any] | None = None
 
   def inputs_of(self, *kinds: str) -> tuple[Input, ...]:

@@ -1,7 +1,9 @@
 """Work in threads: results in order, read ahead of their use."""
 
 import collections
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
@@ -54,3 +56,27 @@ def _outcome(future):
     if why is None:
       raise
     return why
+
+
+class PixelBudget:
+  """Limits the pixels that all threads process at the same time.
+
+  Large photos then do not exhaust the memory. A photo with more than `most` is processed alone.
+  """
+
+  def __init__(self, most: int):
+    self.most, self._used = most, 0
+    self._changed = threading.Condition()
+
+  @contextlib.contextmanager
+  def taken(self, pixels: int) -> Iterator[None]:
+    """Waits until the pixels fit. Do not nest it: two threads could wait for each other."""
+    with self._changed:
+      self._changed.wait_for(lambda: not self._used or self._used + pixels <= self.most)
+      self._used += pixels
+    try:
+      yield
+    finally:
+      with self._changed:
+        self._used -= pixels
+        self._changed.notify_all()
