@@ -35,7 +35,7 @@ from exedit import (
   images,
   systems,  # noqa: E402
 )
-from exedit.evaluation import bench, bench_edits, evaluate_bench, features
+from exedit.evaluation import benchmark, coco_ee, make_edits, networks
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.input_pipeline.errors import DataError
 from exedit.metrics import frechet
@@ -124,7 +124,7 @@ def write_bench(root: Path, count: int, size: int) -> None:
 
 def exedit(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Seconds of features, of the network alone and of the distance; the features go to a file."""
-  network = features.load('inception', spec['weights'])
+  network = networks.load('inception', spec['weights'])
   paths = sorted(Path(spec['pictures']).iterdir())
   vectors = lambda: network(images.read(path) for path in paths)
   np.save(spec['output'], vectors())  # the first, which compiles, does not count
@@ -141,16 +141,15 @@ def exedit(spec: Mapping[str, Any]) -> dict[str, Any]:
 def edits(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Edits per second as the evaluation makes them, from files to files."""
   found = find.weights(spec['weights'])
-  given = Bench(spec['bench'], evaluate_bench.exemplar_size(found))
-  listed = bench.survey(given)
+  given = Bench(spec['bench'], systems.of(found).picture_size(found.config['model']))
+  listed = benchmark.survey(given)
   settings = systems.edit_settings(systems.of(found), found.config)
-  settings.pop('mask_resize')
   asked: dict[str, Any] = dict(settings, seed=0, paste=True, precision=None, batch_size=None)
 
   def make():
     with tempfile.TemporaryDirectory() as output:
-      bench_edits.claim(output, {})
-      bench_edits.sample(found, given, listed, output, say=lambda line: None, **asked)
+      make_edits.claim(output, {})
+      make_edits.sample(found, given, listed, output, say=lambda line: None, **asked)
 
   first, _ = peer.best(make, 1)
   seconds, _ = peer.best(make, spec['rounds'])
@@ -162,7 +161,7 @@ def memory(spec: Mapping[str, Any]) -> dict[str, Any]:
   peaks = []
   for name in ('few', 'all'):
     with tempfile.TemporaryDirectory() as output:
-      evaluate_bench.evaluate(
+      coco_ee.evaluate(
         output,
         pictures=str(Path(spec[name]) / 'pictures'),
         data=dict(root=spec[name]),

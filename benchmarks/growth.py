@@ -35,7 +35,7 @@ import PIL.Image  # noqa: E402
 
 from benchmarks import sampling, train_step, workers  # noqa: E402
 from exedit import paint_by_example as pbe  # noqa: E402
-from exedit.evaluation import bench as benches  # noqa: E402
+from exedit.evaluation import benchmark as benches  # noqa: E402
 from exedit.input_pipeline import loader, synthetic, tfrecord  # noqa: E402
 from exedit.input_pipeline.coco_ee import bench as coco_ee  # noqa: E402
 from exedit.input_pipeline.coco_ee import layout as coco_ee_layout  # noqa: E402

@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
   path = lambda: config_dict.placeholder(str)
   return ml_collections.ConfigDict(
     dict(
+      bench='coco_ee',  # which benchmark this config is for
       data=dict(root='test_bench'),  # GT_n, Ref_n, Mask_bbox_n, id_list.npy; or packed as TFRecord
       # The edits. Settings that are None are the weights' own, else 50 steps, scale 5, PLMS.
       seed=42,

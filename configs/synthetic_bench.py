@@ -14,6 +14,7 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
+      bench='synthetic',  # which benchmark this config is for
       edits=256,
       seed=0,
       truths=10,

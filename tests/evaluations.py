@@ -1,4 +1,4 @@
-"""A small benchmark with all that its evaluation takes, and that evaluation as a call."""
+"""A small benchmark with everything that its evaluation takes, and that evaluation as a call."""
 
 import contextlib
 import functools
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exedit.evaluation import evaluate_bench, instruments
+from exedit.evaluation import coco_ee, resources
 from exedit.metrics import quality_score
 from exedit.runtime.errors import explain
 from tests import bench, judges, small
@@ -18,23 +18,22 @@ CHEAP = dict(steps=2, sampler='ddim')
 
 @contextlib.contextmanager
 def quickly():
-  """The model and each set of networks are loaded and compiled once."""
+  """Load and compile the model and each set of networks once."""
   with small.quickly(), pytest.MonkeyPatch.context() as patch:
-    networks = instruments.networks
+    networks = resources.networks
     load = functools.cache(lambda items: networks(dict(items)))
-    patch.setattr(instruments, 'networks', lambda paths: load(tuple(paths.items())))
+    patch.setattr(resources, 'networks', lambda paths: load(tuple(paths.items())))
     yield
 
 
 def world(root):
-  """A benchmark, weights, networks, a mixture and real images; nothing is written to them."""
+  """Write a benchmark, weights, networks, a mixture and real images; tests only read them."""
   bench.write(root / 'bench', size=SIZE)
   (root / 'real').mkdir()
   for k in range(6):
     bench.picture(300 + k, (60 + k, 50)).save(root / 'real' / f'{k}.png')
-  rng = np.random.default_rng(0)
-  means, factors = rng.normal(size=(2, judges.DIM)), np.stack([np.eye(judges.DIM) / 3] * 2)
-  gmm = quality_score.GMM(np.array([0.5, 0.5]), means, factors)
+  means = np.random.default_rng(0).normal(size=(2, judges.DIM))
+  gmm = quality_score.GMM(np.array([0.5, 0.5]), means, np.full(2, 1 / 3), 'spherical')
   np.savez(root / 'gmm.npz', **arrays(gmm))
   small.export(root / 'weights')
   judges.write(root / 'networks')
@@ -46,26 +45,31 @@ def arrays(gmm) -> dict[str, Any]:
 
 
 def arguments(world, cache) -> dict[str, Any]:
-  """Arguments of `evaluate_bench.evaluate`, as a config gives them."""
+  """The arguments of `coco_ee.evaluate`, as a config gives them."""
   networks = {n: str(world / 'networks' / f'{n}.safetensors') for n in ('clip', 'dino', 'lpips')}
   return dict(
     data=dict(root=str(world / 'bench')),
     reference=dict(root=str(world / 'real')),
     gmm=str(world / 'gmm.npz'),
     features=networks,
-    cache=str(cache),
+    cache=cache and str(cache),
     say=lambda line: None,
   )
 
 
+def plain(world) -> dict[str, Any]:
+  """The same without networks, for tests of the edits alone."""
+  return dict(arguments(world, world / 'cache'), features={}, gmm=None, reference={})
+
+
 def score(output, **given: Any):
-  return evaluate_bench.evaluate(output, **given)
+  return coco_ee.evaluate(str(output), **given)
 
 
 def refuse(*args, **kwargs):
-  """The one line with which an evaluation says no."""
+  """Return the one line with which an evaluation refuses its arguments."""
   with pytest.raises(Exception) as caught:
-    score(*args, **kwargs)
+    coco_ee.evaluate(*args, **kwargs)
   line = explain(caught.value)
   assert line is not None and '\n' not in line and len(line) < 400
   return line

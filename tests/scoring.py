@@ -1,7 +1,7 @@
 """Score pictures as one of several processes with several simulated devices each.
 
-A program of its own, because the number of devices is fixed once JAX has started:
-python -m tests.scoring WORLD PICTURES OUTPUT CACHE, with the variables that JAX reads.
+This is a program because the number of devices is fixed once JAX has started:
+python -m tests.scoring WORLD PICTURES OUTPUT, with the variables that JAX reads.
 """
 
 import os
@@ -13,31 +13,34 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from exedit.evaluation import evaluate_bench
+from exedit.evaluation import coco_ee, resources, vectors
 from exedit.runtime import processes
 from tests import bench, evaluations
 
-COUNT = 11  # pictures whose vectors are written: neither all devices' nor a batch's multiple
-
-
-def pictures():
-  return [np.asarray(bench.picture(500 + k, (40, 50))) for k in range(COUNT)]
+COUNT = 11  # pictures whose vectors are written: a multiple of neither the devices nor the batch
 
 
 def looked_at(networks) -> dict[str, np.ndarray]:
-  """What each network says about these pictures."""
-  shown = pictures()
+  """The vectors that each network gives for the same pictures."""
+  shown = [np.asarray(bench.picture(500 + k, (40, 50))) for k in range(COUNT)]
   whole = np.ones(shown[0].shape[:2], bool)
   found = {role: networks[role](iter(shown)) for role in ('clip', 'dino')}
+  within = networks['lpips'].within((a, b, whole) for a, b in zip(shown, shown[::-1]))
   return found | dict(
     lpips=networks['lpips'](zip(shown, shown[::-1])),
-    within=networks['lpips'].within((a, b, whole) for a, b in zip(shown, shown[::-1])),
+    within=np.concatenate(list(within)),
     cut=networks['clip'](iter(shown), 1),  # several batches, the last one not full
   )
 
 
+def count(path) -> int:
+  """The number of vectors (or reasons for none) in one file."""
+  with np.load(path) as arrays:
+    return len(arrays['keys']) + len(arrays['without'])
+
+
 def start_processes(count, devices, *arguments) -> list[str]:
-  """The program in so many processes; returns what each said."""
+  """Run the program in `count` processes and return the stdout of each."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
@@ -58,22 +61,21 @@ def start_processes(count, devices, *arguments) -> list[str]:
   return [out for out, _ in said]
 
 
-def main(world: str, shown: str, output: str, cache: str) -> None:
+def main(world: str, shown: str, output: str) -> None:
   processes.join_processes()
-  given = evaluations.arguments(Path(world), cache)
-  counted = evaluate_bench.vectors.fill
-  made = []
+  given = evaluations.arguments(Path(world), None)
+  fill, made = vectors.fill, []
 
-  def fill(kept, column, only=None):
-    made.extend(kept.missing(k for k in column.jobs if only is None or k in only))
-    counted(kept, column, only)
+  def counting(store, column, only=None):
+    made.extend(store.missing(k for k in column.jobs if only is None or k in only))
+    fill(store, column, only)
 
-  evaluate_bench.vectors.fill = fill
-  evaluate_bench.evaluate(output, pictures=shown, **given)
+  vectors.fill = counting
+  coco_ee.evaluate(output, pictures=shown, **given)
   print(len(jax.local_devices()), len(made))
   if not jax.process_index():
-    networks = evaluate_bench.instruments.networks(given['features'])
-    np.savez(Path(output) / 'vectors.npz', allow_pickle=False, **looked_at(networks))
+    found = looked_at(resources.networks(given['features']))
+    np.savez(Path(output) / 'vectors.npz', allow_pickle=False, **found)
   processes.wait_for_others('said')
 
 

@@ -9,12 +9,11 @@ import optax
 import pytest
 from flax import nnx
 
+from exedit import latent_diffusion
 from exedit import paint_by_example as pbe
 from exedit.models import parameters
 from exedit.runtime import files
 from exedit.training import checkpoint, state
-from exedit.weights import find
-from exedit.weights.found import Weights
 from exedit.weights.layouts import own
 
 SIZE = 16
@@ -53,16 +52,15 @@ def export(path) -> str:
 @contextlib.contextmanager
 def quickly():
   """Around tests of what stands around a model: each is loaded once, and XLA optimises little."""
-  models, load = {}, pbe.load
+  models, load = {}, latent_diffusion.load
 
-  def once(src, which='ema', dtype=None, revision=None):
-    found = src if isinstance(src, Weights) else find.weights(src, which, revision)
-    key = (found.digest(), dtype or 'float32')
-    models[key] = models.get(key) or load(found, dtype=dtype)
+  def once(build, weights, dtype=None):
+    key = (weights.digest(), dtype or 'float32')
+    models[key] = models.get(key) or load(build, weights, dtype)
     return models[key]
 
   with pytest.MonkeyPatch.context() as patch, compiled_quickly():
-    patch.setattr(pbe, 'load', once)
+    patch.setattr(latent_diffusion, 'load', once)
     yield
 
 

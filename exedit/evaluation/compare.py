@@ -1,7 +1,7 @@
 """Two results files of one benchmark against each other: paired differences, metric by metric."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -117,12 +117,3 @@ def _verdict(metric):
   higher = 'first' if metric['difference'] > 0 else 'second'
   lower = 'second' if higher == 'first' else 'first'
   return f'{higher if metric["better"] == "higher" else lower} is better'
-
-
-def joined(argv: Sequence[str]) -> list[str]:
-  """`--compare a.json b.json` as two flags, which is how flags can be read."""
-  words = list(argv)
-  for i, word in enumerate(words):
-    if word in ('--compare', '-compare') and len(words) > i + 2:
-      return [*words[:i], f'--compare={words[i + 1]}', f'--compare={words[i + 2]}', *words[i + 3 :]]
-  return words

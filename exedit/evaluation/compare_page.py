@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from exedit import images
-from exedit.evaluation import bench, bench_edits, compare, evaluate_bench, report
-from exedit.evaluation.bench import Scored
+from exedit.evaluation import benchmark, coco_ee, compare, make_edits, report
+from exedit.evaluation.benchmark import Scored
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
@@ -25,7 +25,7 @@ def write(output: str, comparison: Mapping[str, Any]) -> str:
     UserError: where the benchmark or a picture is gone, or is not what was scored; for a folder
       that holds an evaluation, whose page this would replace.
   """
-  if os.path.exists(os.path.join(output, evaluate_bench.RESULTS)):
+  if os.path.exists(os.path.join(output, coco_ee.RESULTS)):
     raise UserError(f'{output} holds an evaluation with a page of its own: name another --output')
   paths = [comparison[name] for name in SYSTEMS]
   results = [compare.read(path) for path in paths]
@@ -34,7 +34,7 @@ def write(output: str, comparison: Mapping[str, Any]) -> str:
   ids = [edit['id'] for edit in results[0]['edits']]
   shown = dict.fromkeys(ids[: report.SHOWN])
   shown |= dict.fromkeys(i for sides in ranked.values() for side in sides for i in side)
-  reader = bench.Reader(Bench(results[0]['benchmark']['root'], exemplar_size=None))
+  reader = benchmark.Reader(Bench(results[0]['benchmark']['root'], exemplar_size=None))
   folder = Path(output) / report.PICTURES
   folder.mkdir(parents=True, exist_ok=True)
   for i in shown:
@@ -51,13 +51,13 @@ def write(output: str, comparison: Mapping[str, Any]) -> str:
 def _pictures(paths: Sequence[str], results: Sequence[dict]) -> list[dict[int, Scored]]:
   """The pictures of both by the ids of their edits, the same bytes as when they were scored."""
   root = results[0]['benchmark']['root']
-  edits = bench.survey(Bench(root, exemplar_size=None))
-  if bench.digest(edits) != results[0]['benchmark']['sha256']:
+  edits = benchmark.survey(Bench(root, exemplar_size=None))
+  if benchmark.digest(edits) != results[0]['benchmark']['sha256']:
     raise UserError(f'{root} is no longer the benchmark that was scored: score it again')
   found = []
   for path, result in zip(paths, results, strict=True):
-    folder = result.get('pictures') or bench_edits.folder(os.path.dirname(path) or '.')
-    scored = {item.edit.id: item for item in bench.results(edits, folder)}
+    folder = result.get('pictures') or make_edits.folder(os.path.dirname(path) or '.')
+    scored = {item.edit.id: item for item in benchmark.results(edits, folder)}
     for edit in result['edits']:
       if scored[edit['id']].sha256 != edit.get('sha256'):
         raise UserError(f'{scored[edit["id"]].path} is not what {path} scored: score it again')

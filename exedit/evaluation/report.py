@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from exedit import images
-from exedit.evaluation.bench import Reader, Scored
+from exedit.evaluation.benchmark import Reader, Scored
 from exedit.runtime import files
 
 PAGE, PICTURES = 'index.html', 'page'

@@ -1,7 +1,7 @@
-"""The metrics of an evaluation, named for what they are: from vectors to a score per edit.
+"""The metrics of an evaluation, named after what they measure: from vectors to one score per edit.
 
-The mean of a metric's scores is its value; a Frechet distance is the mean of its contributions.
-Grey pixels of a mask count neither as repainted region nor as background.
+The value of a metric is the mean of its scores. A Fréchet distance is the mean of contributions.
+Grey pixels of a mask count neither as the repainted region nor as the background.
 """
 
 import dataclasses
@@ -12,74 +12,34 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from exedit import images
-from exedit.evaluation import cache as caches
-from exedit.evaluation import features, preprocess, vectors
-from exedit.evaluation.bench import Reader, Scored
-from exedit.evaluation.cache import Cache
-from exedit.evaluation.features import Features
-from exedit.evaluation.instruments import Instruments, Real, square
-from exedit.evaluation.vectors import Column, Job
-from exedit.metrics import confidence, copy_paste, frechet, pixels
-from exedit.metrics import quality_score as quality
+from exedit.evaluation import networks, vectors
+from exedit.evaluation.benchmark import Reader, Scored
+from exedit.evaluation.columns import VERSION, Columns
+from exedit.evaluation.resources import Resources
+from exedit.evaluation.vectors import Column, Store
+from exedit.metrics import confidence, copy_paste, frechet, pixels, quality_score
 from exedit.metrics.features import cosines
 from exedit.runtime.errors import UserError, one_line
 
-VERSION = '1'  # of what is cached: a change of the computation here is a change of this
 PUBLISHED = dict(clip='clip_b32', dino='dino_s16', inception='inception', lpips='lpips_alex')
+NO_GMM = 'config.gmm is not set: python -m exedit.gmm makes the file from the published mixture'
+NO_REAL = 'config.reference.root is not set: a folder of real images (the paper: COCO test2017)'
 
-Values = tuple[Float[np.ndarray, ' n'], dict[int, str]]  # a score per edit, or why there is none
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-  """Scores of the edits in their order, NaN with the reason in `whys` where there is none.
-
-  basis: names all that the scores depend on besides the pictures; only scores of one basis compare.
-  missing: why there is no score at all, or ''. least: what the value cannot be below.
-  """
-
-  name: str
-  better: str  # 'higher' or 'lower'
-  about: str
-  scores: Float[np.ndarray, ' n']
-  whys: dict[int, str]
-  basis: str
-  missing: str = ''
-  least: float = -np.inf
-
-  def summary(self) -> dict[str, Any]:
-    """Value, 95 % interval and n, and in `note` what is to be known about them."""
-    defined = self.scores[np.isfinite(self.scores)]
-    found = dict(better=self.better, about=self.about, n=len(defined), basis=self.basis)
-    found |= dict(value=None, low=None, high=None, note=self.note())
-    if len(defined) > 1:
-      interval = confidence.mean_interval(defined)
-      low = max(interval.low, self.least)
-      found |= dict(value=interval.value, low=low, high=interval.high)
-    elif len(defined):
-      found |= dict(value=float(defined[0]), note='one edit has no interval')
-    return found
-
-  def note(self) -> str:
-    """Why scores are missing, in one line, or ''."""
-    if self.missing or not self.whys:
-      return self.missing
-    first = next(iter(self.whys.values()))
-    if len(self.whys) == len(self.scores):
-      return f'undefined for every edit; the first: {first}'
-    return f'undefined for {len(self.whys)} of {len(self.scores)} edits; the first: {first}'
+Values = tuple[Float[np.ndarray, ' n'], dict[int, str]]  # scores; the reasons of the NaN among them
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A metric before it is computed: the vectors that it takes, and what makes scores of them.
+  """A metric before its computation.
 
-  `score` raises ValueError where all edits together have none.
+  columns: the vectors that it needs. score: computes the scores from them; it raises ValueError if
+  the set of edits as a whole has none. basis: names everything besides the pictures on which the
+  scores depend, because only scores of one basis can be compared. missing: the resource that is not
+  given, and how to get it, or ''. least: the lowest possible value.
   """
 
   name: str
-  better: str
+  better: str  # 'higher' or 'lower'
   about: str
   columns: tuple[Column, ...] = ()
   score: Callable[[], Values] = lambda: (np.zeros(0), {})
@@ -88,264 +48,183 @@ class Plan:
   least: float = -np.inf
 
 
-class Scorer:
-  """All metrics of the same pictures."""
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """The scores of a plan in the order of the edits: NaN, with a reason, if an edit has no score."""
 
-  def __init__(
-    self, cache: Cache | None, scored: Sequence[Scored], reader: Reader, tools: Instruments
-  ):
-    self.cache, self.scored, self.reader, self.tools = cache, scored, reader, tools
+  plan: Plan
+  scores: Float[np.ndarray, ' n']
+  reasons: dict[int, str]
+  missing: str = ''  # why there is no score at all
+
+  def summary(self) -> dict[str, Any]:
+    """Return the value, its 95 % interval, n, and a note about missing scores."""
+    defined = self.scores[np.isfinite(self.scores)]
+    basis = '' if self.missing else self.plan.basis
+    found = dict(better=self.plan.better, about=self.plan.about, n=len(defined), basis=basis)
+    found |= dict(value=None, low=None, high=None, note=self.note())
+    if len(defined) > 1:
+      interval = confidence.mean_interval(defined)
+      low = max(interval.low, self.plan.least)
+      found |= dict(value=interval.value, low=low, high=interval.high)
+    elif len(defined):
+      found |= dict(value=float(defined[0]), note='one edit has no interval')
+    return found
+
+  def note(self) -> str:
+    """Say in one line why scores are missing, or return ''."""
+    if self.missing or not self.reasons:
+      return self.missing
+    first = next(iter(self.reasons.values()))
+    if len(self.reasons) == len(self.scores):
+      return f'undefined for every edit; the first: {first}'
+    return f'undefined for {len(self.reasons)} of {len(self.scores)} edits; the first: {first}'
+
+
+class Scorer:
+  """Computes all metrics of one set of pictures; the vectors are kept in a folder."""
+
+  def __init__(self, folder: str, scored: Sequence[Scored], reader: Reader, resources: Resources):
+    self.folder, self.scored, self.resources = folder, scored, resources
+    self.columns = Columns(scored, reader)
+    self._stores: dict[str, Store] = {}
 
   def metrics(self) -> Iterator[Metric]:
-    """Every metric; the vectors that the cache lacks are computed here."""
+    """Yield every metric, and compute the vectors that the folder lacks."""
     none = np.full(len(self.scored), np.nan)
     for plan in self.plans():
-      of = (plan.name, plan.better, plan.about)
       if plan.missing:
-        yield Metric(*of, none, {}, '', plan.missing)
+        yield Metric(plan, none, {}, plan.missing)
         continue
       for column in plan.columns:
-        vectors.fill(self.cached, column)
+        vectors.fill(self._store(column), column)
       try:
-        yield Metric(*of, *plan.score(), plan.basis, least=plan.least)
+        yield Metric(plan, *plan.score())
       except ValueError as error:
-        yield Metric(*of, none, {}, '', f'undefined: {one_line(error)}')
+        yield Metric(plan, none, {}, f'undefined: {one_line(error)}')
 
-  def columns(self) -> list[Column]:
-    """All vectors that the metrics are made from."""
-    return [column for plan in self.plans() for column in plan.columns]
+  def plans(self) -> list[Plan]:
+    """Every metric; `missing` is set for those whose network or file is not given."""
+    return [
+      self._distance('clip'),
+      self._quality_score(),
+      self._clip_score(),
+      self._distance('inception'),
+      *(self._by_pixels(f'background_{name}', *row) for name, row in BACKGROUND.items()),
+      self._background_distance(),
+      self._identity('clip'),
+      self._identity('dino'),
+      self._by_pixels('copy_paste', 'lower', ABOUT_COPY_PASTE, _copy_paste, 'exemplar'),
+    ]
 
-  @property
-  def cached(self) -> Cache:
-    """The cache; only the first of several processes has one."""
-    assert self.cache is not None
-    return self.cache
-
-  def plans(self) -> Iterator[Plan]:
-    """Every metric, those without a network or file included: `missing` says what to get."""
-    yield from self.through_clip()
-    yield self.distance('inception')
-    yield from self.backgrounds()
-    for role in ('clip', 'dino'):
-      yield self.identity(role)
-    yield self.by_pixels('copy_paste', 'lower', COPY_PASTE, _copy_paste, 'exemplar')
-
-  def through_clip(self) -> Iterator[Plan]:
-    """The paper's three (facts 6.2 to 6.4)."""
-    yield self.distance('clip')
-    clip, gmm = self.tools.networks.get('clip'), self.tools.gmm
-    about = 'log-likelihood of the CLIP features under a mixture of real ones; 100 is best'
-    of = (_named('quality_score', 'clip', clip), 'higher', about)
-    if clip is None or gmm is None:
-      yield Plan(*of, missing=_get('clip') if clip is None else NO_GMM)
-    else:
-      whole = self.whole(clip)
-      score = functools.partial(self.mapped, whole, lambda x: quality.quality_scores(x, gmm))
-      yield Plan(*of, (whole,), score, _basis(of[0], clip.digest, self.tools.gmm_sha256))
-    about = '100 x cosine of the CLIP features of the region, cut as published, and the exemplar'
-    of = (_named('clip_score', 'clip', clip), 'higher', about)
-    if clip is None:
-      yield Plan(*of, missing=_get('clip'))
-    else:
-      pair = self.regions(clip, published=True), self.exemplars(clip, 'squash')
-      score = functools.partial(self.cosines, *pair, times=100.0)
-      yield Plan(*of, pair, score, _basis(of[0], clip.digest))
-
-  def distance(self, role: str) -> Plan:
-    """Frechet distance to the real images over one network's features."""
-    network, real = self.tools.networks.get(role), self.tools.real
+  def _distance(self, role):
+    """The Fréchet distance to the real images over the features of one network."""
+    network, real = self.resources.networks.get(role), self.resources.real
     kind = 'CLIP' if role == 'clip' else 'Inception pool3'
     about = f'Frechet distance of the {kind} features to those of the real images; depends on n'
     of = (f'fid_{network.name if network else PUBLISHED[role]}', 'lower', about)
     if network is None or real is None:
       return Plan(*of, missing=_get(role) if network is None else NO_REAL)
-    theirs, ours = self.real(network, real), self.whole(network)
+    theirs, ours = self.columns.real(network, real), self.columns.whole(network)
 
     def score():
-      reference = self.moments(theirs)
-      add = frechet.contribution(self.moments(ours), reference.mean, reference.covariance)
-      return self.mapped(ours, add)
+      reference = self._moments(theirs)
+      add = frechet.contribution(self._moments(ours), reference.mean, reference.covariance)
+      return self._mapped(add, ours)
 
     basis = _basis(of[0], network.digest, real.digest)
     return Plan(*of, (theirs, ours), score, basis, least=0.0)
 
-  def backgrounds(self) -> Iterator[Plan]:
-    """What became of the pixels outside the mask."""
-    for name, (better, about, function) in BACKGROUND.items():
-      yield self.by_pixels(f'background_{name}', better, about, function, 'source')
-    about = 'LPIPS to the source over the pixels outside the mask, the inside held equal'
-    network = self.tools.networks.get('lpips')
-    of = (f'background_{network.name if network else PUBLISHED["lpips"]}', 'lower', about)
-    if network is None:
-      yield Plan(*of, missing=_get('lpips'))
-      return
-    column = self.column(
-      network.name,
-      [
-        _key('lpips', network.digest, item.sha256, item.edit.sha256['source'], _mask(item))
-        for item in self.scored
-      ],
-      [Job(item.path, functools.partial(self._outside, item, network)) for item in self.scored],
-      lambda triples: (piece[:, None] for piece in network.stream_within(triples)),
+  def _quality_score(self):
+    clip, gmm = self.resources.networks.get('clip'), self.resources.gmm
+    about = 'log-likelihood of the CLIP features under a mixture of real ones; 100 is best'
+    of = (_named('quality_score', 'clip', clip), 'higher', about)
+    if clip is None or gmm is None:
+      return Plan(*of, missing=_get('clip') if clip is None else NO_GMM)
+    basis = _basis(of[0], clip.digest, self.resources.gmm_sha256)
+    return self._plan(
+      of, lambda x: quality_score.quality_scores(x, gmm), basis, self.columns.whole(clip)
     )
-    score = functools.partial(self.mapped, column, _first)
-    yield Plan(*of, (column,), score, _basis(of[0], network.digest))
 
-  def identity(self, role: str) -> Plan:
-    """Cosine of the masked region's features and the exemplar's, each in the network's own view."""
-    network = self.tools.networks.get(role)
+  def _clip_score(self):
+    clip = self.resources.networks.get('clip')
+    about = '100 x cosine of the CLIP features of the region, cut as published, and the exemplar'
+    of = (_named('clip_score', 'clip', clip), 'higher', about)
+    if clip is None:
+      return Plan(*of, missing=_get('clip'))
+    pair = self.columns.regions(clip, published=True), self.columns.exemplars(clip, squashed=True)
+    return self._plan(of, lambda x, y: 100.0 * cosines(x, y), _basis(of[0], clip.digest), *pair)
+
+  def _identity(self, role):
+    """The cosine of the region's and the exemplar's features, each in the network's own view."""
+    network = self.resources.networks.get(role)
     kind = 'CLIP' if role == 'clip' else 'DINO'
     about = f'cosine of the {kind} features of the region, whole and undistorted, and the exemplar'
     of = (_named(f'{role}_i', role, network), 'higher', about)
     if network is None:
       return Plan(*of, missing=_get(role))
-    pair = self.regions(network, published=False), self.exemplars(network, 'whole')
-    return Plan(*of, pair, functools.partial(self.cosines, *pair), _basis(of[0], network.digest))
+    regions = self.columns.regions(network, published=False)
+    exemplars = self.columns.exemplars(network, squashed=False)
+    return self._plan(of, cosines, _basis(of[0], network.digest), regions, exemplars)
 
-  def by_pixels(self, name: str, better: str, about: str, function: Callable, other: str) -> Plan:
-    """A metric that needs no network: `function` of the edit's pictures, on the host."""
-    column = self.column(
-      name,
-      [_key(name, '', item.sha256, item.edit.sha256[other], _mask(item)) for item in self.scored],
-      [
-        Job(item.path, lambda item=item: np.array([function(**self.reader(item))]))
-        for item in self.scored
-      ],
-      lambda rows: (row[None] for row in rows),
-    )
-    score = functools.partial(self.mapped, column, _first)
-    return Plan(name, better, about, (column,), score, _basis(name))
+  def _background_distance(self):
+    about = 'LPIPS to the source over the pixels outside the mask, the inside held equal'
+    network = self.resources.networks.get('lpips')
+    of = (f'background_{network.name if network else PUBLISHED["lpips"]}', 'lower', about)
+    if network is None:
+      return Plan(*of, missing=_get('lpips'))
+    column = self.columns.background_distance(network)
+    return self._plan(of, _first, _basis(of[0], network.digest), column)
 
-  # vectors
+  def _by_pixels(self, name, better, about, function, other='source'):
+    """A metric without a network: `function` of the pictures of each edit."""
+    column = self.columns.by_pixels(name, function, other)
+    return self._plan((name, better, about), _first, _basis(name), column)
 
-  def whole(self, network: Features) -> Column:
-    """The whole results' features."""
-    return self.embedded(
-      network,
-      'whole',
-      [item.sha256 for item in self.scored],
-      [Job(item.path, functools.partial(self.reader.result, item)) for item in self.scored],
-      network.prepare,
-    )
+  # From vectors to scores, in bounded memory
 
-  def real(self, network: Features, real: Real) -> Column:
-    """The real images' features."""
-    read = lambda path: square(images.read(path), real.side)
-    return self.embedded(
-      network,
-      'whole' if real.side is None else f'whole of {real.side}',
-      real.sha256,
-      [Job(path, functools.partial(read, path)) for path in real.paths],
-      network.prepare,
-    )
+  def _plan(self, of: tuple[str, str, str], function, basis: str, *columns: Column) -> Plan:
+    """A metric whose scores are a function of the rows of some columns."""
+    return Plan(*of, columns, functools.partial(self._mapped, function, *columns), basis)
 
-  def exemplars(self, network: Features, view: str) -> Column:
-    """The exemplars' features: 'whole' (the network's own view) or 'squash'."""
-    squash = functools.partial(preprocess.squash, size=network.size)
-    return self.embedded(
-      network,
-      view,
-      [item.edit.sha256['exemplar'] for item in self.scored],
-      [Job(i.edit.name, lambda i=i: self.reader(i)['exemplar']) for i in self.scored],
-      squash if view == 'squash' else network.prepare,
-    )
+  def _store(self, column: Column) -> Store:
+    if column.digest not in self._stores:
+      self._stores[column.digest] = Store(self.folder, column)
+    return self._stores[column.digest]
 
-  def regions(self, network: Features, *, published: bool) -> Column:
-    """The repainted regions' features: as the CLIP score cuts and looks, or whole."""
+  def _rows(self, column):
+    return self._store(column).rows(column.keys)
 
-    def prepared(item):
-      pictures = self.reader(item)
-      result, mask = pictures['result'], pictures['mask']
-      if published:
-        return preprocess.score_region(result, mask == 255, network.size)
-      return network.prepare(result[pixels.box(mask >= 128, published=False)])
-
-    return self.embedded(
-      network,
-      'score_region' if published else 'region',
-      [item.sha256 + _mask(item) for item in self.scored],
-      [Job(item.path, functools.partial(prepared, item)) for item in self.scored],
-      lambda image: image,
-    )
-
-  def embedded(
-    self,
-    network: Features,
-    view: str,
-    sha256s: Sequence[str],
-    pictures: Sequence[Job],
-    prepare: Callable[[Any], Any],
-  ) -> Column:
-    """Pictures, each with its hash, under this network and this way to look at them."""
-    return self.column(
-      f'{network.name}, {view}',
-      [_key(view, network.digest, sha256) for sha256 in sha256s],
-      [Job(job.name, lambda job=job: prepare(job.prepare())) for job in pictures],
-      network.stream,
-    )
-
-  def column(self, what: str, keys: Sequence[str], jobs: Sequence[Job], run: Callable) -> Column:
-    return Column(what, keys, dict(zip(keys, jobs, strict=True)), run)
-
-  def _outside(self, item, network):
-    pictures, smallest = self.reader(item), network.smallest
-    if min(item.edit.size) < smallest:
-      raise ValueError(f'LPIPS needs pictures of at least {smallest} x {smallest} pixels')
-    if (pictures['mask'] > 0).all():
-      raise ValueError('the mask covers the whole picture: there is no background to score')
-    source, hole = pictures['source'], pictures['mask'][..., None] > 0
-    # The network looks far: what the hole holds must not count as a change beside it.
-    return np.where(hole, source, pictures['result']), source, ~hole[..., 0]
-
-  # from vectors to scores, in bounded memory
-
-  def moments(self, column: Column) -> frechet.Moments:
-    """Mean and scatter of these vectors."""
+  def _moments(self, column) -> frechet.Moments:
     pieces = (
       frechet.Moments.of(np.stack([vector for vector, _ in rows if vector is not None]))
-      for rows in self.cached.rows(column.keys)
+      for rows in self._rows(column)
     )
     return functools.reduce(frechet.Moments.merge, pieces)
 
-  def mapped(self, column: Column, function: Callable[[np.ndarray], np.ndarray]) -> Values:
-    """A score per vector."""
-    return self._scores([self.cached.rows(column.keys)], function)
-
-  def cosines(self, a: Column, b: Column, times: float = 1.0) -> Values:
-    """The cosine of each pair of vectors."""
-    rows = [self.cached.rows(column.keys) for column in (a, b)]
-    return self._scores(rows, lambda x, y: times * cosines(x, y))
-
-  def _scores(self, columns, function):
-    scores, whys = [], {}
-    for pieces in zip(*columns, strict=True):
+  def _mapped(self, function, *columns) -> Values:
+    """Apply a function to the rows of the columns, in pieces; NaN for an edit that lacks a row."""
+    scores, reasons = [], {}
+    for pieces in zip(*map(self._rows, columns), strict=True):
       values = np.full(len(pieces[0]), np.nan)
+      good = []
       for i, row in enumerate(zip(*pieces, strict=True)):
         if why := next((why for vector, why in row if vector is None), ''):
           at = sum(map(len, scores)) + i
-          whys[at] = f'{self.scored[at].edit.name}: {why}'
+          reasons[at] = f'{self.scored[at].edit.name}: {why}'
         else:
-          values[i] = 0.0
-      good = np.flatnonzero(np.isfinite(values))
-      if len(good):
+          good.append(i)
+      if good:
         try:
           values[good] = function(*(np.stack([piece[i][0] for i in good]) for piece in pieces))
         except ValueError as error:
           raise UserError(one_line(error)) from error
       scores.append(values)
-    return np.concatenate(scores), whys
-
-
-def _key(view, digest, *sha256s):
-  return caches.key(VERSION, view, digest, *sha256s)
+    return np.concatenate(scores), reasons
 
 
 def _basis(name, *sha256s):
-  return caches.key(VERSION, name, *sha256s)
-
-
-def _mask(item):
-  return item.edit.sha256['mask']
+  return vectors.digest(VERSION, name, *sha256s)
 
 
 def _first(rows):
@@ -353,20 +232,16 @@ def _first(rows):
 
 
 def _named(metric, role, network):
-  """The metric's name, with the network's where it is not the paper's."""
+  """The metric's name, with the network's name unless it is the paper's network."""
   if network is None or network.name == PUBLISHED[role]:
     return metric
   return f'{metric}_{network.name}'
 
 
 def _get(role):
-  """What to get, and which setting it is for."""
+  """Say which setting a network belongs to and which files to get."""
   setting = 'lpips' if role == 'lpips' else PUBLISHED[role]
-  return f'config.features.{setting} is not set; get {features.needed(PUBLISHED[role])}'
-
-
-NO_GMM = 'config.gmm is not set: python -m exedit.gmm makes the file from the published mixture'
-NO_REAL = 'config.reference.root is not set: a folder of real images (the paper: COCO test2017)'
+  return f'config.features.{setting} is not set; get {networks.needed(PUBLISHED[role])}'
 
 
 # Metrics over pixels
@@ -381,7 +256,9 @@ def _outside(function):
   return lambda result, source, mask, **_: function(result, source, mask > 0)
 
 
-COPY_PASTE = 'correlation of the fine detail of the region and the exemplar; 1 is a verbatim paste'
+ABOUT_COPY_PASTE = (
+  'correlation of the fine detail of the region and the exemplar; 1 is a verbatim paste'
+)
 BACKGROUND = dict(
   exactness=(
     'higher',

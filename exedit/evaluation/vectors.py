@@ -1,84 +1,188 @@
-"""Vectors of pictures, each computed once: over threads, devices and processes, into the cache."""
+"""Vectors of pictures, kept on the disk so that no evaluation computes one twice.
+
+A column has a folder, and every file in it holds up to SHARD vectors. A process writes only new
+files, each of them whole or not at all, so that processes and evaluations can share a folder.
+"""
 
 import collections
 import contextlib
 import dataclasses
-import glob
-import json
+import functools
+import hashlib
 import os
+import uuid
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
-from exedit.evaluation.bench import EVERY
-from exedit.evaluation.cache import Cache
-from exedit.input_pipeline.errors import DataError
-from exedit.runtime import files, parallel, processes
-from exedit.runtime.errors import UserError, one_line
+from exedit.runtime import caches, files, parallel, processes, progress
+from exedit.runtime.errors import DataError, UserError, one_line
 
-AT_ONCE = 64  # vectors: no more are lost by a kill
-WANTED = 'wanted.json'  # in the folder of the processes' shares
+SHARD = 256  # vectors per file; a killed run loses at most this many
+PIECE = 500  # vectors in memory at a time
+
+
+def digest(*parts: str) -> str:
+  """Hash everything that a vector or a score depends on: contents, not paths."""
+  return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+
+
+def default_folder() -> str:
+  """The folder in this user's cache that all evaluations share."""
+  return str(caches.folder('features'))
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One vector: what it is of, for messages, and its input; that raises ValueError for none."""
+  """The input of one vector; `prepare` raises ValueError if the picture has no such vector."""
 
-  name: str
+  name: str  # of the picture, for messages
   prepare: Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """A vector for every edit: under which key the cache has it, and what computes those it lacks."""
+  """One vector per edit.
+
+  what: the words of the progress bar. digest: names the computation, as `digest` makes it. keys:
+  the hash of the pictures of every edit. jobs: by key. run: computes the vectors of inputs.
+  """
 
   what: str
+  digest: str
   keys: Sequence[str]
-  jobs: Mapping[str, Job]  # by key
+  jobs: Mapping[str, Job]
   run: Callable[[Iterator[Any]], Iterable[Float[np.ndarray, 'b d']]]
 
 
-def fill(cache: Cache, column: Column, only: Collection[str] | None = None) -> None:
-  """Compute and keep the vectors of a column (`only` those) that the cache lacks, batch by batch.
+class Store:
+  """The vectors of one column on the disk; for some keys a reason why there is no vector."""
+
+  def __init__(self, folder: str, column: Column):
+    self.folder = os.path.join(folder, column.digest[:32])
+    self._places: dict[str, tuple[str, int]] = {}  # file and row
+    self._reasons: dict[str, str] = {}
+    self._known: set[str] = set()
+    self._waiting: dict[str, Float[np.ndarray, ' d'] | str] = {}
+    try:
+      os.makedirs(self.folder, exist_ok=True)
+    except OSError as error:
+      raise UserError(
+        f'the folder {folder} cannot be used ({error.strerror}): name another in config.cache'
+      ) from error
+    self.read_new_files()
+
+  def read_new_files(self) -> None:
+    """Read which vectors the files hold that other processes wrote since the last call."""
+    for name in sorted(os.listdir(self.folder)):
+      if name.endswith('.npz') and not name.startswith('.') and name not in self._known:
+        path = os.path.join(self.folder, name)
+        with _opened(path) as arrays:
+          self._learn(path, arrays['keys'].tolist(), arrays['without'].tolist(), arrays['reasons'])
+
+  def missing(self, keys: Iterable[str]) -> list[str]:
+    """The keys that have neither a vector nor a reason on the disk, without repetitions."""
+    return [k for k in dict.fromkeys(keys) if k not in self._places and k not in self._reasons]
+
+  def put(self, key: str, value: Float[np.ndarray, ' d'] | str) -> None:
+    """Keep a vector, or the reason why there is none; `close` writes the last ones."""
+    self._waiting[key] = value
+    if len(self._waiting) >= SHARD:
+      self.close()
+
+  def close(self) -> None:
+    """Write everything that was put."""
+    vectors = {k: value for k, value in self._waiting.items() if not isinstance(value, str)}
+    reasons = {k: value for k, value in self._waiting.items() if isinstance(value, str)}
+    if self._waiting:
+      path = os.path.join(self.folder, f'{uuid.uuid4().hex}.npz')
+      with files.writing(path) as file:
+        np.savez(
+          file,
+          keys=np.array([*vectors], str),
+          vectors=np.stack([*vectors.values()]) if vectors else np.zeros((0, 0)),
+          without=np.array([*reasons], str),
+          reasons=np.array([*reasons.values()], str),
+        )
+      self._learn(path, vectors, reasons, reasons.values())
+    self._waiting = {}
+
+  def rows(self, keys: Sequence[str]) -> Iterator[list[tuple[Float[np.ndarray, ' d'] | None, str]]]:
+    """Yield (vector, '') or (None, reason) for each key in order, in lists of at most PIECE.
+
+    Raises:
+      KeyError: for a key that is missing.
+    """
+    shard = functools.lru_cache(4)(_vectors)
+
+    def row(key):
+      if key in self._reasons:
+        return None, self._reasons[key]
+      path, position = self._places[key]
+      return shard(path)[position], ''
+
+    for start in range(0, len(keys), PIECE):
+      yield [row(key) for key in keys[start : start + PIECE]]
+
+  def _learn(self, path, keys, without, reasons):
+    self._known.add(os.path.basename(path))
+    self._places |= {key: (path, row) for row, key in enumerate(keys)}
+    self._reasons |= dict(zip(without, map(str, reasons)))
+
+
+def _vectors(path):
+  with _opened(path) as arrays:
+    return arrays['vectors']
+
+
+@contextlib.contextmanager
+def _opened(path):
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      yield arrays
+  except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+    raise UserError(
+      f'{path} cannot be read ({one_line(error)}): remove it, and its vectors are computed again'
+    ) from error
+
+
+def fill(store: Store, column: Column, only: Collection[str] | None = None) -> None:
+  """Compute and keep the vectors (or those of `only`) that the store lacks, batch by batch.
 
   Raises:
-    UserError: for one that is not finite, and for pictures that cannot be read.
+    UserError: if a vector is not finite, or a picture cannot be read.
   """
-  missing = cache.missing(k for k in column.jobs if only is None or k in only)
+  missing = store.missing(key for key in column.jobs if only is None or key in only)
   if not missing:
     return
   asked: collections.deque[str] = collections.deque()
 
-  def inputs():
+  def inputs(bar):
     for key, (value, why) in parallel.in_parallel(lambda k: (k, _attempt(column, k)), missing):
       if why:
-        cache.put(key, None, why)
+        store.put(key, why)
         bar.update()
       else:
         asked.append(key)
         yield value
 
-  with tqdm(desc=column.what, total=len(missing), mininterval=EVERY, leave=False) as bar:
-    done = 0
-    for piece in column.run(inputs()):
+  with (
+    contextlib.closing(store),
+    progress.bar(what=column.what, total=len(missing), leave=False) as bar,
+  ):
+    for piece in column.run(inputs(bar)):
       for vector in piece:
         key = asked.popleft()
         if not np.isfinite(vector).all():
           raise UserError(
-            f'{column.what}: what it gives for {column.jobs[key].name} is not finite; are its'
-            ' weights sound?'
+            f'{column.what}: the vector of {column.jobs[key].name} is not finite; are the'
+            " network's weights sound?"
           )
-        cache.put(key, vector)
+        store.put(key, vector)
       bar.update(len(piece))
-      done += len(piece)
-      if done >= AT_ONCE:
-        cache.commit()
-        done = 0
-  cache.commit()
 
 
 def _attempt(column, key):
@@ -90,38 +194,18 @@ def _attempt(column, key):
     return None, one_line(error)
 
 
-def share_out(cache: Cache | None, columns: Sequence[Column], folder: str) -> None:
-  """What the first process's cache lacks, each process an equal share of it; all must come here.
+def fill_together(folder: str, columns: Sequence[Column]) -> None:
+  """Compute the missing vectors of all columns; each process computes an equal share.
 
-  Afterwards that cache has everything. The shares lie as files of their own in `folder`, which all
-  processes see: none writes where another does, and what a killed run left there is not lost.
+  All processes must call it, with the same columns and with a folder that all of them see. If only
+  process 0 sees the folder, it computes the other shares itself when it needs them.
 
-  Args:
-    cache: of the first process; None in the others.
   Raises:
-    UserError: in every process, for what one of them cannot compute (`fill`).
+    UserError: in every process, if one of them fails as `fill` does.
   """
-  wanted = os.path.join(folder, WANTED)
+  every = {(column.digest, key): None for column in columns for key in column.jobs}
+  share = set(processes.own_share([*every]))
   with processes.together():
-    if cache is not None:
-      os.makedirs(folder, exist_ok=True)
-      _collect(cache, folder)
-      files.write_json(wanted, cache.missing(key for column in columns for key in column.jobs))
-  with processes.together():
-    with open(wanted, encoding='utf-8') as file:
-      ours = set(processes.own_share(json.load(file)))
-    with Cache(folder, f'{jax.process_index()}.sqlite') as share:
-      for column in columns:
-        fill(share, column, ours)
-  with processes.together():
-    if cache is not None:
-      _collect(cache, folder)
-      os.remove(wanted)
-      with contextlib.suppress(OSError):  # what is not ours stays
-        os.rmdir(folder)
-
-
-def _collect(cache, folder):
-  for path in sorted(glob.glob(os.path.join(glob.escape(folder), '*.sqlite'))):
-    cache.take(path)
-    os.remove(path)
+    for column in columns:
+      only = {key for key in column.jobs if (column.digest, key) in share}
+      fill(Store(folder, column), column, only)

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import evaluate as benchmark
 from benchmarks import evaluate_pytorch_fid as peer
-from exedit.evaluation import features
+from exedit.evaluation import networks
 from exedit.input_pipeline.coco_ee import validation
 from exedit.runtime import doors
 from tests import small
@@ -30,7 +30,7 @@ def test_what_it_draws_is_a_benchmark_without_faults(drawn):
 
 def test_its_weights_are_in_the_published_layout(tmp_path):
   benchmark.write_inception(tmp_path / 'weights.safetensors')
-  network = features.load('inception', tmp_path / 'weights.safetensors')
+  network = networks.load('inception', tmp_path / 'weights.safetensors')
   assert (network.name, network.dim) == ('inception', benchmark.DIM)
 
 

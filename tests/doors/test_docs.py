@@ -15,7 +15,8 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from exedit import evaluate, sample, systems, train
+from exedit import sample, systems, train
+from exedit.evaluation import synthetic_bench
 from tests import ROOT, measure
 
 PAGES = sorted([ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')])
@@ -261,7 +262,8 @@ def test_the_shipped_weights_are_small_and_say_where_they_come_from():
 
 
 def test_the_shipped_weights_show_the_exemplar(tmp_path):
-  results = evaluate.evaluate(str(ROOT / 'weights' / 'tiny'), str(tmp_path), edits=64, seed=5)
+  weights = str(ROOT / 'weights' / 'tiny')
+  results = synthetic_bench.evaluate(weights, str(tmp_path), edits=64, seed=5)
   assert results['own']['identification'] >= 0.4
   assert results['shuffled']['identification'] <= 0.25
   assert results['own']['untouched'] == 64

@@ -1,144 +1,76 @@
-import functools
-import json
-import os
+"""The door of the evaluation: it runs the benchmark that the config names, or compares results."""
 
-import jax.numpy as jnp
-import numpy as np
+import inspect
+
 import pytest
-from PIL import Image
+from absl import flags
 
-from exedit import evaluate, images, paint_by_example
-from exedit import paint_by_example as pbe
-from exedit.input_pipeline import synthetic
-from exedit.runtime.errors import UserError
-from tests import small
-
-SIZES = small.CONFIG['data']
-
-
-@pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-  return small.export(tmp_path_factory.mktemp('weights') / 'small')
+from configs import coco_ee as coco_ee_config
+from configs import synthetic_bench as synthetic_config
+from exedit import evaluate
+from exedit.evaluation import coco_ee, synthetic_bench
+from exedit.input_pipeline.coco_ee import references
+from exedit.runtime import doors
+from tests import bench
+from tests.doors.test_doors import knock
 
 
-def stand_in(monkeypatch, edit):
-  monkeypatch.setattr(pbe, 'edit', functools.wraps(pbe.edit)(edit))
+@pytest.fixture
+def door(monkeypatch, capsys):
+  """The door in this process: flags -> its stdout."""
+
+  def run(*argv):
+    monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
+    evaluate.define_flags()
+    words = ['door', *map(str, argv)]
+    monkeypatch.setattr('sys.argv', words)
+    doors.door(evaluate.main)(doors.parse(words, words=True))
+    return capsys.readouterr().out
+
+  return run
 
 
-def scored(weights, output, **settings):
-  said = []
-  return evaluate.evaluate(weights, str(output), say=said.append, **settings), said
+@pytest.mark.parametrize(
+  'config, benchmark', [(coco_ee_config, coco_ee), (synthetic_config, synthetic_bench)]
+)
+def test_the_keys_of_the_configs_are_arguments(config, benchmark):
+  config = config.get_config().to_dict()
+  assert evaluate.BENCHES[config.pop('bench')] is benchmark.main
+  assert set(config) <= set(inspect.signature(benchmark.evaluate).parameters)
+  assert set(config.get('features', coco_ee.NETWORKS)) == set(coco_ee.NETWORKS)
 
 
-def follows_the_exemplar(monkeypatch, n, seed=0):
-  """A perfect editor: looks up which edit an exemplar belongs to and pastes that edit's truth."""
-  bench = list(synthetic.bench(n, seed=seed, truths=4, **SIZES))
-  truth = {edit['exemplar'].tobytes(): edit['truths'][edit['answer']] for edit in bench}
-
-  def edit(model, source, mask, exemplar, key, **settings):
-    found = [truth[images.to_uint8(e).tobytes()] for e in exemplar]
-    return images.paste(jnp.asarray(images.from_uint8(np.stack(found))), source, mask)
-
-  stand_in(monkeypatch, edit)
-
-
-def test_the_control_exchanges_every_exemplar():
-  for n in (2, 3, 50):
-    order = evaluate.derangement(n, seed=1)
-    assert sorted(order) == list(range(n)) and (order != np.arange(n)).all()
-  assert (evaluate.derangement(50, 1) != evaluate.derangement(50, 2)).any()
-
-
-def test_a_perfect_editor_scores_one_and_only_with_its_own_exemplar(weights, tmp_path, monkeypatch):
-  follows_the_exemplar(monkeypatch, 40)
-  results, said = scored(weights, tmp_path, edits=40, truths=4, batch_size=16)
-  own, shuffled = results['own'], results['shuffled']
-  assert own['identification'] == 1 and own['psnr'] == 100 and own['untouched'] == 40
-  assert own['interval'][0] > 0.9 and results['chance'] == 0.25
-  assert shuffled['identification'] < 0.6 and shuffled['untouched'] == 40
-  assert '1.000 [0.912, 1.000]' in said[0] and '40 of 40' in said[0]
+def test_pictures_are_scored_and_compared(door, tmp_path, monkeypatch, capsys):
+  bench.write(tmp_path / 'bench', size=40)
+  references.write(str(tmp_path / 'bench'), 'source', str(tmp_path / 'repeated'))
+  config = ('--config=configs/coco_ee.py', f'--config.data.root={tmp_path}/bench')
+  config += (f'--config.cache={tmp_path}/cache', f'--images={tmp_path}/repeated')
+  said = door(*config, f'--output={tmp_path}/a')
+  assert 'background_exactness' in said and 'fid_clip_b32' in said
+  assert 'config.features.clip_b32 is not set; get OpenAI' in said
+  results = f'{tmp_path}/a/results.json'
+  for words in (
+    ['--compare', results, results, f'--output={tmp_path}/page'],
+    [f'--compare={results}', f'--compare={results}', f'--output={tmp_path}/page'],
+  ):
+    said = door(*words)
+    assert 'no difference shown' in said and f'{tmp_path}/page/index.html' in said
+  given = dict(config='configs/coco_ee.py', images=tmp_path / 'repeated', output=tmp_path / 'b')
+  line = knock(evaluate, given | {'config.data.root': tmp_path / 'none'}, monkeypatch, capsys)
+  assert 'is not a folder' in line and not (tmp_path / 'b').exists()
 
 
-def test_an_editor_that_ignores_the_exemplar_scores_the_same_in_both(
-  weights,
-  tmp_path,
-  monkeypatch,
-):
-  stand_in(monkeypatch, lambda m, source, mask, *_, **__: jnp.where(mask > 0, 0.1, source))
-  results, _ = scored(weights, tmp_path, edits=30, batch_size=8)
-  assert results['own'] == results['shuffled']
-  assert results['own']['identification'] < 0.4
-
-
-def test_paint_outside_the_mask_is_counted(weights, tmp_path, monkeypatch):
-  def edit(model, source, mask, exemplar, key, **settings):
-    result = np.array(source)
-    y, x = np.argwhere(np.asarray(mask)[0, :, :, 0] == 0)[-1]
-    result[0, y, x, 2] += -1 / 127.5 if result[0, y, x, 2] > 0 else 1 / 127.5
-    return jnp.asarray(result)
-
-  stand_in(monkeypatch, edit)
-  results, _ = scored(weights, tmp_path, edits=6, truths=2, batch_size=3)
-  assert results['own']['untouched'] == results['shuffled']['untouched'] == 4
-
-
-def test_results_do_not_depend_on_the_batch_size(weights, tmp_path):
-  runs = [scored(weights, tmp_path, edits=7, batch_size=b, truths=3)[0] for b in (3, 7)]
-  for name in ('own', 'shuffled'):
-    a, b = (np.array([edit[name]['distances'] for edit in run['edits']]) for run in runs)
-    np.testing.assert_allclose(a, b, rtol=2e-3)
-  assert runs[0]['own'] != runs[0]['shuffled']  # the small model does look at the exemplar
-
-
-def test_what_is_written(weights, tmp_path, monkeypatch):
-  follows_the_exemplar(monkeypatch, 5)
-  output = tmp_path / 'made' / 'here'
-  results, _ = scored(weights, output, edits=5, truths=4)
-  assert sorted(os.listdir(output)) == ['grid.png', 'results.json']
-  stored = json.loads((output / 'results.json').read_text())
-  assert stored == json.loads(json.dumps(results))
-  assert stored['benchmark'] == dict(edits=5, seed=0, truths=4, batch_size=32, **SIZES)
-  assert stored['sampling'] == dict(steps=3, scale=2.0, sampler='ddim')
-  assert stored['weights']['step'] == 12 and len(stored['weights']['sha256']) == 64
-  assert len(stored['edits']) == 5 and len(stored['edits'][0]['own']['distances']) == 4
-  width, height = Image.open(output / 'grid.png').size
-  assert width > 7 * 96 and height > 5 * 96
-
-
-def test_settings_that_cannot_be_are_refused_before_anything_is_drawn(
-  weights, tmp_path, monkeypatch
-):
-  def bench(*_, **__):
-    raise AssertionError('drawing began')
-
-  monkeypatch.setattr(synthetic, 'bench', bench)
-  (tmp_path / 'file').write_text('')
-  bad = [
-    dict(edits=1),
-    dict(truths=1),
-    dict(batch_size=0),
-    dict(steps=0),
-    dict(sampler='euler'),
-    dict(output=str(tmp_path / 'file')),
-    dict(output=str(tmp_path / 'file' / 'below')),
-    dict(weights=str(tmp_path)),
-    dict(weights=str(tmp_path / 'nowhere')),
-  ]
-  for change in bad:
-    arguments = dict(weights=weights, output=str(tmp_path / 'out')) | change
-    with pytest.raises(UserError) as caught:
-      evaluate.evaluate(**arguments)
-    assert '\n' not in str(caught.value)
-  assert os.listdir(tmp_path) == ['file']
-
-
-def test_scenes_are_drawn_as_the_weights_were_trained():
-  photographs = dict(data=dict(size=64))
-  assert evaluate.drawn_like(paint_by_example.SYSTEM, photographs) == dict(
-    size=64, exemplar_size=224
+def test_flags_that_do_not_fit_are_one_line(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'older.py').write_text(
+    'import ml_collections\n'
+    'def get_config():\n'
+    '  return ml_collections.ConfigDict(dict(data=dict(root="x")))\n'
   )
-  scenes = dict(data=dict(size=64, exemplar_size=32, exemplar_pad=4), synthetic=dict(size=128))
-  drawing = dict(size=64, exemplar_size=32, exemplar_pad=4, scene_size=128)
-  assert evaluate.drawn_like(paint_by_example.SYSTEM, scenes) == drawing
-  edit = next(synthetic.bench(1, seed=0, **drawing))
-  assert edit['source'].shape == (64, 64, 3) and edit['exemplar'].shape == (32, 32, 3)
+  synthetic = dict(config='configs/synthetic_bench.py', weights='w')
+  for given, says in [
+    (dict(compare='a.json'), '--compare takes two results.json, and 1 are given'),
+    (synthetic | dict(compare='a.json'), '--compare takes no other flag than --output'),
+    (dict(synthetic, images='x'), '--images goes with'),
+    (dict(config=tmp_path / 'older.py'), "set bench='coco_ee' for a benchmark in COCOEE's layout"),
+  ]:
+    assert says in knock(evaluate, given, monkeypatch, capsys)

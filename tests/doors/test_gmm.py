@@ -109,7 +109,7 @@ def test_the_door_says_no_in_one_line(tmp_path, monkeypatch, capsys):
   out = tmp_path / 'gmm.npz'
   (tmp_path / 'images').mkdir()
   for arguments, says in [
-    (dict(to=out), '--from is missing'),
+    (dict(to=out), '--from=... is missing'),
     ({'from': tmp_path / 'none', 'to': out}, 'does not exist'),
     ({'from': tmp_path / 'images', 'to': out}, '--clip is missing'),
     ({'from': tmp_path / 'images', 'to': out, 'clip': 'x'}, 'holds no image'),

@@ -112,10 +112,3 @@ def test_other_benchmarks_and_other_files_are_refused(files, tmp_path):
     spoil(bad)
     assert 'is no results.json' in refusal(a, files(bad=bad)[0])
   assert 'is no results.json' in refusal(files(bad=[1])[0], a)
-
-
-def test_two_words_after_the_flag_become_two_flags():
-  words = ['evaluate', '--compare', 'a.json', 'b.json', '--output=x']
-  joined = ['evaluate', '--compare=a.json', '--compare=b.json', '--output=x']
-  assert compare.joined(words) == joined == compare.joined(joined)
-  assert compare.joined(['evaluate', '--compare', 'a.json']) == ['evaluate', '--compare', 'a.json']

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit.evaluation import bench as reading
-from exedit.evaluation import report
+from exedit.evaluation import benchmark, report
 from exedit.input_pipeline.coco_ee import references
 from exedit.input_pipeline.coco_ee.bench import Bench
 from tests import bench
@@ -24,8 +23,8 @@ def scored(tmp_path_factory):
   bench.write(root / 'bench', ids=IDS, size=20)
   references.write(str(root / 'bench'), 'copy_paste', str(root / 'pasted & co'))
   whole = Bench(str(root / 'bench'), exemplar_size=None)
-  edits = reading.survey(whole)
-  return reading.results(edits, str(root / 'pasted & co')), reading.Reader(whole)
+  edits = benchmark.survey(whole)
+  return benchmark.results(edits, str(root / 'pasted & co')), benchmark.Reader(whole)
 
 
 def metric(value: float | None = 1.0, better='higher', n=30, note='', **ends):

@@ -1,4 +1,4 @@
-"""Metrics of an evaluation against their formulas, computed here from the pictures directly."""
+"""The metrics of an evaluation against their formulas, computed here from the pictures directly."""
 
 import functools
 import os
@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from exedit import images
-from exedit.evaluation import bench as reading
-from exedit.evaluation import cache, features, instruments, preprocess, scores, vectors
-from exedit.evaluation.features import Features
+from exedit.evaluation import benchmark, networks, preprocessing, resources, scores, vectors
+from exedit.evaluation.networks import Features
 from exedit.input_pipeline.coco_ee import references
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.metrics import confidence, copy_paste, frechet, pixels, quality_score
@@ -22,11 +21,12 @@ from exedit.runtime.errors import UserError
 from tests import bench, judges
 
 SIZE = 48
+PERFECT = (('exactness', 1), ('psnr', 100), ('ssim', 1), ('lpips_alex', 0))
 
 
 @pytest.fixture(scope='module')
-def networks(tmp_path_factory):
-  return instruments.networks(judges.write(tmp_path_factory.mktemp('networks') / 'n'))
+def loaded(tmp_path_factory):
+  return resources.networks(judges.write(tmp_path_factory.mktemp('networks') / 'n'))
 
 
 @pytest.fixture(scope='module')
@@ -41,30 +41,21 @@ def world(tmp_path_factory):
   return root
 
 
-@pytest.fixture
-def mixture():
-  rng = np.random.default_rng(0)
-  means = rng.normal(size=(2, judges.DIM))
-  return quality_score.GMM(np.array([0.4, 0.6]), means, np.full(2, 0.4), 'spherical')
-
-
 class Given:
-  """All that a Scorer takes, and the metrics by name."""
+  """Everything that a Scorer takes, and the metrics by name."""
 
   def __init__(self, world, folder, pictures='pasted', **tools: Any):
     self.bench = Bench(str(world / 'bench'), exemplar_size=None)
-    self.edits = reading.survey(self.bench)
-    self.scored = reading.results(self.edits, str(world / pictures))
-    self.reader = reading.Reader(self.bench)
-    real = instruments.real_images(str(world / 'real'), self.edits)
-    given: dict[str, Any] = dict(networks={}, real=real) | tools
-    self.tools = instruments.Instruments(**given)
+    self.edits = benchmark.survey(self.bench)
+    self.scored = benchmark.results(self.edits, str(world / pictures))
+    self.reader = benchmark.Reader(self.bench)
+    real = resources.real_images(str(world / 'real'), self.edits)
+    self.tools = resources.Resources(**(dict(networks={}, real=real) | tools))
     self.folder = str(folder)
 
   def metrics(self):
-    with cache.Cache(self.folder) as kept:
-      scorer = scores.Scorer(kept, self.scored, self.reader, self.tools)
-      return {metric.name: metric for metric in scorer.metrics()}
+    scorer = scores.Scorer(self.folder, self.scored, self.reader, self.tools)
+    return {metric.plan.name: metric for metric in scorer.metrics()}
 
   def pictures(self):
     return [self.reader(item) for item in self.scored]
@@ -74,35 +65,30 @@ def boxed(p):
   return p['result'][pixels.box(p['mask'] >= 128, published=False)]
 
 
-def test_the_papers_three_are_their_formulas(world, networks, mixture, tmp_path):
-  given = Given(world, tmp_path, networks=networks, gmm=mixture, gmm_sha256='g')
-  found, clip, pictures = given.metrics(), networks['clip'], given.pictures()
+def test_every_metric_is_its_formula(world, loaded, tmp_path):
+  means = np.random.default_rng(0).normal(size=(2, judges.DIM))
+  mixture = quality_score.GMM(np.array([0.4, 0.6]), means, np.full(2, 0.4), 'spherical')
+  given = Given(world, tmp_path, networks=loaded, gmm=mixture, gmm_sha256='g')
+  found, clip, pictures = given.metrics(), loaded['clip'], given.pictures()
   results = clip([p['result'] for p in pictures])
   names = [os.path.join(world / 'real', name) for name in sorted(os.listdir(world / 'real'))]
-  real = clip([instruments.square(images.read(name), SIZE) for name in names])
-  fid = found[f'fid_{judges.CLIP}']
-  np.testing.assert_allclose(
-    fid.summary()['value'], frechet.frechet_distance(results, real), rtol=1e-4
-  )
+  real = clip([preprocessing.square(images.read(name), SIZE) for name in names])
+  fid = found[f'fid_{judges.CLIP}'].summary()
+  np.testing.assert_allclose(fid['value'], frechet.frechet_distance(results, real), rtol=1e-4)
   expected = quality_score.quality_scores(results, mixture)
   np.testing.assert_allclose(found[f'quality_score_{judges.CLIP}'].scores, expected, rtol=1e-4)
   regions = clip.embed(
-    preprocess.score_region(p['result'], p['mask'] == 255, clip.size) for p in pictures
+    preprocessing.score_region(p['result'], p['mask'] == 255, clip.size) for p in pictures
   )
-  exemplars = clip.embed(preprocess.squash(p['exemplar'], clip.size) for p in pictures)
+  exemplars = clip.embed(preprocessing.squash(p['exemplar'], clip.size) for p in pictures)
   metric = found[f'clip_score_{judges.CLIP}']
   np.testing.assert_allclose(metric.scores, 100 * cosines(regions, exemplars), rtol=1e-4)
   summary, interval = metric.summary(), confidence.mean_interval(metric.scores)
   assert (summary['value'], summary['low'], summary['high'], summary['n']) == (
     *(interval.value, interval.low, interval.high, 6),
   )
-
-
-def test_identity_and_copy_paste_are_of_the_region(world, networks, tmp_path):
-  given = Given(world, tmp_path, networks=networks)
-  found, pictures = given.metrics(), given.pictures()
   for role, name in (('clip', judges.CLIP), ('dino', judges.VIT)):
-    network = networks[role]
+    network = loaded[role]
     expected = cosines(
       network(boxed(p) for p in pictures), network(p['exemplar'] for p in pictures)
     )
@@ -111,44 +97,44 @@ def test_identity_and_copy_paste_are_of_the_region(world, networks, tmp_path):
   np.testing.assert_allclose(found['copy_paste'].scores, expected)
 
 
-def test_the_hole_does_not_count_as_background(world, networks, tmp_path):
-  """Whatever was pasted, LPIPS and SSIM of an untouched background are perfect; a pixel shows."""
-  given = Given(world, tmp_path / 'cache', networks=dict(lpips=networks['lpips']))
+def test_the_hole_does_not_count_as_background(world, loaded, tmp_path):
+  """LPIPS and SSIM of an untouched background are perfect; one changed pixel shows."""
+  given = Given(world, tmp_path / 'cache', networks=dict(lpips=loaded['lpips']))
   found = given.metrics()
-  for name, perfect in (('exactness', 1), ('psnr', 100), ('ssim', 1), ('lpips_alex', 0)):
+  for name, perfect in PERFECT:
     np.testing.assert_allclose(found[f'background_{name}'].scores, perfect, atol=1e-12)
   changed = tmp_path / 'changed'
   shutil.copytree(world / 'pasted', changed)
   item = given.scored[2]
-  pixels = np.array(Image.open(item.path))
-  pixels[-9, 12] = 255 - pixels[-9, 12]
-  Image.fromarray(pixels).save(changed / item.edit.name)
-  given.scored = reading.results(given.edits, str(changed))
+  picture = np.array(Image.open(item.path))
+  picture[-9, 12] = 255 - picture[-9, 12]
+  Image.fromarray(picture).save(changed / item.edit.name)
+  given.scored = benchmark.results(given.edits, str(changed))
   found = given.metrics()
-  for name, perfect in (('exactness', 1), ('psnr', 100), ('ssim', 1), ('lpips_alex', 0)):
+  for name, perfect in PERFECT:
     values = found[f'background_{name}'].scores
     assert abs(values[2] - perfect) > 1e-6
     np.testing.assert_allclose(np.delete(values, 2), perfect, atol=1e-12)
 
 
 def test_inception_through_its_own_view(world, tmp_path):
-  """Any network that is called inception gives fid_inception; here, colours of a few places."""
-  look = functools.partial(preprocess.stretch, size=9)
+  """Any network that is called inception gives fid_inception; this one reads a few colours."""
+  look = functools.partial(preprocessing.stretch, size=9)
   network = Features(
     'inception', 6, 9, 'd' * 64, look, lambda x: jnp.asarray(x[:, 2:4, 4].reshape(len(x), 6))
   )
   given = Given(world, tmp_path, networks=dict(inception=network))
   metric = given.metrics()['fid_inception']
   assert given.tools.real is not None
-  real = [instruments.square(images.read(p), SIZE) for p in given.tools.real.paths]
+  real = [preprocessing.square(images.read(p), SIZE) for p in given.tools.real.paths]
   expected = frechet.frechet_distance(
     network([p['result'] for p in given.pictures()]), network(real)
   )
   np.testing.assert_allclose(metric.summary()['value'], expected, rtol=1e-5)
-  assert metric.summary()['n'] == 6 and metric.better == 'lower'
+  assert metric.summary()['n'] == 6 and metric.plan.better == 'lower'
 
 
-def test_without_anything_it_says_what_to_get(world, tmp_path):
+def test_without_resources_the_notes_say_what_to_get(world, loaded, tmp_path):
   found = Given(world, tmp_path, real=None).metrics()
   expected = dict(
     fid_clip_b32='config.features.clip_b32 is not set; get OpenAI',
@@ -165,16 +151,13 @@ def test_without_anything_it_says_what_to_get(world, tmp_path):
   assert {name for name, m in found.items() if m.summary()['n'] == 6} == {
     *('background_exactness', 'background_psnr', 'background_ssim', 'copy_paste')
   }
-
-
-def test_a_mixture_or_real_images_that_are_missing(world, networks, tmp_path):
-  found = Given(world, tmp_path, networks=dict(clip=networks['clip']), real=None).metrics()
+  found = Given(world, tmp_path, networks=dict(clip=loaded['clip']), real=None).metrics()
   assert 'python -m exedit.gmm' in found[f'quality_score_{judges.CLIP}'].missing
   assert 'config.reference.root' in found[f'fid_{judges.CLIP}'].missing
 
 
-def test_one_image_has_no_frechet_distance(world, networks, tmp_path):
-  given = Given(world, tmp_path, networks=dict(clip=networks['clip']))
+def test_one_image_has_no_frechet_distance(world, loaded, tmp_path):
+  given = Given(world, tmp_path, networks=dict(clip=loaded['clip']))
   given.scored = given.scored[:1]
   found = given.metrics()
   fid = found[f'fid_{judges.CLIP}'].summary()
@@ -183,17 +166,16 @@ def test_one_image_has_no_frechet_distance(world, networks, tmp_path):
   assert one['n'] == 1 and one['low'] is None and one['note'] == 'one edit has no interval'
 
 
-def test_edits_where_a_metric_is_undefined_are_counted_and_named(world, networks, tmp_path):
-  """A mask that is no rectangle has no published crop; every other metric has it still."""
-  shutil.copytree(world / 'bench', tmp_path / 'bench')
-  shutil.copytree(world / 'pasted', tmp_path / 'pasted')
-  shutil.copytree(world / 'real', tmp_path / 'real')
+def test_edits_where_a_metric_is_undefined_are_counted_and_named(world, loaded, tmp_path):
+  """A mask that is not a rectangle has no published crop, but every other metric."""
+  for name in ('bench', 'pasted', 'real'):
+    shutil.copytree(world / name, tmp_path / name)
   path = tmp_path / 'bench' / 'Mask_bbox_6' / f'{4:012d}_mask.png'
-  pixels = np.array(Image.open(path))
-  pixels[0, 0] = 0
-  Image.fromarray(pixels).save(path)
-  given = Given(tmp_path, tmp_path / 'cache', networks=dict(clip=networks['clip']))
-  for _ in range(2):  # from the networks, and from the cache
+  mask = np.array(Image.open(path))
+  mask[0, 0] = 0
+  Image.fromarray(mask).save(path)
+  given = Given(tmp_path, tmp_path / 'cache', networks=dict(clip=loaded['clip']))
+  for _ in range(2):  # from the networks, and from the disk
     found = given.metrics()
     metric = found[f'clip_score_{judges.CLIP}']
     assert np.flatnonzero(np.isnan(metric.scores)).tolist() == [1]
@@ -205,47 +187,44 @@ def test_edits_where_a_metric_is_undefined_are_counted_and_named(world, networks
 
 
 def test_equal_pictures_are_scored_each(world, tmp_path):
-  """One vector serves both, but the edits stay two."""
+  """One vector serves two edits with equal pictures, and each has its score."""
   given = Given(world, tmp_path)
   given.scored = [given.scored[0], given.scored[0], given.scored[1]]
   values = given.metrics()['copy_paste'].scores
   assert len(values) == 3 and values[0] == values[1] != values[2]
 
 
-def test_features_that_are_not_finite_are_named_and_not_kept(world, networks, tmp_path):
-  spoilt = lambda network: Features(
-    network.name,
-    network.dim,
-    network.size,
-    network.digest,
-    network.prepare,
-    lambda x: network.batch(x).at[0].set(np.nan),
-  )
-  given = Given(world, tmp_path, networks=dict(clip=spoilt(networks['clip'])))
-  with pytest.raises(UserError, match='png is not finite') as caught:
-    given.metrics()
-  assert '\n' not in str(caught.value)
-  given.tools = instruments.Instruments(dict(clip=networks['clip']), real=given.tools.real)
-  assert np.isfinite(given.metrics()[f'fid_{judges.CLIP}'].scores).all()
-
-
-def test_the_caches_of_two_networks_are_never_mixed(world, networks, tmp_path):
-  other = instruments.networks(
+def test_the_vectors_of_two_networks_are_never_mixed(world, loaded, tmp_path):
+  other = resources.networks(
     {k: v for k, v in judges.write(tmp_path / 'other', seed=1).items() if k == 'clip'}
   )
   name = f'clip_score_{judges.CLIP}'
-  given = Given(world, tmp_path / 'cache', networks=dict(clip=networks['clip']))
+  given = Given(world, tmp_path / 'cache', networks=dict(clip=loaded['clip']))
   first = given.metrics()[name]
-  given.tools = instruments.Instruments(other, real=given.tools.real)
+  given.tools = resources.Resources(other, real=given.tools.real)
   second = given.metrics()[name]
   alone = Given(world, tmp_path / 'fresh', networks=other).metrics()[name]
   np.testing.assert_array_equal(second.scores, alone.scores)
   assert np.abs(second.scores - first.scores).min() > 1e-3
-  assert first.basis != second.basis == alone.basis
+  assert first.plan.basis != second.plan.basis == alone.plan.basis
 
 
-def test_an_interrupted_run_computes_the_rest(world, networks, tmp_path, monkeypatch):
-  monkeypatch.setattr(vectors, 'AT_ONCE', 1)
+def replaced(clip, batch):
+  return Features(clip.name, clip.dim, clip.size, clip.digest, clip.prepare, batch)
+
+
+def test_features_that_are_not_finite_are_named_and_not_kept(world, loaded, tmp_path):
+  clip = loaded['clip']
+  spoilt = replaced(clip, lambda x: clip.batch(x).at[0].set(np.nan))
+  given = Given(world, tmp_path, networks=dict(clip=spoilt))
+  with pytest.raises(UserError, match='png is not finite') as caught:
+    given.metrics()
+  assert '\n' not in str(caught.value)
+  given.tools = resources.Resources(dict(clip=clip), real=given.tools.real)
+  assert np.isfinite(given.metrics()[f'fid_{judges.CLIP}'].scores).all()
+
+
+def test_an_interrupted_run_computes_the_rest(world, loaded, tmp_path, monkeypatch):
   counted = []
 
   def network(stop):
@@ -253,48 +232,37 @@ def test_an_interrupted_run_computes_the_rest(world, networks, tmp_path, monkeyp
       if len(counted) == stop:
         raise KeyboardInterrupt
       counted.append(len(x))
-      return networks['clip'].batch(x)
+      return loaded['clip'].batch(x)
 
-    clip = networks['clip']
-    return Features(clip.name, clip.dim, clip.size, clip.digest, clip.prepare, batch)
+    return replaced(loaded['clip'], batch)
 
   def stream(self, prepared):
-    return features.run_batches(self.batch, ((image,) for image in prepared), 1)
+    return networks.run_batches(self.batch, ((image,) for image in prepared), 1)
 
   monkeypatch.setattr(Features, 'stream', stream)
   given = Given(world, tmp_path, networks=dict(clip=network(4)), real=None)
   with pytest.raises(KeyboardInterrupt):
     given.metrics()
-  given.tools = instruments.Instruments(dict(clip=network(-1)))
+  given.tools = resources.Resources(dict(clip=network(-1)))
   given.metrics()
-  # 6 regions, 6 squashed exemplars, 6 whole regions, 6 whole exemplars: what was on its way when
-  # the run was stopped is computed again.
+  # 6 regions, 6 squashed exemplars, 6 whole regions and 6 whole exemplars. The one that was in the
+  # network when the run was stopped is computed again.
   assert 24 <= sum(counted) <= 25
 
 
-def test_metrics_come_from_the_disk_a_piece_at_a_time(world, networks, tmp_path, monkeypatch):
-  """Whatever the number of pictures, so many rows are in memory; the numbers do not change."""
-  given = Given(world, tmp_path, networks=networks)
+def test_pieces_from_the_disk_do_not_change_the_numbers(world, loaded, tmp_path, monkeypatch):
+  given = Given(world, tmp_path, networks=loaded)
   whole = given.metrics()
-  monkeypatch.setattr(cache, 'CHUNK', 2)
+  monkeypatch.setattr(vectors, 'PIECE', 2)
   for name, metric in given.metrics().items():
     np.testing.assert_allclose(metric.scores, whole[name].scores, rtol=1e-5, err_msg=name)
 
 
-def test_real_images_are_made_squares_as_published():
-  pixels = np.asarray(bench.picture(1, (90, 61)))
-  found = instruments.square(pixels, 30)
-  resized = Image.fromarray(pixels).resize((44, 30), Image.Resampling.BILINEAR)
-  np.testing.assert_array_equal(found, np.asarray(resized)[:, 7:37])
-  np.testing.assert_array_equal(instruments.square(found, 30), found)
-  np.testing.assert_array_equal(instruments.square(pixels, None), pixels)
-
-
 def test_the_set_of_real_images_is_named_by_its_contents(world, tmp_path):
-  edits = reading.survey(Bench(str(world / 'bench')))
-  first = instruments.real_images(str(world / 'real'), edits)
+  edits = benchmark.survey(Bench(str(world / 'bench')))
+  first = resources.real_images(str(world / 'real'), edits)
   shutil.copytree(world / 'real', tmp_path / 'real')
   os.rename(tmp_path / 'real' / '0.png', tmp_path / 'real' / 'z.png')
-  assert instruments.real_images(str(tmp_path / 'real'), edits).digest == first.digest
+  assert resources.real_images(str(tmp_path / 'real'), edits).digest == first.digest
   os.remove(tmp_path / 'real' / '1.png')
-  assert instruments.real_images(str(tmp_path / 'real'), edits).digest != first.digest
+  assert resources.real_images(str(tmp_path / 'real'), edits).digest != first.digest

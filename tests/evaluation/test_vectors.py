@@ -1,4 +1,4 @@
-"""Vectors over devices and processes: the same as on one, computed once, none lost by a kill."""
+"""Vectors on the disk: kept exactly, computed once, shared by processes, not lost by a kill."""
 
 import json
 import os
@@ -6,19 +6,107 @@ import os
 import numpy as np
 import pytest
 
-from exedit.evaluation import instruments, vectors
-from exedit.evaluation.cache import Cache
-from exedit.evaluation.vectors import Column, Job
+from exedit.evaluation import resources, vectors
+from exedit.evaluation.vectors import Column, Job, Store
 from exedit.input_pipeline.coco_ee import references
 from exedit.runtime.errors import UserError
 from tests import evaluations, scoring
 
 
-@pytest.fixture(scope='module')
-def world(tmp_path_factory):
-  root = evaluations.world(tmp_path_factory.mktemp('world'))
-  references.write(str(root / 'bench'), 'copy_paste', str(root / 'pasted'))
-  return root
+def column(*names, spoilt='', digest='d' * 64, counted=None):
+  """One number per name, its length; names that start with 'none' have no vector."""
+
+  def run(values):
+    for value in values:
+      if counted is not None:
+        counted.append(value)
+      yield np.array([[np.nan if value == spoilt else len(value)]], np.float32)
+
+  def prepare(name):
+    if name.startswith('none'):
+      raise ValueError('there is none')
+    return name
+
+  jobs = {f'key {n}': Job(n, lambda n=n: prepare(n)) for n in names}
+  return Column('a column', digest, list(jobs), jobs, run)
+
+
+def put(store, **values):
+  for key, value in values.items():
+    store.put(key, value)
+  store.close()
+
+
+def files_of(store):
+  return [os.path.join(store.folder, name) for name in os.listdir(store.folder)]
+
+
+def test_vectors_and_reasons_come_back_in_order(tmp_path, monkeypatch):
+  monkeypatch.setattr(vectors, 'SHARD', 4)
+  monkeypatch.setattr(vectors, 'PIECE', 7)
+  rng = np.random.default_rng(0)
+  values = {f'k{i}': rng.normal(size=3).astype(np.float32) for i in range(10)}
+  folder = str(tmp_path / 'new' / 'folder')
+  put(Store(folder, column()), **values, none='too small')
+  kept = Store(folder, column())
+  assert len(files_of(kept)) == 3 and not kept.missing([*values, 'none'])
+  order = [*list(values)[::-1], 'none', 'k3', 'k3']
+  pieces = list(kept.rows(order))
+  assert [len(piece) for piece in pieces] == [7, 6]
+  for name, (vector, why) in zip(order, [row for piece in pieces for row in piece], strict=True):
+    if name == 'none':
+      assert vector is None and why == 'too small'
+    else:
+      assert vector is not None and vector.dtype == np.float32
+      np.testing.assert_array_equal(vector, values[name])
+  with pytest.raises(KeyError):
+    list(kept.rows(['b']))
+
+
+def test_what_was_not_written_is_missing_and_another_column_has_its_own(tmp_path):
+  one, other = (Store(str(tmp_path), column()) for _ in range(2))
+  one.put('a', np.zeros(1))
+  assert one.missing(['a', 'b', 'a']) == ['a', 'b'] == other.missing(['a', 'b'])
+  one.close()
+  other.read_new_files()
+  assert one.missing(['a', 'b']) == ['b'] == other.missing(['a', 'b'])
+  assert Store(str(tmp_path), column(digest='e' * 64)).missing(['a']) == ['a']
+
+
+def test_digests_differ_in_every_part():
+  parts = [('a', 'b'), ('b', 'a'), ('ab',), ('a', 'b', ''), ('a\n', 'b')]
+  assert len({vectors.digest(*part) for part in parts}) == 5
+
+
+@pytest.mark.parametrize('content', [b'no vectors' * 100, b'', None])
+def test_a_damaged_file_is_one_line(tmp_path, content):
+  store = Store(str(tmp_path), column())
+  put(store, a=np.zeros(1))
+  path = files_of(store)[0]
+  with open(path, 'rb') as file:
+    whole = file.read()
+  with open(path, 'wb') as file:
+    file.write(whole[:-90] if content is None else content)
+  with pytest.raises(UserError, match='cannot be read .*: remove it') as caught:
+    Store(str(tmp_path), column())
+  assert '\n' not in str(caught.value)
+
+
+def test_only_what_is_missing_and_asked_for_is_computed(tmp_path):
+  counted = []
+  whole = column('a', 'bb', 'none', 'ccc', counted=counted)
+  vectors.fill(Store(str(tmp_path), whole), whole, {'key bb', 'another key'})
+  assert counted == ['bb']
+  kept = Store(str(tmp_path), whole)
+  assert kept.missing(whole.keys) == ['key a', 'key none', 'key ccc']
+  spoilt = column('a', 'bb', 'none', 'ccc', spoilt='ccc')
+  with pytest.raises(UserError, match='a column: the vector of ccc is not finite'):
+    vectors.fill(kept, spoilt)
+  vectors.fill(Store(str(tmp_path), whole), whole)  # what came before the error was kept
+  assert counted == ['bb', 'ccc']
+  rows = next(Store(str(tmp_path), whole).rows(whole.keys))
+  assert [None if vector is None else vector[0] for vector, _ in rows] == [1, 2, None, 3]
+  assert rows[2][1] == 'there is none'
 
 
 def numbers(path):
@@ -27,13 +115,14 @@ def numbers(path):
   return results['metrics'], results['edits']
 
 
-def test_two_processes_of_eight_devices_score_as_one_device(world, tmp_path):
+def test_two_processes_of_eight_devices_score_as_one_device(tmp_path):
+  world = evaluations.world(tmp_path / 'world')
+  references.write(str(world / 'bench'), 'copy_paste', str(world / 'pasted'))
   given = evaluations.arguments(world, tmp_path / 'alone')
   pictures = str(world / 'pasted')
   evaluations.score(str(tmp_path / 'one'), pictures=pictures, **given)
-  with Cache(str(tmp_path / 'alone')) as kept:
-    computed = kept._file.execute('select count(*) from rows').fetchone()[0]
-  said = scoring.start_processes(2, 8, world, pictures, tmp_path / 'two', tmp_path / 'shared')
+  computed = sum(map(scoring.count, (tmp_path / 'alone').glob('*/*.npz')))
+  said = scoring.start_processes(2, 8, world, pictures, tmp_path / 'two')
   devices, made = np.array([line.splitlines()[-1].split() for line in said], int).T
   assert devices.tolist() == [8, 8]
   assert made.sum() == computed and abs(made[0] - made[1]) <= 1  # each once, half by each
@@ -49,59 +138,7 @@ def test_two_processes_of_eight_devices_score_as_one_device(world, tmp_path):
         assert metric[part] == pytest.approx(expected[name][part], rel=1e-5, abs=1e-6), (name, part)
     assert metric['n'] == expected[name]['n'] and metric['basis'] == expected[name]['basis']
   assert [edit['id'] for edit in edits] == [edit['id'] for edit in expected_edits]
-  assert not os.path.exists(tmp_path / 'two' / 'shares')
   with np.load(tmp_path / 'two' / 'vectors.npz') as theirs:
-    for name, vector in scoring.looked_at(instruments.networks(given['features'])).items():
+    for name, vector in scoring.looked_at(resources.networks(given['features'])).items():
       assert np.abs(vector).max() > 0.01
       np.testing.assert_allclose(theirs[name], vector, rtol=1e-6, atol=1e-6 * np.abs(vector).max())
-
-
-def column(*names, spoilt=''):
-  def run(values):
-    for value in values:
-      yield np.array([[np.nan if value == spoilt else len(value)]], np.float32)
-
-  def prepare(name):
-    if name.startswith('none'):
-      raise ValueError('there is none')
-    return name
-
-  jobs = {f'key {n}': Job(n, lambda n=n: prepare(n)) for n in names}
-  return Column('a column', list(jobs), jobs, run)
-
-
-def test_what_killed_processes_left_is_taken_and_their_folder_goes(tmp_path):
-  shares = tmp_path / 'out' / 'shares'
-  whole = column('a', 'bb', 'none', 'cccc')
-  with Cache(str(shares), '7.sqlite') as left:  # of a process that there is no more
-    left.put('key bb', np.array([7], np.float32))
-    left.put('of nothing', np.array([1], np.float32))
-    left.commit()
-  (shares / '3.sqlite-journal').write_bytes(b'')
-  with Cache(str(tmp_path / 'cache')) as kept:
-    kept.put('key a', np.array([5], np.float32))
-    kept.commit()
-    vectors.share_out(kept, [whole, column('a')], str(shares))
-    rows = next(iter(kept.rows(whole.keys)))
-    assert not kept.missing(['of nothing'])
-  assert [None if vector is None else vector[0] for vector, _ in rows] == [5, 7, None, 4]
-  assert rows[2][1] == 'there is none'
-  assert os.listdir(shares) == ['3.sqlite-journal']  # not ours
-
-
-def test_a_damaged_share_is_one_line(tmp_path):
-  (tmp_path / '0.sqlite').write_bytes(b'no database' * 100)
-  with (
-    Cache(str(tmp_path / 'cache')) as kept,
-    pytest.raises(UserError, match=r'0\.sqlite cannot be used .* computed again'),
-  ):
-    vectors.share_out(kept, [column('a')], str(tmp_path))
-
-
-def test_only_what_is_asked_for_is_computed(tmp_path):
-  whole = column('a', 'bb', 'ccc')
-  with Cache(str(tmp_path)) as kept:
-    vectors.fill(kept, whole, {'key bb', 'another key'})
-    assert kept.missing(whole.keys) == ['key a', 'key ccc']
-    with pytest.raises(UserError, match='a column: what it gives for ccc is not finite'):
-      vectors.fill(kept, column('a', 'bb', 'ccc', spoilt='ccc'))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from exedit import images
 from exedit.editing import repaint
-from exedit.evaluation import bench_edits, evaluate_bench
+from exedit.evaluation import coco_ee, make_edits
 from exedit.weights.layouts import own
 from tests import bench, evaluations, small
 from tests.evaluations import CHEAP, SIZE, refuse, score
@@ -50,7 +50,7 @@ def edited(scored, tmp_path):
 
 
 def picture(output, edit_id):
-  return np.asarray(Image.open(f'{bench_edits.folder(str(output))}/{edit_id:012d}.png'))
+  return np.asarray(Image.open(f'{make_edits.folder(str(output))}/{edit_id:012d}.png'))
 
 
 def pictures(output):
@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_without_repeating_a_finished_edit(
   with pytest.raises(KeyboardInterrupt):
     score(output, **given)
   monkeypatch.undo()
-  place = bench_edits.folder(output)
+  place = make_edits.folder(output)
   assert sorted(os.listdir(place)) == sorted(made) and len(made) == 2
   half = os.path.join(place, f'{17:012d}.png.123.4.tmp')
   with open(half, 'w') as file:
@@ -112,10 +112,10 @@ def test_an_edit_depends_on_its_id_and_the_seed_alone(world, tmp_path, edited, p
 
 def test_keys_are_of_the_whole_id():
   ids = [1, 1 + 2**32, 900100065455, 900100065455 % 2**32, 2**62]
-  data = {tuple(np.asarray(k)) for k in jax.random.key_data(bench_edits.keys(3, ids))}
+  data = {tuple(np.asarray(k)) for k in jax.random.key_data(make_edits.keys(3, ids))}
   assert len(data) == 5
-  one = jax.random.key_data(bench_edits.keys(3, [900100065455]))
-  np.testing.assert_array_equal(one[0], jax.random.key_data(bench_edits.keys(3, ids))[2])
+  one = jax.random.key_data(make_edits.keys(3, [900100065455]))
+  np.testing.assert_array_equal(one[0], jax.random.key_data(make_edits.keys(3, ids))[2])
 
 
 def test_two_processes_make_every_edit_once(world, edited, plain, tmp_path, monkeypatch):
@@ -127,26 +127,26 @@ def test_two_processes_make_every_edit_once(world, edited, plain, tmp_path, monk
     if name == 'made':
       raise TimeoutError
 
-  monkeypatch.setattr(evaluate_bench.runtime, 'wait_for_others', waiting)
+  monkeypatch.setattr(coco_ee.processes, 'wait_for_others', waiting)
   (tmp_path / 'shared' / 'results').mkdir(parents=True)
   monkeypatch.setattr(jax, 'process_index', lambda *_: 1)
   with pytest.raises(TimeoutError):  # its share is made; the other's pictures are not there yet
     score(output, weights=weights, **plain, **CHEAP)
-  second = set(os.listdir(bench_edits.folder(output)))
+  second = set(os.listdir(make_edits.folder(output)))
   assert second == {f'{edit_id:012d}.png' for edit_id in bench.IDS[1::2]}
-  shutil.move(bench_edits.folder(output), tmp_path / 'kept')
+  shutil.move(make_edits.folder(output), tmp_path / 'kept')
   monkeypatch.setattr(jax, 'process_index', lambda *_: 0)
 
   def come(name):
     if name == 'made':
-      shutil.copytree(tmp_path / 'kept', bench_edits.folder(output), dirs_exist_ok=True)
+      shutil.copytree(tmp_path / 'kept', make_edits.folder(output), dirs_exist_ok=True)
       monkeypatch.setattr(jax, 'process_count', lambda *_: 1)  # to score is another test's affair
 
-  monkeypatch.setattr(evaluate_bench.runtime, 'wait_for_others', come)
+  monkeypatch.setattr(coco_ee.processes, 'wait_for_others', come)
   made = []
   save = images.save
   monkeypatch.setattr(
-    bench_edits.images, 'save', lambda p, path, **o: (made.append(str(path)), save(p, path, **o))[1]
+    make_edits.images, 'save', lambda p, path, **o: (made.append(str(path)), save(p, path, **o))[1]
   )
   score(output, weights=weights, **plain, **CHEAP)
   ours = {os.path.basename(path) for path in made if 'results' in path}
@@ -172,9 +172,9 @@ def test_edits_of_other_weights_are_never_mixed(world, edited, plain, tmp_path):
   own.write(tmp_path / 'other', small.CONFIG, changed, step=13)
   line = refuse(output, weights=str(tmp_path / 'other'), **plain, **CHEAP)
   assert 'made with weights' in line
-  os.remove(f'{output}/{bench_edits.CLAIM}')
+  os.remove(f'{output}/{make_edits.CLAIM}')
   line = refuse(output, weights=str(world / 'weights'), **plain, **CHEAP)
-  assert f'no {bench_edits.CLAIM}' in line
+  assert f'no {make_edits.CLAIM}' in line
   for edit_id, result in pictures(output).items():
     np.testing.assert_array_equal(result, before[edit_id])
 

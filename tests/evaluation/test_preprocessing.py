@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from exedit import images
-from exedit.evaluation import preprocess
+from exedit.evaluation import preprocessing
+from tests import bench
 
 
 def picture(height=40, width=60):
@@ -20,44 +21,44 @@ def mask(top, left, bottom, right, size=(40, 60)):
 
 def test_a_square_of_the_right_size_comes_out_as_it_is():
   square = picture(32, 32)
-  for view in (preprocess.centre, preprocess.squash, preprocess.stretch):
+  for view in (preprocessing.centre, preprocessing.squash, preprocessing.stretch):
     np.testing.assert_array_equal(images.to_uint8(view(square, 32)), square)
 
 
 def test_the_middle_of_the_longer_side_is_seen():
   wide = picture(32, 64)
-  np.testing.assert_array_equal(images.to_uint8(preprocess.centre(wide, 32)), wide[:, 16:48])
+  np.testing.assert_array_equal(images.to_uint8(preprocessing.centre(wide, 32)), wide[:, 16:48])
   tall = picture(35, 32)  # half of 3 rounds to even: 2
-  np.testing.assert_array_equal(images.to_uint8(preprocess.centre(tall, 32)), tall[2:34])
+  np.testing.assert_array_equal(images.to_uint8(preprocessing.centre(tall, 32)), tall[2:34])
 
 
 def test_the_shorter_side_may_be_made_longer_than_the_square():
   whole = Image.fromarray(picture()).resize((54, 36), Image.Resampling.BICUBIC)
   expected = np.asarray(whole)[2:34, 11:43]
-  seen = preprocess.centre(picture(), 32, shorter=36)
+  seen = preprocessing.centre(picture(), 32, shorter=36)
   np.testing.assert_array_equal(images.to_uint8(seen), expected)
 
 
 def test_stretch_is_bilinear_between_pixel_centres_without_antialiasing():
   ramp = np.zeros((2, 4, 3), np.uint8)
   ramp[:] = np.array([0, 40, 80, 120], np.uint8)[:, None]
-  wide = (preprocess.stretch(ramp, 8)[0, :, 0] + 1) * 127.5
+  wide = (preprocessing.stretch(ramp, 8)[0, :, 0] + 1) * 127.5
   np.testing.assert_allclose(wide, [0, 10, 30, 50, 70, 90, 110, 120], atol=1e-4)
   point = np.zeros((9, 9, 3), np.uint8)
   point[1, 1] = 255
-  seen = preprocess.stretch(point, 3)  # centres fall on pixels 1, 4 and 7
+  seen = preprocessing.stretch(point, 3)  # centres fall on pixels 1, 4 and 7
   np.testing.assert_allclose(seen[0, 0], 1, atol=1e-6)
   assert (seen[1:] == -1).all() and (seen[:, 1:] == -1).all()
 
 
 def test_squash_shows_all_and_keeps_no_shape():
   expected = Image.fromarray(picture()).resize((32, 32), Image.Resampling.BICUBIC)
-  np.testing.assert_array_equal(images.to_uint8(preprocess.squash(picture(), 32)), expected)
+  np.testing.assert_array_equal(images.to_uint8(preprocessing.squash(picture(), 32)), expected)
 
 
 def test_the_clip_score_leaves_out_the_last_row_and_column():
-  seen = preprocess.score_region(picture(), mask(5, 7, 12, 20), 24)
-  np.testing.assert_array_equal(seen, preprocess.stretch(picture()[5:11, 7:19], 24))
+  seen = preprocessing.score_region(picture(), mask(5, 7, 12, 20), 24)
+  np.testing.assert_array_equal(seen, preprocessing.stretch(picture()[5:11, 7:19], 24))
 
 
 @pytest.mark.parametrize(
@@ -70,4 +71,13 @@ def test_the_clip_score_leaves_out_the_last_row_and_column():
 )
 def test_masks_without_a_region_are_refused(where, message):
   with pytest.raises(ValueError, match=message):
-    preprocess.score_region(picture(), where, 24)
+    preprocessing.score_region(picture(), where, 24)
+
+
+def test_real_images_are_cut_to_squares_as_published():
+  pixels = np.asarray(bench.picture(1, (90, 61)))
+  found = preprocessing.square(pixels, 30)
+  resized = Image.fromarray(pixels).resize((44, 30), Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(found, np.asarray(resized)[:, 7:37])
+  np.testing.assert_array_equal(preprocessing.square(found, 30), found)
+  np.testing.assert_array_equal(preprocessing.square(pixels, None), pixels)

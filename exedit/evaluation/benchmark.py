@@ -1,30 +1,26 @@
-"""A benchmark in COCOEE's layout and the pictures that a system made for it, as files to score."""
+"""The edits of a benchmark in COCOEE's layout, and the pictures that a system made for them."""
 
 import dataclasses
 import functools
 import hashlib
-import io
 import os
-import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
-from tqdm import tqdm
 
 from exedit import images
 from exedit.input_pipeline.coco_ee.bench import Bench
+from exedit.runtime import files, progress
 from exedit.runtime.errors import UserError
 from exedit.runtime.parallel import in_parallel
 
 KINDS = ('source', 'mask', 'exemplar')
-EVERY = 0.1 if sys.stderr.isatty() else 10  # seconds between two looks of a progress bar
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-  """One edit of a benchmark, looked at: its files' hashes, and (height, width) of its source."""
+  """One checked edit of a benchmark: its files' hashes and its source's (height, width)."""
 
   id: int
   position: int
@@ -33,12 +29,16 @@ class Edit:
 
   @property
   def name(self) -> str:
-    """The file name of its result, as the paper's own code names it."""
+    """The file name of its result, as in PbE's evaluation code."""
     return f'{self.id:012d}.png'
 
 
 def survey(bench: Bench) -> list[Edit]:
-  """Every edit, decoded once: DataError, naming the file, for the first that cannot be used."""
+  """Decode and hash every edit once.
+
+  Raises:
+    DataError: for the first edit that cannot be used; names the file.
+  """
 
   def look(position):
     edit = bench[position]
@@ -47,11 +47,11 @@ def survey(bench: Bench) -> list[Edit]:
     return Edit(edit['id'], position, edit['source'].shape[:2], sha256)
 
   found = in_parallel(look, range(len(bench)))
-  return list(tqdm(found, 'reading the benchmark', len(bench), unit='edit', mininterval=EVERY))
+  return list(progress.bar(found, 'reading the benchmark', total=len(bench), unit='edit'))
 
 
 def digest(edits: Sequence[Edit]) -> str:
-  """SHA-256 that names a benchmark: its ids in their order and the bytes of all its files."""
+  """SHA-256 that names a benchmark: its ids in order and the contents of all its files."""
   whole = hashlib.sha256()
   for edit in edits:
     whole.update(repr((edit.id, *(edit.sha256[kind] for kind in KINDS))).encode())
@@ -60,7 +60,7 @@ def digest(edits: Sequence[Edit]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-  """An edit with the picture that answers it: where that is, and the hash of its bytes."""
+  """An edit, the path of the picture that a system made for it, and that file's hash."""
 
   edit: Edit
   path: str
@@ -68,10 +68,10 @@ class Scored:
 
 
 def results(edits: Sequence[Edit], folder: str) -> list[Scored]:
-  """The picture of every edit in a folder of {id:012d}.png.
+  """Find and check the picture of every edit in a folder of {id:012d}.png.
 
   Raises:
-    UserError: where some are missing, cannot be read or have another size than their source.
+    UserError: if pictures are missing, cannot be read, or differ in size from their source.
   """
   if not os.path.isdir(folder):
     raise UserError(f'{folder} is not a folder: it must hold one {{id:012d}}.png for every edit')
@@ -82,32 +82,24 @@ def results(edits: Sequence[Edit], folder: str) -> list[Scored]:
       f'{folder} lacks {len(missing)} of {len(edits)} pictures, the first is {missing[0]}: every'
       ' edit of the benchmark needs one'
     )
-  look = functools.partial(_look, folder)
-  found = in_parallel(look, edits)
-  return list(tqdm(found, 'reading the pictures', len(edits), unit='edit', mininterval=EVERY))
+  found = in_parallel(functools.partial(_look, folder), edits)
+  return list(progress.bar(found, 'reading the pictures', total=len(edits), unit='edit'))
 
 
 def _look(folder, edit):
   path = os.path.join(folder, edit.name)
-  with open(path, 'rb') as file:
-    data = file.read()
-  try:
-    with Image.open(io.BytesIO(data)) as picture:
-      size = picture.size[::-1]
-      picture.load()
-  except Exception as error:  # PIL raises a dozen kinds for damaged files
-    raise UserError(f'{path} is not a readable picture ({error}): make it again') from error
+  size = images.read(path).shape[:2]
   if size != edit.size:
     raise UserError(
       f'{path} is {size[1]} x {size[0]} pixels (width x height) but its source'
       f' {edit.size[1]} x {edit.size[0]}: results must have the size of their sources'
     )
-  return Scored(edit, path, hashlib.sha256(data).hexdigest())
+  return Scored(edit, path, files.sha256(path))
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """The pictures of an edit in uint8, decoded when they are asked for."""
+  """Decodes the pictures of an edit on demand."""
 
   bench: Bench
 
@@ -115,11 +107,11 @@ class Reader:
     return images.read(scored.path)
 
   def __call__(self, scored: Scored) -> dict:
-    """dict(source, mask, exemplar, result): mask uint8 [h w], the exemplar of its own size."""
+    """Return dict(source, mask, exemplar, result) in uint8; the exemplar has its own size."""
     return dict(self.bench[scored.edit.position], result=self.result(scored))
 
 
 def strangers(edits: Iterable[Edit], folder: str) -> list[str]:
-  """Pictures in a folder that are of no edit of the benchmark."""
+  """List the pictures in a folder that belong to no edit of the benchmark."""
   ours = {edit.name for edit in edits}
   return sorted(n for n in os.listdir(folder) if n.lower().endswith('.png') and n not in ours)

@@ -1,6 +1,6 @@
-"""Images to vectors: the networks that the metrics look through, from their publishers' files.
+"""The feature networks of the metrics: images in, vectors out, from the publishers' weight files.
 
-clip = features.load('clip_b32', 'openai/clip-vit-base-patch32')
+clip = networks.load('clip_b32', 'openai/clip-vit-base-patch32')
 vectors = clip(images.read(path) for path in paths)  # [n 512]
 """
 
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
 from exedit import images
-from exedit.evaluation import preprocess
+from exedit.evaluation import preprocessing
 from exedit.models import parameters
 from exedit.models.clip import CLIPImageEncoder
 from exedit.models.dino import DINO
@@ -32,12 +32,9 @@ from exedit.weights.layouts import published
 from exedit.weights.layouts.published import Published, Recognised
 
 Pixels = UInt8[np.ndarray, 'h w 3']
-
-
 Prepared = Float[np.ndarray, 's s 3']
 
-
-# What to get for each name.
+# Which files the user needs for each network.
 NEEDED = {
   'clip_b32': (
     "OpenAI's CLIP ViT-B/32: the folder or hub id openai/clip-vit-base-patch32, or ViT-B-32.pt"
@@ -61,47 +58,46 @@ NEEDED = {
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """A network with its weights, and how it is shown an image.
+  """A network with its weights and its preprocessing.
 
-  `features(pictures)` takes uint8 [h w 3] of any sizes and gives float32 [n dim]; one image's
-  vector does not depend on the others', nor on how many devices share them out. `prepare` is the
-  network's own preprocessing; `embed` and `stream` take images that were prepared in another way
-  (see preprocess.py). Batch sizes are those of one device.
+  `features(pictures)` takes uint8 [h w 3] of any sizes and returns float32 [n dim]. The vector of
+  an image depends neither on the other images nor on the number of devices. `prepare` is the
+  network's own preprocessing. `embed` and `stream` take images that are already prepared, for
+  example by another function of `preprocessing`. Batch sizes are per device.
   """
 
-  name: str  # for the names of metrics: fid_<name>
+  name: str  # as it appears in the names of metrics: fid_<name>
   dim: int
-  size: int  # pixels a side of a prepared image
+  size: int  # side of a prepared image in pixels
   digest: str  # SHA-256 of the weight files
   prepare: Callable[[Pixels], Prepared]
   batch: Callable[[Any], Any]  # [b size size 3] -> [b dim] on the devices, compiled once per b
-  devices: int = 1  # that share out b
+  devices: int = 1  # the devices that share a batch
 
   def __call__(self, pictures: Iterable[Pixels], batch_size: int = 32) -> Float[np.ndarray, 'n d']:
     return self.embed(in_parallel(self.prepare, pictures), batch_size)
 
   def embed(self, prepared: Iterable[Prepared], batch_size: int = 32) -> Float[np.ndarray, 'n d']:
-    """The vectors of prepared images, [0 dim] where there are none."""
+    """Compute the vectors of prepared images; [0 dim] without images."""
     return np.concatenate([np.zeros((0, self.dim), np.float32), *self.stream(prepared, batch_size)])
 
   def stream(
     self, prepared: Iterable[Prepared], batch_size: int = 32
   ) -> Iterator[Float[np.ndarray, 'b d']]:
-    """The same in pieces as they are done; two batches are in memory at a time."""
+    """Yield the vectors batch by batch; two batches are in memory at a time."""
     return run_batches(self.batch, ((image,) for image in prepared), batch_size, self.devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class PerceptualDistance:
-  """LPIPS with its weights: how different two pictures of one size look.
+  """LPIPS with its weights: the perceptual distance of two pictures of one size.
 
-  `distance(pairs)` takes (a, b) uint8 [h w 3]; `distance.within(triples)` takes (a, b, region),
-  region [h w] True where it counts, and averages LPIPS's map there. Both give float32 [n];
-  `stream_within` gives it in pieces. Batch sizes are those of one device.
+  `distance(pairs)` takes (a, b), each uint8 [h w 3], and returns float32 [n]. Batch sizes are per
+  device.
   """
 
   name: str
-  smallest: int  # pixels a side
+  smallest: int  # least side of a picture in pixels
   digest: str
   batch: Callable[..., Any]
   batch_within: Callable[..., Any]
@@ -110,53 +106,49 @@ class PerceptualDistance:
   def __call__(
     self, pairs: Iterable[tuple[Pixels, Pixels]], batch_size: int = 16
   ) -> Float[np.ndarray, ' n']:
-    return _together(self._stream(self.batch, ((a, b, None) for a, b in pairs), batch_size))
+    checked = (self._checked(a, b) for a, b in pairs)
+    pieces = run_batches(self.batch, checked, batch_size, self.devices)
+    return np.concatenate([np.zeros(0, np.float32), *pieces])
 
   def within(
     self, triples: Iterable[tuple[Pixels, Pixels, Bool[np.ndarray, 'h w']]], batch_size: int = 16
-  ) -> Float[np.ndarray, ' n']:
-    """The distance in a region. A change outside it shows as far as the network's view reaches."""
-    return _together(self.stream_within(triples, batch_size))
-
-  def stream_within(
-    self, triples: Iterable[tuple[Pixels, Pixels, Bool[np.ndarray, 'h w']]], batch_size: int = 16
   ) -> Iterator[Float[np.ndarray, ' b']]:
-    """`within` in pieces as they are done; two batches are in memory at a time."""
-    return self._stream(self.batch_within, triples, batch_size)
+    """Yield the mean of LPIPS's map over the region where the mask is True, batch by batch.
 
-  def _stream(self, batch, triples, batch_size):
-    checked = (self._checked(*triple) for triple in triples)
-    return run_batches(batch, checked, batch_size, self.devices)
+    A change outside the region counts as far as the network's receptive field reaches.
 
-  def _checked(self, a, b, region):
+    Raises:
+      UserError: if the region is empty or has another size.
+    """
+    checked = ((*self._checked(a, b), _checked_region(self.name, a, r)) for a, b, r in triples)
+    return run_batches(self.batch_within, checked, batch_size, self.devices)
+
+  def _checked(self, a, b):
     if a.shape != b.shape or min(a.shape[:2]) < self.smallest:
       sizes = ' and '.join(f'{x.shape[1]} x {x.shape[0]}' for x in (a, b))
       raise UserError(
         f'{self.name} compares pictures of one size of at least {self.smallest} x {self.smallest}'
         f' pixels, not {sizes}'
       )
-    a, b = images.from_uint8(a), images.from_uint8(b)
-    if region is None:
-      return a, b
-    if region.shape != a.shape[:2] or not region.any():
-      what = f'{region.shape[1]} x {region.shape[0]} pixels, {int(region.sum())} of them inside'
-      raise UserError(
-        f'{self.name} needs a region of the pictures that is not empty: they are {a.shape[1]} x'
-        f' {a.shape[0]}, the region {what}'
-      )
-    return a, b, region
+    return images.from_uint8(a), images.from_uint8(b)
 
 
-def _together(pieces):
-  return np.concatenate([np.zeros(0, np.float32), *pieces])
+def _checked_region(name, picture, region):
+  if region.shape != picture.shape[:2] or not region.any():
+    raise UserError(
+      f'{name} needs a region of the pictures that is not empty: the pictures are'
+      f' {picture.shape[1]} x {picture.shape[0]} pixels, the region is {region.shape[1]} x'
+      f' {region.shape[0]} and has {int(region.sum())} pixels inside'
+    )
+  return region
 
 
 class Family(NamedTuple):
-  """How the networks of one kind are told apart and built."""
+  """How to recognise and build the networks of one kind."""
 
   recognise: Callable[[Published], Recognised]
   build: Callable[..., nnx.Module]
-  usual: str  # whose weights to get where the name does not say
+  usual: str  # the network whose files to recommend if the user named only the family
 
 
 FAMILIES = {
@@ -168,30 +160,33 @@ FAMILIES = {
 
 
 def load(name: str, path: str | os.PathLike) -> Features:
-  """A feature network from a file, folder or hub id.
+  """Load a feature network from a file, a folder or a hub id.
 
-  name: a published network ('clip_b32', 'inception', 'dino_s16', ...), for which other weights are
-  refused; or a family ('clip', 'dino'), of which the result's `name` says the network.
+  Args:
+    name: a published network ('clip_b32', 'inception', 'dino_s16', ...), which refuses other
+      weights; or a family ('clip', 'dino'), which accepts any network of that family and names the
+      result after it.
+    path: the weights.
   Raises:
-    UserError: for a name that is none, and for other weights, saying what to get.
+    UserError: for an unknown name or other weights; the message says which files to get.
   """
   model, network, digest = _open(name, path, ('clip', 'dino', 'inception'))
-  settings = network.settings
   if isinstance(model, CLIPImageEncoder):
-    dim, size = settings['dim'], model.vision.image_size
-    prepare = functools.partial(preprocess.centre, size=size)
+    dim, size = network.settings['dim'], model.vision.image_size
+    prepare = functools.partial(preprocessing.centre, size=size)
   elif isinstance(model, DINO):
     dim, size = model.width, model.image_size
-    prepare = functools.partial(preprocess.centre, size=size, shorter=size * 8 // 7)  # 256 for 224
+    resized = size * 8 // 7  # 256 for 224
+    prepare = functools.partial(preprocessing.centre, size=size, shorter=resized)
   else:
     dim, size = DIM, SIZE
-    prepare = functools.partial(preprocess.stretch, size=size)
+    prepare = functools.partial(preprocessing.stretch, size=size)
   batch = _compiled(model, '__call__')
   return Features(network.name, dim, size, digest, prepare, batch, jax.local_device_count())
 
 
 def load_lpips(name: str, path: str | os.PathLike) -> PerceptualDistance:
-  """LPIPS from a folder with its two files, or a file with all: 'lpips_alex', 'lpips_vgg', 'lpips'.
+  """Load LPIPS ('lpips_alex', 'lpips_vgg' or 'lpips') from a folder with its two files or one file.
 
   Raises:
     UserError: as `load`.
@@ -203,13 +198,13 @@ def load_lpips(name: str, path: str | os.PathLike) -> PerceptualDistance:
 
 
 def needed(name: str) -> str:
-  """What to get for a network, in words."""
+  """Say which files to get for a network."""
   usual = FAMILIES[name].usual if name in FAMILIES else name
   return NEEDED.get(usual, f'the weights of {name} as their authors publish them')
 
 
 def _open(name, path, families) -> tuple[Any, Recognised, str]:
-  """(the network with its weights, what it was recognised as, the digest of its files)."""
+  """Return the network with its weights, what it was recognised as, and its files' digest."""
   family = FAMILIES.get(name.split('_')[0])
   if family is None or name.split('_')[0] not in families:
     raise UserError(f'{name!r} is not a network that can be loaded: use one of {", ".join(NEEDED)}')
@@ -236,7 +231,7 @@ def _float32(name, tensor):
 
 
 def _compiled(model: nnx.Module, method: str) -> Callable[..., Any]:
-  """A method of the network over this process's devices, in full float32 on any kind of them."""
+  """Compile a method of the network over this process's devices, in full float32."""
   graph, params = parameters.flatten(model)
 
   def run(params, *arrays):
@@ -252,13 +247,13 @@ def run_batches(
   batch_size: int,
   devices: int = 1,
 ) -> Iterator[np.ndarray]:
-  """`batch` over stacked rows; each piece is fetched while the next one computes.
+  """Apply `batch` to stacked examples; fetch each result while the next batch computes.
 
-  Rows of one shape go together, `batch_size` to a device. A batch that is not full is filled up
-  with its last row, so that few sizes are compiled, and the surplus is cut off.
+  Examples of one shape share a batch, `batch_size` per device. The last example fills a batch that
+  is not full, so that only a few sizes are compiled; the surplus results are cut off.
   """
   if batch_size < 1:
-    raise ValueError(f'batch_size is {batch_size}: at least 1')
+    raise ValueError(f'batch_size is {batch_size}: it must be at least 1')
   waiting, full = None, set()
   shape = lambda row: tuple(array.shape for array in row)
   for shapes, group in itertools.groupby(examples, shape):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from exedit.evaluation import features, preprocess
+from exedit.evaluation import networks, preprocessing
 from exedit.models import parameters
 from exedit.models.clip import CLIPImageEncoder
 from exedit.models.dino import DINO
@@ -55,7 +55,7 @@ def vit():
 
 @pytest.fixture(scope='module')
 def network(encoder, tmp_path_factory):
-  return features.load('clip', write(tmp_path_factory.mktemp('clip'), encoder, clip_image.OPENAI))
+  return networks.load('clip', write(tmp_path_factory.mktemp('clip'), encoder, clip_image.OPENAI))
 
 
 def theirs(model, table) -> dict[str, np.ndarray]:
@@ -76,7 +76,7 @@ def pictures(count=7, size=(40, 56), seed=0):
 
 def refusal(*args):
   with pytest.raises(UserError) as caught:
-    features.load(*args)
+    networks.load(*args)
   return str(caught.value)
 
 
@@ -87,7 +87,7 @@ def refusal(*args):
 def test_clip_from_a_file_of_either_layout(tmp_path, encoder, table):
   text = {'text_model.final_layer_norm.bias': np.zeros(2), 'logit_scale': np.zeros(())}
   others = text if table is clip_image.TRANSFORMERS else {'logit_scale': np.zeros(())}
-  loaded = features.load('clip', write(tmp_path, encoder, table, **others))
+  loaded = networks.load('clip', write(tmp_path, encoder, table, **others))
   image = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
   np.testing.assert_allclose(loaded.embed(iter(image)), jitted(encoder)(image), atol=1e-5)
   assert (loaded.name, loaded.dim, loaded.size) == ('clip_64x2p8s32', 12, 32)
@@ -95,7 +95,7 @@ def test_clip_from_a_file_of_either_layout(tmp_path, encoder, table):
 
 @pytest.mark.parametrize('table', [dino.ORIGINAL, dino.TRANSFORMERS])
 def test_dino_from_a_file_of_either_layout(tmp_path, vit, table):
-  loaded = features.load('dino', write(tmp_path, vit, table))
+  loaded = networks.load('dino', write(tmp_path, vit, table))
   image = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
   np.testing.assert_allclose(loaded.embed(iter(image)), jitted(vit)(image), atol=1e-5)
   assert (loaded.name, loaded.dim, loaded.size) == ('dino_64x2p8s32', 64, 32)
@@ -107,14 +107,14 @@ def test_a_folders_config_says_how_many_heads(tmp_path, encoder):
   for heads in (1, 4):
     config = CONFIG | dict(num_attention_heads=heads)
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    results.append(features.load('clip', tmp_path)(iter(pictures(2))))
+    results.append(networks.load('clip', tmp_path)(iter(pictures(2))))
   assert np.abs(results[0] - results[1]).max() > 1e-2
 
 
 def test_halved_weights_are_computed_in_float32(tmp_path, encoder, network):
   half = {k: v.astype(np.float16) for k, v in theirs(encoder, clip_image.OPENAI).items()}
   save_tensors(tmp_path / 'half.safetensors', half)
-  loaded = features.load('clip', tmp_path / 'half.safetensors')
+  loaded = networks.load('clip', tmp_path / 'half.safetensors')
   result, exact = (f(iter(pictures(2))) for f in (loaded, network))
   assert result.dtype == np.float32
   assert 0 < np.abs(result - exact).max() < 0.02 * np.abs(exact).max()
@@ -185,7 +185,7 @@ def test_other_weights_are_refused_with_what_to_get(tmp_path, encoder, vit):
   line = refusal('dino_s16', clip_file)
   assert 'facebook/dino-vits16' in line and '+ visual.class_embedding' in line
   with pytest.raises(UserError, match="lpips needs a folder with torchvision's alexnet"):
-    features.load_lpips('lpips', clip_file)
+    networks.load_lpips('lpips', clip_file)
 
 
 def test_half_a_file_is_refused(tmp_path, encoder):
@@ -247,18 +247,18 @@ def test_few_sizes_of_batch_are_compiled():
   seen = []
   double = lambda x: (seen.append(len(x)), 2 * x)[1]
   rows = [(np.full((2,), i),) for i in range(21)]
-  result = np.concatenate(list(features.run_batches(double, rows, 8)))
+  result = np.concatenate(list(networks.run_batches(double, rows, 8)))
   np.testing.assert_array_equal(result, 2 * np.arange(21)[:, None] * np.ones((1, 2), int))
   assert seen == [8, 8, 8]
   for n, sizes in [(1, [1]), (3, [4]), (5, [8]), (8, [8]), (9, [8, 8])]:
     seen.clear()
-    assert sum(map(len, features.run_batches(double, rows[:n], 8))) == n
+    assert sum(map(len, networks.run_batches(double, rows[:n], 8))) == n
     assert seen == sizes
 
 
 def test_rows_of_other_shapes_come_in_batches_of_their_own():
   rows = [(np.zeros(n),) for n in (2, 2, 3, 2)]
-  shapes = [piece.shape for piece in features.run_batches(lambda x: x, rows, 4)]
+  shapes = [piece.shape for piece in networks.run_batches(lambda x: x, rows, 4)]
   assert shapes == [(2, 2), (1, 3), (1, 2)]
 
 
@@ -315,7 +315,7 @@ def distance(tmp_path_factory):
   rest = {name: value for name, value in tensors.items() if name not in linear}
   save_tensors(folder / 'alex.safetensors', linear)
   save_tensors(folder / 'alexnet.safetensors', rest | {'classifier.6.bias': np.zeros(1000)})
-  return features.load_lpips('lpips_alex', folder)
+  return networks.load_lpips('lpips_alex', folder)
 
 
 def test_distance_is_zero_for_equal_and_symmetric(distance):
@@ -335,7 +335,8 @@ def test_distance_within_a_region_sees_the_change_there(distance):
   b[:20, :20] = 255 - b[:20, :20]
   near, far = np.zeros((2, 96, 96), bool)
   near[:20, :20] = far[88:, 88:] = True
-  values = distance.within(iter([(a, b, near), (a, b, far), (a, b, near | far)]))
+  regions = iter([(a, b, near), (a, b, far), (a, b, near | far)])
+  values = np.concatenate(list(distance.within(regions)))
   assert values[0] > 10 * values[1]
   shares = np.array([near.sum(), far.sum()]) / (near | far).sum()
   np.testing.assert_allclose(values[2], shares @ values[:2], rtol=1e-4)
@@ -349,7 +350,7 @@ def test_pairs_that_cannot_be_compared_are_refused(distance):
     distance(iter([(small, small)]))
   for region in (np.zeros((40, 56), bool), np.ones((56, 40), bool)):
     with pytest.raises(UserError, match='region'):
-      distance.within(iter([(a, a, region)]))
+      list(distance.within(iter([(a, a, region)])))
 
 
 # The networks
@@ -369,5 +370,5 @@ def test_dino_names_both_sizes(vit):
 
 def test_networks_see_pictures_as_preprocess_shows_them(network):
   picture = pictures(1, (64, 40))[0]
-  prepared = preprocess.centre(picture, 32)
+  prepared = preprocessing.centre(picture, 32)
   np.testing.assert_array_equal(network([picture]), network.embed([prepared]))

@@ -3,10 +3,11 @@
 Edit `id` has the random numbers of (seed, id), so it depends on no batch, device, process or kill.
 """
 
+import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from itertools import islice
 from typing import Any
@@ -15,14 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, UInt8
-from tqdm import tqdm
 
-from exedit import images
-from exedit import paint_by_example as pbe
+from exedit import images, systems
 from exedit.editing import repaint, session
-from exedit.evaluation.bench import EVERY, Edit
+from exedit.evaluation.benchmark import Edit
 from exedit.input_pipeline.coco_ee.bench import Bench
-from exedit.runtime import files, parallel
+from exedit.runtime import files, parallel, progress
 from exedit.runtime.errors import UserError
 from exedit.weights.found import Weights
 
@@ -33,6 +32,42 @@ PICTURES, CLAIM = 'results', 'sampling.json'
 def folder(output: str) -> str:
   """Where the pictures of an evaluation lie: {id:012d}.png, as the paper's own code leaves them."""
   return os.path.join(output, PICTURES)
+
+
+# What a benchmark gives for an input of each kind.
+GIVEN = dict(photo='source', mask='mask', picture='exemplar')
+
+
+def edit_settings(found: Weights, **given: Any) -> dict[str, Any]:
+  """Return the settings of `System.edit`: those given, else the weights' own, else the defaults.
+
+  Raises:
+    UserError: for a setting that is not allowed, and for a system that edits from other inputs than
+      a benchmark has.
+  """
+  system = systems.of(found)
+  others = [entry.name for entry in system.inputs if entry.required and entry.kind not in GIVEN]
+  if others:
+    raise UserError(
+      f'{found.where} edits from {", ".join(others)}, but a benchmark has only'
+      f' {", ".join(GIVEN.values())}: use weights of another system'
+    )
+  return systems.edit_settings(system, found.config, found.where, **given)
+
+
+def to_record(found: Weights, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the settings that results name: the common ones, and others unless they are defaults."""
+  fields = {field.name: field for field in dataclasses.fields(systems.of(found).settings)}
+  return {
+    name: value
+    for name, value in settings.items()
+    if name in ('steps', 'scale', 'sampler') or value != fields[name].default
+  }
+
+
+def arrays(system: systems.System, **given: Any) -> dict[str, Any]:
+  """Return the arrays of `System.edit` by the system's names, from those of `GIVEN`."""
+  return {entry.name: given[GIVEN[entry.kind]] for entry in system.inputs if entry.kind in GIVEN}
 
 
 def claim(output: str, made_with: dict[str, Any]) -> None:
@@ -104,7 +139,7 @@ def sample(
   devices, rows, notes = session.share_out(batch_size, PER_DEVICE, len(ours))
   for note in notes:
     say(note)
-  model = pbe.load(found, dtype=precision)
+  model: Any = systems.load(found, dtype=precision)
   program = repaint.program(model, devices)
   # As many rows whatever is left of a group: what a killed run left goes through the same program.
   groups = {size: [e for e in ours if e.size == size] for size in {e.size for e in ours}}
@@ -123,9 +158,8 @@ def sample(
     pixels = finished(raw, loaded['source'], loaded['mask'], paste, edit.name)
     images.save(pixels, os.path.join(folder(output), edit.name))
 
-  bar = tqdm(
-    desc='edits', initial=len(ours) - len(left), total=len(ours), unit='edit', mininterval=EVERY
-  )
+  before = len(ours) - len(left)
+  bar = progress.bar(what='edits', initial=before, total=len(ours), unit='edit', process=index)
   with bar, session.workers() as pool:
     for made in _run(batches, bench, start, write, pool):
       bar.update(made)
@@ -187,6 +221,5 @@ def _start(loaded, rows, program, seed, multiple, settings):
     pad(np.float32(item['mask'][..., None]) / np.float32(255) for item in filled),
     np.stack([images.from_uint8(item['exemplar']) for item in filled]),
     keys(seed, [item['id'] for item in filled]),
-    mask_resize='bilinear',
     **settings,
   )

@@ -1,0 +1,216 @@
+"""The evaluation of a benchmark in COCOEE's layout: makes the edits, scores them, shows them."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from exedit import systems
+from exedit.evaluation import benchmark, make_edits, report, resources, scores, vectors
+from exedit.input_pipeline.coco_ee.bench import Bench
+from exedit.runtime import compilation, files, processes, settings, versions
+from exedit.runtime.errors import UserError, heard
+from exedit.weights import find
+from exedit.weights.found import Weights
+
+PRECISIONS = ('float32', 'bfloat16')
+NETWORKS = ('clip_b32', 'clip', 'inception', 'lpips', 'dino_s16', 'dino')
+RESULTS, FEATURES = 'results.json', 'features'
+FORMAT = 'exedit bench 1'
+
+
+def evaluate(
+  output: str | None,
+  *,
+  weights: str | None = None,
+  pictures: str | None = None,
+  data: Mapping[str, Any],
+  features: Mapping[str, str | None],
+  reference: Mapping[str, Any],
+  gmm: str | None = None,
+  cache: str | None = None,
+  seed: int = 42,
+  batch_size: int | None = None,
+  steps: int | None = None,
+  scale: float | None = None,
+  sampler: str | None = None,
+  precision: str | None = None,
+  paste: bool = True,
+  say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Score weights, or existing pictures, on a benchmark; write results.json and index.html.
+
+  A repeated call makes no edit and computes no vector again: the edits stay in output/results, the
+  vectors in the cache. Several processes share the edits and the vectors; process 0 computes the
+  scores. They need an `output` folder that all of them see.
+
+  Args:
+    output: the folder of the results.
+    weights: any weights that `find.weights` accepts, to make the edits; or
+    pictures: a folder with {id:012d}.png for every edit.
+    data: root of the benchmark. reference: root of the real images, or None.
+    features: paths of the networks by the names in NETWORKS; None for those not given.
+    gmm: the quality score's mixture (made by exedit.gmm).
+    cache: folder of the vectors. None: one in the user's cache folder, or output/features if there
+      are several processes.
+    seed, batch_size, steps, scale, sampler, precision, paste: how to make the edits, see
+      `make_edits.make_missing`.
+  Returns:
+    The contents of results.json in process 0, {} in the others.
+  Raises:
+    UserError: for anything that cannot be used, before any computation if possible.
+  """
+  output = _checked(output, weights, pictures, data, features, reference)
+  _check_sampling(seed, batch_size, precision)
+  found = find.weights(weights) if weights is not None else None
+  sampling: dict[str, Any] = {}
+  if found is not None:
+    sampling = make_edits.edit_settings(found, steps=steps, scale=scale, sampler=sampler)
+  bench = Bench(data['root'], exemplar_size=None)
+  edits = benchmark.survey(bench)
+  given = resources.load(features, gmm, reference.get('root'), edits)
+  made: dict[str, Any] = dict(pictures=pictures)
+  if found is not None:
+    precision = precision or found.config['model'].get('dtype', PRECISIONS[0])
+    kept = dict(seed=seed, paste=paste, precision=precision)
+    made = _make(found, bench.root, edits, output, sampling, kept, batch_size, say)
+  folder = pictures or make_edits.folder(output)
+  scored = benchmark.results(edits, folder)
+  if others := benchmark.strangers(edits, folder):
+    say(f'{folder}: {len(others)} pictures are of no edit and are not scored, as {others[0]}')
+  reader = benchmark.Reader(bench)
+  several = jax.process_count() > 1
+  kept = cache or (os.path.join(output, FEATURES) if several else vectors.default_folder())
+  scorer = scores.Scorer(kept, scored, reader, given)
+  vectors.fill_together(kept, [column for plan in scorer.plans() for column in plan.columns])
+  results = {}
+  if not jax.process_index():
+    metrics = list(scorer.metrics())
+    results = dict(
+      format=FORMAT,
+      benchmark=dict(root=bench.root, edits=len(edits), sha256=benchmark.digest(edits)),
+      **made,
+      networks={role: _named(network, features) for role, network in given.networks.items()},
+      reference=_reference(given.real),
+      gmm=dict(path=gmm, sha256=given.gmm_sha256) if gmm else None,
+      versions=versions.versions(),
+      metrics={metric.plan.name: metric.summary() for metric in metrics},
+      edits=_per_edit(scored, metrics),
+    )
+    say(report.table(results))
+    page = report.write(output, results, scored, reader)
+    files.write_json(os.path.join(output, RESULTS), results)
+    say(f'{page} and {RESULTS} beside it')
+  processes.wait_for_others('scored')  # JAX ends the others if process 0 is still working
+  return results
+
+
+def main(
+  output: str | None, weights: str | None, pictures: str | None, config: dict[str, Any]
+) -> None:
+  """Evaluate with the settings of a config; only process 0 prints.
+
+  Raises:
+    UserError: as `evaluate`, and for keys of the config that are unknown or missing.
+  """
+  processes.join_processes()
+  compilation.cache_compiled()
+  settings.check(config, evaluate, 'config')
+  settings.check_complete(config, evaluate, 'config')
+  say = (lambda line: None) if jax.process_index() else print
+  try:
+    with heard():
+      evaluate(output, weights=weights, pictures=pictures, say=say, **config)
+  except KeyboardInterrupt:
+    print('\nstopped; run the same command again to continue', file=sys.stderr)
+    sys.exit(130)
+
+
+def _make(
+  found: Weights,
+  root: str,
+  edits: Sequence[benchmark.Edit],
+  output: str,
+  sampling: dict[str, Any],
+  options: dict[str, Any],
+  batch_size: int | None,
+  say: Callable[[str], None],
+) -> dict[str, Any]:
+  """Make the missing edits; return what results.json says about them."""
+  digest = found.digest()
+  recorded = make_edits.to_record(found, sampling) | options
+  if not jax.process_index():
+    made_with = dict(recorded, weights=digest, benchmark=benchmark.digest(edits))
+    make_edits.claim(output, made_with)
+  processes.wait_for_others('claimed')
+  bench = Bench(root, systems.of(found).picture_size(found.config['model']))
+  options = dict(options, batch_size=batch_size, say=say)
+  make_edits.sample(found, bench, edits, output, **options, **sampling)
+  processes.wait_for_others('made')
+  return dict(weights=dict(path=found.where, step=found.step, sha256=digest), sampling=recorded)
+
+
+def _checked(output, weights, pictures, data, features, reference):
+  """Return the folder of the results; raise UserError for paths and groups that do not fit."""
+  if not output:
+    raise UserError('--output is missing: name a folder for the results')
+  if (weights is None) == (pictures is None):
+    raise UserError('give either --weights, to make the edits, or --images, a folder that has them')
+  for path, group, known in (
+    ('data', data, ['root']),
+    ('reference', reference, ['root']),
+    ('features', features, NETWORKS),
+  ):
+    for name in group:
+      if name not in known:
+        raise UserError(settings.unknown(f'config.{path}.{name}', known))
+  if 'root' not in data:
+    raise UserError('config.data.root is not set, and it has no default')
+  return writable_folder(output)
+
+
+def _check_sampling(seed, batch_size, precision):
+  if not 0 <= seed < 2**31:
+    raise UserError(f'seed is {seed}: it must be between 0 and {2**31 - 1}')
+  if batch_size is not None and batch_size < 1:
+    raise UserError(f'batch_size is {batch_size}: it must be at least 1')
+  if precision not in (None, *PRECISIONS):
+    raise UserError(f'precision is {precision}: use one of {", ".join(PRECISIONS)}')
+
+
+def writable_folder(path: str) -> str:
+  """Return the folder if it exists or can be made, and can be written to; else raise UserError."""
+  existing = os.path.abspath(path)
+  while not os.path.exists(existing):
+    existing = os.path.dirname(existing)
+  if not os.path.isdir(existing):
+    raise UserError(f'cannot write to the folder {path}: {existing} is a file')
+  if not os.access(existing, os.W_OK):
+    raise UserError(f'cannot write to the folder {path}: no permission to write {existing}')
+  return path
+
+
+def _named(network, paths):
+  path = next(p for name, p in paths.items() if p and network.name.startswith(name.split('_')[0]))
+  return dict(name=network.name, path=path, sha256=network.digest)
+
+
+def _reference(real):
+  if real is None:
+    return None
+  return dict(root=real.root, images=len(real.paths), side=real.side, sha256=real.digest)
+
+
+def _per_edit(scored, metrics):
+  plain = lambda x: float(x) if np.isfinite(x) else None
+  return [
+    dict(
+      id=item.edit.id,
+      sha256=item.sha256,
+      metrics={m.plan.name: plain(m.scores[i]) for m in metrics if not m.missing},
+    )
+    for i, item in enumerate(scored)
+  ]

@@ -1,0 +1,256 @@
+"""The benchmark of held-out synthetic edits: does the edit show the exemplar's subject?
+
+Every edit is made twice, with its own exemplar and with the exemplar of another edit. Each result
+is compared inside the mask with several drawn truths, of which one shows the right subject.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from exedit import images, systems
+from exedit.evaluation import make_edits
+from exedit.evaluation.coco_ee import writable_folder
+from exedit.input_pipeline import synthetic
+from exedit.metrics import confidence, pixels
+from exedit.runtime import compilation, files, progress, settings, versions
+from exedit.runtime.errors import UserError
+from exedit.weights import find
+
+SHOWN = 12  # rows of the picture
+COLUMNS = ('source', 'hole', 'exemplar', 'result', 'truth', 'other one', 'its result')
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """The scores of one pass over the edits, in the order of the benchmark."""
+
+  distances: Float[np.ndarray, 'n k']
+  identified: Bool[np.ndarray, ' n']
+  psnr: Float[np.ndarray, ' n']
+  untouched: Bool[np.ndarray, ' n']  # no pixel outside the mask has changed
+
+  def summary(self) -> dict[str, Any]:
+    n, hits = len(self.identified), int(self.identified.sum())
+    low, high = confidence.wilson(hits, n)
+    return dict(
+      identification=hits / n,
+      interval=[low, high],
+      n=n,
+      psnr=float(self.psnr.mean()),
+      untouched=int(self.untouched.sum()),
+    )
+
+  def of_edit(self, i: int) -> dict[str, Any]:
+    return dict(
+      identified=bool(self.identified[i]),
+      psnr=float(self.psnr[i]),
+      untouched=bool(self.untouched[i]),
+      distances=self.distances[i].tolist(),
+    )
+
+
+def main(
+  output: str | None, weights: str | None, pictures: str | None, config: dict[str, Any]
+) -> None:
+  """Evaluate weights with the settings of a config.
+
+  Raises:
+    UserError: as `evaluate`, and for unknown keys of the config.
+  """
+  if pictures:
+    raise UserError('--images goes with --config=configs/coco_ee.py: this benchmark is drawn')
+  if not weights:
+    raise UserError('--weights is missing: name the folder of a run, or one such as weights/tiny')
+  compilation.cache_compiled()
+  settings.check(config, evaluate, 'config')
+  evaluate(weights, output, **config)
+
+
+def evaluate(
+  weights: str,
+  output: str | None = None,
+  *,
+  edits: int = 256,
+  seed: int = 0,
+  truths: int = 10,
+  batch_size: int = 32,
+  steps: int | None = None,
+  scale: float | None = None,
+  sampler: str | None = None,
+  say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Score weights on `edits` held-out synthetic edits; write results.json and grid.png.
+
+  Edit number i and its noise depend only on (seed, i), not on the batch size. By default `output`
+  is the folder `evaluation` in the folder of the weights. For `steps`, `scale` and `sampler`, None
+  means the weights' own settings.
+
+  Returns:
+    The contents of results.json.
+  Raises:
+    UserError: for settings or weights that cannot be used, before any computation.
+  """
+  found = find.weights(weights)
+  system = systems.of(found)
+  sampling = make_edits.edit_settings(found, steps=steps, scale=scale, sampler=sampler)
+  if output is None and not os.path.isdir(weights):
+    raise UserError(f'--output is missing: {weights} is not a folder that could hold the results')
+  output = writable_folder(output or os.path.join(weights, 'evaluation'))
+  _check(edits=(edits, 2), truths=(truths, 2), batch_size=(batch_size, 1), seed=(seed, 0))
+  drawing = dict(drawn_like(system, found.config), seed=seed, truths=truths)
+  size = system.picture_size(found.config['model'])
+  edit_batch = functools.partial(system.edit, systems.load(found), **sampling)
+  with progress.bar(what='drawing', total=3 * edits, unit='edit') as bar:
+    bench = []
+    for edit in synthetic.bench(edits, **drawing):
+      bench.append(edit)
+      bar.update()
+    others = derangement(edits, seed)
+    passes = {}
+    for name, order in (('own', np.arange(edits)), ('shuffled', others)):
+      bar.set_description(name)
+      passes[name] = repaint(
+        system, edit_batch, bench, order, seed, min(batch_size, edits), size, bar.update
+      )
+  scores = {name: score(result, bench) for name, result in passes.items()}
+  per_edit = [
+    dict(answer=int(edit['answer']), shuffled_exemplar_of=int(others[i]))
+    | {name: s.of_edit(i) for name, s in scores.items()}
+    for i, edit in enumerate(bench)
+  ]
+  results = dict(
+    benchmark=dict(edits=edits, batch_size=batch_size, **drawing),
+    sampling=make_edits.to_record(found, sampling),
+    weights=dict(path=weights, step=found.step, sha256=found.digest()),
+    versions=versions.versions(),
+    chance=1 / truths,
+    **{name: s.summary() for name, s in scores.items()},
+    edits=per_edit,
+  )
+  say(table(results))
+  os.makedirs(output, exist_ok=True)
+  sheet = images.grid(_rows(bench, others, passes), COLUMNS)
+  picture = images.save(sheet, os.path.join(output, 'grid.png'))
+  files.write_json(os.path.join(output, 'results.json'), results)
+  say(f'{picture} and results.json beside it')
+  return results
+
+
+def drawn_like(system: systems.System, config: Mapping[str, Any]) -> dict[str, int]:
+  """Return the arguments of `synthetic.bench` that draw pictures like the training data."""
+  drawing = {name: systems.trained_on(system, config, name) for name in ('size', 'exemplar_size')}
+  if config.get('synthetic'):  # the pad and the scene size are in the pixels of drawn scenes
+    drawing['exemplar_pad'] = systems.trained_on(system, config, 'exemplar_pad')
+    if 'size' in config['synthetic']:
+      drawing['scene_size'] = config['synthetic']['size']
+  return drawing
+
+
+def derangement(n: int, seed: int) -> np.ndarray:
+  """Draw whose exemplar each edit gets in the control [n]: one random cycle, so never its own."""
+  cycle = np.random.default_rng([seed, n]).permutation(n)
+  order = np.empty(n, np.int64)
+  order[cycle] = np.roll(cycle, 1)
+  return order
+
+
+def repaint(
+  system: systems.System,
+  edit: Callable[..., Any],
+  bench: Sequence[dict],
+  exemplar_of: np.ndarray,
+  seed: int,
+  batch_size: int,
+  exemplar_size: int,
+  done: Callable[[int], Any] = lambda n: None,
+) -> UInt8[np.ndarray, 'n h w 3']:
+  """Make edit i of the benchmark with the exemplar of edit `exemplar_of[i]`, for all i.
+
+  Repetitions of the last edit fill the last batch, so that one compiled function serves all.
+
+  Args:
+    edit: `System.edit` with its model and settings.
+    exemplar_size: the side in pixels of the exemplars that it takes.
+    done: called with the number of edits after each batch.
+  """
+  results = []
+  for start in range(0, len(bench), batch_size):
+    index = np.minimum(np.arange(start, start + batch_size), len(bench) - 1)
+    edits = [bench[i] for i in index]
+    source = _floats(edit['source'] for edit in edits)
+    mask = jnp.asarray(np.stack([edit['mask'] for edit in edits])[..., None] > 127, jnp.float32)
+    exemplar = _floats(bench[int(exemplar_of[i])]['exemplar'] for i in index)
+    given = dict(source=source, mask=mask, exemplar=images.squash(exemplar, exemplar_size))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
+    raw = edit(make_edits.arrays(system, **given), keys, source.shape[1:3])
+    result = images.paste(raw, source, mask)
+    count = min(batch_size, len(bench) - start)
+    results.append(images.to_uint8(result)[:count])
+    done(count)
+  return np.concatenate(results)
+
+
+def score(results: UInt8[np.ndarray, 'n h w 3'], bench: Sequence[dict]) -> Score:
+  """Score the results, as the bytes of their files, against the truths of the benchmark."""
+  mask = np.stack([edit['mask'] for edit in bench]) > 127
+  answer = np.array([edit['answer'] for edit in bench])
+  source = np.stack([edit['source'] for edit in bench])
+  d = pixels.distances(results, np.stack([edit['truths'] for edit in bench]), mask)
+  return Score(
+    distances=d,
+    identified=pixels.identified(d, answer),
+    psnr=pixels.psnr(d[np.arange(len(d)), answer]),
+    untouched=((results == source).all(-1) | mask).all((1, 2)),
+  )
+
+
+def table(results: dict[str, Any]) -> str:
+  """Return the summary as text."""
+  b, s, w = (results[name] for name in ('benchmark', 'sampling', 'weights'))
+  own, shuffled = results['own'], results['shuffled']
+
+  def row(name, cell):
+    return f'{name:<24}{cell(own):<24}{cell(shuffled):<24}'
+
+  def share(x):
+    return f'{x["identification"]:.3f} [{x["interval"][0]:.3f}, {x["interval"][1]:.3f}]'
+
+  lines = [
+    f'{b["edits"]} held-out synthetic edits at {b["size"]} px, seed {b["seed"]}',
+    f'{w["path"]} at step {w["step"]} (sha256 {w["sha256"][:12]})',
+    ', '.join(f'{name} {value}' for name, value in s.items()),
+    '',
+    f'{"":<24}{"its own exemplar":<24}{"that of another":<24}',
+    row('identification', share) + f'chance {results["chance"]:.3f}',
+    row('PSNR in the mask', lambda x: f'{x["psnr"]:.2f} dB'),
+    row('outside it unchanged', lambda x: f'{x["untouched"]} of {x["n"]}'),
+  ]
+  return '\n'.join(line.rstrip() for line in lines)
+
+
+def _floats(arrays):
+  return jnp.asarray(images.from_uint8(np.stack(list(arrays))))
+
+
+def _rows(bench, others, passes):
+  """Yield the rows of the picture, in the order of COLUMNS."""
+  for i, edit in enumerate(bench[:SHOWN]):
+    hole = np.where(edit['mask'][..., None] > 127, np.uint8(128), edit['source'])
+    truth = edit['truths'][edit['answer']]
+    other = bench[others[i]]['exemplar']
+    own, shuffled = passes['own'][i], passes['shuffled'][i]
+    yield [edit['source'], hole, edit['exemplar'], own, truth, other, shuffled]
+
+
+def _check(**bounds):
+  for name, (value, least) in bounds.items():
+    if value < least:
+      raise UserError(f'{name} is {value}: it must be at least {least}')

@@ -1,0 +1,133 @@
+"""The benchmark of drawn edits: what perfect and blind editors score, and what is written."""
+
+import functools
+import json
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from exedit import images
+from exedit import paint_by_example as pbe
+from exedit.evaluation import synthetic_bench
+from exedit.input_pipeline import synthetic
+from exedit.runtime.errors import UserError
+from tests import small
+
+SIZES = small.CONFIG['data']
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  with small.quickly():
+    yield small.export(tmp_path_factory.mktemp('weights') / 'small')
+
+
+def stand_in(monkeypatch, edit):
+  monkeypatch.setattr(pbe, 'edit', functools.wraps(pbe.edit)(edit))
+
+
+def scored(weights, output, **settings):
+  said = []
+  return synthetic_bench.evaluate(weights, str(output), say=said.append, **settings), said
+
+
+def follows_the_exemplar(monkeypatch, n, seed=0):
+  """A perfect editor: it finds the edit of an exemplar and returns that edit's truth."""
+  bench = list(synthetic.bench(n, seed=seed, truths=4, **SIZES))
+  truth = {edit['exemplar'].tobytes(): edit['truths'][edit['answer']] for edit in bench}
+
+  def edit(model, source, mask, exemplar, key, **settings):
+    found = [truth[images.to_uint8(e).tobytes()] for e in exemplar]
+    return jnp.asarray(images.from_uint8(np.stack(found)))
+
+  stand_in(monkeypatch, edit)
+
+
+def test_the_control_exchanges_every_exemplar():
+  for n in (2, 3, 50):
+    order = synthetic_bench.derangement(n, seed=1)
+    assert sorted(order) == list(range(n)) and (order != np.arange(n)).all()
+  assert (synthetic_bench.derangement(50, 1) != synthetic_bench.derangement(50, 2)).any()
+
+
+def test_a_perfect_editor_scores_one_with_its_own_exemplars_only(weights, tmp_path, monkeypatch):
+  follows_the_exemplar(monkeypatch, 40)
+  output = tmp_path / 'made' / 'here'
+  results, said = scored(weights, output, edits=40, truths=4, batch_size=16)
+  own, shuffled = results['own'], results['shuffled']
+  assert own['identification'] == 1 and own['psnr'] == 100 and own['untouched'] == 40
+  assert own['interval'][0] > 0.9 and results['chance'] == 0.25
+  assert shuffled['identification'] < 0.6 and shuffled['untouched'] == 40
+  assert '1.000 [0.912, 1.000]' in said[0] and '40 of 40' in said[0]
+  assert sorted(os.listdir(output)) == ['grid.png', 'results.json']
+  stored = json.loads((output / 'results.json').read_text())
+  assert stored == json.loads(json.dumps(results))
+  assert stored['benchmark'] == dict(edits=40, seed=0, truths=4, batch_size=16, **SIZES)
+  assert stored['sampling'] == dict(steps=3, scale=2.0, sampler='ddim')
+  assert stored['weights']['step'] == 12 and len(stored['weights']['sha256']) == 64
+  assert len(stored['edits']) == 40 and len(stored['edits'][0]['own']['distances']) == 4
+  width, height = Image.open(output / 'grid.png').size
+  assert width > 7 * 96 and height > 12 * 96
+
+
+def test_an_editor_that_ignores_the_exemplar_scores_the_same_in_both(
+  weights, tmp_path, monkeypatch
+):
+  stand_in(monkeypatch, lambda m, source, mask, *_, **__: jnp.where(mask > 0, 0.1, source))
+  results, _ = scored(weights, tmp_path, edits=30, batch_size=8)
+  assert results['own'] == results['shuffled']
+  assert results['own']['identification'] < 0.4
+
+
+def test_paint_outside_the_mask_is_counted():
+  bench = list(synthetic.bench(4, seed=0, truths=2, **SIZES))
+  results = np.stack([edit['source'] for edit in bench])
+  y, x = np.argwhere(bench[2]['mask'] == 0)[-1]
+  results[2, y, x, 1] ^= 1
+  assert synthetic_bench.score(results, bench).untouched.tolist() == [True, True, False, True]
+
+
+def test_results_do_not_depend_on_the_batch_size(weights, tmp_path):
+  runs = [scored(weights, tmp_path, edits=7, batch_size=b, truths=3)[0] for b in (3, 7)]
+  for name in ('own', 'shuffled'):
+    a, b = (np.array([edit[name]['distances'] for edit in run['edits']]) for run in runs)
+    np.testing.assert_allclose(a, b, rtol=2e-3)
+  assert runs[0]['own'] != runs[0]['shuffled']  # the small model does look at the exemplar
+
+
+def test_unusable_settings_are_refused_before_anything_is_drawn(weights, tmp_path, monkeypatch):
+  def bench(*_, **__):
+    raise AssertionError('drawing began')
+
+  monkeypatch.setattr(synthetic, 'bench', bench)
+  (tmp_path / 'file').write_text('')
+  for change in [
+    dict(edits=1),
+    dict(truths=1),
+    dict(batch_size=0),
+    dict(steps=0),
+    dict(sampler='euler'),
+    dict(output=str(tmp_path / 'file')),
+    dict(output=str(tmp_path / 'file' / 'below')),
+    dict(weights=str(tmp_path)),
+    dict(weights=str(tmp_path / 'nowhere')),
+  ]:
+    arguments = dict(weights=weights, output=str(tmp_path / 'out')) | change
+    with pytest.raises(UserError) as caught:
+      synthetic_bench.evaluate(**arguments)
+    assert '\n' not in str(caught.value)
+  assert os.listdir(tmp_path) == ['file']
+
+
+def test_scenes_are_drawn_as_the_weights_were_trained():
+  photographs = dict(data=dict(size=64))
+  found = synthetic_bench.drawn_like(pbe.SYSTEM, photographs)
+  assert found == dict(size=64, exemplar_size=224)
+  scenes = dict(data=dict(size=64, exemplar_size=32, exemplar_pad=4), synthetic=dict(size=128))
+  drawing = dict(size=64, exemplar_size=32, exemplar_pad=4, scene_size=128)
+  assert synthetic_bench.drawn_like(pbe.SYSTEM, scenes) == drawing
+  edit = next(synthetic.bench(1, seed=0, **drawing))
+  assert edit['source'].shape == (64, 64, 3) and edit['exemplar'].shape == (32, 32, 3)
