@@ -23,15 +23,13 @@ import numpy as np
 from absl import flags
 
 from exedit import images, systems
-from exedit.input_pipeline import latents as encoded
-from exedit.input_pipeline import loader, synthetic
+from exedit.input_pipeline import latent_shards, loader, synthetic
 from exedit.input_pipeline.errors import DataError
 from exedit.models import parameters
 from exedit.models.parameters import Params
 from exedit.runtime import compilation, doors, files, processes, remote, settings, signals, versions
 from exedit.runtime.errors import UserError
-from exedit.training import goodput, log, optimizer, sharding, state
-from exedit.training import latent_shards as latents
+from exedit.training import goodput, latent_encoder, log, optimizer, sharding, state
 from exedit.training import workdir as workdirs
 from exedit.training.checkpoint import (
   FROZEN,
@@ -222,7 +220,7 @@ def initial(
   if restored is not None:
     stored = load_frozen(workdir, held.files)
     frozen = place(stored, program.frozen, f'{workdir}/{FROZEN}')
-    latents.require_same(config, restored.params, frozen)
+    latent_encoder.require_same(config, restored.params, frozen)
     return restored, frozen
   # No step has this number, so the first weights share no random number with any step.
   key = jax.random.fold_in(jax.random.key(config['seed'], impl='threefry2x32'), 2**32 - 1)
@@ -237,7 +235,7 @@ def initial(
   elif program.frozen:
     say(f'frozen and random, for no weights were given (init_from): {sizes(program.frozen)}')
   now, frozen = program.init(key, placed)
-  latents.require_same(config, now.params, frozen)
+  latent_encoder.require_same(config, now.params, frozen)
   save_frozen(workdir, frozen, held.files)
   return now, frozen
 
@@ -311,7 +309,7 @@ def draw(data: Mapping[str, Any], scenes: Mapping[str, Any] | None) -> None:
   """Draw the synthetic data where a config asks for them."""
   if not data.get('root'):
     raise ValueError('data.root is not set: give --config.data.root=DIR, the folder of the shards')
-  if scenes is None or encoded.manifest(data['root']) is not None:
+  if scenes is None or latent_shards.manifest(data['root']) is not None:
     return
   if jax.process_index() == 0:
     synthetic.ensure(data['root'], **scenes)

@@ -19,8 +19,7 @@ from absl import flags
 
 from exedit.runtime import files, remote
 
-from . import latents as encoded
-from . import open_images
+from . import latent_shards, open_images
 from .errors import DataError, Unusable
 from .tf_example import parse_example
 from .tfrecord import INDEX, CorruptRecord, Source, shard_paths
@@ -64,7 +63,7 @@ def batches(
   """
   _check(batch_size, start_step, shard_index, shard_count, on_corrupt)
   _check_settings(make_example, example_settings)
-  encoded.check(root, split, {**defaults(make_example), **example_settings})
+  latent_shards.check(root, split, {**defaults(make_example), **example_settings})
   source = Source(shard_paths(root, split))
   if not len(source):
     raise DataError(f'split {split!r} in {root!r} holds no whole record')

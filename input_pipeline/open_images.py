@@ -7,8 +7,7 @@ box, the mask, the square cut, the resize. One decode without EXIF rotation serv
 import numpy as np
 
 from . import augment as augmentation
-from . import codec, crops, masks
-from . import latents as encoded
+from . import codec, crops, latent_shards, masks
 from .errors import DataError, Unusable
 
 NON_SQUARE = ('squash', 'pad', 'skip')
@@ -69,8 +68,8 @@ def make_example(
   exemplar uint8 [s s 3]; of an encoded record moments instead of the image. DataError where the
   image cannot be decoded, Unusable where no box serves.
   """
-  if encoded.MOMENTS in features:
-    return encoded.make_example(
+  if latent_shards.MOMENTS in features:
+    return latent_shards.make_example(
       features, rng, augment=augment, affine_jitter=affine_jitter, blur_kernels=blur_kernels
     )
   check_settings(non_square=non_square)

@@ -16,8 +16,7 @@ import PIL.ImageFont
 
 from exedit.runtime import doors
 
-from . import codec, loader, synthetic, tf_example, tfrecord
-from . import latents as encoded
+from . import codec, latent_shards, loader, synthetic, tf_example, tfrecord
 from .errors import DataError
 
 _CELL = 112  # pixels of the sheet
@@ -102,7 +101,7 @@ def main(config, output: str, split: str, count: int) -> None:
   if 'data' not in config:
     raise DataError('the config has no group data: name one such as configs/pbe.py:tiny')
   data = config['data'] | dict(workers=0) | (dict(split=split) if split else {})
-  latents = encoded.manifest(data['root'])
+  latents = latent_shards.manifest(data['root'])
   if latents and latents['split'] == data['split']:
     raise DataError(f'{data["root"]} holds latents and no pictures: show what it was encoded from')
   if config.get('synthetic') and not latents:

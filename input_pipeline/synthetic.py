@@ -19,8 +19,7 @@ import numpy as np
 
 from exedit.runtime import doors, remote
 
-from . import crops, tf_example, tfrecord
-from . import latents as encoded
+from . import crops, latent_shards, tf_example, tfrecord
 from .errors import DataError
 from .scenes import GRID, MARGIN, SHAPES, VERSION, Look, Scene, draw, sample_look, sample_scene
 
@@ -126,7 +125,7 @@ def _whole(root: str, wanted: dict) -> dict | None:
 
   DataError where it is there with other settings, or not of this machine and not whole.
   """
-  if encoded.manifest(root) is not None:
+  if latent_shards.manifest(root) is not None:
     raise DataError(f'{root} holds latents that exedit.encode has made: name another folder')
   manifest = _read_manifest(root)
   if manifest is None and remote.is_remote(root):

@@ -13,13 +13,20 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import pbe as recipe
-from exedit import encode, train
 from exedit import paint_by_example as pbe
-from exedit.input_pipeline import latents as encoded
-from exedit.input_pipeline import loader, open_images, show, synthetic, tf_example, tfrecord
+from exedit import train
+from exedit.input_pipeline import (
+  latent_shards,
+  loader,
+  open_images,
+  show,
+  synthetic,
+  tf_example,
+  tfrecord,
+)
 from exedit.input_pipeline.errors import DataError
 from exedit.runtime.errors import UserError
-from exedit.training import latent_shards as latents
+from exedit.training import encode_latents, latent_encoder
 from exedit.weights.layouts import own
 from tests import released, small
 from tests.runs import ROOT, end, free_port, lines
@@ -62,9 +69,10 @@ def config(photos, weights):
 def whole(photos, weights, tmp_path_factory):
   """Encoded in float32, two draws of each photo."""
   config = dict(data=dict(root=photos, size=32, exemplar_size=32, extend=0.3), seed=0)
-  config |= dict(model=json.loads(json.dumps(released.SMALL)), init_from=weights)
+  config |= dict(system='paint_by_example', model=json.loads(json.dumps(released.SMALL)))
+  config |= dict(init_from=weights)
   output = tmp_path_factory.mktemp('encoded') / 'whole'
-  encode.encode(config, str(output), draws=2, dtype='float32', batch_size=7)
+  encode_latents.encode(config, str(output), draws=2, dtype='float32', batch_size=7)
   return str(output)
 
 
@@ -102,7 +110,7 @@ def test_the_loss_is_that_of_the_pictures_themselves(photos, whole, weights):
 
 def test_half_precision_is_close(config, photos, whole, tmp_path):
   config['data']['extend'] = 0.3
-  encode.encode(config, str(tmp_path / 'half'), draws=2)
+  encode_latents.encode(config, str(tmp_path / 'half'), draws=2)
   settings = dict(shuffle=False, augment=False, size=32, exemplar_size=32, extend=0.3)
   rows = [next(loader.batches(str(r), 'train', 8, **settings)) for r in (whole, tmp_path / 'half')]
   assert [str(r['moments'].dtype) for r in rows] == ['float32', 'float16']
@@ -111,7 +119,7 @@ def test_half_precision_is_close(config, photos, whole, tmp_path):
 
 def test_what_was_stopped_goes_on_and_nothing_is_made_twice(config, tmp_path, monkeypatch):
   whole, torn, said = tmp_path / 'whole', tmp_path / 'torn', []
-  encode.encode(config, str(whole))
+  encode_latents.encode(config, str(whole))
   write, count = tfrecord.write_shard, []
 
   def stop(path, records):
@@ -122,12 +130,12 @@ def test_what_was_stopped_goes_on_and_nothing_is_made_twice(config, tmp_path, mo
 
   monkeypatch.setattr(tfrecord, 'write_shard', stop)
   with pytest.raises(KeyboardInterrupt):
-    encode.encode(config, str(torn))
+    encode_latents.encode(config, str(torn))
   with pytest.raises(DataError, match='holds 1 of the 3 shards'):
     next(loader.batches(str(torn), 'train', 2, size=32, exemplar_size=32))
   monkeypatch.setattr(tfrecord, 'write_shard', lambda *a: count.append('') or write(*a))
   before = len(count)
-  encode.encode(config, str(torn), say=said.append)
+  encode_latents.encode(config, str(torn), say=said.append)
   assert said == ['1 of 3 shards are there already'] and len(count) - before == 2
   assert sorted(os.listdir(torn)) == sorted(os.listdir(whole))
   for name in os.listdir(whole):
@@ -144,7 +152,7 @@ def test_a_damaged_photo_is_said_and_left_out(config, photos, tmp_path):
   bench = tmp_path / 'photos'
   tfrecord.write_shard(str(bench / 'bad-train.tfrecord-00000-of-00001'), records)
   config['data']['root'], said = str(bench), []
-  encode.encode(config, str(tmp_path / 'out'), say=said.append)
+  encode_latents.encode(config, str(tmp_path / 'out'), say=said.append)
   made = tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'out'), 'train'))
   assert len(made) == len(records) - 1
   assert len(said) == 1 and 'left out' in said[0] and os.linesep not in said[0]
@@ -163,9 +171,11 @@ def test_data_of_other_weights_or_settings_are_one_line(config, whole, photos, t
   with pytest.raises(UserError, match=r'was encoded with data.extend=0.3, not 0.2: leave that'):
     train.train(str(tmp_path / 'c'), **config)
   with pytest.raises(UserError, match='is encoded already: config.data.root must name the photos'):
-    encode.encode(config, str(tmp_path / 'd'))
+    encode_latents.encode(config, str(tmp_path / 'd'))
   with pytest.raises(UserError, match='was begun with other settings: draws 2 -> 1'):
-    encode.encode({**config, 'data': {**config['data'], 'root': photos, 'extend': 0.3}}, whole)
+    encode_latents.encode(
+      {**config, 'data': {**config['data'], 'root': photos, 'extend': 0.3}}, whole
+    )
   before = sorted(os.listdir(whole))
   with pytest.raises(DataError, match='holds latents and no pictures'):
     shown = dict(config, synthetic=SCENES, data={**config['data'], 'extend': 0.3})
@@ -183,7 +193,7 @@ def test_a_training_runs_on_latents_and_has_pictures_to_edit(config, tmp_path):
   half = tmp_path / 'half'
   own.write(half, released.config(), released.params(), step=1, dtype='float16')
   config |= dict(init_from=str(half))
-  encode.encode(config, str(tmp_path / 'latents'))
+  encode_latents.encode(config, str(tmp_path / 'latents'))
   config['data'] |= dict(root=str(tmp_path / 'latents'))
   assert train.held_out(config['data'], dict(count=2))['image'].shape == (2, 32, 32, 3)
   now = train.train(str(tmp_path / 'run'), **config)
@@ -191,11 +201,11 @@ def test_a_training_runs_on_latents_and_has_pictures_to_edit(config, tmp_path):
 
 
 def test_a_folder_goes_on_with_the_same_photos_only(config, tmp_path):
-  encode.encode(config, str(tmp_path / 'out'))
+  encode_latents.encode(config, str(tmp_path / 'out'))
   synthetic.ensure(str(tmp_path / 'others'), **{**SCENES, 'seed': 1})
   config['data']['root'] = str(tmp_path / 'others')
   with pytest.raises(UserError, match='was begun with other settings: source '):
-    encode.encode(config, str(tmp_path / 'out'))
+    encode_latents.encode(config, str(tmp_path / 'out'))
 
 
 def test_a_validation_split_with_damage_goes_along_without_it(config, photos, tmp_path):
@@ -205,7 +215,7 @@ def test_a_validation_split_with_damage_goes_along_without_it(config, photos, tm
     file.seek(100)
     file.write(b'\xff')
   config['data']['root'], said = str(tmp_path / 'photos'), []
-  encode.encode(config, str(tmp_path / 'out'), say=said.append)
+  encode_latents.encode(config, str(tmp_path / 'out'), say=said.append)
   assert len(tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'out'), 'validation'))) == 3
   assert len(said) == 1 and 'corrupt record' in said[0]
 
@@ -213,7 +223,7 @@ def test_a_validation_split_with_damage_goes_along_without_it(config, photos, tm
 @pytest.mark.parametrize(
   'change, more, words',
   [
-    (dict(init_from=None), {}, 'config.init_from is not set: latents are those of'),
+    (dict(init_from=None), {}, 'config.init_from is not set: latents belong to'),
     ({}, dict(draws=0), '--draws is 0: it must be at least 1'),
     ({}, dict(dtype='int8'), '--dtype is int8: use one of float16, float32'),
     (dict(data=dict(size=0)), {}, 'data.size is 0: it must be at least 1'),
@@ -223,27 +233,27 @@ def test_a_validation_split_with_damage_goes_along_without_it(config, photos, tm
 )
 def test_what_cannot_be_encoded_is_one_line(config, tmp_path, change, more, words):
   with pytest.raises(UserError, match=words):
-    encode.encode({**config, **change}, str(tmp_path / 'out'), **more)
+    encode_latents.encode({**config, **change}, str(tmp_path / 'out'), **more)
   assert not (tmp_path / 'out').exists()
 
 
 def test_a_folder_with_something_in_it_is_left_alone(config, tmp_path):
   (tmp_path / 'mine.txt').write_text('mine')
   with pytest.raises(UserError, match='holds files already: name an empty folder'):
-    encode.encode(config, str(tmp_path))
+    encode_latents.encode(config, str(tmp_path))
   assert os.listdir(tmp_path) == ['mine.txt']
 
 
 def test_a_record_that_is_not_whole_is_no_example():
-  good = encoded.record(
-    encoded.pictures(np.zeros((4, 4), np.uint8), np.zeros((2, 2, 3), np.uint8)),
+  good = latent_shards.record(
+    latent_shards.pictures(np.zeros((4, 4), np.uint8), np.zeros((2, 2, 3), np.uint8)),
     np.zeros((2, 2, 2, 8), np.float16),
     b'name',
   )
   features = tf_example.parse_example(good)
   how = dict(augment=False, affine_jitter=50, blur_kernels=(3,))
   rng = np.random.default_rng(0)
-  assert encoded.make_example(features, rng, **how)['moments'].shape == (2, 2, 2, 8)
+  assert latent_shards.make_example(features, rng, **how)['moments'].shape == (2, 2, 2, 8)
   for name, value in (
     ('latents/shape', np.array([2, 2, 2, 9])),
     ('latents/dtype', [b'object']),
@@ -252,16 +262,16 @@ def test_a_record_that_is_not_whole_is_no_example():
     ('exemplar', []),
   ):
     with pytest.raises(DataError, match='no encoded example'):
-      encoded.make_example({**features, name: value}, rng, **how)
+      latent_shards.make_example({**features, name: value}, rng, **how)
 
 
 def test_an_autoencoder_without_parameters_needs_no_weights(photos):
   config = recipe.get_config('tiny').to_dict()
-  graph, params = latents.autoencoder({**config, 'init_from': None})
+  graph, params = latent_encoder.load({**config, 'init_from': None}, 32)
   assert params == {}
-  one = latents.identity(config['model'], {})
+  one = latent_encoder.identity(config, {})
   changed = {**config['model'], 'autoencoder': {**config['model']['autoencoder'], 'scale': 3.0}}
-  assert latents.identity(changed, {}) != one
+  assert latent_encoder.identity({**config, 'model': changed}, {}) != one
 
 
 def test_two_processes_share_the_shards_and_wait_for_each_other(tmp_path):

@@ -1,8 +1,8 @@
-"""Examples whose crop and mask were drawn once, with their latents in place of their pixels.
+"""Examples that store latents instead of pixels, so that a training runs no autoencoder.
 
-`exedit.encode` writes them, in shards as any others; `<root>/encoded.json` says how. A record holds
-the exemplar before its augmentation and the mask as PNG, and the moments of the image's and of the
-masked image's latents.
+`exedit.encode` writes them as ordinary shards, and `<root>/encoded.json` says how. A record holds
+the mask and the exemplar (before augmentation) as PNG, and the moments of the latents of the image
+and of the masked image.
 """
 
 import json
@@ -25,12 +25,12 @@ DTYPES = ('float16', 'float32')
 
 
 def pictures(mask: np.ndarray, exemplar: np.ndarray) -> dict[str, bytes]:
-  """Mask uint8 [h w] and exemplar uint8 [s s 3]: what a record keeps beside its moments."""
+  """Encodes the mask uint8 [h w] and the exemplar uint8 [s s 3] as PNG, for `record`."""
   return dict(mask=_png(mask), exemplar=_png(cv2.cvtColor(exemplar, cv2.COLOR_RGB2BGR)))
 
 
 def record(pictures: Mapping[str, bytes], moments: np.ndarray, name: bytes) -> bytes:
-  """One serialized example; moments [2 lh lw m], float16 or float32."""
+  """Returns one serialized example; moments [2 lh lw m] are float16 or float32."""
   return tf_example.serialize_example(
     {
       MOMENTS: moments.tobytes(),
@@ -50,10 +50,12 @@ def make_example(
   affine_jitter: int,
   blur_kernels: tuple[int, ...],
 ) -> dict[str, np.ndarray]:
-  """Mask uint8 [h w] (255 = repaint), exemplar uint8 [s s 3] and moments [2 lh lw m].
+  """Returns mask uint8 [h w] (255 = repaint), exemplar uint8 [s s 3] and moments [2 lh lw m].
 
-  Of the two moments the first are the image's, the second the masked image's. DataError for a
-  record that is not whole.
+  moments[0] belongs to the image, moments[1] to the masked image.
+
+  Raises:
+    DataError: if the record is incomplete or damaged.
   """
   try:
     shape = tuple(int(n) for n in features['latents/shape'])
@@ -73,14 +75,14 @@ def make_example(
 
 
 def manifest(root: str | os.PathLike) -> dict[str, Any] | None:
-  """How a folder's examples were encoded, None where they are pictures; DataError if damaged."""
+  """Returns how the examples in a folder were encoded, or None if they are images.
+
+  Raises:
+    DataError: if the manifest is damaged.
+  """
   path = os.path.join(os.fspath(root), MANIFEST)
   try:
-    if remote.is_remote(path):
-      found = json.loads(remote.read(path))
-    else:
-      with open(path, encoding='utf-8') as file:
-        found = json.load(file)
+    found = json.loads(remote.read(path))
     dict(found['settings'])
     return dict(found, split=str(found['split']), autoencoder=str(found['autoencoder']))
   except (FileNotFoundError, NotADirectoryError):
@@ -90,7 +92,7 @@ def manifest(root: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def check(root: str, split: str, settings: Mapping[str, Any]) -> None:
-  """DataError where this split of the root was encoded with other settings than these."""
+  """Raises DataError if this split was encoded with other values of these settings."""
   found = manifest(root)
   if found is None or found['split'] != split:
     return

@@ -1,4 +1,4 @@
-"""The autoencoder of a training to come, and whether data were encoded with it."""
+"""The autoencoder that made stored latents: load it, name it, and require it in a training."""
 
 import hashlib
 import json
@@ -10,26 +10,28 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from exedit import paint_by_example as pbe
-from exedit.input_pipeline import latents as encoded
-from exedit.input_pipeline import loader
+from exedit import systems
+from exedit.input_pipeline import latent_shards
 from exedit.models import parameters
 from exedit.runtime import checksums, settings
 from exedit.runtime.errors import UserError
 
-LATER = ('augment', 'affine_jitter', 'blur_kernels')  # what no latent depends on
 PREFIX = 'autoencoder.'
+USED = ('encoder', 'quant_conv')  # its parts that latents depend on
 
 
-def autoencoder(config: Mapping[str, Any]) -> tuple[parameters.Graph, dict[str, Array]]:
-  """The autoencoder that a training with this config starts from, and its parameters by name.
+def load(config: Mapping[str, Any], size: int) -> tuple[parameters.Graph, dict[str, Array]]:
+  """Returns the autoencoder that a training with this config starts from, and its parameters.
+
+  size: the side of its images in pixels.
 
   Raises:
-    UserError: where the config names no weights to start from, or unusable ones.
+    UserError: if the config names no weights to start from or unusable ones, or the size does not
+      fit the model.
   """
-  model, size = config['model'], drawn(config['data'])['size']
+  system, model = systems.get(config['system']), config['model']
   with settings.mendable(config):
-    whole = nnx.eval_shape(lambda: pbe.build(**model, rngs=parameters.Keys(jax.random.key(0))))
+    whole = nnx.eval_shape(lambda: system.build(**model, rngs=parameters.Keys(jax.random.key(0))))
   if size % whole.multiple():
     raise UserError(
       f'data.size is {size}: with this model it must be a multiple of {whole.multiple()}'
@@ -39,10 +41,10 @@ def autoencoder(config: Mapping[str, Any]) -> tuple[parameters.Graph, dict[str, 
     return graph, {}
   if not config.get('init_from'):
     raise UserError(
-      'config.init_from is not set: latents are those of the weights that the training will start '
+      'config.init_from is not set: latents belong to the weights that the training will start '
       'from, --config.init_from=...'
     )
-  tensors = pbe.start(config['init_from'], config.get('init_clip'), model)
+  tensors = system.start(config['init_from'], config.get('init_clip'), model)
   if parts := config.get('init_parts'):
     with settings.mendable(config):
       tensors = parameters.split_trainable(tensors, parts, 'init_parts')[0]
@@ -51,37 +53,33 @@ def autoencoder(config: Mapping[str, Any]) -> tuple[parameters.Graph, dict[str, 
       f"config.init_parts is '{parts}', so that the training's autoencoder would be random: take "
       'it from the weights too'
     )
-  # As the training has them, whatever the file does.
+  # In the types of the training, because its digests are compared with these.
   return graph, {n: jnp.asarray(tensors[PREFIX + n].read(), a.dtype) for n, a in shapes.items()}
 
 
-def identity(model: Mapping[str, Any], params: Mapping[str, Array]) -> str:
-  """SHA-256 that names an encoder: its settings and the checksums of its parameters.
+def identity(config: Mapping[str, Any], params: Mapping[str, Array]) -> str:
+  """Returns a SHA-256 of an encoder's settings and of the checksums of its parameters.
 
-  params: the autoencoder's, by their names in it; those of the decoder do not count.
+  params: those of the autoencoder, by their names in it; the decoder's do not count.
   """
-  sizes = pbe.complete(model)['autoencoder']
-  used = {name: a for name, a in params.items() if name.split('.')[0] in ('encoder', 'quant_conv')}
+  sizes = systems.get(config['system']).complete(config['model'])['autoencoder']
+  used = {name: a for name, a in params.items() if name.split('.')[0] in USED}
   fact = json.dumps([sizes, checksums.digests(used)], sort_keys=True)
   return hashlib.sha256(fact.encode()).hexdigest()
-
-
-def drawn(data: Mapping[str, Any]) -> dict[str, Any]:
-  """The settings of `config.data` that decide crops and masks, defaults included."""
-  known = loader.defaults().items()
-  chosen = {name: data.get(name, value) for name, value in known if name not in LATER}
-  return json.loads(json.dumps(chosen))  # tuples as lists
 
 
 def require_same(
   config: Mapping[str, Any], trained: Mapping[str, Array], frozen: Mapping[str, Array]
 ) -> None:
-  """UserError where the data of a training were encoded with another autoencoder than it has.
+  """Checks that the stored latents of a training were made by the training's own autoencoder.
 
-  trained, frozen: its parameters by name.
+  trained, frozen: the parameters of the training by name.
+
+  Raises:
+    UserError: if they were made by another one, or the autoencoder trains.
   """
   root = config['data']['root']
-  found = encoded.manifest(root)
+  found = latent_shards.manifest(root)
   if found is None:
     return
   if any(name.startswith(PREFIX) for name in trained):
@@ -90,7 +88,7 @@ def require_same(
       'or train on the photos'
     )
   own = {n.removeprefix(PREFIX): a for n, a in frozen.items() if n.startswith(PREFIX)}
-  here = identity(config['model'], own)
+  here = identity(config, own)
   if found['autoencoder'] != here:
     raise UserError(
       f'{root} was encoded with another autoencoder ({found["autoencoder"]:.12} there, {here:.12} '
