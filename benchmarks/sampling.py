@@ -254,7 +254,7 @@ def memory_plan(width: str, size: int, batch: int, precision: str, steps: int) -
   """What the compiler says an edit keeps in memory, by platform; a string where it cannot say."""
   result: dict[str, Any] = {jax.default_backend(): planned(width, size, batch, precision, steps)}
   if topology.compiler():
-    os.environ |= {n: v for n, v in topology.surroundings().items() if n not in os.environ}
+    os.environ |= {n: v for n, v in topology.environment().items() if n not in os.environ}
     try:
       devices = topology.devices(topology.parse('v5e:2x2'))
       chip = jax.sharding.SingleDeviceSharding(devices[0])

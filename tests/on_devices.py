@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from configs import pbe
 from exedit import paint_by_example
 from exedit.models import kernels
-from exedit.planning import collectives
+from exedit.planning import hlo
 from exedit.runtime import devices as device_rows
 from exedit.training import checkpoint, prefetch, sharding
 from exedit.training.step import make_program
@@ -135,8 +135,8 @@ def run(system, mesh, accumulate=1, steps=2, size=16):
     freed=before.is_deleted(),
     sharded=sorted(n for n, a in now.params.items() if any(a.sharding.spec)),
     buckets=np.asarray(metrics['bucket_sum'] / metrics['bucket_count']).tolist(),
-    asked=[dataclasses.asdict(one) for one in collectives.find(lowered.as_text())],
-    compiled=collectives.count(compiled.as_text()),
+    asked=[dataclasses.asdict(one) for one in hlo.collectives(lowered.as_text())],
+    compiled=hlo.count_collectives(compiled.as_text()),
   )
 
 
@@ -185,7 +185,7 @@ def full_size(mesh, per_device=4):
     for name, shape in shapes.items()
   }
   text = made.step.lower(made.now, made.frozen, examples).as_text()
-  return [dataclasses.asdict(one) for one in collectives.find(text)]
+  return [dataclasses.asdict(one) for one in hlo.collectives(text)]
 
 
 def exchange(sizes):

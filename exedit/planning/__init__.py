@@ -1,1 +1,1 @@
-"""The step compiled for machines that are not there: what lies behind exedit.plan."""
+"""Plan a training run for TPUs that are not there: compile its step, and estimate its time."""

@@ -1,29 +1,29 @@
-"""How long a step takes at least, by what it computes, moves through memory and sends."""
+"""The least time of a training step: the roofline of compute, memory and interconnect."""
 
 import dataclasses
 from collections.abc import Mapping
 
 from exedit.planning.topology import Topology
 
-# Times over a link, of the (n - 1) / n of a collective's bytes that a chip does not have yet.
-PASSES = {'all-reduce': 2.0}  # a reduce-scatter and an all-gather; every other kind: once
+# How often a collective sends the (n - 1) / n of its bytes over a link; every other kind: once.
+PASSES = {'all-reduce': 2.0}  # a reduce-scatter, then an all-gather
 
 ASSUMPTIONS = (
-  'compute: every product at the bf16 peak, recomputation included; nothing is lost to padding '
-  '(widths of 40 or 320 in tiles of 128), to float32 or to what the vector unit does',
-  'memory: what every instruction of the compiled program reads from and writes to HBM, tiles '
-  'padded, loops as often as they run, at the full bandwidth; what the attention kernel reads '
-  'again for each block of queries is left out',
-  'interconnect: every collective goes over all chips, in one direction of all links of the chip '
-  'that has the fewest, at full bandwidth; latencies and other slices (DCN) are left out',
-  'the step is at least the largest of the three (perfect overlap), and their sum if nothing '
-  'overlaps; input, checkpoints and logs cost nothing',
+  'compute: all products, including recomputation, run at the bf16 peak; padding (widths of 40 or '
+  '320 in tiles of 128), float32 and the vector unit cost nothing',
+  'memory: all instructions of the compiled program read and write HBM at full bandwidth, with '
+  'padded tiles and with every run of a loop; the repeated reads of the attention kernel for each '
+  'block of queries are not counted',
+  'interconnect: each collective runs over all chips, in one direction of all links of the chip '
+  'with the fewest links, at full bandwidth; latencies and other slices (DCN) are not counted',
+  'the step takes at least the largest of the three times (perfect overlap), or their sum if '
+  'nothing overlaps; input, checkpoints and logs cost nothing',
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """Seconds of one step: of each resource alone, and of the whole at best and without overlap."""
+  """Seconds of one step on each resource alone; `best` is with full overlap, `serial` with none."""
 
   compute: float
   memory: float
@@ -52,8 +52,8 @@ def estimate(
   """The roofline of one step on a slice (Williams et al. 2009, with links as a third roof).
 
   Args:
-    flops: that one chip computes. traffic: bytes that go through its memory.
-    collectives: {kind: (number, bytes)} of one chip, as `collectives.count` gives them.
+    flops: the work of one chip. traffic: bytes that go through its memory.
+    collectives: {kind: (number, bytes)} of one chip, from `hlo.count_collectives`.
   """
   chip, n = topology.chip, topology.size
   sent = sum(PASSES.get(kind, 1.0) * size * (n - 1) / n for kind, (_, size) in collectives.items())

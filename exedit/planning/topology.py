@@ -1,7 +1,7 @@
-"""Slices of TPUs that need not be there: what their chips can do, and their devices to compile for.
+"""Slices of TPUs: the numbers of their chips, and virtual devices to compile for.
 
-Chips: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in November 2026; the links of v4 from
-arXiv 2304.01433, table 4. Peak FLOP/s are in flops.py.
+The numbers come from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in November 2026; the
+links of v4 come from arXiv 2304.01433, table 4. training/flops.py has the peak FLOP/s.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from exedit.training import flops
 
 GIB = 2**30
 EFFORT = 'JAX_EXEC_TIME_OPTIMIZATION_EFFORT'
-COMPILING = (  # environment variables that change what is compiled
+COMPILER_VARIABLES = (
   'LIBTPU_INIT_ARGS',
   'XLA_FLAGS',
   'JAX_OPTIMIZATION_LEVEL',
@@ -29,12 +29,12 @@ COMPILING = (  # environment variables that change what is compiled
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One generation.
+  """A generation of chips.
 
-  kind: jax's device_kind. hbm: GiB of memory. usable: GiB of it that a program gets, as libtpu
-  0.0.52 says when it refuses one. bandwidth: of the memory, bytes/s. link: of one link between two
-  chips, bytes/s in one direction. axes: of its torus. most: chips of the largest slice.
-  wrap: an axis closes to a ring if its length, or with `cubes` every length, is a multiple of this.
+  kind: jax's device_kind. hbm: GiB of memory. usable: GiB that a program gets, from the error
+  messages of libtpu 0.0.52. bandwidth: of the memory, bytes/s. link: of one link between two chips,
+  bytes/s in one direction. axes: of its torus. most: chips of the largest slice. wrap: an axis is a
+  ring if its length is a multiple of this; with `cubes`, only if all lengths are.
   """
 
   kind: str
@@ -49,7 +49,7 @@ class Chip:
 
   @property
   def peak(self) -> float:
-    """bf16 FLOP/s."""
+    """Peak bf16 FLOP/s."""
     found = flops.peak(self.kind)
     assert found is not None, self.kind
     return found
@@ -67,7 +67,7 @@ EXAMPLES = 'v5e:2x2, v5e:4x4, v5e:16x16, v6e:4x4, v4:2x2x2, v5p:2x2x2, v5p:4x4x4
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A slice: so many chips of a generation along each axis of its torus or mesh."""
+  """A slice: the number of chips along each axis of its torus or mesh."""
 
   generation: str
   shape: tuple[int, ...]
@@ -82,7 +82,7 @@ class Topology:
 
   @property
   def links(self) -> int:
-    """Links of the chip that has the fewest: in a mesh a corner's, in a torus everyone's."""
+    """The links of the chip with the fewest: in a mesh a corner, in a torus any chip."""
     wrap = self.chip.wrap
     cubes = all(n % wrap == 0 for n in self.shape)
     closed = [cubes if self.chip.cubes else n % wrap == 0 for n in self.shape]
@@ -90,7 +90,7 @@ class Topology:
 
   @property
   def interconnect(self) -> float:
-    """Bytes/s that reach the worst placed chip over all its links, in one direction."""
+    """Bytes/s in one direction over all links of the chip with the fewest links."""
     return self.links * self.chip.link
 
   def __str__(self) -> str:
@@ -98,10 +98,10 @@ class Topology:
 
 
 def parse(name: str) -> Topology:
-  """'v5e:4x4' as a slice.
+  """Parse a name such as 'v5e:4x4'.
 
   Raises:
-    ValueError: for a generation or a shape that there is not, naming those that there are.
+    ValueError: for an unknown generation or shape; the message names the known ones.
   """
   match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', name)
   if not match or match[1] not in CHIPS:
@@ -128,24 +128,24 @@ def _cuboid(shape: Sequence[int], most: int) -> bool:
 
 @functools.cache
 def devices(topology: Topology) -> Sequence[Any]:
-  """The slice's devices, for `make_program` and nothing but compiling; the CPU stays JAX's own.
+  """The slice's virtual devices, which serve only for compiling; JAX itself still runs on the CPU.
 
-  `surroundings` must be in os.environ before JAX is imported.
+  The variables of `environment` must be set before JAX is imported.
   """
   from jax.experimental import topologies
 
-  # A chip of v4 has two cores; a program sees one device.
-  how = dict(chip_config_name='megacore') if topology.generation == 'v4' else {}
-  found = topologies.get_topology_desc(str(topology), 'tpu', **how).devices
+  # A chip of v4 has two cores, and this option makes them one device.
+  options = dict(chip_config_name='megacore') if topology.generation == 'v4' else {}
+  found = topologies.get_topology_desc(str(topology), 'tpu', **options).devices
   assert len(found) == topology.size, (str(topology), len(found))
   return found
 
 
-def surroundings() -> dict[str, str]:
-  """Environment variables of a process that compiles for TPUs and has none.
+def environment() -> dict[str, str]:
+  """Environment variables for a process that compiles for TPUs on a machine without TPUs.
 
-  libtpu would ask the metadata server of a cloud machine which TPU it has, hold a lock so that no
-  second process may compile, and keep logs in /tmp.
+  Without them libtpu asks a cloud machine's metadata server for its TPU, takes a lock that stops
+  other processes from compiling, and writes logs to /tmp.
   """
   return dict(
     JAX_PLATFORMS='cpu',
@@ -160,9 +160,9 @@ def surroundings() -> dict[str, str]:
 
 
 def compiler() -> str | None:
-  """The version of libtpu that would compile, None where it is not installed."""
+  """The version of the installed libtpu, or its path if TPU_LIBRARY_PATH sets one; else None."""
   package = importlib.util.find_spec('libtpu')
-  path = os.environ.get('TPU_LIBRARY_PATH')  # JAX takes this one first, and sets it itself
+  path = os.environ.get('TPU_LIBRARY_PATH')  # JAX prefers this one, and sets it itself
   home = Path(package.origin).parent if package and package.origin else None
   if path and os.path.isfile(path) and Path(path).parent != home:
     found = Path(path).stat()
@@ -176,9 +176,9 @@ def compiler() -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-  """What a compiled program depends on beside its source."""
+  """The versions and environment variables that change a compiled program."""
   names = ('jax', 'jaxlib', 'flax', 'optax')
-  flags = {name: os.environ.get(name, '') for name in COMPILING}
+  flags = {name: os.environ.get(name, '') for name in COMPILER_VARIABLES}
   return {
     **{name: importlib.metadata.version(name) for name in names},
     'libtpu': compiler(),
@@ -187,9 +187,9 @@ def versions() -> dict[str, str | None]:
 
 
 def out_of_memory(error: Exception) -> tuple[float | None, float | None] | None:
-  """(bytes needed, bytes there are) where the compiler says that a program does not fit.
+  """(bytes needed, bytes available) from a compiler's error about memory; None for other errors.
 
-  None for any other error; a number that it does not say is None. It has two ways to say it.
+  A number that the message does not contain is None. The compiler has two forms of the message.
   """
   text = str(error)
   if 'RESOURCE_EXHAUSTED' not in text or 'hbm' not in text.lower():

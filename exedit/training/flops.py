@@ -1,4 +1,4 @@
-"""Floating-point work of a function, counted from its jaxpr, and the peak of known devices."""
+"""Count the FLOPs of a function from its jaxpr, and know the peak of common devices."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 from jax.extend import core
 
-# bf16 peak in FLOP/s of one device, by the start of jax's device_kind. The order matters.
+# Peak bf16 FLOP/s of one device, by the start of jax's device_kind; the first match counts.
 PEAK = {
   'TPU v4': 2.75e14,
   'TPU v5 lite': 1.97e14,
@@ -21,16 +21,16 @@ PEAK = {
 
 
 def peak(device_kind: str) -> float | None:
-  """Peak bf16 FLOP/s of one device, None where it is not known."""
+  """Peak bf16 FLOP/s of one device; None for unknown devices."""
   return next((p for kind, p in PEAK.items() if device_kind.startswith(kind)), None)
 
 
 def training(loss: Callable, params, *args) -> float:
-  """Model FLOPs of one training step of `loss(params, *args)`: forward and backward.
+  """Model FLOPs of the forward and backward pass of `loss(params, *args)`; shapes are enough.
 
-  Counted on the forward-mode derivative along `params`: a product has one tangent product per
-  operand that depends on them, as many as the backward pass has. So frozen networks count once,
-  and what rematerialisation computes again is not counted. Arguments may be shapes.
+  This counts the forward-mode derivative along `params`. There, each product has one tangent
+  product per operand that depends on `params`, which is the number of products in the backward
+  pass. So frozen networks count once, and recomputation (remat) does not count.
   """
 
   def both(params, *args):
@@ -40,7 +40,7 @@ def training(loss: Callable, params, *args) -> float:
 
 
 def count(jaxpr: core.Jaxpr) -> float:
-  """2 x multiply-accumulates of a jaxpr's products and convolutions, loops and grids unrolled."""
+  """2 x the multiply-accumulates of all products and convolutions, with every run of a loop."""
   total = 0.0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':
@@ -54,7 +54,7 @@ def count(jaxpr: core.Jaxpr) -> float:
 
 
 def _times(eqn) -> int:
-  """How often what is inside an equation runs."""
+  """How often the jaxprs inside an equation run."""
   if eqn.primitive.name == 'scan':
     return eqn.params['length']
   if eqn.primitive.name == 'pallas_call':

@@ -1,6 +1,5 @@
-"""What a plan says, without a compiler; and with the TPU's own, where it is there."""
+"""Plans with a fake compiler, and with the TPU's own compiler if it is installed."""
 
-import io
 import json
 import os
 import subprocess
@@ -14,7 +13,8 @@ from configs import pbe
 from exedit import plan
 from exedit.input_pipeline import loader, synthetic
 from exedit.models import kernels
-from exedit.planning import ahead, child, topology, traffic
+from exedit.planning import compile_step, hlo, report, search, topology
+from exedit.planning import subprocess as runner
 from exedit.runtime.errors import UserError
 from exedit.training import sharding
 from tests import ROOT
@@ -26,13 +26,26 @@ NO_COMPILER = "the TPU's compiler is not installed: pip install -r requirements-
 
 @pytest.fixture
 def config():
-  return plan.settled(pbe.get_config('tiny').to_dict())
+  return pbe.get_config('tiny').to_dict()
+
+
+@pytest.fixture
+def planned(config):
+  """plan(batch size, topology, most images per chip, ...) with a fake compiler."""
+
+  def planned(batch, name, most, calls=None, **kwargs):
+    settings = {**config, **kwargs.pop('settings', {}), 'batch_size': batch}
+    where = topology.parse(name)
+    return search.plan(settings, where, images=1000, compiled=compiler(most, calls), **kwargs)
+
+  return planned
 
 
 def compiler(most, calls=None):
-  """Findings as a compiler's that lets through so many images per chip, 1 GiB of memory each."""
+  """A fake compiler: up to `most` images per chip fit, and each needs 1 GiB of memory."""
 
-  def compiled(config, name, refresh=False, tick=print, effort='quick'):
+  def compiled(config, name, tick=print):
+    tick('compiling')
     if calls is not None:
       calls.append(config['batch_size'])
     chips = topology.parse(name).size
@@ -42,7 +55,7 @@ def compiler(most, calls=None):
       flops=dict(model=1e12 * config['batch_size'], executed=1.25e12 * per),
       seconds=dict(trace=1.0, compile=9.0),
       cached=False,
-      effort=effort,
+      effort='quick',
     )
     if per > most:
       return found | dict(fits=False, needs=(per + 1) * GIB, available=15.75 * GIB)
@@ -54,13 +67,8 @@ def compiler(most, calls=None):
   return compiled
 
 
-def quiet(_):
-  return lambda doing, seconds: None
-
-
-def test_the_report_follows_from_the_findings(config):
-  where = topology.parse('v5e:4x4')
-  found = plan.plan({**config, 'batch_size': 64}, where, compiled=compiler(8), status=quiet)
+def test_the_report_follows_from_the_findings(planned):
+  found = planned(64, 'v5e:4x4', most=8)
   times, run = found['roofline'], found['recipe']
   assert found['fits'] and found['per_chip'] == 4
   assert times['compute'] == pytest.approx(4 * 1.25e12 / 1.97e14)
@@ -69,16 +77,14 @@ def test_the_report_follows_from_the_findings(config):
   assert times['mfu']['serial'] == pytest.approx(
     64e12 / (16 * 1.97e14) / times['seconds']['serial']
   )
-  assert run['images'] == config['steps'] * config['batch_size']  # the config's, not the plan's
+  assert run['images'] == 1000
   hours = run['images'] / times['images_per_second']['serial'] / 3600
   assert run['chip_hours']['serial'] == pytest.approx(16 * hours)
   assert json.loads(json.dumps(found))['collectives']['all-gather'] == [15, 2 * 10**9]
 
 
-def test_the_table_says_all_of_it(config):
-  where = topology.parse('v5e:4x4')
-  found = plan.plan({**config, 'batch_size': 64}, where, compiled=compiler(8), status=quiet)
-  text = ' '.join(plan.table(found).split())
+def test_the_table_has_all_numbers(planned):
+  text = ' '.join(report.table(planned(64, 'v5e:4x4', most=8)).split())
   for words in (
     'v5e:4x4: 16 x TPU v5 lite',
     'batch 64, 4 per chip',
@@ -94,85 +100,58 @@ def test_the_table_says_all_of_it(config):
     assert words in text, f'{words}\n{text}'
 
 
-def test_what_does_not_fit_says_what_it_would_need(config):
-  where = topology.parse('v5e:4x4')
-  found = plan.plan({**config, 'batch_size': 64}, where, compiled=compiler(3), status=quiet)
+def test_a_run_that_does_not_fit_is_reported_with_its_need(planned):
+  found = planned(64, 'v5e:4x4', most=3)
   assert not found['fits'] and 'roofline' not in found
-  assert 'would need 5.00 GiB, and has 15.75 GiB' in plan.table(found)
+  assert 'would need 5.00 GiB, and has 15.75 GiB' in report.table(found)
 
 
-@pytest.mark.parametrize('most', [0, 1, 2, 5, 8, 31])
-@pytest.mark.parametrize('start', [1, 4, 40])
-def test_search_finds_the_largest_that_fits_in_few_tries(config, most, start):
+@pytest.mark.parametrize('most', [0, 1, 5, 8, 31])
+@pytest.mark.parametrize('start', [1, 40])
+def test_search_finds_the_largest_that_fits_in_few_tries(planned, most, start):
   calls = []
-  where = topology.parse('v5e:2x2')
-  begin = {**config, 'batch_size': 4 * start}
-  found = plan.plan(begin, where, search=True, compiled=compiler(most, calls), status=quiet)
+  found = planned(4 * start, 'v5e:2x2', most, calls, search=True)
   assert found['batch_size'] == 4 * max(most, 1)
   assert found['fits'] == (most > 0)
   assert len(calls) == len(set(calls)) <= 12
   assert [t['batch_size'] for t in found['search']] == calls
   assert found['recipe' if most else 'needs']
-  assert f'{calls[0]} ' in plan.table(found).split('search: ')[1]
+  assert f'{calls[0]} ' in report.table(found).split('search: ')[1]
 
 
-def test_a_search_says_what_is_before_it(config):
-  said, where = [], topology.parse('v5e:2x2')
-  status = lambda what: said.append(what) or quiet(what)
-  plan.plan({**config, 'batch_size': 16}, where, search=True, compiled=compiler(6), status=status)
-  assert said == [
-    'batch 16 on v5e:2x2',
-    'batch 32 on v5e:2x2 (try 2, more to come of about 0:00:10)',
-    'batch 24 on v5e:2x2 (try 3, at most 2 more of about 0:00:10)',
-    'batch 28 on v5e:2x2 (try 4, at most 1 more of about 0:00:10)',
-  ]
+def test_a_search_shows_how_many_tries_are_left(planned, capsys):
+  planned(16, 'v5e:2x2', 6, search=True)
+  said = capsys.readouterr().err
+  for line in (
+    'batch 16 on v5e:2x2: compiling, 00:0',
+    'batch 32 on v5e:2x2 (try 2, more to come of about 0:00:10): compiling',
+    'batch 24 on v5e:2x2 (try 3, at most 2 more of about 0:00:10): compiling',
+    'batch 28 on v5e:2x2 (try 4, at most 1 more of about 0:00:10): compiling',
+  ):
+    assert line in said, said
 
 
-def test_search_ends_where_everything_fits():
-  assert plan.largest(lambda n: True, 3, most=50) == 50
-
-
-def test_a_batch_of_several_parts_is_searched_in_whole_ones(config):
-  where, calls = topology.parse('v5e:2x2'), []
-  config = {**config, 'accumulate': 3, 'batch_size': 24}
-  found = plan.plan(config, where, search=True, compiled=compiler(7, calls), status=quiet)
+def test_a_search_tries_only_multiples_of_the_accumulated_parts(planned):
+  calls = []
+  found = planned(24, 'v5e:2x2', 7, calls, search=True, settings=dict(accumulate=3))
   assert all(batch % 12 == 0 for batch in calls)
   assert found['batch_size'] == 24  # 6 per chip; 9 do not fit
 
 
-def test_flags_change_the_settings_and_not_the_recipe():
+def test_flags_override_the_config():
   full = pbe.get_config('full').to_dict()
-  found = plan.settled(full, batch=64, sharding='fsdp', remat='block')
-  assert (found['batch_size'], found['recipe_images']) == (64, 300_000 * 256)
-  assert found['mesh'] == dict(sharding='fsdp')
+  found = plan.overridden(full, batch=64, sharding='fsdp', remat='block')
+  assert (found['batch_size'], found['mesh']) == (64, dict(sharding='fsdp'))
   assert found['model']['unet']['remat'] == 'block'
   assert full['batch_size'] == 256 and full['model']['unet']['remat'] == 'conv1'
 
 
-def test_the_status_line_moves_on_a_terminal_and_speaks_now_and_then_elsewhere():
-  class Terminal(io.StringIO):
-    def isatty(self):
-      return True
-
-  for out, lines in ((Terminal(), 0), (io.StringIO(), 3)):
-    status = plan.Status(out)
-    tick = status('batch 64 on v5e:4x4')
-    for second in range(0, 70, 10):
-      tick('tracing' if second < 10 else 'compiling', float(second))
-    tick('compiling', 75.0)
-    assert 'batch 64 on v5e:4x4: compiling, 0:01:' in out.getvalue()
-    assert out.getvalue().count('\n') == lines
-    assert out.getvalue().count('\r') == (0 if lines else 8)
-    status.end()
-    assert out.getvalue().count('\n') == (lines or 1)
-
-
-# The memory of what was compiled.
+# The cache.
 
 
 @pytest.fixture
-def remembering(monkeypatch, tmp_path):
-  """A cache folder of its own, and how often something was compiled."""
+def compiles(monkeypatch, tmp_path):
+  """An empty cache folder, and the list of everything that was compiled."""
   calls = []
 
   def run(function, arguments, environment, tick):
@@ -181,32 +160,34 @@ def remembering(monkeypatch, tmp_path):
     return dict(fits=True)
 
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  monkeypatch.setattr(child, 'run', run)
+  monkeypatch.setattr(runner, 'run', run)
   monkeypatch.setattr(topology, 'compiler', lambda: '0.0.42')
   return calls
 
 
-def test_what_was_compiled_is_remembered(remembering, config, monkeypatch):
-  assert not ahead.compiled(config, 'v5e:2x2')['cached']
-  assert ahead.compiled(config, 'v5e:2x2')['cached']
-  assert ahead.compiled({**config, 'seed': 5, 'log_every': 7}, 'v5e:2x2')['cached']
-  assert remembering == [('v5e:2x2', '-1.0')]
-  assert not ahead.compiled(config, 'v5e:2x2', refresh=True)['cached']
-  assert not ahead.compiled({**config, 'batch_size': 128}, 'v5e:2x2')['cached']
-  assert not ahead.compiled(config, 'v5e:4x4')['cached']
-  assert not ahead.compiled(config, 'v5e:2x2', effort='full')['cached']
-  assert remembering[-1] == ('v5e:2x2', '0.0')
+def test_results_are_cached_by_all_that_changes_them(compiles, config, monkeypatch):
+  assert not compile_step.cached_compile(config, 'v5e:2x2')['cached']
+  assert compile_step.cached_compile(config, 'v5e:2x2')['cached']
+  assert compile_step.cached_compile({**config, 'seed': 5, 'log_every': 7}, 'v5e:2x2')['cached']
+  assert compiles == [('v5e:2x2', '-1.0')]
+  assert not compile_step.cached_compile(config, 'v5e:2x2', refresh=True)['cached']
+  assert not compile_step.cached_compile({**config, 'batch_size': 128}, 'v5e:2x2')['cached']
+  assert not compile_step.cached_compile(config, 'v5e:4x4')['cached']
+  assert not compile_step.cached_compile(config, 'v5e:2x2', effort='full')['cached']
+  assert compiles[-1] == ('v5e:2x2', '0.0')
   monkeypatch.setattr(topology, 'compiler', lambda: '0.0.43')
-  assert not ahead.compiled(config, 'v5e:2x2')['cached']
-  monkeypatch.setattr(ahead, 'source_digest', lambda: 'another')
-  assert not ahead.compiled(config, 'v5e:2x2')['cached']
-  ahead.remembered(config, 'v5e:2x2').write_text('{torn')
-  assert not ahead.compiled(config, 'v5e:2x2')['cached']
+  assert not compile_step.cached_compile(config, 'v5e:2x2')['cached']
+  monkeypatch.setattr(compile_step, 'source_hash', lambda: 'another')
+  assert not compile_step.cached_compile(config, 'v5e:2x2')['cached']
+  compile_step.cache_path(config, 'v5e:2x2').write_text('{torn')
+  assert not compile_step.cached_compile(config, 'v5e:2x2')['cached']
 
 
-def test_a_home_that_cannot_be_written_is_no_reason_to_stop(remembering, config, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_not_an_error(compiles, config, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null')
-  assert ahead.compiled(config, 'v5e:2x2') == dict(fits=True, cached=False, effort='quick')
+  assert compile_step.cached_compile(config, 'v5e:2x2') == dict(
+    fits=True, cached=False, effort='quick'
+  )
 
 
 @pytest.mark.parametrize(
@@ -219,16 +200,16 @@ def test_a_home_that_cannot_be_written_is_no_reason_to_stop(remembering, config,
     ),
     (-9, '', r'died of SIGKILL \(was it short of memory\?\)'),
     (3, 'one\nno space left\n', 'ended with status 3: no space left; try'),
-    (1, '', 'it said nothing'),
+    (1, '', 'it printed nothing'),
   ],
 )
-def test_a_compiler_that_dies_is_one_line(status, noise, says, remembering, config, monkeypatch):
+def test_a_crash_of_the_compiler_is_one_line(status, noise, says, compiles, config, monkeypatch):
   def run(*_):
-    raise child.Died(status, noise)
+    raise runner.Died(status, noise)
 
-  monkeypatch.setattr(child, 'run', run)
+  monkeypatch.setattr(runner, 'run', run)
   with pytest.raises(UserError, match=says):
-    ahead.compiled(config, 'v5e:2x2')
+    compile_step.cached_compile(config, 'v5e:2x2')
 
 
 # The door.
@@ -253,22 +234,23 @@ def test_a_compiler_that_dies_is_one_line(status, noise, says, remembering, conf
     (dict(config='configs/pbe.py:tiny', topology='v5e:2x2'), 'requirements-plan.txt'),
   ],
 )
-def test_the_door_says_no_in_one_line(arguments, says, monkeypatch, capsys):
+def test_errors_of_the_door_are_one_line(arguments, says, monkeypatch, capsys):
   monkeypatch.setattr(topology, 'compiler', lambda: None)
   assert says in test_doors.knock(plan, arguments, monkeypatch, capsys)
 
 
-def test_the_planned_batch_is_the_loaders(config, tmp_path):
+def test_the_planned_batch_has_the_shapes_of_the_loader(config, tmp_path):
   config['data']['root'] = str(tmp_path)
-  synthetic.ensure(tmp_path, **{**config['synthetic'], 'scenes': 8, 'val_scenes': 2, 'shards': 2})
+  scenes = dict(config['synthetic'], scenes=8, val_scenes=2, shards=2)
+  synthetic.ensure(str(tmp_path), **scenes)
   batch = next(loader.batches(batch_size=8, seed=0, **{**config['data'], 'prefetch': 1}))
-  shapes = ahead.batch_shapes({**config, 'batch_size': 8}, sharding.make_mesh())
+  shapes = compile_step.batch_shapes({**config, 'batch_size': 8}, sharding.make_mesh())
   assert {n: (a.shape, a.dtype) for n, a in shapes.items()} == {
     n: (a.shape, a.dtype) for n, a in batch.items()
   }
 
 
-# With libtpu; where `launch/test.sh --plan` runs, its absence is an error.
+# With libtpu. `launch/test.sh --plan` sets EXEDIT_PLAN, so that a missing libtpu is an error.
 
 needs_compiler = pytest.mark.skipif(
   topology.compiler() is None and 'EXEDIT_PLAN' not in os.environ, reason=NO_COMPILER
@@ -291,18 +273,18 @@ def _path():
 
 
 @needs_compiler
-def test_tiny_is_planned_for_four_chips_by_the_compiler_itself(tmp_path):
+def test_the_tpu_compiler_plans_tiny_for_four_chips(tmp_path):
   output = tmp_path / 'plan.json'
   arguments = ('--topology=v5e:2x2', '--sharding=fsdp', f'--output={output}')
   done = door(tmp_path, *arguments)
   assert done.returncode == 0, done.stderr
   assert 'compiling' in done.stderr and 'libtpu' not in done.stderr
   found = json.loads(output.read_text())
-  assert found['fits'] and found['mesh'] == dict(data=1, fsdp=4)
+  assert found['fits'] and found['mesh']['fsdp'] == 4
   memory = found['memory']
   assert 0.9 * memory['output'] < memory['alias'] <= memory['output']  # the state is donated
   assert 0 < memory['argument'] < memory['peak'] < 1 * GIB
-  assert 'all-gather' in found['collectives']  # what reduces, and how, is the compiler's choice
+  assert 'all-gather' in found['collectives']  # the compiler chooses how to reduce
   assert sum(number for number, _ in found['collectives'].values()) <= 60
   work = found['flops']
   assert work['model'] / 4 == pytest.approx(work['executed'], rel=0.2)
@@ -313,13 +295,13 @@ def test_tiny_is_planned_for_four_chips_by_the_compiler_itself(tmp_path):
 
 
 @needs_compiler
-def test_settings_that_cannot_be_are_one_line_too(tmp_path):
+def test_an_impossible_batch_is_one_line(tmp_path):
   done = door(tmp_path, '--topology=v5e:2x2', '--batch=6')
   assert done.returncode == 2
   assert 'batch_size 6 cannot be divided over 4 devices' in done.stderr.splitlines()[-1]
 
 
-SHAPES = [  # of what is trained: the first two levels of 512x512, the third of 1024x1024
+SHAPES = [  # of q: the first two levels at 512x512, the third at 1024x1024
   (1, 4096, 8, 40),
   (1, 1024, 8, 80),
   (1, 1024, 8, 160),
@@ -327,9 +309,9 @@ SHAPES = [  # of what is trained: the first two levels of 512x512, the third of 
 
 
 def attention_traffic(slices, say):
-  """{slice: bytes moved by attention of 4,096 tokens and its gradient, (by the kernel, by XLA)}.
+  """{slice: (with the kernel, with XLA)}: bytes moved by attention and gradient of 4,096 tokens.
 
-  All other shapes, and the autoencoder's without its gradient, are compiled as well.
+  It also compiles the other shapes, and the autoencoder's attention without its gradient.
   """
   result = {}
   for name in slices:
@@ -344,7 +326,7 @@ def attention_traffic(slices, say):
         lowered = jax.jit(step, in_shardings=one).lower(q, q, q)
       text = lowered.compile().as_text() or ''
       assert ('tpu_custom_call' in text) == (implementation is None)
-      return traffic.count(text)
+      return hlo.hbm_bytes(text)
 
     moved((1, 4096, 1, 512), gradient=False)
     first, *_ = [moved(shape) for shape in SHAPES]
@@ -353,10 +335,10 @@ def attention_traffic(slices, say):
 
 
 @needs_compiler
-def test_every_generations_compiler_takes_the_attention_kernel():
+def test_the_attention_kernel_compiles_for_every_generation():
   slices = ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2']
-  quick = topology.surroundings() | {topology.EFFORT: ahead.EFFORTS['quick']}
-  found = child.run(attention_traffic, (slices,), quick)
+  quick = topology.environment() | {topology.EFFORT: compile_step.EFFORTS['quick']}
+  found = runner.run(attention_traffic, (slices,), quick)
   for name in slices:
     kernel, xla = found[name]
     assert 0 < kernel < xla / 5, name

@@ -3,7 +3,7 @@ import pytest
 from exedit.planning import roofline, topology
 
 
-def test_each_roof_alone():
+def test_each_resource_alone():
   where = topology.parse('v5e:4x4')
   sends = {'all-gather': (2, 16 * 10**9), 'all-reduce': (1, 16 * 10**9)}
   found = roofline.estimate(where, flops=1.97e14, traffic=8.19e10, collectives=sends)
@@ -15,7 +15,7 @@ def test_each_roof_alone():
   assert found.serial == pytest.approx(1.0 + 0.1 + 0.45)
 
 
-def test_the_largest_roof_bounds():
+def test_the_slowest_resource_is_the_bound():
   where = topology.parse('v5p:2x2x2')
   found = roofline.estimate(where, 4.59e14, 2 * 2.765e12, {'reduce-scatter': (1, 8 * 10**11)})
   assert found.interconnect == pytest.approx(7e11 / (3 * 1e11))

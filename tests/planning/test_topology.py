@@ -43,13 +43,13 @@ def test_a_slice_has_chips_and_links(name, size, links):
     ('v5p:4x4x6', 'multiples of 4'),
   ],
 )
-def test_what_is_no_slice_is_refused_with_those_that_are(name, says):
+def test_an_unknown_slice_is_refused_with_the_known_ones(name, says):
   with pytest.raises(ValueError, match=says) as error:
     topology.parse(name)
   assert f"'{name}'" in str(error.value)
 
 
-def test_every_chip_has_a_peak_of_its_own_and_memory_above_what_programs_get():
+def test_every_chip_has_its_own_peak_and_usable_memory():
   for chip in topology.CHIPS.values():
     assert chip.peak == flops.peak(chip.kind)
     assert 0.95 < chip.usable / chip.hbm < 1.01
@@ -62,7 +62,7 @@ GIB = 2**30
 @pytest.mark.parametrize(
   'text, expected',
   [
-    (  # libtpu 0.0.52, when temporaries alone are too many
+    (  # libtpu 0.0.52, if the temporaries alone are too large
       'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory '
       'required for HLO temporaries (25.50G) exceeds available HBM (15.75G). HLO module: jit_step.',
       (25.5 * GIB, 15.75 * GIB),
@@ -77,7 +77,7 @@ GIB = 2**30
     ('INTERNAL: Mosaic failed, hbm', None),
   ],
 )
-def test_out_of_memory_is_understood(text, expected):
+def test_both_messages_about_memory_are_parsed(text, expected):
   found = topology.out_of_memory(jax.errors.JaxRuntimeError(text))
   if expected is None or None in expected:
     assert found == expected
@@ -85,7 +85,7 @@ def test_out_of_memory_is_understood(text, expected):
     assert found is not None and all(map(math.isclose, found, expected))
 
 
-def test_the_compiler_is_named_by_its_version_or_the_file_in_its_place(tmp_path, monkeypatch):
+def test_the_compiler_is_its_version_or_the_path_in_its_place(tmp_path, monkeypatch):
   package, another = tmp_path / 'libtpu', tmp_path / 'mine.so'
   package.mkdir()
   for file in (package / '__init__.py', package / 'libtpu.so', another):

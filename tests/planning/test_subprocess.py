@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from exedit.planning import child
+from exedit.planning import subprocess as runner
 from exedit.runtime.errors import UserError
 from tests import ROOT
 
-# What runs in the process: importable by name.
+# The functions of the process; it imports them by name.
 
 
 def add(a, b, say):
@@ -38,12 +38,12 @@ def wait(path, say):
   time.sleep(60)
 
 
-def test_the_answer_comes_back_from_another_process_and_the_noise_does_not(capfd):
+def test_the_result_comes_from_another_process_without_its_stderr(capfd):
   ticks = []
-  answer = child.run(add, (2, 3), {'EXEDIT_TEST': 'there'}, lambda *tick: ticks.append(tick))
+  answer = runner.run(add, (2, 3), {'EXEDIT_TEST': 'there'}, ticks.append)
   assert answer[0] == 5 and answer[1] != os.getpid() and answer[2] == 'there'
   assert 'EXEDIT_TEST' not in os.environ
-  assert 'adding' in {doing for doing, _ in ticks}
+  assert 'adding' in ticks
   assert capfd.readouterr().err == ''
 
 
@@ -52,19 +52,20 @@ def test_the_answer_comes_back_from_another_process_and_the_noise_does_not(capfd
   [
     (refuse, UserError, '^no such thing$'),
     (fail, RuntimeError, "KeyError: 'unforeseen'"),
-    (die, child.Died, 'status -6: .*the reason'),
+    (die, runner.Died, 'status -6: .*the reason'),
   ],
 )
-def test_what_goes_wrong_there_is_told_here(function, error, says):
+def test_errors_of_the_process_are_raised_here(function, error, says):
   with pytest.raises(error, match=says):
-    child.run(function)
+    runner.run(function)
 
 
-def test_it_does_not_outlive_who_started_it(tmp_path):
+def test_the_process_ends_with_its_parent(tmp_path):
   path = tmp_path / 'pid'
-  program = f'from tests.planning import test_child as t; t.child.run(t.wait, ({str(path)!r},))'
-  root = ROOT
-  parent = subprocess.Popen([sys.executable, '-c', program], cwd=root)
+  program = (
+    f'from tests.planning import test_subprocess as t; t.runner.run(t.wait, ({str(path)!r},))'
+  )
+  parent = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT)
   while not path.exists() or not path.read_text():
     assert parent.poll() is None
     time.sleep(0.05)
@@ -77,6 +78,6 @@ def test_it_does_not_outlive_who_started_it(tmp_path):
     except ProcessLookupError:
       return
     if 'Z' in Path(f'/proc/{pid}/stat').read_text().split(')')[1].split()[0]:
-      return  # nobody has asked for its status yet
+      return  # a zombie: it has ended
     time.sleep(0.05)
   raise AssertionError(f'{pid} is still there')
