@@ -44,7 +44,7 @@ from exedit.planning import topology
 from exedit.runtime import compilation, doors
 from exedit.weights import find
 from exedit.weights.formats.tensor import Tensor
-from exedit.weights.layouts import pipeline
+from exedit.weights.layouts import diffusers
 
 SCALE = 5.0
 THEIRS = 'benchmarks.sampling_diffusers'  # a module without JAX, for its own memory's sake
@@ -86,7 +86,7 @@ def write_weights(width: str, folder: Path) -> None:
     for name, a in shapes.items()
   }
   folder.mkdir(parents=True, exist_ok=True)
-  pipeline.write(folder, dict(model=settings), tensors)
+  diffusers.write(folder, dict(model=settings), tensors)
 
 
 def arrays(width: str, size: int, batch: int) -> dict[str, np.ndarray]:

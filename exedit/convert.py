@@ -1,28 +1,28 @@
-"""DOOR: weights from one layout into another, so that they can be handed on.
+"""DOOR: converts weights to another layout, so that they can be handed on.
 
   python -m exedit.convert --from=/tmp/tiny --to=weights/mine
   python -m exedit.convert --from=model.ckpt --to=Paint-by-Example --layout=diffusers
   python -m exedit.convert --from=/mnt/run --to=mine.safetensors --layout=original --which=params
 
---from takes whatever `paint_by_example.load` takes, and nothing in it is executed. Every tensor is
-moved to the bit, those that no computation uses too, unless --dtype asks for another type.
+--from takes everything that `paint_by_example.load` takes, and nothing in it is executed. All
+tensors are kept bit by bit, also those that no computation uses, unless --dtype asks for another
+type.
 """
 
 import contextlib
-import sys
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from tqdm import tqdm
 
-from exedit import paint_by_example as pbe
-from exedit.runtime import doors
+from exedit import latent_diffusion, systems
+from exedit.runtime import doors, files, progress
 from exedit.runtime.errors import UserError
 from exedit.weights import find, translate
 from exedit.weights.formats.tensor import Tensor
-from exedit.weights.layouts import original, own, pipeline
+from exedit.weights.found import Weights
 
 LAYOUTS = ('exedit', 'diffusers', 'original')
 FLAGS = ('from', 'to', 'layout', 'which', 'dtype', 'revision', 'heads', 'groups')
@@ -41,61 +41,77 @@ def convert(
   groups: int | None = None,
   say: Callable[[str], None] = print,
 ) -> None:
-  """Write the weights `src` to the new folder or file `to`, whole or not at all.
+  """Writes the weights `src` to the new folder or file `to`, whole or not at all.
 
-  layout: 'exedit' and 'diffusers' are folders, 'original' is one .safetensors. which: 'ema' or
-  'params', where there are both. dtype: one of TYPES, None for as they are. revision: of a hub
-  repository. heads, groups: of an original checkpoint that is not of the published size.
+  layout: 'exedit' and 'diffusers' are folders, 'original' is one .safetensors.
+  which: 'ema' or 'params', if `src` has both.
+  dtype: one of TYPES; by default the tensors keep their types.
+  revision: of a hub repository.
+  heads, groups: of an original checkpoint that does not have the published size.
+  say: is called with each line of output.
   Raises:
-    UserError: where the weights cannot be used, the layout cannot hold them, or `to` is there.
+    UserError: if the weights cannot be used, the layout cannot hold them, or `to` exists.
   """
   target = Path(to)
-  own.check_new(target)
+  files.check_new(target)
+  if not target.absolute().parent.is_dir():
+    raise UserError(f'cannot write {to}: the folder {target.parent} does not exist; make it first')
   weights = find.weights(src, which, revision, heads=heads, groups=groups)
   for note in weights.notes:
     say(f'{weights.where}: {note}')
-  config = dict(weights.config, model=dict(weights.config['model']))
-  _, shapes = pbe.abstract(config['model'], weights.where)
-  require_kl(config['model'], layout, weights.where)
+  system, model = systems.of(weights), dict(weights.config['model'])
+  _, shapes = latent_diffusion.abstract(system.build, model, weights.where)
+  check_layout(weights, layout)
   tensors = translate.cast(weights.fit(shapes), dtype)
   types = ', '.join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
-  size = sum(_size(tensor) for tensor in tensors.values())
+  size = sum(map(size_of, tensors.values()))
   with counted(tensors, size) as reading:
     if layout == 'exedit':
+      from exedit.weights.layouts import own
+
       log = Path(src) / 'metrics.jsonl'
-      own.write(target, config, reading, step=weights.step, log=log)
+      own.write(target, weights.config, reading, step=weights.step, log=log)
     else:
-      config['model'] = pbe.complete(config['model'])
-      write = original.write if layout == 'original' else in_new_folder
-      write(target, config, reading)
+      write_foreign(target, layout, dict(weights.config, model=system.complete(model)), reading)
   say(f'{to}: {layout} layout, {len(tensors)} tensors, {size / 1e6:.1f} MB in {types}')
 
 
-def require_kl(model: Mapping[str, Any], layout: str, where: str) -> None:
-  """Only a model with the autoencoder of Stable Diffusion means anything to PyTorch's code."""
-  vae = model.get('autoencoder', {})
-  if layout != 'exedit' and vae.get('kind', 'kl') != 'kl':
+def check_layout(weights: Weights, layout: str) -> None:
+  """Raises UserError if the layout has no place for weights of this kind.
+
+  PyTorch's code knows Paint by Example only with the autoencoder of Stable Diffusion.
+  """
+  if layout == 'exedit':
+    return
+  kind = weights.config['model'].get('autoencoder', {}).get('kind', 'kl')
+  if weights.kind != 'paint_by_example' or kind != 'kl':
+    what = 'no autoencoder' if kind != 'kl' else 'another network'
     raise UserError(
-      f"{where} has no autoencoder (kind '{vae['kind']}'), so the {layout} layout has no place for "
-      'it: only --layout=exedit can hold it'
+      f"{weights.where} has {what} (system '{weights.kind}', kind '{kind}'), so the {layout} layout"
+      ' has no place for it: only --layout=exedit can hold it'
     )
 
 
-def in_new_folder(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-  """The folder of a pipeline, under its name only when it is whole."""
-  with own.whole(path) as half:
-    pipeline.write(half, config, tensors)
+def write_foreign(
+  target: Path, layout: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+  """Writes the diffusers or the original layout, whole or not at all."""
+  from exedit.weights.layouts import diffusers, original
+
+  if layout == 'original':
+    return original.write(target, config, tensors)
+  with files.new_folder(target) as folder:
+    diffusers.write(folder, config, tensors)
 
 
 @contextlib.contextmanager
 def counted(tensors: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
-  """The same tensors behind a progress bar of the bytes that were read."""
-  every = 0.1 if sys.stderr.isatty() else 10
-  with tqdm(total=size, unit='B', unit_scale=True, desc='converting', mininterval=every) as bar:
+  """The same tensors; a progress bar shows how many of `size` bytes have been read."""
+  with progress.bar(what='converting', total=size, unit='B', unit_scale=True) as bar:
 
     def read(tensor):
       array = tensor.read()
-      bar.update(_size(tensor))
+      bar.update(size_of(tensor))
       return array
 
     yield {
@@ -104,30 +120,28 @@ def counted(tensors: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tens
     }
 
 
-def _size(tensor: Tensor) -> int:
-  size = tensor.dtype.itemsize
-  for n in tensor.shape:
-    size *= n
-  return size
+def size_of(tensor: Tensor) -> int:
+  """The bytes of a tensor."""
+  return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def define_flags() -> None:
-  """What to read, what to write."""
+  """Defines the arguments of `convert` as flags."""
   values = flags.FLAGS
-  what = 'run, exported or diffusers folder, .ckpt or .safetensors file, or the id of a hub'
+  what = 'a run, an exported or diffusers folder, a .ckpt or .safetensors file, or a hub id'
   flags.DEFINE_string('from', None, what, values)
-  flags.DEFINE_string('to', None, 'the folder, or the .safetensors of the original layout', values)
-  flags.DEFINE_enum('layout', 'exedit', LAYOUTS, 'what to write', values)
+  flags.DEFINE_string('to', None, 'new folder, or .safetensors of the original layout', values)
+  flags.DEFINE_enum('layout', 'exedit', LAYOUTS, 'layout to write', values)
   flags.DEFINE_enum('which', 'ema', ['ema', 'params'], 'moving average or last step', values)
-  flags.DEFINE_enum('dtype', None, TYPES, 'what to store them in (default: as they are)', values)
-  flags.DEFINE_string('revision', None, 'of the hub repository', values)
-  how = "of an original checkpoint's UNet, which does not say (published: {})"
-  flags.DEFINE_integer('heads', None, how.format(original.HEADS), 1, flag_values=values)
-  flags.DEFINE_integer('groups', None, how.format(original.GROUPS), 1, flag_values=values)
+  flags.DEFINE_enum('dtype', None, TYPES, 'type to store (default: as it is)', values)
+  flags.DEFINE_string('revision', None, 'revision of the hub repository', values)
+  about = "{} of an original checkpoint's UNet, because the file does not say it (published: {})"
+  for name, published in (('heads', 8), ('groups', 32)):
+    flags.DEFINE_integer(name, None, about.format(name, published), 1, flag_values=values)
 
 
 def main(_: list[str]) -> None:
-  """Open the door: weights in, the same weights in another layout out."""
+  """Reads the flags and converts."""
   given: dict[str, Any] = {name: flags.FLAGS[name].value for name in FLAGS}
   for name in ('from', 'to'):
     if not given[name]:

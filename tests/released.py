@@ -6,14 +6,15 @@ import math
 
 import numpy as np
 
+from exedit import latent_diffusion
 from exedit import paint_by_example as pbe
 from exedit.weights import translate
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.tensor import Tensor
-from exedit.weights.layouts import diffusers, original, own, pipeline
+from exedit.weights.layouts import diffusers, original, own
 
-abstract = pbe.abstract  # tests put a remembering one in its place
+abstract = latent_diffusion.abstract  # tests replace the module's by one that remembers
 UNET = dict(channels=16, mult=(1, 2), layers=1, attention_levels=(0,), heads=2, groups=8)
 VAE = dict(kind='kl', channels=8, mult=(1, 2), layers=1, groups=4)
 CLIP = dict(width=64, layers=4, heads=1, mlp=96, patch=8, image_size=32)
@@ -50,14 +51,15 @@ def config(model=SMALL) -> dict:
 
 
 @functools.cache
-def shapes_of(model: str) -> dict:
-  return abstract(json.loads(model))[1]
+def abstracted(model: str) -> tuple:
+  """The graph and the shapes of a model, from its settings as JSON."""
+  return abstract(pbe.build, json.loads(model))
 
 
 def params(model=SMALL, seed=0) -> dict[str, np.ndarray]:
   """Every parameter random, those that one token leaves dead too."""
   rng = np.random.default_rng(seed)
-  shapes = shapes_of(json.dumps(model))
+  shapes = abstracted(json.dumps(model))[1]
   return {
     name: np.float32(0.2 * rng.standard_normal(a.shape) + name.endswith('.scale'))
     for name, a in shapes.items()
@@ -78,7 +80,7 @@ def write_pipeline(path, model=SMALL, seed=0):
   """The diffusers layout."""
   path.mkdir()
   complete = dict(config(model), model=pbe.complete(model))
-  pipeline.write(path, complete, tensors(params(model, seed)))
+  diffusers.write(path, complete, tensors(params(model, seed)))
   return path
 
 
@@ -136,7 +138,7 @@ def write_clip(path, seed=3, text=True):
   arrays = {n: a for n, a in params(seed=seed).items() if n.startswith('clip.')}
   table = translate.under('', 'clip.', diffusers.conditioner.clip.TABLE)
   theirs = translate.to_theirs(table, arrays)
-  tower = pipeline.image_encoder(pbe.complete(SMALL)['clip'], 12)
+  tower = diffusers.image_encoder(pbe.complete(SMALL)['clip'], 12)
   if text:
     theirs['text_model.embeddings.position_ids'] = np.arange(77)[None]
     theirs['text_model.final_layer_norm.weight'] = np.ones(12, np.float32)

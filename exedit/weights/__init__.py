@@ -1,1 +1,1 @@
-"""Names to names: how other layouts spell our tensors, one table per network, read both ways."""
+"""Weights of every layout: found, checked, translated and written."""

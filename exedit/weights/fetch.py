@@ -244,8 +244,8 @@ def _copy(source: str, target: Path, versions: Mapping[str, list[int]], known_in
   size = lambda path: path.stat().st_size if path.is_file() else -1
   changed = [n for n, v in versions.items() if known.get(n) != v or size(target / n) != v[0]]
   total = sum(versions[name][0] for name in changed)
-  options = dict(total=total, unit='B', unit_scale=True, process=int(total < SHOWN))
-  with progress.bar(what=source, **options) as bar:
+  small = int(total < SHOWN)
+  with progress.bar(what=source, total=total, unit='B', unit_scale=True, process=small) as bar:
     for name in changed:
       with files.writing(target / name) as file:
         remote.get(f'{source}/{name}', file.name)

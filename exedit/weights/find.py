@@ -73,18 +73,19 @@ def clip_tower(src: str | os.PathLike, revision: str | None = None) -> Weights:
   """
   from exedit.weights import settings, translate
   from exedit.weights.formats.files import open_tensors
-  from exedit.weights.layouts import diffusers, original
+  from exedit.weights.formats.tensor import read_json
+  from exedit.weights.layouts import diffusers, original_config
   from exedit.weights.tables import clip
 
   path, where = fetch.local_path(src, revision), os.fspath(src)
   if path.is_dir():
-    sizes = settings.clip(diffusers.read_json(path / 'config.json'), str(path / 'config.json'))
+    sizes = settings.clip(read_json(path / 'config.json'), str(path / 'config.json'))
     path = diffusers.weights_file(path, 'model')
     theirs = open_tensors(path)
   else:
     theirs = open_tensors(path)
     whole = any(name.startswith('vision_model.') for name in theirs)
-    sizes = original.clip_sizes(theirs, 'vision_model.' if whole else '', where)
+    sizes = original_config.clip_sizes(theirs, 'vision_model.' if whole else '', where)
   rest = ('text_model.*', 'visual_projection.weight', 'text_projection.weight', 'logit_scale')
   table = [*translate.under('', 'clip.', clip.TABLE), *translate.ignored(*rest)]
   config = dict(model=dict(clip=sizes), data=dict(exemplar_size=sizes['image_size']))

@@ -1,7 +1,8 @@
-"""The config files of diffusers and transformers <-> the settings of our networks.
+"""Translates config files of diffusers, transformers and LDM to `build` settings, and checks them.
 
-Every setting of theirs is read, ignored by name, or at the value that our networks implement;
-anything else is refused, for it would be another network with the same tensors.
+Each setting of a config file is either read, or ignored because it has no effect, or must have the
+value that exedit's networks implement. Any other setting is refused, because it would mean another
+network whose tensors have the same names and shapes.
 """
 
 import reprlib
@@ -10,27 +11,24 @@ from typing import Any, NamedTuple, TypeGuard
 
 from exedit.runtime.errors import UserError
 
-LARGEST = 2**20  # of a number that is not in MOST
+# The largest numbers that are accepted, because a hostile config could ask for all memory.
+LARGEST = 2**20
 MOST = dict(layers_per_block=64, num_hidden_layers=512, layers=512, image_size=1024)
-SIZES = dict(size=4096, exemplar_size=4096)  # in pixels, at most: what an edit allocates grows so
-NUMBERS = ('scale', 'mean', 'beta_start', 'beta_end')  # our settings that are real numbers
-FLOAT32 = 3.4e38  # at most
-LEVELS = 16  # at most
-WHOLE = (  # our settings that are positive whole numbers
-  *('channels', 'layers', 'heads', 'groups', 'z_channels', 'width', 'mlp', 'patch', 'image_size'),
-  'num_steps',
-)
+MOST |= dict(size=4096, exemplar_size=4096)  # pixels of pictures that are edited
+LEVELS = 16
+FLOAT32 = 3.4e38
 PREDICTIONS = {'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
 SAMPLERS = {'DDIMScheduler': 'ddim', 'DPMSolverMultistepScheduler': 'dpm_solver_pp'}
-ATTEND, PLAIN = 'CrossAttn{}Block2D', '{}Block2D'  # a UNet's levels with attention and without
+ATTEND, PLAIN = 'CrossAttn{}Block2D', '{}Block2D'  # levels of a UNet with attention and without
 
 
 class Known(NamedTuple):
-  """What is known of one class's settings.
+  """What exedit knows of the settings of one class.
 
-  read: those that are used, with the class's defaults. implemented: the values that we have, the
-  class's default first. ignored: of no effect on what the network computes. strict: whether a
-  setting that is in none of the three is refused (where it is not None or False).
+  read: the settings that are used, with the class's defaults.
+  implemented: the values that exedit implements; the first is the class's default.
+  ignored: settings without effect on what the network computes.
+  strict: refuse a setting that is in none of the three, unless it is None or False.
   """
 
   read: Mapping[str, Any]
@@ -105,7 +103,7 @@ CLIP = Known(
     patch_size=32,
   ),
   implemented=dict(hidden_act=('quick_gelu',), layer_norm_eps=(1e-5,), num_channels=(3,)),
-  strict=False,  # dozens of settings of transformers' base class
+  strict=False,  # transformers' base class adds dozens of settings
 )
 SCHEDULER = Known(
   read=dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction_type='epsilon'),
@@ -114,52 +112,15 @@ SCHEDULER = Known(
     trained_betas=(None,),
     rescale_betas_zero_snr=(False,),
   ),
-  strict=False,  # the rest says how to sample, which is the person's choice
-)
-LDM_UNET = Known(  # openaimodel.py UNetModel; sizes are read from the shapes
-  read=dict(num_heads=-1),
-  implemented=dict(
-    num_head_channels=(-1,),
-    use_spatial_transformer=(True,),
-    transformer_depth=(1,),
-    conv_resample=(True,),
-    dims=(2,),
-    num_heads_upsample=(-1,),
-  ),
-  ignored=(
-    'image_size',
-    'in_channels',
-    'out_channels',
-    'model_channels',
-    'attention_resolutions',
-    'num_res_blocks',
-    'channel_mult',
-    'context_dim',
-    'dropout',
-    'use_checkpoint',
-    'use_fp16',
-    'legacy',  # of effect only on attention that is not a spatial transformer's
-  ),
-)
-LDM_AUTOENCODER = Known(  # model.py Encoder and Decoder
-  read={},
-  implemented=dict(
-    double_z=(True,),
-    in_channels=(3,),
-    out_ch=(3,),
-    attn_resolutions=([],),
-    resamp_with_conv=(True,),
-    attn_type=('vanilla',),
-  ),
-  ignored=('z_channels', 'resolution', 'ch', 'ch_mult', 'num_res_blocks', 'dropout'),
+  strict=False,  # the other settings say how to sample, which the user chooses
 )
 
 
 def values(known: Known, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """The settings that are read, those that are absent at their defaults.
+  """Returns the settings that `known` reads; absent ones have their defaults.
 
   Raises:
-    UserError: naming a setting, its value and what is implemented.
+    UserError: for a value that exedit does not implement, with the setting and the known values.
   """
   for name, value in config.items():
     allowed = known.implemented.get(name)
@@ -176,10 +137,10 @@ def values(known: Known, config: Mapping[str, Any], where: str) -> dict[str, Any
 
 
 def unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """Arguments of UNet, `in_channels`, `out_channels` and `context_dim` among them."""
+  """Returns the arguments of UNet, including `in_channels`, `out_channels` and `context_dim`."""
   read = values(UNET, config, where)
   channels, mult = _widths(read['block_out_channels'], where)
-  heads = read['attention_head_dim']  # means the number of heads (facts 1.1)
+  heads = read['attention_head_dim']  # the number of heads: docs/facts.md, Weight layouts
   if read['num_attention_heads'] is not None:
     heads = read['num_attention_heads']
   downs, ups = read['down_block_types'], read['up_block_types']
@@ -205,61 +166,21 @@ def unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   return result
 
 
-def check_settings(model: Any, where: str) -> None:
-  """UserError where settings of `build` could not be ours, before a network is built from them."""
-  for part in ('unet', 'autoencoder', 'clip', 'conditioner', 'schedule'):
-    group = model.get(part, {})
-    if not isinstance(group, Mapping):
-      raise _damaged(where, f'model.{part}', group, '')
-    for name, value in group.items():
-      listed = name in ('mult', 'attention_levels')
-      whole = value if listed and isinstance(value, list) else [value]
-      good = len(whole) <= LEVELS and all(
-        type(v) is int and (name == 'attention_levels') + v >= 1 and v <= MOST.get(name, LARGEST)
-        for v in whole
-      )
-      if (listed or name in WHOLE) and not good:
-        most = f'which must be whole and at most {MOST.get(name, LARGEST)}'
-        raise _damaged(where, f'model.{part}.{name}', value, most)
-      if name in NUMBERS and not (finite(value) and (name == 'mean' or value > 0)):
-        raise _damaged(where, f'model.{part}.{name}', value, 'which must be a finite number')
-
-
-def check_uses(data: Mapping[str, Any], edit: Mapping[str, Any], where: str) -> None:
-  """UserError where the sizes that a model is for, or how it samples, could not be."""
-  good = dict(
-    size=lambda v: type(v) is int and 1 <= v <= SIZES['size'],
-    exemplar_size=lambda v: type(v) is int and 1 <= v <= SIZES['exemplar_size'],
-    steps=lambda v: type(v) is int,
-    scale=finite,
-    sampler=lambda v: isinstance(v, str),
-  )
-  for name, value in {**data, **edit}.items():
-    if name in good and not good[name](value):
-      most = f'which must be whole and at most {SIZES[name]}' if name in SIZES else ''
-      raise _damaged(where, name, value, most)
-
-
 def finite(value: Any) -> TypeGuard[float]:
-  """Whether this is a number that float32 can hold; JSON has NaN, Infinity and 10**400 too."""
+  """Whether this is a number that float32 can store. JSON allows NaN, Infinity and 10**400."""
   return type(value) in (int, float) and -FLOAT32 <= value <= FLOAT32
 
 
 def shown(value: Any) -> str:
-  """A foreign value for a message, short however large it is."""
+  """Returns a value from a file for a message, shortened."""
   try:
     return reprlib.repr(value)[:200]
-  except ValueError:  # Python prints no whole number of more than 4300 digits
+  except ValueError:  # Python does not print a whole number of more than 4300 digits
     return 'a number of thousands of digits'
 
 
-def _damaged(where: str, name: str, value: Any, rule: str) -> UserError:
-  rule = f', {rule}' if rule else ''
-  return UserError(f'{where} is damaged ({name} is {shown(value)}{rule}): restore it from a copy')
-
-
 def check_divisors(unet: Mapping[str, Any], where: str) -> None:
-  """UserError where heads or groups of a UNet do not divide its widths."""
+  """Raises UserError if heads or groups of a UNet do not divide its widths."""
   last = len(unet['mult']) - 1
   for i, width in enumerate(unet['channels'] * m for m in unet['mult']):
     attends = i in unet['attention_levels'] or i == last
@@ -269,7 +190,7 @@ def check_divisors(unet: Mapping[str, Any], where: str) -> None:
 
 
 def autoencoder(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """Arguments of AutoencoderKL, `kind` before them."""
+  """Returns the arguments of AutoencoderKL, and its `kind`."""
   read = values(AUTOENCODER, config, where)
   channels, mult = _widths(read['block_out_channels'], where)
   scale = read['scaling_factor']
@@ -287,7 +208,7 @@ def autoencoder(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def clip(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """Arguments of CLIPVision, from the tower's own config or one that holds it."""
+  """Returns the arguments of CLIPVision, from the tower's config or one that contains it."""
   config = config.get('vision_config') or config.get('vision_config_dict') or config
   if not isinstance(config, Mapping):
     raise UserError(f'{where} is damaged (vision_config is no object): restore it from a copy')
@@ -304,14 +225,14 @@ def clip(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def schedule(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """Arguments of Schedule."""
+  """Returns the arguments of Schedule."""
   read = values(SCHEDULER, config, where)
   if config.get('beta_schedule', 'linear') != 'scaled_linear':
     raise UserError(
       f'{where}: beta_schedule is {shown(config.get("beta_schedule", "linear"))}, and exedit '
       "implements 'scaled_linear', Stable Diffusion's"
     )
-  if read['prediction_type'] not in [*PREDICTIONS]:  # it may be anything, a list too
+  if read['prediction_type'] not in [*PREDICTIONS]:  # the value may not be hashable
     raise UserError(
       f'{where}: prediction_type is {shown(read["prediction_type"])}, and exedit implements '
       f'{_either(PREDICTIONS)}'
@@ -319,7 +240,7 @@ def schedule(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   betas = [read['beta_start'], read['beta_end']]
   if not all(isinstance(b, float) for b in betas) or not 0 < betas[0] <= betas[1] < 1:
     raise UserError(
-      f'{where}: beta_start and beta_end are {shown(betas)}: they must grow within 0 and 1'
+      f'{where}: beta_start and beta_end are {shown(betas)}: they must grow between 0 and 1'
     )
   return dict(
     num_steps=integer(read, 'num_train_timesteps', where),
@@ -330,7 +251,7 @@ def schedule(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _widths(widths: Any, where: str) -> tuple[int, list[int]]:
-  """(channels, mult) of the widths of all levels."""
+  """Returns (channels, mult) for the widths of all levels."""
   _sequence(widths, None, where)
   whole = [integer(dict(block_out_channels=w), 'block_out_channels', where) for w in widths]
   if any(w % whole[0] for w in whole):
@@ -350,15 +271,20 @@ def _sequence(value: Any, length: int | None, where: str) -> Sequence:
   return value
 
 
+def whole(value: Any, name: str, least: int = 1) -> bool:
+  """Whether this is a whole number that the setting `name` may have."""
+  return type(value) is int and least <= value <= MOST.get(name, LARGEST)
+
+
 def integer(config: Mapping[str, Any], name: str, where: str) -> int:
-  """A positive number that is the same for all levels."""
+  """Returns a positive whole number that is the same for all levels; UserError for others."""
   value = _uniform(config[name])
   if isinstance(value, list):
     raise UserError(
       f'{where}: {name} is {shown(value)}; exedit implements the same number for all levels'
     )
-  most = MOST.get(name, LARGEST)
-  if type(value) is not int or not 1 <= value <= most:
+  if not whole(value, name):
+    most = MOST.get(name, LARGEST)
     raise UserError(
       f'{where}: {name} is {shown(value)}; it must be a positive whole number, at most {most}'
     )
@@ -366,7 +292,7 @@ def integer(config: Mapping[str, Any], name: str, where: str) -> int:
 
 
 def _uniform(value: Any) -> Any:
-  """A list of equal values as the one value."""
+  """Returns the one value of a list of equal values; other values as they are."""
   if isinstance(value, (list, tuple)) and value and all(v == value[0] for v in value):
     return value[0]
   return value
@@ -376,19 +302,21 @@ def _either(allowed) -> str:
   return ' or '.join(repr(value) for value in allowed)
 
 
-def kind(unet: Mapping[str, Any], z: int, by_words: bool, where: str) -> str:
-  """Which system these networks are: 'paint_by_example' or 'stable_diffusion'; others are refused.
+def system(unet: Mapping[str, Any], z: int, by_text: bool, where: str) -> str:
+  """Returns 'paint_by_example' or 'stable_diffusion'; UserError for networks of other systems.
 
-  An inpainting model of Stable Diffusion has as many input channels as Paint by Example, in another
-  order and with the opposite mask. Flipping the mask is a change of weights only inside the
-  picture: at its border the convolution pads with zeros, which then mean the other thing.
+  An inpainting model of Stable Diffusion has as many input channels as Paint by Example, but in
+  another order and with the opposite mask. A change of weights can invert the mask only inside the
+  picture: at the border the convolution pads with zeros, which mean the opposite in the two models.
+
+  unet: with `in_channels` and `out_channels`. z: channels of the latents.
   """
   inputs, outputs = unet['in_channels'], unet['out_channels']
-  if outputs == z and by_words and inputs == z:
+  if outputs == z and by_text and inputs == z:
     return 'stable_diffusion'
-  if outputs == z and not by_words and inputs == 2 * z + 1:
+  if outputs == z and not by_text and inputs == 2 * z + 1:
     return 'paint_by_example'
-  if by_words and inputs == 2 * z + 1:
+  if by_text and inputs == 2 * z + 1:
     raise UserError(
       f'{where} is an inpainting model of Stable Diffusion: {inputs} channels as Paint by Example '
       'has, but the mask before the masked image, and 1 where this one has 0, which no change of '

@@ -1,9 +1,9 @@
-"""Weight tables: lists of (theirs, ours, transform), one per network and layout, read both ways.
+"""Tables that translate the names and layouts of tensors between exedit and others, both ways.
 
-A table names tensors of networks of any size: `{i}` stands for a number that both sides share. On
-their side `[a|b]` means that either spelling is read and the first is written, and `*` stands for
-any rest. A row whose `ours` is None names tensors of theirs that carry nothing for us. Tensors of
-files stay unread: they come out under new names and in new shapes. Arrays come out as arrays.
+A table is a list of rows (theirs, ours, transform) for one network and one layout, for networks of
+any size: `{i}` stands for a number that both names share. In their names, `[a|b]` means that both
+spellings are read and the first is written, and `*` stands for any rest. `ours` is None in a row of
+tensors that exedit does not need. Unread tensors stay unread and get new names and shapes.
 """
 
 import itertools
@@ -17,14 +17,15 @@ import numpy as np
 from exedit.runtime.errors import UserError
 from exedit.weights.formats.tensor import Tensor
 
-BLOCK = 32  # rows of a transpose at a time
+BLOCK = 32  # rows that are transposed at a time
 
 
 class Transform(NamedTuple):
-  """How the array behind one row changes: `read` from their layout to ours, `write` back.
+  """How an array changes: `read` from their layout to ours, `write` back.
 
-  Theirs may hold several of ours, one after the other along its first axis: the row is for number
-  `part` of `parts`. Both functions must be views, for they also tell the new shape.
+  One of their arrays may hold several of ours, one after the other along its first axis: then the
+  row is for number `part` of `parts`. Both functions must return views, because they are also used
+  to compute the new shape.
   """
 
   read: Callable[[np.ndarray], np.ndarray]
@@ -38,41 +39,43 @@ T = TypeVar('T', Tensor, np.ndarray)
 
 
 def _squeezed(x: np.ndarray) -> np.ndarray:
-  """The matrix inside a 1x1 convolution's kernel; a matrix stays as it is."""
+  """The kernel of a 1x1 convolution as a matrix; a matrix stays as it is."""
   return x[:, :, 0, 0] if x.ndim == 4 and x.shape[2:] == (1, 1) else x
 
 
 SAME = Transform(lambda x: x, lambda x: x)
 CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW, HWIO
 LINEAR = Transform(lambda x: _squeezed(x).transpose(1, 0), lambda x: x.transpose(1, 0))
-CONV1X1 = Transform(LINEAR.read, lambda x: x.transpose(1, 0)[:, :, None, None])  # ours is a matrix
+CONV1X1 = Transform(
+  LINEAR.read, lambda x: x.transpose(1, 0)[:, :, None, None]
+)  # exedit has a matrix
 
 
 def linear(theirs: str, ours: str, transform: Transform = LINEAR, bias: bool = True) -> list[Row]:
-  """The rows of a linear layer; its bias is the same part of several as its kernel."""
+  """Returns the rows of a linear layer. Its bias is the same part of several as its kernel."""
   rows: list[Row] = [(f'{theirs}.weight', f'{ours}.kernel', transform)]
   same = SAME._replace(part=transform.part, parts=transform.parts)
   return rows + [(f'{theirs}.bias', f'{ours}.bias', same)] if bias else rows
 
 
 def fused(theirs: str, ours: Sequence[str]) -> list[Row]:
-  """The rows of linear layers that they keep as one, their outputs one after the other."""
+  """Returns the rows of linear layers that are one layer in their file."""
   parts = [LINEAR._replace(part=i, parts=len(ours)) for i in range(len(ours))]
   return [row for name, part in zip(ours, parts) for row in linear(theirs, name, part)]
 
 
 def conv(theirs: str, ours: str, bias: bool = True) -> list[Row]:
-  """The rows of a convolution."""
+  """Returns the rows of a convolution."""
   return linear(theirs, ours, CONV, bias)
 
 
 def norm(theirs: str, ours: str) -> list[Row]:
-  """The rows of a LayerNorm or GroupNorm."""
+  """Returns the rows of a LayerNorm or GroupNorm."""
   return [(f'{theirs}.weight', f'{ours}.scale', SAME), (f'{theirs}.bias', f'{ours}.bias', SAME)]
 
 
 def resnet(theirs: str, ours: str) -> list[Row]:
-  """The rows of a ResBlock as diffusers names it; those that a block lacks match nothing."""
+  """Returns the rows of a ResBlock in diffusers' names; a block may lack some of them."""
   return [
     *norm(f'{theirs}.norm1', f'{ours}.norm1'),
     *conv(f'{theirs}.conv1', f'{ours}.conv1'),
@@ -84,17 +87,17 @@ def resnet(theirs: str, ours: str) -> list[Row]:
 
 
 def under(theirs: str, ours: str, table: Iterable[Row]) -> list[Row]:
-  """A network's table as part of a larger model: both sides behind a prefix such as 'model.'."""
+  """Returns a table with a prefix, such as 'model.', before the names of each side."""
   return [(theirs + a, None if b is None else ours + b, transform) for a, b, transform in table]
 
 
 def ignored(*theirs: str) -> list[Row]:
-  """The rows of tensors that are known to carry nothing for us."""
+  """Returns the rows of tensors that exedit does not need."""
   return [(name, None, SAME) for name in theirs]
 
 
 def identity(names: Iterable[str]) -> list[Row]:
-  """The table of our own layout."""
+  """Returns the table of exedit's own layout."""
   return [(name, name, SAME) for name in names]
 
 
@@ -104,11 +107,13 @@ def to_ours(
   like: Mapping[str, Any] | None = None,
   where: str = 'the file',
 ) -> dict[str, T]:
-  """Their tensors as ours, {dotted path: tensor}.
+  """Returns tensors by exedit's paths, in exedit's layouts.
 
-  `like` ({dotted path: anything with a shape}) says what has to come out; without it a network of
-  any size may. UserError with one listing of all that is missing (-), unexpected (+), set twice (=)
-  or of another shape (!).
+  like: what has to come out, {path: anything with a shape}; by default a network of any size.
+  where: the name of the source in messages.
+  Raises:
+    UserError: with one list of all tensors that are missing (-), unexpected (+), set twice (=) or
+      of another shape (!).
   """
   return _translate(_reading(table), _writing(table), theirs, like, where)
 
@@ -119,18 +124,21 @@ def to_theirs(
   like: Mapping[str, Any] | None = None,
   where: str = 'the model',
 ) -> dict[str, T]:
-  """Our tensors as theirs; `like` and errors as in `to_ours`, the other way round."""
+  """Returns exedit's tensors by their names and in their layouts; arguments as in `to_ours`."""
   return _translate(_writing(table), _reading(table), ours, like, where)
 
 
 class _Rule(NamedTuple):
-  """One row read in one direction."""
+  """One row in one direction: from `name` to `template`.
+
+  cut: (part, parts) to take of the array. place: (part, parts) that it becomes of the new array.
+  """
 
   name: str
   template: str | None
   change: Callable[[np.ndarray], np.ndarray]
-  cut: tuple[int, int]  # which part of several the named array gives
-  place: tuple[int, int]  # which part of several it becomes
+  cut: tuple[int, int]
+  place: tuple[int, int]
 
 
 def _reading(table: Sequence[Row]) -> '_Rules':
@@ -145,7 +153,7 @@ def _writing(table: Sequence[Row]) -> '_Rules':
 
 
 class _Rules:
-  """The rules of a table, by name where that has no variables, else by pattern."""
+  """The rules of a table: by name, or by pattern if the name has variables."""
 
   def __init__(self, rules: Sequence[_Rule]):
     self._exact: dict[str, list[_Rule]] = {}
@@ -158,7 +166,7 @@ class _Rules:
           self._exact.setdefault(spelling, []).append(rule)
 
   def find(self, name: str) -> list[tuple[_Rule, str | None]]:
-    """The rules that know this name, each with the name on the other side (None if ignored)."""
+    """Returns the rules for this name, each with the name on the other side (None: ignored)."""
     found = [(rule, rule.template) for rule in self._exact.get(name, ())]
     if found:
       return found
@@ -173,7 +181,7 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def _spellings(template: str) -> list[str]:
-  """All that `[a|b]` in a name can mean, the first first."""
+  """All spellings of a name with `[a|b]`; the first one is written."""
   pieces = [piece.split('|') for piece in re.split(r'[\[\]]', template)]
   return [''.join(choice) for choice in itertools.product(*pieces)]
 
@@ -185,9 +193,10 @@ def _translate(
   like: Mapping[str, Any] | None,
   where: str,
 ) -> dict[str, T]:
-  pieces: dict[str, dict[int, Tensor]] = {}  # by the new name and the place in it
+  """Translates `source` by `rules`; `back` are the rules of the other direction, for messages."""
+  pieces: dict[str, dict[int, Tensor]] = {}  # by the new name and the part of it
   counts, origin = {}, {}
-  trouble = {}  # a dict for its order, and names each thing once
+  trouble = {}  # a dict, because it keeps the order and has no line twice
   for name, tensor in source.items():
     found = rules.find(name)
     targets = [target for _, target in found if target is not None]
@@ -221,7 +230,7 @@ def _translate(
 
 
 def _changed(rule: _Rule, old: T, like: Any) -> tuple[Tensor, str | None]:
-  """The tensor in its new layout, still unread, and what is wrong with its shape."""
+  """(the unread tensor in its new layout, what is wrong with its shape)."""
   (part, parts), pieces = rule.cut, rule.place[1]
 
   def change(x):
@@ -234,7 +243,7 @@ def _changed(rule: _Rule, old: T, like: Any) -> tuple[Tensor, str | None]:
   given = tuple(old.shape)
   try:
     shape = change(np.broadcast_to(np.int8(0), given)).shape
-  except (ValueError, IndexError):  # another number of axes than the row is for
+  except (ValueError, IndexError):  # not the number of axes that the row is for
     return Tensor(given, old.dtype, read), f'shape {given} is of another kind of layer'
   new = Tensor(shape, old.dtype, read)
   whole = (shape[0] * pieces, *shape[1:]) if pieces > 1 else shape
@@ -245,11 +254,11 @@ def _changed(rule: _Rule, old: T, like: Any) -> tuple[Tensor, str | None]:
 
 
 def _contiguous(x: np.ndarray) -> np.ndarray:
-  """np.ascontiguousarray in blocks that stay in the cache: kernels go 2.5 times as fast."""
+  """np.ascontiguousarray in blocks that fit into the CPU's cache, 2.5 times as fast for kernels."""
   long = [axis for axis in range(x.ndim) if x.shape[axis] > BLOCK]
   if x.flags.c_contiguous or len(long) < 2:
     return np.ascontiguousarray(x)
-  nearest = min(long, key=lambda axis: x.strides[axis])  # neighbours along it share a cache line
+  nearest = min(long, key=lambda axis: x.strides[axis])  # its neighbours share a cache line
   result = np.empty(x.shape, x.dtype)
   source, target = np.moveaxis(x, nearest, 0), np.moveaxis(result, nearest, 0)
   for i in range(0, len(source), BLOCK):
@@ -258,7 +267,7 @@ def _contiguous(x: np.ndarray) -> np.ndarray:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-  """Several tensors as one, one after the other along the first axis."""
+  """Concatenates tensors along the first axis, unread."""
   if len(parts) == 1:
     return parts[0]
   shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
@@ -266,14 +275,14 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _safe(name: str) -> str:
-  """A name out of somebody's file on one line."""
+  """A name from a file, safe to print on one line."""
   return ascii(name)[1:-1][:200]
 
 
 def cast(tensors: Mapping[str, Tensor | np.ndarray], dtype: str | None) -> dict[str, Tensor]:
-  """The same tensors in another type, converted when they are read; None leaves them.
+  """Returns the tensors in another type, converted when they are read; None keeps the type.
 
-  UserError at the reading of one with numbers that the type cannot hold.
+  Reading a tensor whose numbers are too large for the type raises UserError.
   """
   return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
 

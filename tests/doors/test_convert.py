@@ -1,6 +1,5 @@
 """Weights keep every bit from layout to layout, and nothing half-written is left behind."""
 
-import functools
 import json
 import os
 import re
@@ -12,6 +11,7 @@ import pytest
 from absl import flags
 
 from exedit import convert as door
+from exedit import latent_diffusion
 from exedit import paint_by_example as pbe
 from exedit.convert import convert
 from exedit.runtime import doors
@@ -31,8 +31,8 @@ def quiet(*args, **kwargs):
 @pytest.fixture(autouse=True)
 def build_each_model_once(monkeypatch):
   """Half of a conversion's time is the tracing of the network that the names must fit."""
-  shapes = lambda settings, where='': (None, released.shapes_of(json.dumps(settings)))
-  monkeypatch.setattr(pbe, 'abstract', functools.wraps(pbe.abstract)(shapes))
+  shapes = lambda build, settings, where='': released.abstracted(json.dumps(settings))
+  monkeypatch.setattr(latent_diffusion, 'abstract', shapes)
 
 
 def contents(path):
@@ -146,7 +146,7 @@ def test_what_fails_half_way_leaves_nothing(tmp_path, layout):
 @pytest.mark.parametrize(
   ('to', 'layout', 'words'),
   [
-    ('a', 'exedit', 'a is there already'),
+    ('a', 'exedit', 'a is a folder with files in it'),
     ('b', 'original', 'one .safetensors'),
     ('none/b.safetensors', 'original', 'does not exist'),
   ],
@@ -162,7 +162,7 @@ def test_targets_that_cannot_be(tmp_path, to, layout, words):
 @pytest.mark.parametrize('layout', ['diffusers', 'original'])
 def test_a_model_without_an_autoencoder_stays_with_us(tmp_path, layout):
   small.export(tmp_path / 'a')
-  with pytest.raises(UserError, match='has no autoencoder .kind .space_to_depth.'):
+  with pytest.raises(UserError, match='has no autoencoder .*space_to_depth'):
     quiet(tmp_path / 'a', tmp_path / 'b.safetensors', layout=layout)
   assert os.listdir(tmp_path) == ['a']
 
@@ -278,12 +278,6 @@ def test_a_target_without_a_folder_is_refused_before_reading(
     quiet(tmp_path / 'weights', tmp_path / to, layout=layout)
   assert '\n' not in str(error.value)
   assert os.listdir(tmp_path) == ['a.png']
-
-
-@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='needs Linux')
-def test_a_folder_that_takes_no_folders():
-  with pytest.raises(UserError, match='cannot write /proc/weights'):
-    released.export('/proc/weights')
 
 
 @pytest.mark.parametrize('layout', door.LAYOUTS)

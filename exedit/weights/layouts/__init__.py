@@ -1,1 +1,1 @@
-"""Folders and files as their makers arrange them: ours, diffusers, the original."""
+"""Folders and files in the layouts of exedit, diffusers and the original code."""

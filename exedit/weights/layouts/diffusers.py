@@ -1,19 +1,22 @@
-"""The folder of a diffusers pipeline: unet/, vae/, image_encoder/, scheduler/, read and written."""
+"""The folder of a diffusers pipeline, read and written: unet/, vae/, image_encoder/, scheduler/."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from exedit.runtime.errors import UserError
-from exedit.weights import settings as configs
+from exedit.weights import settings
 from exedit.weights.formats.files import INDEX, open_tensors
-from exedit.weights.formats.tensor import read_json
+from exedit.weights.formats.safetensors import save_tensors
+from exedit.weights.formats.tensor import Tensor, read_json
 from exedit.weights.found import Weights
 from exedit.weights.tables import autoencoder, conditioner, unet
-from exedit.weights.translate import Row, under
+from exedit.weights.translate import Row, to_theirs, under
 
 PARTS = ('unet', 'vae', 'image_encoder', 'scheduler')
-STEM = dict(image_encoder='model')  # of the .safetensors; transformers' name, the others diffusers'
-OTHERS = {  # folders that say which other pipeline this is
+STEM = dict(image_encoder='model')  # names of .safetensors: transformers' one, else diffusers'
+OTHERS = {  # folders that only other pipelines have
   'text_encoder_2': 'Stable Diffusion XL',
   'text_encoder_3': 'Stable Diffusion 3',
   'transformer': 'a diffusion transformer',
@@ -24,20 +27,21 @@ TABLE: list[Row] = [
   *under('vae/', 'autoencoder.', autoencoder.TABLE),
   *under('image_encoder/', '', conditioner.IMAGE_ENCODER),
 ]
+VERSION = '0.33.1'  # of diffusers: the last one that supported the pipeline
 
 
 def read(path: Path) -> Weights:
-  """What the folder of a pipeline holds: Paint by Example, or Stable Diffusion 1.x to start from.
+  """Returns the weights in the folder of a pipeline: Paint by Example, or Stable Diffusion 1.x.
 
   Raises:
-    UserError: for another pipeline, half a folder, a setting that is not implemented.
+    UserError: for another pipeline, an incomplete folder, or a setting that is not implemented.
   """
   components = _components(path)
   for other, what in OTHERS.items():
     if other in components:
       raise UserError(f'{path} is {what} ({other}/): exedit reads Paint by Example and SD 1.x')
-  by_words = 'text_encoder' in components and 'image_encoder' not in components
-  parts = [part for part in PARTS if part != 'image_encoder' or not by_words]
+  by_text = 'text_encoder' in components and 'image_encoder' not in components
+  parts = [part for part in PARTS if part != 'image_encoder' or not by_text]
   missing = [f'{part}/' for part in parts if not (path / part).is_dir()]
   if missing:
     there = [f'{part}/' for part in parts if (path / part).is_dir()]
@@ -52,47 +56,54 @@ def read(path: Path) -> Weights:
       tensors = open_tensors(file)
       theirs |= {f'{part}/{name}': tensor for name, tensor in tensors.items()}
       files += shards(file)
-  config, kind = _config(path, by_words)
+  config, kind = _config(path, by_text)
   return Weights(config, theirs, TABLE, tuple(files), kind=kind)
 
 
 def _components(path: Path) -> set[str]:
-  """The pipeline's parts: its folders, and those that its index names (a hub gives only some)."""
+  """The parts of the pipeline: its folders, and those in its index, which may not be fetched."""
   index = path / 'model_index.json'
   named = read_json(index) if index.exists() else {}
   parts = {name for name, value in named.items() if isinstance(value, list) and any(value)}
   return parts | {p.name for p in path.iterdir() if p.is_dir()}
 
 
-def _config(path: Path, by_words: bool) -> tuple[dict[str, Any], str]:
-  """(config in our words, kind of pipeline)."""
-  file = lambda part: str(path / part / 'config.json')
-  net = configs.unet(read_json(path / 'unet' / 'config.json'), file('unet'))
-  vae = configs.autoencoder(read_json(path / 'vae' / 'config.json'), file('vae'))
-  scheduler = read_json(path / 'scheduler' / 'scheduler_config.json')
-  schedule = configs.schedule(scheduler, str(path / 'scheduler' / 'scheduler_config.json'))
-  kind = configs.kind(net, vae['z_channels'], by_words, str(path))
+def _config(path: Path, by_text: bool) -> tuple[dict[str, Any], str]:
+  """(config in exedit's words, name of the system)."""
+  file = lambda part, name='config.json': path / part / name
+  translated = lambda part, convert: convert(read_json(file(part)), str(file(part)))
+  net, vae = translated('unet', settings.unet), translated('vae', settings.autoencoder)
+  scheduler = read_json(file('scheduler', 'scheduler_config.json'))
+  schedule = settings.schedule(scheduler, str(file('scheduler', 'scheduler_config.json')))
+  kind = settings.system(net, vae['z_channels'], by_text, str(path))
   net = {name: value for name, value in net.items() if name not in ('in_channels', 'out_channels')}
   model = dict(unet=net, autoencoder=vae, schedule=schedule, context_dim=net.pop('context_dim'))
-  size = read_json(path / 'unet' / 'config.json').get('sample_size')
+  size = read_json(file('unet')).get('sample_size')
   size, factor = size if type(size) is int and size >= 1 else 64, 2 ** (len(vae['mult']) - 1)
-  if size * factor > (most := configs.SIZES['size']):
+  if size * factor > (most := settings.MOST['size']):
     raise UserError(
-      f'{file("unet")}: sample_size is {configs.shown(size)}, '
-      f'{configs.shown(size * factor)} pixels with this autoencoder: exedit edits up to {most}'
+      f'{file("unet")}: sample_size is {settings.shown(size)}, '
+      f'{settings.shown(size * factor)} pixels with this autoencoder: exedit edits up to {most}'
     )
   data = dict(size=size * factor)
   if kind == 'paint_by_example':
-    tower = configs.clip(read_json(path / 'image_encoder' / 'config.json'), file('image_encoder'))
-    layers = (tower['layers'] + 1) // 5  # diffusers' rule for its mapper
-    model |= dict(clip=tower, conditioner=dict(layers=layers))
+    tower = translated('image_encoder', settings.clip)
+    model |= dict(clip=tower, conditioner=dict(layers=_mapper_layers(tower)))
     data['exemplar_size'] = tower['image_size']
-  sampler = configs.SAMPLERS.get(str(scheduler.get('_class_name')), 'plms')
+  sampler = settings.SAMPLERS.get(str(scheduler.get('_class_name')), 'plms')
   return dict(model=model, data=data, edit=dict(steps=50, scale=5.0, sampler=sampler)), kind
 
 
+def _mapper_layers(clip: Mapping[str, Any]) -> int:
+  """The layers of the conditioner's mapper (diffusers paint_by_example/image_encoder.py)."""
+  return (clip['layers'] + 1) // 5
+
+
 def weights_file(folder: Path, stem: str) -> Path:
-  """The file of one network: safetensors before torch's, whole before sharded before variants."""
+  """Returns the weight file of one network.
+
+  .safetensors go before torch's .bin, whole files before shards, and both before variants (fp16).
+  """
   torch_stem = 'pytorch_model' if stem == 'model' else stem
   for name, ending in ((stem, 'safetensors'), (torch_stem, 'bin')):
     for candidate in (f'{name}.{ending}', f'{name}.{ending}{INDEX}'):
@@ -100,7 +111,7 @@ def weights_file(folder: Path, stem: str) -> Path:
         return folder / candidate
   for name, ending in ((stem, '.safetensors'), (torch_stem, '.bin')):
     found = sorted(p for p in folder.glob(f'{name}.*') if _is_variant(p.name, name, ending))
-    if found:  # a halved one before any other
+    if found:
       return next((p for p in found if '.fp16.' in p.name), found[0])
   there = ', '.join(sorted(p.name for p in folder.iterdir())[:5]) or 'nothing'
   raise UserError(
@@ -116,7 +127,179 @@ def _is_variant(name: str, stem: str, ending: str) -> bool:
 
 
 def shards(file: Path) -> list[Path]:
-  """The files behind a weight file: itself, or those that an index names."""
+  """Returns the file itself, or the files that it names if it is an index."""
   if file.suffix != '.json':
     return [file]
   return sorted(file.parent / name for name in set(read_json(file)['weight_map'].values()))
+
+
+# Writing
+
+
+def write(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+  """Writes the folder that PaintByExamplePipeline.from_pretrained reads.
+
+  path: an empty folder.
+  config: its `model` has every default value written out.
+  tensors: by exedit's paths.
+  Raises:
+    UserError: if diffusers has no such network.
+  """
+  model = config['model']
+  _check(model, str(path))
+  size = config.get('data', {}).get('size', 512) // 2 ** (len(model['autoencoder']['mult']) - 1)
+  theirs = to_theirs(TABLE, tensors)
+  for name, value in _configs(model, size).items():
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+  for part in ('unet', 'vae', 'image_encoder'):
+    stem = STEM.get(part, 'diffusion_pytorch_model')
+    own = {n.removeprefix(f'{part}/'): t for n, t in theirs.items() if n.startswith(f'{part}/')}
+    save_tensors(path / part / f'{stem}.safetensors', own, {'format': 'pt'})
+
+
+def _check(model: Mapping[str, Any], where: str) -> None:
+  """Raises UserError if the configs of diffusers cannot describe this model."""
+  if model['unet']['mult'][0] != 1:
+    raise UserError(
+      f'{where}: the first level of the UNet is {model["unet"]["mult"][0]} times as wide as its '
+      'first convolution, which diffusers cannot say: write the original layout instead'
+    )
+  expected = _mapper_layers(model['clip'])
+  if model['conditioner']['layers'] != expected:
+    raise UserError(
+      f'{where}: the conditioner has {model["conditioner"]["layers"]} layers, and diffusers builds '
+      f'{expected} for a CLIP of {model["clip"]["layers"]}: write the original layout instead'
+    )
+
+
+def _configs(model: Mapping[str, Any], size: int) -> dict[str, dict[str, Any]]:
+  """All config files by their names; `size` is that of the latents."""
+  prediction = model['schedule']['prediction']
+  index = dict(
+    _class_name='PaintByExamplePipeline',
+    _diffusers_version=VERSION,
+    feature_extractor=['transformers', 'CLIPImageProcessor'],
+    image_encoder=['paint_by_example', 'PaintByExampleImageEncoder'],
+    requires_safety_checker=False,
+    safety_checker=[None, None],
+    scheduler=['diffusers', 'PNDMScheduler' if prediction == 'eps' else 'DDIMScheduler'],
+    unet=['diffusers', 'UNet2DConditionModel'],
+    vae=['diffusers', 'AutoencoderKL'],
+  )
+  return {
+    'model_index.json': index,
+    'unet/config.json': _unet(model, size),
+    'vae/config.json': _autoencoder(model['autoencoder'], size),
+    'image_encoder/config.json': image_encoder(model['clip'], model['context_dim']),
+    'scheduler/scheduler_config.json': _scheduler(model['schedule']),
+    'feature_extractor/preprocessor_config.json': _preprocessor(model['clip']['image_size']),
+  }
+
+
+def _unet(model: Mapping[str, Any], size: int) -> dict[str, Any]:
+  net, z = model['unet'], model['autoencoder']['z_channels']
+  attend = [i in net['attention_levels'] for i in range(len(net['mult']))]
+  names = [settings.ATTEND if a else settings.PLAIN for a in attend]
+  return dict(
+    _class_name='UNet2DConditionModel',
+    _diffusers_version=VERSION,
+    act_fn='silu',
+    attention_head_dim=net['heads'],  # the number of heads: docs/facts.md, Weight layouts
+    block_out_channels=[net['channels'] * m for m in net['mult']],
+    center_input_sample=False,
+    cross_attention_dim=model['context_dim'],
+    down_block_types=[name.format('Down') for name in names],
+    downsample_padding=1,
+    flip_sin_to_cos=True,
+    freq_shift=0,
+    in_channels=2 * z + 1,
+    layers_per_block=net['layers'],
+    mid_block_scale_factor=1,
+    norm_eps=1e-5,
+    norm_num_groups=net['groups'],
+    out_channels=z,
+    sample_size=size,
+    up_block_types=[name.format('Up') for name in names[::-1]],
+    use_linear_projection=False,
+  )
+
+
+def _autoencoder(vae: Mapping[str, Any], size: int) -> dict[str, Any]:
+  levels = len(vae['mult'])
+  return dict(
+    _class_name='AutoencoderKL',
+    _diffusers_version=VERSION,
+    act_fn='silu',
+    block_out_channels=[vae['channels'] * m for m in vae['mult']],
+    down_block_types=['DownEncoderBlock2D'] * levels,
+    in_channels=3,
+    latent_channels=vae['z_channels'],
+    layers_per_block=vae['layers'],
+    norm_num_groups=vae['groups'],
+    out_channels=3,
+    sample_size=size * 2 ** (levels - 1),
+    scaling_factor=vae['scale'],
+    up_block_types=['UpDecoderBlock2D'] * levels,
+  )
+
+
+def image_encoder(clip: Mapping[str, Any], context_dim: int) -> dict[str, Any]:
+  """Returns image_encoder/config.json: the CLIP tower's config."""
+  return dict(
+    architectures=['PaintByExampleImageEncoder'],
+    attention_dropout=0.0,
+    hidden_act='quick_gelu',
+    hidden_size=clip['width'],
+    image_size=clip['image_size'],
+    initializer_factor=1.0,  # transformers requires both, although nothing is initialised
+    initializer_range=0.02,
+    intermediate_size=clip['mlp'],
+    layer_norm_eps=1e-5,
+    model_type='clip_vision_model',
+    num_attention_heads=clip['heads'],
+    num_channels=3,
+    num_hidden_layers=clip['layers'],
+    patch_size=clip['patch'],
+    projection_dim=context_dim,
+  )
+
+
+def _scheduler(schedule: Mapping[str, Any]) -> dict[str, Any]:
+  """PNDM as published, or DDIM because PNDM has no such prediction."""
+  names = {ours: theirs for theirs, ours in settings.PREDICTIONS.items()}
+  common = dict(
+    _diffusers_version=VERSION,
+    beta_end=schedule['beta_end'],
+    beta_schedule='scaled_linear',
+    beta_start=schedule['beta_start'],
+    clip_sample=False,
+    num_train_timesteps=schedule['num_steps'],
+    prediction_type=names[schedule['prediction']],
+    set_alpha_to_one=False,
+    steps_offset=1,
+    trained_betas=None,
+  )
+  if schedule['prediction'] == 'eps':
+    return dict(_class_name='PNDMScheduler', skip_prk_steps=True, **common)
+  return dict(_class_name='DDIMScheduler', **common)
+
+
+def _preprocessor(size: int) -> dict[str, Any]:
+  """As published: the shortest edge becomes `size`, then the centre is cut out."""
+  from exedit.models.clip import MEAN, STD
+
+  return dict(
+    crop_size=dict(height=size, width=size),
+    do_center_crop=True,
+    do_convert_rgb=True,
+    do_normalize=True,
+    do_rescale=True,
+    do_resize=True,
+    image_mean=[float(x) for x in MEAN.astype(str)],
+    image_processor_type='CLIPImageProcessor',
+    image_std=[float(x) for x in STD.astype(str)],
+    resample=3,
+    rescale_factor=1 / 255,
+    size=dict(shortest_edge=size),
+  )

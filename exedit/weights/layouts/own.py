@@ -1,18 +1,17 @@
-"""Our own layout: a folder with config.json and model.safetensors, or the workdir of a run."""
+"""exedit's own layout: a folder with config.json and model.safetensors, or the workdir of a run."""
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from exedit.runtime import files
 from exedit.runtime.errors import UserError
-from exedit.weights import digests
-from exedit.weights import settings as configs
+from exedit.weights import digests, settings
 from exedit.weights.formats import run
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
@@ -21,15 +20,19 @@ from exedit.weights.found import Weights
 from exedit.weights.translate import cast, identity
 
 CONFIG, MODEL = 'config.json', 'model.safetensors'
-LONGEST_CONFIG = 2**22  # bytes; one has some thousands
-LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
+LONGEST_CONFIG = 2**22  # bytes; a config has some thousands
+NUMBERS = ('scale', 'mean', 'beta_start', 'beta_end')  # settings that are real numbers
+WHOLE = (  # settings that are positive whole numbers
+  *('channels', 'layers', 'heads', 'groups', 'z_channels', 'width', 'mlp', 'patch', 'image_size'),
+  'num_steps',
+)
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
-  """The config that the weights in this folder were trained with.
+  """Returns the config that the weights in this folder were trained with.
 
   Raises:
-    UserError: where there is no folder, no config in it, or a damaged one.
+    UserError: if there is no folder, no config in it, or a damaged one.
   """
   file = Path(path) / CONFIG
   try:
@@ -43,9 +46,9 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     exported = dict(exported, sha256=dict(exported.get('sha256', {})))
     exported['step'] = int(exported.get('step', 0))
     model = dict(config['model'])
-    configs.check_settings(model, str(file))
+    check_settings(model, str(file))
     data, edit = dict(config['data']), dict(config.get('edit', {}))
-    configs.check_uses(data, edit, str(file))
+    check_uses(data, edit, str(file))
     return dict(config, model=model, data=data, edit=edit, exported=exported)
   except (FileNotFoundError, NotADirectoryError):
     what = f'holds no {CONFIG}' if Path(path).is_dir() else 'is not a folder'
@@ -56,34 +59,71 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     raise UserError(f'{file} is damaged ({error}): restore it from a copy') from None
 
 
-def system_of(config: Mapping[str, Any]) -> str:
-  """Returns the name of the system in a config; old configs do not name it."""
-  return str(config.get('system', 'paint_by_example'))
-
-
-def read(path: str | os.PathLike, which: str = 'ema') -> Weights:
-  """What a workdir or an exported folder holds.
-
-  which: 'ema' (the parameters themselves where no average was kept) or 'params', for a workdir.
-  A workdir's newest good checkpoint is read at once, for only so can it be known to be good.
+def check_settings(model: Any, where: str) -> None:
+  """Checks model settings of our own layout before a network is built from them.
 
   Raises:
-    UserError: where there are no weights, or only damaged ones.
+    UserError: for a value that no exported model can have.
   """
-  path, config = Path(path), read_config(path)
-  file = path / MODEL
-  if not file.exists():
-    return _workdir(path, config, which)
-  tensors, exported = open_tensors(file), config['exported']
-  digest = exported['sha256'].get(MODEL)
-  known = {file: str(digest)} if digest else {}
-  return Weights(
-    config, tensors, identity(tensors), (file,), exported['step'], system_of(config), known
+  for part in ('unet', 'autoencoder', 'clip', 'conditioner', 'schedule'):
+    group = model.get(part, {})
+    if not isinstance(group, Mapping):
+      raise _damaged(where, f'model.{part}', group, '')
+    for name, value in group.items():
+      listed = name in ('mult', 'attention_levels')
+      values = value if listed and isinstance(value, list) else [value]
+      least = 0 if name == 'attention_levels' else 1
+      if listed or name in WHOLE:
+        if len(values) > settings.LEVELS or not all(settings.whole(v, name, least) for v in values):
+          raise _damaged(where, f'model.{part}.{name}', value, _range(name))
+      elif name in NUMBERS and not (settings.finite(value) and (name == 'mean' or value > 0)):
+        raise _damaged(where, f'model.{part}.{name}', value, 'which must be a finite number')
+
+
+def check_uses(data: Mapping[str, Any], edit: Mapping[str, Any], where: str) -> None:
+  """Checks the picture sizes and the sampling settings of our own layout; UserError if bad."""
+  for name, value in {**data, **edit}.items():
+    if name in ('size', 'exemplar_size') and not settings.whole(value, name):
+      raise _damaged(where, name, value, _range(name))
+    types = dict(steps=int, scale=(int, float), sampler=str)
+    bad = name in types and (not isinstance(value, types[name]) or isinstance(value, bool))
+    if bad or (name == 'scale' and not settings.finite(value)):
+      raise _damaged(where, name, value, '')
+
+
+def _range(name: str) -> str:
+  return f'which must be whole and at most {settings.MOST.get(name, settings.LARGEST)}'
+
+
+def _damaged(where: str, name: str, value: Any, rule: str) -> UserError:
+  rule = f', {rule}' if rule else ''
+  return UserError(
+    f'{where} is damaged ({name} is {settings.shown(value)}{rule}): restore it from a copy'
   )
 
 
-def _workdir(path: Path, config: dict[str, Any], which: str) -> Weights:
-  """The newest good checkpoint; each array is given away once, so that no two copies stay."""
+def read(path: Path, which: str = 'ema') -> Weights:
+  """Returns the weights of a workdir or an exported folder.
+
+  The newest good checkpoint of a workdir is read at once, because that shows whether it is good.
+
+  which: 'ema' (the parameters themselves if the run keeps no average) or 'params', of a workdir.
+  Raises:
+    UserError: if there are no weights, or only damaged ones.
+  """
+  config = read_config(path)
+  kind = str(config.get('system', 'paint_by_example'))  # old configs do not name the system
+  file = path / MODEL
+  if not file.exists():
+    return _workdir(path, config, kind, which)
+  tensors, exported = open_tensors(file), config['exported']
+  digest = exported['sha256'].get(MODEL)
+  known = {file: str(digest)} if digest else {}
+  return Weights(config, tensors, identity(tensors), (file,), exported['step'], kind, known)
+
+
+def _workdir(path: Path, config: dict[str, Any], kind: str, which: str) -> Weights:
+  """The newest good checkpoint. Each array is given away once, so that no second copy stays."""
   params, step = run.restore_params(path, which)
 
   def take(name):
@@ -98,9 +138,8 @@ def _workdir(path: Path, config: dict[str, Any], which: str) -> Weights:
     name: Tensor(array.shape, array.dtype, lambda name=name: take(name))
     for name, array in params.items()
   }
-  seal = path / 'checkpoints' / str(step) / 'digest' / 'metadata'
-  files = (seal, path / run.FROZEN)
-  return Weights(config, tensors, identity(tensors), files, step, system_of(config), which=which)
+  used = (path / 'checkpoints' / str(step) / 'digest' / 'metadata', path / run.FROZEN)
+  return Weights(config, tensors, identity(tensors), used, step, kind, which=which)
 
 
 def write(
@@ -112,49 +151,27 @@ def write(
   dtype: str | None = None,
   log: str | os.PathLike | None = None,
 ) -> None:
-  """Export weights with the config that made them, and the run's metrics beside them.
+  """Exports weights to a new folder, with their config and the run's metrics.
 
-  The folder appears whole or not at all. dtype: what the weights are stored in, None for as they
-  are. The config gets the file's SHA-256, which is checked before the weights are used again.
+  The folder appears whole or not at all. The config gets the SHA-256 of the weights' file, which is
+  checked before the weights are used again.
+
+  config: the config that the weights were trained with.
+  dtype: the type in which the weights are stored; by default the one that they have.
+  log: the metrics.jsonl of the run.
+  Raises:
+    UserError: if `path` exists or cannot be written.
   """
-  with whole(Path(path)) as half:
+  files.check_new(path)
+  with files.new_folder(path) as folder:
     stored = cast(params, dtype)
-    save_tensors(half / MODEL, stored)
+    save_tensors(folder / MODEL, stored)
     exported = dict(
       step=step,
       dtype=', '.join(sorted({str(tensor.dtype) for tensor in stored.values()})),
       parameters=sum(int(np.prod(tensor.shape)) for tensor in stored.values()),
-      sha256={MODEL: digests.sha256(half / MODEL)},
+      sha256={MODEL: digests.sha256(folder / MODEL)},
     )
-    text = json.dumps({**config, 'exported': exported}, indent=2)
-    (half / CONFIG).write_text(text + '\n', encoding='utf-8')
+    files.write_json(folder / CONFIG, {**config, 'exported': exported})
     if log is not None and Path(log).exists():
-      shutil.copy(log, half / 'metrics.jsonl')
-
-
-def check_new(path: Path) -> None:
-  """UserError where nothing can be made under this name: taken, too long, no folder around it."""
-  if len(os.fsencode(path.name)) > LONGEST_NAME:
-    raise UserError(f'cannot write {path}: its name has more than {LONGEST_NAME} bytes; shorten it')
-  if os.path.lexists(path):
-    raise UserError(f'{path} is there already: remove it or name another')
-  if os.path.exists(path.parent) and not path.parent.is_dir():
-    raise UserError(f'cannot write {path}: {path.parent} is not a folder; name another')
-  if not os.path.isdir(path.parent):
-    raise UserError(f'cannot write {path}: the folder {path.parent} does not exist; make it first')
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-  """A folder to write into, which takes its name only when the block ends well."""
-  check_new(path)
-  half = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    half.mkdir()
-  except OSError as error:
-    raise UserError(f'cannot write {path}: {error.strerror}; choose another folder') from None
-  try:
-    yield half
-    os.replace(half, path)
-  finally:
-    shutil.rmtree(half, ignore_errors=True)
+      shutil.copy(log, folder / 'metrics.jsonl')

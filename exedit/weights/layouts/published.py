@@ -1,4 +1,4 @@
-"""Feature networks' weights as their publishers give them: found, recognised, not yet read."""
+"""The weights of the metrics' networks as published: found and recognised, but not read."""
 
 import math
 import os
@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from exedit.runtime.errors import UserError
-from exedit.weights import fetch, translate
-from exedit.weights import settings as configs
+from exedit.weights import fetch, settings, translate
 from exedit.weights.formats.files import open_tensors
-from exedit.weights.formats.tensor import Tensor
+from exedit.weights.formats.tensor import Tensor, read_json
 from exedit.weights.layouts import diffusers
 from exedit.weights.settings import Known
 from exedit.weights.tables import clip_image, dino, inception, lpips
 from exedit.weights.translate import Row
 
 ENDINGS = ('.safetensors', '.bin', '.pt', '.pth')
-HEAD_WIDTH = 64  # of every published CLIP and DINO transformer
+HEAD_WIDTH = 64  # channels per head, in all published CLIP and DINO transformers
 
-# The published sizes: width, layers, patch and side of the image.
+# The names of published networks, by width, layers, patch and side of the picture.
 CLIPS = {
   (768, 12, 32, 224): 'clip_b32',
   (768, 12, 16, 224): 'clip_b16',
@@ -35,12 +34,12 @@ DINOS = {
 VIT = Known(
   read=dict(num_attention_heads=12),
   implemented=dict(hidden_act=('gelu',), num_channels=(3,), qkv_bias=(True,)),
-  strict=False,  # dozens of settings of transformers' base class
+  strict=False,  # transformers' base class adds dozens of settings
 )
 
 
 class Published(NamedTuple):
-  """Tensors by their publisher's names, the config.json beside them (or {}), where they lie."""
+  """Tensors by their publisher's names, the config.json beside them (or {}), their files."""
 
   theirs: Mapping[str, Tensor]
   config: Mapping[str, Any]
@@ -49,7 +48,7 @@ class Published(NamedTuple):
 
 
 class Recognised(NamedTuple):
-  """Which network that is: its table, the settings to build it with, its name."""
+  """The network that the tensors are of: its table, the settings to build it with, its name."""
 
   table: Sequence[Row]
   settings: dict[str, Any]
@@ -57,19 +56,20 @@ class Recognised(NamedTuple):
 
 
 def find(src: str | os.PathLike) -> Published:
-  """The weight file `src`, or those of a folder or hub id.
+  """Finds the weight file `src`, or those of a folder or hub id.
 
-  A folder with a config.json is read as transformers reads it; one without gives the tensors of
-  all its weight files together.
+  A folder with a config.json is read as transformers reads it. Without one, the tensors of all its
+  weight files are taken together.
+
   Raises:
-    UserError: where there is none, it is damaged, or two files hold tensors of the same name.
+    UserError: if there is none, it is damaged, or two files have tensors of the same name.
   """
-  path = Path(fetch.local_path(os.fspath(src)))
+  path = fetch.local_path(src)
   config = {}
   if not path.is_dir():
     files = [path]
   elif (path / 'config.json').exists():
-    config = diffusers.read_json(path / 'config.json')
+    config = read_json(path / 'config.json')
     files = [diffusers.weights_file(path, 'model')]
   else:
     files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
@@ -89,31 +89,29 @@ def find(src: str | os.PathLike) -> Published:
 
 
 def clip(found: Published) -> Recognised:
-  """A CLIP image tower with its projection, in transformers' or in OpenAI's layout."""
+  """Recognises CLIP's image tower with its projection, in transformers' or in OpenAI's layout."""
   openai = any(name.startswith('visual.') for name in found.theirs)
   table = clip_image.OPENAI if openai else clip_image.TRANSFORMERS
   ours = translate.to_ours(table, found.theirs, where=found.where)
   vision = _transformer(ours, 'vision.', found.where)
   if found.config:
-    vision = configs.clip(found.config, f'{found.where}/config.json')
+    vision = settings.clip(found.config, f'{found.where}/config.json')
   dim = _shape(ours, 'projection.kernel', found.where)[-1]
   return Recognised(table, dict(vision=vision, dim=dim), _name('clip', CLIPS, vision))
 
 
 def dino_vit(found: Published) -> Recognised:
-  """A DINO transformer in transformers' layout or in that of the original code."""
-  original = 'cls_token' in found.theirs
-  table = dino.ORIGINAL if original else dino.TRANSFORMERS
-  ours = translate.to_ours(table, found.theirs, where=found.where)
-  settings = _transformer(ours, '', found.where)
+  """Recognises a DINO transformer, in transformers' layout or in that of the original code."""
+  table = dino.ORIGINAL if 'cls_token' in found.theirs else dino.TRANSFORMERS
+  sizes = _transformer(translate.to_ours(table, found.theirs, where=found.where), '', found.where)
   if found.config:
-    config = configs.values(VIT, found.config, f'{found.where}/config.json')
-    settings['heads'] = config['num_attention_heads']
-  return Recognised(table, settings, _name('dino', DINOS, settings))
+    config = settings.values(VIT, found.config, f'{found.where}/config.json')
+    sizes['heads'] = config['num_attention_heads']
+  return Recognised(table, sizes, _name('dino', DINOS, sizes))
 
 
 def fid_inception(found: Published) -> Recognised:
-  """FID's Inception; torchvision's of the same name has other weights, and another classifier."""
+  """Recognises FID's Inception; torchvision's has other weights and another classifier."""
   classes = found.theirs['fc.weight'].shape[0] if 'fc.weight' in found.theirs else 1008
   if classes != 1008:
     raise UserError(
@@ -123,20 +121,19 @@ def fid_inception(found: Published) -> Recognised:
 
 
 def lpips_net(found: Published) -> Recognised:
-  """LPIPS over AlexNet or VGG-16, told by the number of convolutions."""
+  """Recognises LPIPS over AlexNet or VGG-16 by the number of convolutions."""
   convs = [n for n, t in found.theirs.items() if n.endswith('.weight') and t.shape[2:] > (1, 1)]
   net = 'alex' if len(convs) <= 5 else 'vgg'
   return Recognised(lpips.TABLES[net], dict(net=net), f'lpips_{net}')
 
 
 def _transformer(ours: Mapping[str, Tensor], prefix: str, where: str) -> dict[str, Any]:
-  """Settings of a vision transformer from the shapes of its tensors."""
+  """The settings of a vision transformer, from the shapes of its tensors."""
   shape = lambda name: _shape(ours, prefix + name, where)
   width, patch = shape('class_embedding')[0], shape('patch_embedding.kernel')[0]
-  norms = [name for name in ours if name.endswith('.norm1.scale')]
   return dict(
     width=width,
-    layers=len(norms),
+    layers=sum(name.endswith('.norm1.scale') for name in ours),
     heads=max(1, width // HEAD_WIDTH),
     mlp=shape('layers.0.fc1.kernel')[-1],
     patch=patch,
@@ -150,7 +147,7 @@ def _shape(ours: Mapping[str, Tensor], name: str, where: str) -> tuple[int, ...]
   return ours[name].shape
 
 
-def _name(kind: str, names: Mapping[tuple, str], settings: Mapping[str, Any]) -> str:
-  """The published name of these sizes; others spell them out."""
-  width, layers, patch, size = (settings[k] for k in ('width', 'layers', 'patch', 'image_size'))
+def _name(kind: str, names: Mapping[tuple, str], sizes: Mapping[str, Any]) -> str:
+  """The published name of a network of these sizes, or a name that spells the sizes out."""
+  width, layers, patch, size = (sizes[k] for k in ('width', 'layers', 'patch', 'image_size'))
   return names.get((width, layers, patch, size), f'{kind}_{width}x{layers}p{patch}s{size}')

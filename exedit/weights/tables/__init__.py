@@ -1,1 +1,1 @@
-"""One table per network: how other layouts name our parameters, read in both directions."""
+"""One table per network: the names of its parameters in other layouts, read both ways."""

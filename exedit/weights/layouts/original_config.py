@@ -1,0 +1,261 @@
+"""The config of an original checkpoint, from its shapes, a .yaml beside it and published values.
+
+The file has no config. Its shapes give widths, levels and layers, but not the number of heads.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exedit.runtime.errors import UserError
+from exedit.weights import settings
+from exedit.weights.formats.tensor import Tensor, read_small
+from exedit.weights.settings import Known
+
+HEADS, GROUPS, HEAD_WIDTH = 8, 32, 64  # as published: the UNet's, those of all norms, CLIP's
+SCHEDULE = dict(num_steps=1000, beta_start=0.00085, beta_end=0.012, prediction='eps')
+EDIT = dict(steps=50, scale=5.0, sampler='plms')
+NET, VAE, TOWER = 'model.diffusion_model.', 'first_stage_model.', 'cond_stage_model.transformer.'
+MAPPER = 'cond_stage_model.mapper.resblocks.'
+PARAMETERIZATIONS = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
+LONGEST_YAML = 2**16  # bytes; the published one has some thousands, and PyYAML can be quadratic
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+UNET = Known(  # PbE ldm/modules/diffusionmodules/openaimodel.py; shapes give the sizes
+  read=dict(num_heads=-1),
+  implemented=dict(
+    num_head_channels=(-1,),
+    use_spatial_transformer=(True,),
+    transformer_depth=(1,),
+    conv_resample=(True,),
+    dims=(2,),
+    num_heads_upsample=(-1,),
+  ),
+  ignored=(
+    *('image_size', 'in_channels', 'out_channels', 'model_channels', 'attention_resolutions'),
+    *('num_res_blocks', 'channel_mult', 'context_dim', 'dropout', 'use_checkpoint', 'use_fp16'),
+    'legacy',  # has an effect only on attention that is not a spatial transformer's
+  ),
+)
+AUTOENCODER = Known(  # PbE ldm/modules/diffusionmodules/model.py
+  read={},
+  implemented=dict(
+    double_z=(True,),
+    in_channels=(3,),
+    out_ch=(3,),
+    attn_resolutions=([],),
+    resamp_with_conv=(True,),
+    attn_type=('vanilla',),
+  ),
+  ignored=('z_channels', 'resolution', 'ch', 'ch_mult', 'num_res_blocks', 'dropout'),
+)
+
+
+def of(
+  file: Path, tensors: Mapping[str, Tensor], by_text: bool, heads: int | None, groups: int | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """Returns the config in exedit's words, and notes that say what was taken from where."""
+  beside, origin = _beside(file)
+  notes = ['widths, levels and layers: the shapes']
+
+  def choose(name: str, given: int | None, published: int) -> int:
+    if given is not None:
+      value, whence = given, 'as given'
+    elif name in beside:
+      value, whence = beside[name], origin
+    else:
+      value, whence = published, 'as published, for the file does not say'
+    notes.append(f'{name} {value}: {whence}')
+    return value
+
+  heads, groups = choose('heads', heads, HEADS), choose('groups', groups, GROUPS)
+  net = _unet(tensors, heads, groups, file)
+  vae = _autoencoder(tensors, groups, beside.get('scale', 0.18215), file)
+  schedule, whence = _schedule(tensors, beside, file)
+  notes.append(f'schedule: {whence if "betas" in tensors or not beside else origin}')
+  model = dict(unet=net, autoencoder=vae, schedule=schedule, context_dim=net.pop('context_dim'))
+  size = 64 * 2 ** (len(vae['mult']) - 1)
+  if size > settings.MOST['size']:
+    raise UserError(f'{file}: its autoencoder has {len(vae["mult"])} levels: wrong file?')
+  data = dict(size=size)
+  if not by_text:
+    prefix = TOWER + ('vision_model.' if any(n.startswith(TOWER + 'v') for n in tensors) else '')
+    tower = clip_sizes(tensors, prefix, str(file))
+    layers = _count(tensors, MAPPER + '{}.ln_1.weight')
+    model |= dict(clip=tower, conditioner=dict(layers=layers))
+    data['exemplar_size'] = tower['image_size']
+    notes.append(f'heads of CLIP: {tower["heads"]}, one per {HEAD_WIDTH} channels')
+  return dict(model=model, data=data, edit=dict(EDIT)), tuple(notes)
+
+
+def _unet(tensors: Mapping[str, Tensor], heads: int, groups: int, file: Path) -> dict[str, Any]:
+  """The arguments of UNet and `context_dim`. The input blocks are numbered through all levels."""
+  channels = shape_of(tensors, f'{NET}input_blocks.0.0.weight', file)[0]
+  widths, counts, attends, number = [], [0], [set()], 1
+  while True:
+    block = f'{NET}input_blocks.{number}.'
+    if f'{block}0.op.weight' in tensors:
+      counts.append(0)
+      attends.append(set())
+    elif f'{block}0.out_layers.3.weight' in tensors:
+      width = shape_of(tensors, f'{block}0.out_layers.3.weight', file)[0]
+      if not counts[-1]:
+        widths.append(width)
+      counts[-1] += 1
+      attends[-1].add(f'{block}1.norm.weight' in tensors)
+    else:
+      break
+    number += 1
+  middle = f'{NET}middle_block.1.'
+  if len(shape_of(tensors, f'{middle}proj_in.weight', file)) == 2:
+    raise UserError(f'{file} is Stable Diffusion 2 or later (linear proj_in): exedit reads 1.x')
+  uneven = len(set(counts)) > 1 or not counts[0] or any(len(a) > 1 for a in attends)
+  if uneven or any(w % channels for w in widths):
+    raise UserError(
+      f'{file}: its UNet has {counts} blocks per level of widths {widths} on {channels} channels; '
+      'exedit has as many in each level, with or without attention, at multiples of the channels'
+    )
+  result = dict(
+    channels=channels,
+    mult=[w // channels for w in widths],
+    layers=counts[0],
+    attention_levels=[i for i, a in enumerate(attends) if True in a],
+    heads=heads,
+    groups=groups,
+    context_dim=shape_of(tensors, f'{middle}transformer_blocks.0.attn2.to_k.weight', file)[-1],
+  )
+  settings.check_divisors(result, str(file))
+  return result
+
+
+def _autoencoder(
+  tensors: Mapping[str, Tensor], groups: int, scale: float, file: Path
+) -> dict[str, Any]:
+  """The arguments of AutoencoderKL, and its `kind`."""
+  level = VAE + 'encoder.down.{}.block.'
+  widths = [
+    shape_of(tensors, f'{level.format(i)}0.conv1.weight', file)[0]
+    for i in range(max(1, _count(tensors, level + '0.conv1.weight')))
+  ]
+  if any(w % widths[0] or w % groups for w in widths):
+    raise UserError(
+      f'{file}: its autoencoder has the widths {widths}: exedit has multiples of the first, and of '
+      f'the {groups} groups (--groups says how many)'
+    )
+  return dict(
+    kind='kl',
+    channels=widths[0],
+    mult=[w // widths[0] for w in widths],
+    layers=_count(tensors, level.format(0) + '{}.conv1.weight'),
+    z_channels=shape_of(tensors, f'{VAE}post_quant_conv.weight', file)[0],
+    groups=groups,
+    scale=scale,
+  )
+
+
+def clip_sizes(tensors: Mapping[str, Tensor], prefix: str, where: str) -> dict[str, Any]:
+  """Returns the arguments of CLIPVision, from the shapes of the tensors behind a prefix."""
+  width, _, patch, _ = shape_of(tensors, f'{prefix}embeddings.patch_embedding.weight', where, 4)
+  positions = shape_of(tensors, f'{prefix}embeddings.position_embedding.weight', where)[0]
+  layer = prefix + 'encoder.layers.{}.mlp.fc1.weight'
+  if width % HEAD_WIDTH:
+    raise UserError(f'{where}: a CLIP of width {width} has no known number of heads')
+  image_size = math.isqrt(max(positions - 1, 0)) * patch
+  return dict(
+    width=width,
+    layers=_count(tensors, layer),
+    heads=width // HEAD_WIDTH,
+    mlp=shape_of(tensors, layer.format(0), where)[0],
+    patch=patch,
+    image_size=settings.integer(dict(image_size=image_size), 'image_size', where),
+  )
+
+
+def _schedule(
+  tensors: Mapping[str, Tensor], beside: Mapping[str, Any], file: Path
+) -> tuple[dict[str, Any], str]:
+  """(arguments of Schedule, where they come from); they are compared with the betas in the file."""
+  schedule = {**SCHEDULE, **beside.get('schedule', {})}
+  if 'betas' not in tensors:
+    return schedule, 'as published, for the file does not say'
+  betas = tensors['betas'].read()
+  start, end = schedule['beta_start'] ** 0.5, schedule['beta_end'] ** 0.5
+  expected = np.linspace(start, end, schedule['num_steps']) ** 2
+  if betas.shape != expected.shape or not np.allclose(betas, expected, rtol=1e-3, atol=0):
+    raise UserError(
+      f'{file} was trained with other betas ({betas.size} from {betas.flat[0]:.3g} to '
+      f'{betas.flat[-1]:.3g}) than {schedule["num_steps"]} from {schedule["beta_start"]} to '
+      f'{schedule["beta_end"]}: put its .yaml beside it, {file.stem}.yaml'
+    )
+  return schedule, 'its betas'
+
+
+def _beside(file: Path) -> tuple[dict[str, Any], str]:
+  """(heads, scale and schedule; file name) of an LDM config beside the checkpoint, if any."""
+  beside = file.with_suffix('.yaml')
+  if not beside.exists():
+    return {}, ''
+  import yaml
+
+  try:
+    model = _plain_yaml(beside)['model']['params']
+    net = {str(n): v for n, v in model['unet_config']['params'].items()}
+    vae = model['first_stage_config']['params']['ddconfig']
+    vae = {str(n): v for n, v in vae.items()}
+    schedule = dict(
+      num_train_timesteps=model.get('timesteps', 1000),
+      beta_start=model.get('linear_start', 1e-4),
+      beta_end=model.get('linear_end', 2e-2),
+      beta_schedule={'linear': 'scaled_linear'}.get(model.get('beta_schedule', 'linear'), 'other'),
+      prediction_type=PARAMETERIZATIONS[model.get('parameterization', 'eps')],
+    )
+    scale = float(model.get('scale_factor', 1.0))
+    if not 0 < scale < 1e6:
+      raise ValueError(f'scale_factor is {scale}')
+  except (OSError, yaml.YAMLError, *MALFORMED) as error:
+    words = ' '.join(str(error).split())[:150]
+    raise UserError(
+      f'{beside} is no config of latent diffusion ({type(error).__name__}: {words}): mend it, or '
+      'move it away'
+    ) from None
+  heads = settings.values(UNET, net, str(beside))['num_heads']
+  settings.values(AUTOENCODER, vae, str(beside))
+  found = dict(scale=scale, schedule=settings.schedule(schedule, str(beside)))
+  if heads == -1:  # LDM's default, which says nothing
+    return found, beside.name
+  heads = settings.integer(dict(num_heads=heads), 'num_heads', str(beside))
+  return found | dict(heads=heads), beside.name
+
+
+def _plain_yaml(file: Path) -> Any:
+  """Reads a small YAML file without aliases, because aliases can blow up bytes to gigabytes."""
+  import yaml
+
+  class Plain(yaml.SafeLoader):
+    def compose_node(self, parent, index):
+      if self.check_event(yaml.AliasEvent):
+        raise yaml.YAMLError('it has aliases (*name): write out what they stand for')
+      return super().compose_node(parent, index)
+
+  return yaml.load(read_small(file, LONGEST_YAML).decode('utf-8'), Plain)
+
+
+def shape_of(
+  tensors: Mapping[str, Tensor], name: str, where: Path | str, axes: int = 0
+) -> tuple[int, ...]:
+  """Returns the shape of a tensor; UserError if it is missing, empty or has not `axes` axes."""
+  shape = tensors[name].shape if name in tensors else ()
+  if not shape or 0 in shape or (axes and len(shape) != axes):
+    what = f'of shape {shape}' if name in tensors else 'missing'
+    raise UserError(f'{where} cannot be understood: {name} is {what}; is it the whole file?')
+  return shape
+
+
+def _count(tensors: Mapping[str, Tensor], name: str) -> int:
+  """The number of tensors with this name, in which `{}` stands for 0, 1, 2, ..."""
+  number = 0
+  while name.format(number) in tensors:
+    number += 1
+  return number
