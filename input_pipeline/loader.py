@@ -1,7 +1,6 @@
-"""Shards to batches: one global order, shared out by process; any step can be asked for."""
+"""Reads shards as batches, in one global order that all processes share, from any step on."""
 
 import dataclasses
-import difflib
 import inspect
 import logging
 import multiprocessing
@@ -17,16 +16,16 @@ import grain
 import numpy as np
 from absl import flags
 
-from exedit.runtime import files, remote
+from exedit.runtime import files, remote, settings
 
 from . import latent_shards, open_images
 from .errors import DataError, Unusable
 from .tf_example import parse_example
 from .tfrecord import INDEX, CorruptRecord, Source, shard_paths
 
-_STAND_INS = 256  # records tried in the place of one that cannot be used
-_GRACE = 30.0  # seconds that a worker still serves after SIGTERM
-_WHY = 'S200'  # a reason, as fixed-size bytes that can be stacked
+_SUBSTITUTES = 256  # records that are tried in place of one that cannot be used
+_GRACE = 30.0  # seconds that a worker continues after SIGTERM
+_WHY = 'S200'  # a reason as bytes of a fixed size, so that a batch can contain it
 
 
 def batches(
@@ -46,23 +45,30 @@ def batches(
   make_example: Callable[..., dict] = open_images.make_example,
   **example_settings,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Endless batches from the shards of one split; batch k is a pure function of (seed, k).
+  """Yields endless batches from the shards of one split; batch k depends only on (seed, k).
 
-  Example i of the stream, its randomness included, depends on (seed, i) alone. Batch k holds the
-  examples from k * batch_size on, of which this process gets every `shard_count`-th: the number of
-  hosts, workers and threads may change from run to run, and resuming replays nothing.
+  Example i of the stream, including its random numbers, depends only on (seed, i). Batch k holds
+  the examples from k * batch_size on, and this process gets every `shard_count`-th of them. So the
+  number of hosts, workers and threads may change between runs, and a resumed run repeats nothing.
 
-  Yields dicts of `batch_size / shard_count` rows: image uint8 [b h w 3], mask uint8 [b h w]
-  (255 = repaint), exemplar uint8 [b s s 3], id int32 [b] (i modulo 2^31), corrupt int32 [b] (1
-  where another record stands in for the one asked for).
+  A batch is a dict of `batch_size / shard_count` rows: image uint8 [b h w 3], mask uint8 [b h w]
+  (255 = repaint), exemplar uint8 [b s s 3], id int32 [b] (i modulo 2^31), corrupt int32 [b] (1 if
+  another record replaces the one that was due).
 
-  `on_corrupt`: 'skip' names a bad record or shard once in the log and goes on, 'fatal' raises it.
-  `workers` processes (0: none) of `threads` each (default: one per core in all) make one batch per
-  thread; `prefetch` batches are kept ready or in the making (default: one more than threads).
-  `example_settings` go to `make_example(features, rng, **example_settings)`.
+  Args:
+    on_corrupt: 'skip' logs each bad record or shard once and continues; 'fatal' raises the error.
+    workers: number of processes, 0 for none. threads: of each (default: one per core in total); a
+      thread makes a whole batch. prefetch: batches that are ready or being made (default: one more
+      than threads).
+    example_settings: passed on as `make_example(features, rng, **example_settings)`.
+
+  Raises:
+    DataError: at the call, for settings or data that cannot be used.
   """
   _check(batch_size, start_step, shard_index, shard_count, on_corrupt)
-  _check_settings(make_example, example_settings)
+  settings.check(example_settings, make_example, 'data')
+  if make_example is open_images.make_example:
+    open_images.check_settings(**example_settings)
   latent_shards.check(root, split, {**defaults(make_example), **example_settings})
   source = Source(shard_paths(root, split))
   if not len(source):
@@ -79,12 +85,12 @@ def batches(
   ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or threads + 1)
   stream = local.batch(batch_size // shard_count, drop_remainder=True).to_iter_dataset(ahead)
   if workers:
-    if not flags.FLAGS.is_parsed():  # a notebook or a test: grain's workers insist on parsed flags
+    if not flags.FLAGS.is_parsed():  # in notebooks and tests; grain's workers require parsed flags
       flags.FLAGS.mark_as_parsed()
-    # Here and not by the thread that reads: it unblocks the signals which that one has blocked.
+    # Start it here, because it unblocks signals that the reading thread must keep blocked.
     resource_tracker.ensure_running()
     stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
-  cv2.setNumThreads(0)  # the parallelism is over batches
+  cv2.setNumThreads(0)  # the threads work on different batches
   return _reported(stream, source, on_corrupt, workers)
 
 
@@ -124,9 +130,9 @@ def defaults(make_example: Callable[..., dict] = open_images.make_example) -> di
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-  """What the shards of a split hold: equal where all files' names and records' places are equal.
+  """A description of a split's shards: equal if all file names and places of records are equal.
 
-  truncated: shards that end in the middle of a record; their whole records are read.
+  truncated: number of shards that end inside a record; their complete records are read.
   """
 
   shards: int
@@ -136,7 +142,7 @@ class Shards:
 
 
 def survey(root: str, split: str) -> Shards:
-  """What this machine finds; processes that train together must all find the same."""
+  """Returns what this process finds; all processes of a training must find the same."""
   if not remote.is_remote(root):
     files.sweep(root, lambda name: name.endswith(INDEX))
   source = Source(shard_paths(root, split))
@@ -159,32 +165,15 @@ def _check(batch_size, start_step, shard_index, shard_count, on_corrupt):
     raise DataError(f"on_corrupt is {on_corrupt!r}; choose 'skip' or 'fatal'")
 
 
-def _check_settings(make_example: Callable, settings: dict):
-  """A mistyped setting fails here and by name, not inside a worker."""
-  known = inspect.signature(make_example).parameters
-  if any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values()):
-    return
-  names = [name for name, p in known.items() if p.kind == p.KEYWORD_ONLY]
-  for name in settings:
-    if name not in names:
-      near = difflib.get_close_matches(name, names, 1)
-      raise DataError(
-        f'unknown data setting {name!r}; '
-        + (f'did you mean {near[0]!r}?' if near else f'there are: {", ".join(names)}')
-      )
-  if make_example is open_images.make_example:
-    open_images.check_settings(**settings)
-
-
 def _numbered(index: int, position: int) -> tuple[int, int]:
   return index, position
 
 
 def _start_worker(index: int, count: int):
-  """In each worker process: no threads but grain's, and no life after the trainer's."""
+  """Prepares a worker process: no threads but grain's, and its end follows the trainer's."""
   cv2.setNumThreads(0)
-  # Both are for the trainer to answer, which may still need a batch; whoever means this process
-  # alone (multiprocessing at the exit) need not wait for ever.
+  # The trainer handles both signals and may still need a batch. SIGTERM is delayed and not ignored,
+  # because multiprocessing sends it at the exit and waits.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, _leave_later)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -198,7 +187,7 @@ def _leave_later(number, frame):
 
 
 def _die_with_parent():
-  """A trainer killed with SIGKILL cannot stop its workers; they would wait for it for ever."""
+  """Ends this process with the trainer, because SIGKILL gives the trainer no time to stop it."""
   parent = multiprocessing.parent_process()
   if parent is not None:
     parent.join()
@@ -206,7 +195,7 @@ def _die_with_parent():
 
 
 class _MakeExample(grain.transforms.RandomMap):
-  """(place in the stream, record) -> example, or the next record that can be used in its stead."""
+  """Makes the example of a record, or of the next record that can be used."""
 
   def __init__(self, source: Source, make_example: Callable, settings: dict):
     self.source, self.make_example, self.settings = source, make_example, settings
@@ -214,7 +203,7 @@ class _MakeExample(grain.transforms.RandomMap):
   def random_map(self, numbered: tuple[int, int], rng: np.random.Generator) -> dict:
     index, position = numbered
     count, why, bad = len(self.source), '', position
-    for step in range(min(count, _STAND_INS)):
+    for step in range(min(count, _SUBSTITUTES)):
       try:
         features = parse_example(self.source[(position + step) % count])
         example = self.make_example(features, rng, **self.settings)
@@ -239,7 +228,7 @@ class _MakeExample(grain.transforms.RandomMap):
 def _reported(
   stream: grain.IterDataset, source: Source, on_corrupt: str, workers: int
 ) -> Iterator[dict]:
-  """The batches without the notes on what was corrupt, each record of which is named once."""
+  """Yields the batches and logs each corrupt record once, from the columns `position` and `why`."""
   named = set()
   batches = iter(stream)
   try:
@@ -251,7 +240,7 @@ def _reported(
           named.add(position)
           shard, offset, _ = source.locate(position)
           _corrupt(CorruptRecord(shard, offset, reasons[row].decode(errors='replace')), on_corrupt)
-      # Workers hand over shared memory; an array of the devices' would hold on to it till the exit.
+      # Copy out of the workers' shared memory, which a JAX array would keep until the exit.
       yield {name: np.array(rows) for name, rows in batch.items()} if workers else batch
   finally:
     batches.close()

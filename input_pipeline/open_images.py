@@ -1,7 +1,8 @@
-"""A record with boxes -> image, mask, exemplar: the training example of arXiv 2211.13227, 3.1.
+"""Makes a training example (image, mask, exemplar) from an Open Images record.
 
-Agrees in distribution with the released ldm/data/open-images.py: a box, its exemplar, the extended
-box, the mask, the square cut, the resize. One decode without EXIF rotation serves both pictures.
+It agrees in distribution with PbE ldm/data/open_images.py (arXiv 2211.13227, section 3.1): choose a
+box, cut its exemplar, extend the box, draw the mask, cut a square, resize. One decode without EXIF
+rotation serves image and exemplar.
 """
 
 import numpy as np
@@ -11,10 +12,7 @@ from . import codec, crops, latent_shards, masks
 from .errors import DataError, Unusable
 
 NON_SQUARE = ('squash', 'pad', 'skip')
-
-
-# From, to; None: no bound.
-LIMITS = dict(
+LIMITS = dict(  # the least and the greatest value; None: no bound
   size=(1, None),
   exemplar_size=(1, None),
   arbitrary_mask=(0, 1),
@@ -29,7 +27,7 @@ LIMITS = dict(
 
 
 def check_settings(**settings) -> None:
-  """DataError for a value that `make_example` cannot work with, before any worker starts."""
+  """Raises DataError for a value that `make_example` cannot work with."""
   for name, (low, high) in LIMITS.items():
     value = settings.get(name, low)
     if value < low or (high is not None and value > high):
@@ -59,14 +57,20 @@ def make_example(
   max_area=0.8,
   non_square='squash',
 ) -> dict[str, np.ndarray]:
-  """One training example from the features of one record (TFDS open_images_v4 names).
+  """Makes one training example from the features of a record (names of TFDS open_images_v4).
 
-  exemplar_pad and mask_jitter are pixels of the stored image, affine_jitter pixels of a 224-pixel
-  exemplar, blur_kernels pixels of the exemplar. non_square says what happens where no square cut
-  holds the box: 'squash' the whole image (as released), 'pad' it by mirroring, or 'skip' to another
-  draw. Returns image uint8 [size size 3], mask uint8 [size size] (255 = repaint, soft edges) and
-  exemplar uint8 [s s 3]; of an encoded record moments instead of the image. DataError where the
-  image cannot be decoded, Unusable where no box serves.
+  Returns image uint8 [size size 3], mask uint8 [size size] (255 = repaint, soft edges) and exemplar
+  uint8 [s s 3]; if the record stores latents, moments instead of the image.
+
+  Args:
+    exemplar_pad, mask_jitter: in pixels of the stored image.
+    affine_jitter: in pixels of a 224-pixel exemplar. blur_kernels: in pixels of the exemplar.
+    non_square: what to do if no square cut contains the box: 'squash' the whole image (as
+      released), 'pad' it by mirroring, or 'skip' to another random box.
+
+  Raises:
+    DataError: if the image cannot be decoded.
+    Unusable: if no box can be used.
   """
   if latent_shards.MOMENTS in features:
     return latent_shards.make_example(
@@ -107,15 +111,15 @@ def make_example(
 def usable_boxes(
   bbox: np.ndarray, shape: tuple[int, int], min_area=0.02, max_area=0.8
 ) -> list[tuple[int, int, int, int]]:
-  """Boxes of a fitting share of the image: (ymin, xmin, ymax, xmax) in 0..1 [n*4] -> whole pixels.
+  """Converts boxes (ymin, xmin, ymax, xmax) in 0..1 [n*4] to pixels, those of a fitting area only.
 
-  Pixel boxes are (x0, y0, x1, y1), truncated as released.
+  Pixel boxes are (x0, y0, x1, y1), truncated as in the released code.
   """
   height, width = shape
   boxes = np.asarray(bbox, np.float32).reshape(-1, 4)
   area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
   boxes = boxes[(area >= min_area) & (area <= max_area)]
-  # The thousandth keeps truncation from eating a side that was whole before it became a float32.
+  # A side of whole pixels may be slightly too small as a float32; 0.001 keeps it from truncation.
   sides = np.array([height, width, height, width], np.float32)
   pixels = np.clip((boxes * sides + np.float32(1e-3)).astype(int), 0, sides.astype(int))
   return [(x0, y0, x1, y1) for y0, x0, y1, x1 in pixels.tolist() if x1 > x0 and y1 > y0]

@@ -1,8 +1,8 @@
-"""Scenes and looks, drawn with numpy: the pictures of the synthetic data.
+"""Draws the pictures of the synthetic data with numpy: scenes, and looks of objects in them.
 
-A scene is a background, a light and one or two posed objects; a look is what an object is: shape,
-colours, pattern. They are apart, so that a scene can be drawn again with another look in the same
-box. Looks are split by a hash: one in HELD_OUT never occurs in training.
+A scene is a background, a light and one or two posed objects. A look is the shape, colours and
+pattern of an object. They are separate so that the same scene can be drawn with another look in the
+same box. A hash splits the looks: one in HELD_OUT never occurs in training.
 """
 
 import colorsys
@@ -14,9 +14,9 @@ import math
 import cv2
 import numpy as np
 
-VERSION = 1  # of the pictures: another one means other pixels for the same scene and look
-GRID = 64  # boxes are whole pixels of a scene this big, so they are tight at any multiple of it
-MARGIN = 0.06  # of the scene's side: how far an object's shadow can leave its box
+VERSION = 1  # of the pictures; increase it when a scene and look give other pixels
+GRID = 64  # side of a scene in which boxes are whole pixels, so they fit tightly at any multiple
+MARGIN = 0.06  # how far a shadow can leave the object's box, as a share of the scene's side
 MAX_ANGLE = 20.0  # degrees an object may be turned
 HELD_OUT = 8
 BACKGROUNDS = ('gradient', 'stripes', 'checks', 'clouds', 'grain')
@@ -25,18 +25,18 @@ REPEATING = ('stripes', 'rows', 'dots', 'checks', 'rings')
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """What an object is, wherever it stands: colours are (hue, saturation, value) in 0..1."""
+  """The appearance of an object; colours are (hue, saturation, value) in 0..1."""
 
   shape: str
   color: tuple[float, float, float]
   color2: tuple[float, float, float]
   pattern: str
-  repeats: int  # of the pattern across half the object
+  repeats: int  # periods of the pattern across half the object
 
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-  """Where an object stands: box (y0, x0, y1, x1) in pixels of a GRID-sided scene, degrees."""
+  """The place of an object: box (y0, x0, y1, x1) in a scene of side GRID, angle in degrees."""
 
   box: tuple[int, int, int, int]
   angle: float
@@ -44,14 +44,14 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """All but the looks: the background's texture, the light, and a pose per object."""
+  """Everything but the looks: the background, the light, and a pose for each object."""
 
   background: str
   colors: tuple[tuple[float, float, float], tuple[float, float, float]]
   frequency: float
   texture_angle: float
   texture_seed: int
-  light_angle: float  # degrees, where the light comes from
+  light_angle: float  # degrees; the direction that the light comes from
   light_level: float
   light_contrast: float
   tint: tuple[float, float, float]
@@ -62,7 +62,7 @@ class Scene:
 
 
 def sample_look(rng: np.random.Generator, held_out: bool) -> Look:
-  """A random look from the training half of the split by hash, or from the held-out one."""
+  """Returns a random look that is held out from training, or one that is not."""
   while True:
     pattern = 'plain' if rng.random() < 0.2 else PATTERNS[rng.integers(len(PATTERNS))]
     color = _sample_color(rng)
@@ -74,13 +74,13 @@ def sample_look(rng: np.random.Generator, held_out: bool) -> Look:
 
 
 def is_held_out(look: Look) -> bool:
-  """The split: a hash over shape, pattern and coarse colours, so that twins stay together."""
+  """Whether a hash of shape, pattern and coarse colours holds the look out; similar looks agree."""
   key = repr((look.shape, look.pattern, look.repeats, _bin(look.color), _bin(look.color2)))
   return hashlib.blake2b(key.encode(), digest_size=4).digest()[0] % HELD_OUT == 0
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-  """A random scene with one or two objects whose boxes do not overlap."""
+  """Returns a random scene with one or two objects whose boxes do not overlap."""
   base = _muted_color(rng)
   other = _muted_color(rng)
   poses = [Pose(_sample_box(rng, 0.45, 0.75), rng.uniform(-MAX_ANGLE, MAX_ANGLE))]
@@ -111,7 +111,7 @@ def _sample_color(rng: np.random.Generator) -> tuple[float, float, float]:
 
 
 def _sample_contrast(color: tuple, rng: np.random.Generator) -> tuple[float, float, float]:
-  for _ in range(16):  # apart enough to see, near enough that the look keeps one main colour
+  for _ in range(16):  # different enough to see, similar enough to keep one main colour
     color2 = _sample_color(rng)
     if 0.4 < np.abs(_rgb(color2) - _rgb(color)).sum() < 1.1:
       break
@@ -149,7 +149,7 @@ def _rgb(color: tuple[float, float, float]) -> np.ndarray:
 
 
 def draw(scene: Scene, looks: tuple[Look, ...], size=GRID) -> np.ndarray:
-  """The scene with one look per pose: uint8 [size size 3]; drawn bigger and averaged down."""
+  """Draws the scene with one look per pose: uint8 [size size 3], reduced from a larger picture."""
   side = size * (3 if size <= 128 else 2)
   image = _background(scene, side)
   for pose, look in reversed(list(zip(scene.poses, looks, strict=True))):
@@ -166,7 +166,7 @@ def _coordinates(side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _along(side: int, degrees: float) -> np.ndarray:
-  """The coordinate along a direction, 0 in the middle, [side side]."""
+  """Returns the coordinate along a direction, 0 in the middle, [side side]."""
   x, y = _coordinates(side)
   a = math.radians(degrees)
   return x * np.float32(math.cos(a)) + y * np.float32(math.sin(a))
@@ -195,12 +195,12 @@ def _background(scene: Scene, side: int) -> np.ndarray:
 
 
 def _wave(x: np.ndarray) -> np.ndarray:
-  """A square wave of period 1 with soft edges, 0..1."""
+  """Returns a square wave of period 1 with soft edges, in 0..1."""
   return np.clip(0.5 + 2 * np.sin(x * np.float32(2 * math.pi)), 0, 1)
 
 
 def _light(scene: Scene, side: int) -> np.ndarray:
-  """The light's colour at every pixel [side side 3]: tinted, falling off away from its side."""
+  """Returns the tinted light at every pixel [side side 3], which decreases with the distance."""
   fall = _along(side, scene.light_angle) * np.float32(scene.light_contrast)
   field = (fall + np.float32(1 - scene.light_contrast / 2)) * np.float32(scene.light_level)
   return cv2.merge([field * np.float32(tint) for tint in scene.tint])
@@ -228,7 +228,7 @@ def _draw_object(image: np.ndarray, scene: Scene, pose: Pose, look: Look) -> Non
 def _cast_shadow(
   image: np.ndarray, alpha: np.ndarray, y0: int, x0: int, light_angle: float
 ) -> None:
-  """Darkens the ground on the side away from the light, within MARGIN of the box."""
+  """Darkens the ground on the side away from the light, up to MARGIN from the box."""
   side = image.shape[0]
   pad = int(side * MARGIN) - 1
   shadow = cv2.copyMakeBorder(alpha, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0)
@@ -244,7 +244,7 @@ def _cast_shadow(
 
 
 def _silhouette(shape: str, angle: float, height: int, width: int) -> np.ndarray:
-  """The shape, turned and then fitted to its box exactly: float32 [height width], 1 inside."""
+  """Returns the rotated shape, stretched to its box: float32 [height width], 1 inside."""
   contours, a = _OUTLINES[shape], math.radians(angle)
   turn = np.array([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]])
   contours = [c @ turn for c in contours]

@@ -1,12 +1,12 @@
-"""A contact sheet of what the network will see, with statistics of boxes and masks.
+"""Writes a contact sheet of what the network will see, with statistics of boxes and masks.
 
   python -m input_pipeline.show --config=configs/pbe.py:tiny --output=sheet.png --count=24
 
-Each example is four cells: image, mask, the image with the hole, exemplar after augmentation.
+Each example is four cells: image, mask, image with the hole, and the augmented exemplar.
 """
 
+import io
 import os
-import sys
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from exedit.runtime import doors
+from exedit.runtime import doors, files
 
 from . import codec, latent_shards, loader, synthetic, tf_example, tfrecord
 from .errors import DataError
@@ -23,13 +23,17 @@ _CELL = 112  # pixels of the sheet
 _GAP = 8
 _COLUMNS = 2  # examples side by side
 _TITLES = ('image', 'mask', 'masked image', 'exemplar')
+_FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
 _INK, _PAPER, _BAR = (30, 30, 30), (255, 255, 255), (70, 110, 170)
+
+
+# The sheet.
 
 
 def contact_sheet(
   batch: dict[str, np.ndarray], plots: dict[str, np.ndarray], lines: list[str]
 ) -> PIL.Image.Image:
-  """The examples of a batch, a histogram over 0..1 for each entry of `plots`, and the lines."""
+  """Draws the examples of a batch, a histogram over 0..1 per entry of `plots`, and the lines."""
   count = len(batch['image'])
   rows = -(-count // _COLUMNS)
   step = _CELL + _GAP
@@ -40,7 +44,8 @@ def contact_sheet(
   pen = PIL.ImageDraw.Draw(sheet)
   for i in range(count):
     x, y = _GAP + i % _COLUMNS * (4 * step + _GAP), top + i // _COLUMNS * step
-    for k, cell in enumerate(cells({name: value[i] for name, value in batch.items()})):
+    example = {name: batch[name][i] for name in ('image', 'mask', 'exemplar')}
+    for k, cell in enumerate(cells(example)):
       sheet.paste(PIL.Image.fromarray(cell), (x + k * step, y))
       if i < _COLUMNS:
         pen.text((x + k * step, 3), _TITLES[k], _INK, font)
@@ -52,17 +57,36 @@ def contact_sheet(
 
 
 def cells(example: dict[str, np.ndarray]) -> list[np.ndarray]:
-  """The four pictures of one example, uint8 [_CELL _CELL 3]; the hole is mid-grey."""
+  """Returns the four pictures of an example, uint8 [_CELL _CELL 3]; the hole is mid-grey."""
   image, mask, exemplar = (example[name] for name in ('image', 'mask', 'exemplar'))
   keep = 1 - mask[..., None] / 255.0
   masked = (image * keep + 127.5 * (1 - keep)).astype(np.uint8)
   return [_fit(cell) for cell in (image, np.repeat(mask[..., None], 3, -1), masked, exemplar)]
 
 
+def _fit(cell: np.ndarray) -> np.ndarray:
+  how = cv2.INTER_AREA if cell.shape[0] >= _CELL else cv2.INTER_NEAREST
+  return cv2.resize(cell, (_CELL, _CELL), interpolation=how)
+
+
+def _histogram(pen, font, corner: tuple[int, int], title: str, values: np.ndarray) -> None:
+  x, y = corner
+  counts = np.histogram(values, 20, (0, 1))[0]
+  pen.text((x, y), title, _INK, font)
+  for k, count in enumerate(counts):
+    height = 70 * count / max(1, counts.max())
+    pen.rectangle((x + 11 * k, y + 92 - height, x + 11 * k + 9, y + 92), _BAR)
+  for at in (0, 0.5, 1):
+    pen.text((x + 220 * at - 4, y + 95), f'{at:g}', _INK, font)
+
+
+# The statistics.
+
+
 def statistics(
   root: str, split: str, batch: dict[str, np.ndarray], records=500
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Boxes of the first records and masks of a batch: values for histograms, lines of text."""
+  """Returns values for histograms and lines of text, from the first records and from a batch."""
   source = tfrecord.Source(tfrecord.shard_paths(root, split))
   boxes, shapes, unreadable = [], [], 0
   for i in range(min(records, len(source))):
@@ -83,17 +107,40 @@ def statistics(
     f'images {min(widths)}..{max(widths)} wide, {min(heights)}..{max(heights)} high; '
     f'box width {_quantiles(sides[:, 1])}, height {_quantiles(sides[:, 0])} of the image',
     f'box area {_quantiles(area)} of the image; repainted {_quantiles(share)} of the crop',
-    f'masks: {full:.0%} rectangles; {np.mean(batch["corrupt"]):.0%} of the examples stand in for '
+    f'masks: {full:.0%} rectangles; {np.mean(batch["corrupt"]):.0%} of the examples replace '
     f'corrupt records',
   ]
   return {'box area / image': area, 'repainted share': share}, lines
 
 
+def _fills_its_box(mask: np.ndarray) -> bool:
+  rows, columns = np.nonzero(mask)
+  return len(rows) > 0 and len(rows) == int((np.ptp(rows) + 1) * (np.ptp(columns) + 1))
+
+
+def _quantiles(values: np.ndarray) -> str:
+  if not len(values):
+    return 'none'
+  low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+  return f'{middle:.2f} ({low:.2f}..{high:.2f})'
+
+
+# The door.
+
+FLAGS = (
+  doors.Flag('config', None, 'a config with the group `data`', 'config'),
+  ('output', '', 'picture to write, .png or .jpg'),
+  ('split', '', 'split to show instead of config.data.split'),
+  ('count', 24, 'number of examples on the sheet'),
+)
+
+
 def main(config, output: str, split: str, count: int) -> None:
-  """The door: draws `count` examples of config.data into `output`."""
+  """Writes `count` examples of config.data and their statistics to `output`."""
   if config is None:
     raise DataError('--config is missing, for instance --config=configs/pbe.py:tiny')
-  if not output or os.path.splitext(output)[1].lower() not in ('.png', '.jpg', '.jpeg'):
+  kind = _FORMATS.get(os.path.splitext(output)[1].lower())
+  if kind is None:
     raise DataError(f'--output={output}: name a .png or .jpg file')
   if count < 1:
     raise DataError(f'--count={count}: must be at least 1')
@@ -109,65 +156,11 @@ def main(config, output: str, split: str, count: int) -> None:
   batch = next(loader.batches(batch_size=count, seed=config.get('seed', 0), **data))
   plots, lines = statistics(data['root'], data['split'], batch)
   print('\n'.join(lines))
-  _save(contact_sheet(batch, plots, lines), output)
+  encoded = io.BytesIO()
+  contact_sheet(batch, plots, lines).save(encoded, kind)
+  files.write_bytes(output, encoded.getvalue())
   print(output)
 
 
-def _fit(cell: np.ndarray) -> np.ndarray:
-  smaller = cell.shape[0] >= _CELL
-  how = cv2.INTER_AREA if smaller else cv2.INTER_NEAREST
-  return cv2.resize(cell, (_CELL, _CELL), interpolation=how)
-
-
-def _fills_its_box(mask: np.ndarray) -> bool:
-  rows, columns = np.nonzero(mask)
-  return len(rows) > 0 and len(rows) == int((np.ptp(rows) + 1) * (np.ptp(columns) + 1))
-
-
-def _quantiles(values: np.ndarray) -> str:
-  if not len(values):
-    return 'none'
-  low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
-  return f'{middle:.2f} ({low:.2f}..{high:.2f})'
-
-
-def _histogram(pen, font, corner: tuple[int, int], title: str, values: np.ndarray) -> None:
-  x, y = corner
-  counts = np.histogram(values, 20, (0, 1))[0]
-  pen.text((x, y), title, _INK, font)
-  for k, count in enumerate(counts):
-    height = 70 * count / max(1, counts.max())
-    pen.rectangle((x + 11 * k, y + 92 - height, x + 11 * k + 9, y + 92), _BAR)
-  for at in (0, 0.5, 1):
-    pen.text((x + 220 * at - 4, y + 95), f'{at:g}', _INK, font)
-
-
-def _save(sheet: PIL.Image.Image, path: str) -> None:
-  name, kind = os.path.splitext(path)
-  folder = os.path.dirname(path)
-  if folder:
-    os.makedirs(folder, exist_ok=True)
-  temporary = f'{name}.{os.getpid()}{kind}'
-  try:
-    sheet.save(temporary)
-    os.replace(temporary, path)
-  finally:
-    if os.path.exists(temporary):
-      os.remove(temporary)
-
-
-def _flags():
-  from absl import flags
-
-  from exedit.runtime import doors as runtime_doors
-
-  values = flags.FlagValues()
-  runtime_doors.define_config('a config with `data`', values=values)
-  flags.DEFINE_string('output', '', 'the picture to write', flag_values=values)
-  flags.DEFINE_string('split', '', 'instead of config.data.split', flag_values=values)
-  flags.DEFINE_integer('count', 24, 'examples on the sheet', flag_values=values)
-  return values
-
-
 if __name__ == '__main__':
-  doors.call(main, _flags(), __doc__, sys.argv)
+  doors.call(main, FLAGS, __doc__)

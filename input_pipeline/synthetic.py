@@ -1,42 +1,47 @@
-"""The embedded default data: drawn scenes, written through the same TFRecord schema as Open Images.
+"""Draws the default data set: scenes as TFRecord shards with the features of Open Images.
 
-Everything is a function of (seed, split, index); looks of `validation` and `bench` never occur in
-`train`. `bench` draws a scene again with another look in its box: the ground truth of an edit.
+  python -m input_pipeline.synthetic --output=data/synthetic
+
+Every picture depends only on (seed, split, index). Looks of the splits `validation` and `bench`
+never occur in `train`. `bench` draws a scene again with another look in its box: the ground truth
+of an edit.
 """
 
 import contextlib
-import fcntl
 import glob
 import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import cv2
 import numpy as np
 
-from exedit.runtime import doors, remote
+from exedit.runtime import doors, files, progress, remote
 
 from . import crops, latent_shards, tf_example, tfrecord
 from .errors import DataError
 from .scenes import GRID, MARGIN, SHAPES, VERSION, Look, Scene, draw, sample_look, sample_scene
 
 MADE_BY = 'input_pipeline.synthetic'
+MANIFEST, LOCK = 'manifest.json', '.lock'
 JPEG_QUALITY = 95
 STREAMS = dict(train=0, validation=1, bench=2)
 
 
+# One scene.
+
+
 def scene_at(seed: int, split: str, index: int) -> tuple[Scene, tuple[Look, ...]]:
-  """Scene and looks number `index` of a split."""
+  """Returns scene and looks number `index` of a split."""
   rng = np.random.default_rng([seed, STREAMS[split], index])
   scene = sample_scene(rng)
   return scene, tuple(sample_look(rng, split != 'train') for _ in scene.poses)
 
 
 def record(seed: int, split: str, index: int, size=GRID) -> bytes:
-  """Scene number `index` of a split as a serialized example with the features of open_images_v4."""
+  """Returns scene number `index` of a split, serialized with the features of open_images_v4."""
   scene, looks = scene_at(seed, split, index)
   image = cv2.cvtColor(draw(scene, looks, size), cv2.COLOR_RGB2BGR)
   full_color = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
@@ -57,8 +62,15 @@ def record(seed: int, split: str, index: int, size=GRID) -> bytes:
   )
 
 
+# The data set.
+
+
 def settings(*, scenes=20000, val_scenes=1000, seed=0, size=GRID, shards=4) -> dict:
-  """The settings of a data set, checked; DataError names the one that cannot be."""
+  """Returns the settings of a data set after checking them.
+
+  Raises:
+    DataError: for a value that cannot be.
+  """
   for name, value in (('scenes', scenes), ('val_scenes', val_scenes), ('shards', shards)):
     if value < 1:
       raise DataError(f'{name}={value}: must be at least 1')
@@ -73,30 +85,43 @@ def settings(*, scenes=20000, val_scenes=1000, seed=0, size=GRID, shards=4) -> d
   )
 
 
-def write(root: str, **kwargs) -> dict:
-  """Writes the splits `train` and `validation` as shards, then manifest.json, which it returns.
+def ensure(root: str, **kwargs) -> dict:
+  """Writes the data set unless it is complete; takes the arguments of `settings`.
 
-  Takes the arguments of `settings`. Files of an earlier writing are replaced; after a failure none
-  is left.
+  Returns the manifest. If several processes call it at once, one writes and the others wait.
+
+  Raises:
+    DataError: if the folder holds other data, or cannot be written.
   """
-  import tqdm
+  wanted = settings(**kwargs)
+  manifest = _complete(root, wanted)
+  if manifest is None:
+    with _locked(root):
+      manifest = _complete(root, wanted) or write(root, **kwargs)
+  return manifest
 
+
+def write(root: str, **kwargs) -> dict:
+  """Writes the splits `train` and `validation` as shards, then the manifest, which it returns.
+
+  Takes the arguments of `settings`. Replaces an earlier data set; a failure leaves none.
+  """
   made = settings(**kwargs)
-  _read_manifest(root)  # never replace what somebody else made
+  _read_manifest(root)  # raises if the folder holds something else
   _remove(root)
-  files = {}
+  written = {}
   splits = (('train', made['scenes'], made['shards']), ('validation', made['val_scenes'], 1))
   try:
-    total, every = made['scenes'] + made['val_scenes'], 0.1 if sys.stderr.isatty() else 10
-    with tqdm.tqdm(total=total, unit='scene', desc='drawing', mininterval=every) as bar:
+    total = made['scenes'] + made['val_scenes']
+    with progress.bar(what='drawing', total=total, unit='scene') as bar:
       for split, scenes, shards in splits:
         for shard in range(shards):
           name = f'synthetic-{split}.tfrecord-{shard:05d}-of-{shards:05d}'
           indices = range(shard * scenes // shards, (shard + 1) * scenes // shards)
           records = _records(made, split, indices, bar)
-          files[name] = tfrecord.write_shard(os.path.join(root, name), records)
-    manifest = dict(made_by=MADE_BY, settings=made, files=files)
-    _write_json(_manifest(root), manifest)
+          written[name] = tfrecord.write_shard(os.path.join(root, name), records)
+    manifest = dict(made_by=MADE_BY, settings=made, files=written)
+    files.write_json(os.path.join(root, MANIFEST), manifest)
   except BaseException as error:
     _remove(root)
     if isinstance(error, OSError):
@@ -107,33 +132,27 @@ def write(root: str, **kwargs) -> dict:
   return manifest
 
 
-def ensure(root: str, **kwargs) -> dict:
-  """Writes the data unless it is there whole; returns the manifest. Of several at once one writes.
-
-  DataError where it is there with other settings.
-  """
-  wanted = settings(**kwargs)
-  manifest = _whole(root, wanted)
-  if manifest is None:
-    with _alone(root):
-      manifest = _whole(root, wanted) or write(root, **kwargs)  # another may have just done so
-  return manifest
+def _records(made: dict, split: str, indices: range, bar) -> Iterator[bytes]:
+  for index in indices:
+    yield record(made['seed'], split, index, made['size'])
+    bar.update()
 
 
-def _whole(root: str, wanted: dict) -> dict | None:
-  """The manifest of the data with these settings, None where it is to be written.
+def _complete(root: str, wanted: dict) -> dict | None:
+  """Returns the manifest of a complete data set with these settings, or None if it must be written.
 
-  DataError where it is there with other settings, or not of this machine and not whole.
+  Raises:
+    DataError: if the folder holds other data, or is in a store, where nothing is drawn.
   """
   if latent_shards.manifest(root) is not None:
     raise DataError(f'{root} holds latents that exedit.encode has made: name another folder')
   manifest = _read_manifest(root)
-  if manifest is None and remote.is_remote(root):
-    raise DataError(
-      f'scenes are drawn into a folder of this machine and {root} holds none: draw them here '
-      f'(python -m input_pipeline.synthetic) and copy the folder to {root}'
-    )
   if manifest is None:
+    if remote.is_remote(root):
+      raise DataError(
+        f'scenes are drawn into a folder of this machine and {root} holds none: draw them here '
+        f'(python -m input_pipeline.synthetic) and copy the folder to {root}'
+      )
     return None
   for name, value in wanted.items():
     found = manifest['settings'].get(name)
@@ -149,83 +168,68 @@ def _whole(root: str, wanted: dict) -> dict | None:
   return manifest
 
 
-@contextlib.contextmanager
-def _alone(root: str) -> Iterator[None]:
-  """One process at a time; the folder itself is locked, so that nothing is left in it."""
-  with contextlib.ExitStack() as held:
-    with contextlib.suppress(OSError):  # a disk without locks; or without rights, as writing says
-      os.makedirs(root, exist_ok=True)
-      folder = os.open(root, os.O_RDONLY)
-      held.callback(os.close, folder)
-      try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        print(f'{root}: another run is drawing the same scenes; waiting for it', file=sys.stderr)
-        fcntl.flock(folder, fcntl.LOCK_EX)
-    yield
-
-
 def _read_manifest(root: str) -> dict | None:
-  """The manifest of an earlier writing, None without one; DataError where it is not ours."""
+  """Returns the manifest, or None if there is none; raises DataError if it is not ours."""
+  path = os.path.join(root, MANIFEST)
   try:
-    if remote.is_remote(root):
-      manifest = json.loads(remote.read(_manifest(root)))
-    else:
-      with open(_manifest(root)) as file:
-        manifest = json.load(file)
+    manifest = json.loads(remote.read(path))
   except (FileNotFoundError, NotADirectoryError):
     return None
   except (OSError, ValueError) as error:
-    raise DataError(
-      f'{_manifest(root)} cannot be read ({error}); remove it or name another folder'
-    ) from error
+    raise DataError(f'{path} cannot be read ({error}); remove it or name another folder') from error
   if not isinstance(manifest, dict) or manifest.get('made_by') != MADE_BY:
-    raise DataError(f'{_manifest(root)} was not made by {MADE_BY}; name another folder')
+    raise DataError(f'{path} was not made by {MADE_BY}; name another folder')
   return manifest
 
 
-def _remove(root: str) -> None:
-  here = glob.escape(root)
-  shards = glob.glob(os.path.join(here, 'synthetic-*.tfrecord-*'))
-  torn = glob.glob(os.path.join(here, '.synthetic-*.tfrecord-*')) + glob.glob(f'{here}/.manifest.*')
-  for path in [_manifest(root), *shards, *torn]:
-    if os.path.exists(path):
-      os.remove(path)
-
-
 def _size(path: str) -> int:
-  if remote.is_remote(path):
+  """Returns the size of a file, or -1 if it is missing."""
+  try:
     return remote.info(path)[0]
-  return os.path.getsize(path) if os.path.exists(path) else -1
+  except DataError:
+    return -1
 
 
-def _records(made: dict, split: str, indices: range, bar) -> Iterator[bytes]:
-  for index in indices:
-    yield record(made['seed'], split, index, made['size'])
-    bar.update()
+def _remove(root: str) -> None:
+  """Removes a data set, and the temporary files of killed processes."""
+  for path in glob.glob(os.path.join(glob.escape(root), 'synthetic-*.tfrecord-*')):
+    os.remove(path)
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(os.path.join(root, MANIFEST))
+  files.sweep(root, lambda name: name == MANIFEST or name.startswith('synthetic-'), alone=True)
 
 
-def _manifest(root: str) -> str:
-  return os.path.join(root, 'manifest.json')
+@contextlib.contextmanager
+def _locked(root: str) -> Iterator[None]:
+  """Lets one process write at a time. A file system without locks is not locked."""
+  lock = files.Lock(os.path.join(root, LOCK))
+
+  def wait(holder: str) -> None:
+    print(
+      f'{root}: another run is drawing the same scenes ({holder}); waiting for it', file=sys.stderr
+    )
+
+  with contextlib.suppress(OSError):
+    os.makedirs(root, exist_ok=True)
+    lock.acquire(busy=wait)
+  try:
+    yield
+  finally:
+    lock.release()
 
 
-def _write_json(path: str, value: dict) -> None:
-  fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.manifest.')
-  with os.fdopen(fd, 'w') as file:
-    json.dump(value, file, indent=2)
-  os.chmod(temporary, 0o644)
-  os.replace(temporary, path)
+# The benchmark.
 
 
 def bench(
   n: int, *, seed: int, size: int, exemplar_size: int, truths=10, scene_size=GRID, exemplar_pad=2
 ) -> Iterator[dict]:
-  """Held-out edits with their ground truth; edit number i depends on (seed, i) alone.
+  """Yields held-out edits with their ground truth; edit number i depends only on (seed, i).
 
-  Yields dict(source uint8 [h w 3], mask uint8 [h w] (255 = repaint: the object's box and the reach
-  of its shadow), exemplar uint8 [s s 3], truths uint8 [truths h w 3], answer). The exemplar is the
-  look of truths[answer] in another scene, cut as in training; the source holds a look of its own,
-  so the answer can come from the exemplar only. exemplar_pad is in pixels of the drawn scene.
+  An edit is dict(source uint8 [h w 3], mask uint8 [h w] (255 = repaint: the object's box and the
+  reach of its shadow), exemplar uint8 [s s 3], truths uint8 [truths h w 3], answer). The exemplar
+  shows the look of truths[answer] in another scene, cut as in training. The source shows a look of
+  its own, so only the exemplar gives the answer. exemplar_pad is in pixels of the drawn scene.
   """
   for i in range(n):
     rng = np.random.default_rng([seed, STREAMS['bench'], i])
@@ -247,7 +251,7 @@ def bench(
 
 
 def _reach(box: tuple[int, int, int, int], size: int) -> np.ndarray:
-  """The box and the reach of its shadow as a mask [size size]."""
+  """Returns the box and the reach of its shadow as a mask [size size]."""
   y0, x0, y1, x1 = (c / GRID for c in box)
   mask = np.zeros((size, size), np.uint8)
   top, left = (max(0, math.floor((c - MARGIN) * size)) for c in (y0, x0))
@@ -256,10 +260,10 @@ def _reach(box: tuple[int, int, int, int], size: int) -> np.ndarray:
 
 
 def write_example(output: str, number: int, *, seed: int, size: int) -> None:
-  """Held-out edit `number` as image.png, mask.png, exemplar.png, for doors that take files."""
+  """Writes held-out edit `number` as image.png, mask.png and exemplar.png."""
   if seed < 0 or not 8 <= size <= 4096:
     raise DataError(f'seed {seed} must be at least 0, and size {size} between 8 and 4096')
-  scene = -(-size // GRID) * GRID  # drawn at a whole multiple of the grid, then brought to size
+  scene = -(-size // GRID) * GRID  # drawn at a multiple of the grid, then resized
   *_, edit = bench(number + 1, seed=seed, size=size, exemplar_size=size, scene_size=scene)
   os.makedirs(output, exist_ok=True)
   for name, key in (('image', 'source'), ('mask', 'mask'), ('exemplar', 'exemplar')):
@@ -269,10 +273,25 @@ def write_example(output: str, number: int, *, seed: int, size: int) -> None:
       raise DataError(f'{output}/{name}.png cannot be written; name another folder')
 
 
+# The door.
+
+FLAGS = (
+  ('output', '', 'folder to write to'),
+  ('scenes', settings()['scenes'], 'number of training scenes'),
+  ('val_scenes', settings()['val_scenes'], 'number of validation scenes'),
+  ('seed', settings()['seed'], 'seed of all random numbers'),
+  ('size', settings()['size'], 'side of a scene in pixels'),
+  ('shards', settings()['shards'], 'number of files of the training split'),
+  doors.Flag(
+    'example', None, 'write held-out edit number N as image.png, mask.png and exemplar.png instead',
+    int, 0,
+  ),
+)  # fmt: skip
+
+
 def main(output: str, example: int | None = None, **kwargs) -> None:
-  """The door: draws what the flags ask for, unless it lies there already."""
-  if not output:
-    raise DataError('--output=FOLDER is missing')
+  """Draws the scenes, unless the folder holds them already, or one example."""
+  doors.require(output=output)
   if example is not None:
     write_example(output, example, seed=kwargs['seed'], size=kwargs['size'])
     print(f'{output}: image.png, mask.png and exemplar.png of held-out edit {example}')
@@ -282,23 +301,5 @@ def main(output: str, example: int | None = None, **kwargs) -> None:
   print(f'{output}: {sum(counts)} scenes in {len(counts)} shards')
 
 
-def _flags():
-  from absl import flags
-
-  values = flags.FlagValues()
-  flags.DEFINE_string('output', '', 'folder to write to', flag_values=values)
-  for name, about in (
-    ('scenes', 'training scenes'),
-    ('val_scenes', 'validation scenes'),
-    ('seed', 'of everything that is drawn'),
-    ('size', 'side of a scene in pixels'),
-    ('shards', 'files of the training split'),
-  ):
-    flags.DEFINE_integer(name, settings()[name], about, flag_values=values)
-  about = 'write held-out edit number N as image.png, mask.png and exemplar.png instead'
-  flags.DEFINE_integer('example', None, about, 0, flag_values=values)
-  return values
-
-
 if __name__ == '__main__':
-  doors.call(main, _flags(), __doc__, sys.argv)
+  doors.call(main, FLAGS, __doc__)

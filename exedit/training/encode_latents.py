@@ -84,7 +84,7 @@ def encode(
     say(f'{len(shards) - len(left)} of {len(shards)} shards are there already')
   devices = jax.local_devices()
   size = -(-batch_size // len(devices)) * len(devices)
-  encoder = functools.partial(moments, systems.get(config['system']).moments, graph)
+  encoder = functools.partial(moments, systems.get(config['system']), graph)
   network = device_rows.over_devices(encoder, params, devices)
   fatal = config['data'].get('on_corrupt') == 'fatal'
   sources = {path: tfrecord.Source([path]) for path in processes.own_share(left)}
@@ -245,7 +245,7 @@ def finished(batch: list[Example], found: Array, dtype: str) -> Iterator[bytes]:
 
 
 def moments(
-  encode: Callable,
+  system: systems.System,
   graph: parameters.Graph,
   params: Mapping[str, Array],
   image: Array,
@@ -253,5 +253,5 @@ def moments(
 ) -> Float[Array, 'b 2 lh lw m']:
   """Computes the moments of images uint8 [b h w 3] and of the same images with holes [b h w]."""
   hole = mask[..., None].astype(jnp.float32) / 255
-  network: Any = parameters.merge(graph, params)
-  return encode(network, as_signed(image), hole)
+  assert system.moments is not None  # `check` refuses other systems
+  return system.moments(parameters.merge(graph, params), as_signed(image), hole)

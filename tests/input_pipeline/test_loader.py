@@ -14,6 +14,7 @@ import pytest
 
 from exedit.input_pipeline import loader, tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError, Unusable
+from exedit.runtime.errors import UserError
 from tests import FIXTURES, ROOT
 
 FIXTURE = FIXTURES / 'open_images_v4-train.tfrecord-00000-of-00001'
@@ -300,13 +301,13 @@ def test_a_shard_cut_short_is_skipped_or_fatal(tmp_path, caplog):
     (dict(batch_size=0), 'batch_size 0'),
     (dict(shard_index=2, shard_count=2), 'shard_index 2'),
     (dict(on_corrupt='ignore'), "'ignore'.*'skip' or 'fatal'"),
-    (dict(scal=2), "unknown data setting 'scal'; did you mean 'scale'"),
+    (dict(scal=2), "data.scal is not a setting: did you mean 'scale'"),
     (dict(start_step=-1), 'start_step -1'),
   ],
 )
 def test_a_wrong_argument_is_named(root, options, message):
   arguments = dict(batch_size=8, make_example=probe) | options
-  with pytest.raises(DataError, match=message) as caught:
+  with pytest.raises(UserError, match=message) as caught:
     loader.batches(root, 'train', **arguments)
   assert '\n' not in str(caught.value)
 

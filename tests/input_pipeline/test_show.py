@@ -38,7 +38,7 @@ def door(folder, monkeypatch):
 
   def run(*flags):
     monkeypatch.setattr(sys, 'argv', ['show', *flags])  # where ml_collections looks for overrides
-    doors.call(show.main, show._flags(), show.__doc__, sys.argv)
+    doors.call(show.main, show.FLAGS, show.__doc__, sys.argv)
 
   return run
 

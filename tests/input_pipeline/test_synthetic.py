@@ -135,8 +135,8 @@ def test_of_several_at_once_one_draws_and_the_others_wait(tmp_path, monkeypatch,
   with ThreadPoolExecutor(4) as pool:
     manifests = list(pool.map(lambda _: synthetic.ensure(root, **SMALL), range(4)))
   assert len(drawn) == 1 and all(manifest == manifests[0] for manifest in manifests)
-  assert f'{root}: another run is drawing the same scenes; waiting for it' in capfd.readouterr().err
-  assert {*os.listdir(root)} == {'manifest.json', *manifests[0]['files']}
+  assert f'{root}: another run is drawing the same scenes (' in capfd.readouterr().err
+  assert {*os.listdir(root)} == {'.lock', 'manifest.json', *manifests[0]['files']}
 
 
 def test_write_leaves_other_peoples_folders_alone(tmp_path):
@@ -210,7 +210,7 @@ def test_bench_answers_are_spread_and_told_by_the_exemplar_alone():
 @pytest.mark.parametrize(
   'flags, line',
   [
-    ([], '--output=FOLDER is missing'),
+    ([], '--output=... is missing'),
     (['--output=x', '--scenes=0'], 'scenes=0: must be at least 1'),
     (['--output=x', '--size=50'], 'size=50: must be a multiple of 64'),
     (['--output=x', '--seed=-1'], 'seed=-1: must be at least 0'),
@@ -220,7 +220,7 @@ def test_bench_answers_are_spread_and_told_by_the_exemplar_alone():
 def test_the_door_refuses_in_one_line(tmp_path, monkeypatch, capsys, flags, line):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit) as stop:
-    doors.call(synthetic.main, synthetic._flags(), synthetic.__doc__, ['synthetic', *flags])
+    doors.call(synthetic.main, synthetic.FLAGS, synthetic.__doc__, ['synthetic', *flags])
   assert stop.value.code == 2
   said = capsys.readouterr().err
   assert said.startswith('error: ') and line in said and said.count('\n') == 1
