@@ -144,12 +144,13 @@ def edits(spec: Mapping[str, Any]) -> dict[str, Any]:
   given = Bench(spec['bench'], systems.of(found).picture_size(found.config['model']))
   listed = benchmark.survey(given)
   settings = systems.edit_settings(systems.of(found), found.config)
-  asked: dict[str, Any] = dict(settings, seed=0, paste=True, precision=None, batch_size=None)
+  asked: dict[str, Any] = dict(settings=settings, seed=0, paste=True)
+  asked |= dict(precision=None, batch_size=None)
 
   def make():
     with tempfile.TemporaryDirectory() as output:
       make_edits.claim(output, {})
-      make_edits.sample(found, given, listed, output, say=lambda line: None, **asked)
+      make_edits.make_missing(found, given, listed, output, say=lambda line: None, **asked)
 
   first, _ = peer.best(make, 1)
   seconds, _ = peer.best(make, spec['rounds'])

@@ -71,5 +71,5 @@ def refuse(*args, **kwargs):
   with pytest.raises(Exception) as caught:
     coco_ee.evaluate(*args, **kwargs)
   line = explain(caught.value)
-  assert line is not None and '\n' not in line and len(line) < 400
+  assert line is not None and '\n' not in line and len(line) < 400, caught.value
   return line

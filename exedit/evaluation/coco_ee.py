@@ -148,7 +148,7 @@ def _make(
   processes.wait_for_others('claimed')
   bench = Bench(root, systems.of(found).picture_size(found.config['model']))
   options = dict(options, batch_size=batch_size, say=say)
-  make_edits.sample(found, bench, edits, output, **options, **sampling)
+  make_edits.make_missing(found, bench, edits, output, **options, settings=sampling)
   processes.wait_for_others('made')
   return dict(weights=dict(path=found.where, step=found.step, sha256=digest), sampling=recorded)
 

@@ -5,17 +5,16 @@ is compared inside the mask with several drawn truths, of which one shows the ri
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from exedit import images, systems
+from exedit.editing.engine import Engine, Work
 from exedit.evaluation import make_edits
 from exedit.evaluation.coco_ee import writable_folder
 from exedit.input_pipeline import synthetic
@@ -107,7 +106,7 @@ def evaluate(
   _check(edits=(edits, 2), truths=(truths, 2), batch_size=(batch_size, 1), seed=(seed, 0))
   drawing = dict(drawn_like(system, found.config), seed=seed, truths=truths)
   size = system.picture_size(found.config['model'])
-  edit_batch = functools.partial(system.edit, systems.load(found), **sampling)
+  engine = Engine(system, systems.load(found), jax.local_devices()[:1])
   with progress.bar(what='drawing', total=3 * edits, unit='edit') as bar:
     bench = []
     for edit in synthetic.bench(edits, **drawing):
@@ -117,9 +116,7 @@ def evaluate(
     passes = {}
     for name, order in (('own', np.arange(edits)), ('shuffled', others)):
       bar.set_description(name)
-      passes[name] = repaint(
-        system, edit_batch, bench, order, seed, min(batch_size, edits), size, bar.update
-      )
+      passes[name] = repaint(engine, bench, order, seed, batch_size, size, sampling, bar.update)
   scores = {name: score(result, bench) for name, result in passes.items()}
   per_edit = [
     dict(answer=int(edit['answer']), shuffled_exemplar_of=int(others[i]))
@@ -163,39 +160,38 @@ def derangement(n: int, seed: int) -> np.ndarray:
 
 
 def repaint(
-  system: systems.System,
-  edit: Callable[..., Any],
+  engine: Engine,
   bench: Sequence[dict],
   exemplar_of: np.ndarray,
   seed: int,
   batch_size: int,
   exemplar_size: int,
+  settings: Mapping[str, Any],
   done: Callable[[int], Any] = lambda n: None,
 ) -> UInt8[np.ndarray, 'n h w 3']:
   """Make edit i of the benchmark with the exemplar of edit `exemplar_of[i]`, for all i.
 
-  Repetitions of the last edit fill the last batch, so that one compiled function serves all.
-
   Args:
-    edit: `System.edit` with its model and settings.
-    exemplar_size: the side in pixels of the exemplars that it takes.
+    exemplar_size: the side in pixels at which the network takes exemplars.
+    settings: of `System.edit`.
     done: called with the number of edits after each batch.
   """
-  results = []
-  for start in range(0, len(bench), batch_size):
-    index = np.minimum(np.arange(start, start + batch_size), len(bench) - 1)
-    edits = [bench[i] for i in index]
-    source = _floats(edit['source'] for edit in edits)
-    mask = jnp.asarray(np.stack([edit['mask'] for edit in edits])[..., None] > 127, jnp.float32)
-    exemplar = _floats(bench[int(exemplar_of[i])]['exemplar'] for i in index)
-    given = dict(source=source, mask=mask, exemplar=images.squash(exemplar, exemplar_size))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-    raw = edit(make_edits.arrays(system, **given), keys, source.shape[1:3])
-    result = images.paste(raw, source, mask)
-    count = min(batch_size, len(bench) - start)
-    results.append(images.to_uint8(result)[:count])
-    done(count)
-  return np.concatenate(results)
+
+  def read(i):
+    exemplar = images.from_uint8(bench[int(exemplar_of[i])]['exemplar'])
+    exemplar = images.to_uint8(images.squash(exemplar, exemplar_size))
+    source, mask = bench[i]['source'], np.where(bench[i]['mask'] > 127, np.uint8(255), np.uint8(0))
+    arrays = make_edits.network_inputs(engine.system, source, mask, exemplar)
+    return arrays, dict(source=source, mask=mask)
+
+  write = lambda result: make_edits.finished(result.raw, result.kept)
+  key = lambda i: jax.random.fold_in(jax.random.key(seed), i)
+  works = [Work(i, edit['mask'].shape, settings) for i, edit in enumerate(bench)]
+  pictures = []
+  for made in engine.run(engine.batches(works, batch_size), read, write, key=key):
+    pictures += made
+    done(len(made))
+  return np.stack(pictures)
 
 
 def score(results: UInt8[np.ndarray, 'n h w 3'], bench: Sequence[dict]) -> Score:
@@ -234,10 +230,6 @@ def table(results: dict[str, Any]) -> str:
     row('outside it unchanged', lambda x: f'{x["untouched"]} of {x["n"]}'),
   ]
   return '\n'.join(line.rstrip() for line in lines)
-
-
-def _floats(arrays):
-  return jnp.asarray(images.from_uint8(np.stack(list(arrays))))
 
 
 def _rows(bench, others, passes):

@@ -1,16 +1,20 @@
-"""The edits of a benchmark: each a function of its id and the seed, and made once."""
+"""The edits of a benchmark: each depends only on its id and the seed, and is made once."""
 
+import dataclasses
 import os
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import images
-from exedit.editing import repaint
+from exedit import images, paint_by_example, systems
+from exedit.editing.engine import Engine
 from exedit.evaluation import coco_ee, make_edits
+from exedit.runtime.errors import UserError
+from exedit.weights import find
 from exedit.weights.layouts import own
 from tests import bench, evaluations, small
 from tests.evaluations import CHEAP, SIZE, refuse, score
@@ -27,41 +31,44 @@ def world(tmp_path_factory):
   return evaluations.world(tmp_path_factory.mktemp('world'))
 
 
-@pytest.fixture
-def plain(world, tmp_path):
-  """Where the edits matter and no network does."""
-  given = evaluations.arguments(world, tmp_path / 'cache')
-  return dict(given, features={}, gmm=None, reference={})
+@pytest.fixture(scope='module')
+def given(world):
+  """The arguments of an evaluation of the small weights without networks."""
+  return dict(evaluations.plain(world), weights=str(world / 'weights'), **CHEAP)
 
 
 @pytest.fixture(scope='module')
-def scored(world, tmp_path_factory):
-  """The folder of an evaluation of the small weights."""
-  place = tmp_path_factory.mktemp('scored')
-  given = dict(evaluations.arguments(world, place / 'cache'), features={}, gmm=None, reference={})
-  score(str(place / 'out'), weights=str(world / 'weights'), **given, **CHEAP)
-  return place / 'out'
+def scored(given, tmp_path_factory):
+  """The folder of that evaluation."""
+  place = tmp_path_factory.mktemp('scored') / 'out'
+  score(place, **given)
+  return place
 
 
 @pytest.fixture
 def edited(scored, tmp_path):
   """A copy of it for one test."""
-  return shutil.copytree(scored, str(tmp_path / 'edited'))
+  return shutil.copytree(scored, tmp_path / 'edited')
 
 
 def picture(output, edit_id):
-  return np.asarray(Image.open(f'{make_edits.folder(str(output))}/{edit_id:012d}.png'))
+  return np.asarray(Image.open(f'{make_edits.folder(output)}/{edit_id:012d}.png'))
 
 
 def pictures(output):
   return {edit_id: picture(output, edit_id) for edit_id in bench.IDS}
 
 
-def test_a_killed_run_goes_on_without_repeating_a_finished_edit(
-  edited, world, plain, tmp_path, monkeypatch
+def assert_alike(found, expected):
+  for edit_id, result in found.items():
+    np.testing.assert_allclose(np.int16(result), expected[edit_id], atol=1)
+
+
+def test_a_killed_run_continues_without_repeating_a_finished_edit(
+  scored, given, tmp_path, monkeypatch
 ):
-  whole, output, made = pictures(edited), str(tmp_path / 'killed'), []
-  save, program = images.save, repaint.program
+  output, made, rows = tmp_path / 'killed', [], []
+  save, edit = images.save, Engine.edit
 
   def killed(pixels, path, **options):
     if len(made) == 2:
@@ -69,58 +76,49 @@ def test_a_killed_run_goes_on_without_repeating_a_finished_edit(
     made.append(os.path.basename(path))
     return save(pixels, path, **options)
 
-  monkeypatch.setattr(images, 'save', killed)
-  given = dict(plain, weights=str(world / 'weights'), batch_size=1, **CHEAP)
-  with pytest.raises(KeyboardInterrupt):
+  given = dict(given, batch_size=1)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(images, 'save', killed)
     score(output, **given)
-  monkeypatch.undo()
   place = make_edits.folder(output)
   assert sorted(os.listdir(place)) == sorted(made) and len(made) == 2
   half = os.path.join(place, f'{17:012d}.png.123.4.tmp')
   with open(half, 'w') as file:
     file.write('half')
   times = {name: os.stat(os.path.join(place, name)).st_mtime_ns for name in made}
-  rows = []
 
-  def counting(*args):
-    run = program(*args)
-    return lambda *arrays, **options: (rows.append(len(arrays[0])), run(*arrays, **options))[1]
+  def counting(self, arrays, keys, *others):
+    rows.append(len(keys))
+    return edit(self, arrays, keys, *others)
 
-  monkeypatch.setattr(repaint, 'program', counting)
+  monkeypatch.setattr(Engine, 'edit', counting)
   score(output, **given)
-  assert rows == [1, 1]
+  assert rows == [1, 1] and not os.path.exists(half)
   assert times == {name: os.stat(os.path.join(place, name)).st_mtime_ns for name in made}
-  assert not os.path.exists(half)
-  for edit_id, result in pictures(output).items():
-    np.testing.assert_allclose(np.int16(result), whole[edit_id], atol=1)
+  assert_alike(pictures(output), pictures(scored))
 
 
-def test_an_edit_depends_on_its_id_and_the_seed_alone(world, tmp_path, edited, plain):
-  whole = pictures(edited)
-  sub = bench.write(tmp_path / 'sub', ids=bench.IDS[2:], size=SIZE)  # other pictures, same ids
+def test_an_edit_depends_on_its_id_and_the_seed_alone(world, tmp_path, scored, given):
+  whole = pictures(scored)
+  sub = bench.write(tmp_path / 'sub', ids=bench.IDS[2:], size=SIZE)
   for kind, name in (('GT', 'GT'), ('Mask_bbox', 'mask'), ('Ref', 'ref')):
     for edit_id in bench.IDS[2:]:
       file = f'{edit_id:012d}_{name}.png'
       shutil.copy(world / 'bench' / f'{kind}_4' / file, sub / f'{kind}_2' / file)
-  given = dict(plain, data=dict(root=str(sub)), weights=str(world / 'weights'), **CHEAP)
-  score(str(tmp_path / 'a'), **given)
-  for edit_id in bench.IDS[2:]:
-    np.testing.assert_allclose(np.int16(picture(tmp_path / 'a', edit_id)), whole[edit_id], atol=1)
-  score(str(tmp_path / 'b'), **given, seed=7)
+  given = dict(given, data=dict(root=str(sub)))
+  score(tmp_path / 'a', **given)
+  assert_alike({i: picture(tmp_path / 'a', i) for i in bench.IDS[2:]}, whole)
+  score(tmp_path / 'b', **given, seed=7)
   assert (picture(tmp_path / 'b', 17) != whole[17]).any()
 
 
-def test_keys_are_of_the_whole_id():
+def test_keys_depend_on_all_bits_of_the_id():
   ids = [1, 1 + 2**32, 900100065455, 900100065455 % 2**32, 2**62]
-  data = {tuple(np.asarray(k)) for k in jax.random.key_data(make_edits.keys(3, ids))}
-  assert len(data) == 5
-  one = jax.random.key_data(make_edits.keys(3, [900100065455]))
-  np.testing.assert_array_equal(one[0], jax.random.key_data(make_edits.keys(3, ids))[2])
+  assert len({tuple(jax.random.key_data(make_edits.edit_key(3, i)).tolist()) for i in ids}) == 5
 
 
-def test_two_processes_make_every_edit_once(world, edited, plain, tmp_path, monkeypatch):
-  whole, output = pictures(edited), str(tmp_path / 'shared')
-  weights = str(world / 'weights')
+def test_two_processes_make_every_edit_once(scored, given, tmp_path, monkeypatch):
+  output = tmp_path / 'shared'
   monkeypatch.setattr(jax, 'process_count', lambda *_: 2)
 
   def waiting(name):
@@ -128,59 +126,59 @@ def test_two_processes_make_every_edit_once(world, edited, plain, tmp_path, monk
       raise TimeoutError
 
   monkeypatch.setattr(coco_ee.processes, 'wait_for_others', waiting)
-  (tmp_path / 'shared' / 'results').mkdir(parents=True)
+  (output / 'results').mkdir(parents=True)
   monkeypatch.setattr(jax, 'process_index', lambda *_: 1)
-  with pytest.raises(TimeoutError):  # its share is made; the other's pictures are not there yet
-    score(output, weights=weights, **plain, **CHEAP)
+  with pytest.raises(TimeoutError):  # its share is made; the other process has not started
+    score(output, **given)
   second = set(os.listdir(make_edits.folder(output)))
   assert second == {f'{edit_id:012d}.png' for edit_id in bench.IDS[1::2]}
   shutil.move(make_edits.folder(output), tmp_path / 'kept')
   monkeypatch.setattr(jax, 'process_index', lambda *_: 0)
+  made = []
 
   def come(name):
     if name == 'made':
+      made.extend(os.listdir(make_edits.folder(output)))
       shutil.copytree(tmp_path / 'kept', make_edits.folder(output), dirs_exist_ok=True)
-      monkeypatch.setattr(jax, 'process_count', lambda *_: 1)  # to score is another test's affair
+      monkeypatch.setattr(jax, 'process_count', lambda *_: 1)  # another test scores together
 
   monkeypatch.setattr(coco_ee.processes, 'wait_for_others', come)
-  made = []
-  save = images.save
-  monkeypatch.setattr(
-    make_edits.images, 'save', lambda p, path, **o: (made.append(str(path)), save(p, path, **o))[1]
-  )
-  score(output, weights=weights, **plain, **CHEAP)
-  ours = {os.path.basename(path) for path in made if 'results' in path}
-  assert ours == {f'{edit_id:012d}.png' for edit_id in bench.IDS[::2]}
-  for edit_id, result in pictures(output).items():
-    np.testing.assert_allclose(np.int16(result), whole[edit_id], atol=1)
+  score(output, **given)
+  assert sorted(made) == sorted(f'{edit_id:012d}.png' for edit_id in bench.IDS[::2])
+  assert_alike(pictures(output), pictures(scored))
 
 
-def test_without_paste_the_picture_is_the_raw_decode(world, plain, tmp_path):
-  output = str(tmp_path / 'raw')
-  weights = str(world / 'weights')
-  results = score(output, weights=weights, **plain, **CHEAP, paste=False)
+def test_without_paste_the_picture_is_the_raw_decode(given, tmp_path):
+  results = score(tmp_path / 'raw', **given, paste=False)
   assert results['metrics']['background_exactness']['value'] < 0.5
   assert not results['sampling']['paste']
 
 
-def test_edits_of_other_weights_are_never_mixed(world, edited, plain, tmp_path):
-  output = edited
-  before = pictures(output)
-  line = refuse(output, weights=str(world / 'weights'), **plain, steps=3, sampler='ddim')
+def test_edits_of_other_weights_are_never_mixed(edited, given, tmp_path):
+  before = pictures(edited)
+  line = refuse(str(edited), **(given | dict(steps=3)))
   assert 'made with steps 2, now it is 3: name another --output' in line
   changed = {name: 1.01 * array for name, array in small.params().items()}
   own.write(tmp_path / 'other', small.CONFIG, changed, step=13)
-  line = refuse(output, weights=str(tmp_path / 'other'), **plain, **CHEAP)
+  line = refuse(str(edited), **(given | dict(weights=str(tmp_path / 'other'))))
   assert 'made with weights' in line
-  os.remove(f'{output}/{make_edits.CLAIM}')
-  line = refuse(output, weights=str(world / 'weights'), **plain, **CHEAP)
-  assert f'no {make_edits.CLAIM}' in line
-  for edit_id, result in pictures(output).items():
+  os.remove(edited / make_edits.CLAIM)
+  assert f'no {make_edits.CLAIM}' in refuse(str(edited), **given)
+  for edit_id, result in pictures(edited).items():
     np.testing.assert_array_equal(result, before[edit_id])
 
 
-def test_a_result_that_is_not_finite_is_not_written(world, plain, tmp_path, monkeypatch):
-  program = lambda model, devices: lambda source, *_, **__: np.full_like(source, np.nan)
-  monkeypatch.setattr(repaint, 'program', program)
-  line = refuse(str(tmp_path / 'out'), weights=str(world / 'weights'), **plain, **CHEAP)
+def test_a_result_that_is_not_finite_is_not_written(given, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    Engine, 'edit', lambda _, arrays, *others: jnp.full_like(arrays['image'], np.nan)
+  )
+  line = refuse(str(tmp_path / 'out'), **given)
   assert 'not finite' in line and os.listdir(tmp_path / 'out' / 'results') == []
+
+
+def test_a_system_that_edits_from_a_text_is_refused(given, monkeypatch):
+  entry = systems.Input('prompt', 'text', 'words')
+  system = dataclasses.replace(paint_by_example.SYSTEM, inputs=(entry,))
+  monkeypatch.setattr(systems, 'of', lambda weights: system)
+  with pytest.raises(UserError, match='edits from prompt, but a benchmark has only sources'):
+    make_edits.edit_settings(find.weights(given['weights']))
