@@ -1,15 +1,17 @@
-"""Thousands of bad files for the doors: each is read or refused in one line, in time and in memory.
+"""Opens thousands of bad files: each must be read or refused in one line, in time and memory.
 
   python -m tests.fuzz --files=2000 --seed=0 [--keep=DIR]
 
-File i is a function of (seed, i). A worker process under a memory limit opens it; the parent
-watches the clock. A failure is any exception but UserError, a line that does not name the file, a
-crash, a hang, a changed or new file beside it, or a command in it that was obeyed. Prints a table
-by kind and exits 1 where anything failed.
+File i is a function of (seed, i). A worker process with a memory limit opens it, and the parent
+process watches the time. These are failures: an exception that is no UserError, a line that does
+not name the file, a crash, a hang, a changed or new file beside it, a command in the file that was
+obeyed. The program prints a table by kind and exits with 1 after a failure.
 """
 
 import argparse
 import dataclasses
+import functools
+import json
 import multiprocessing
 import os
 import resource
@@ -25,16 +27,23 @@ import jax
 import numpy as np
 
 from exedit import images
+from exedit import paint_by_example as pbe
+from exedit.editing import edits, session
+from exedit.editing import recipe as recipes
 from exedit.runtime.errors import UserError
+from exedit.weights import find
 from exedit.weights.formats import files
-from tests import fuzz_folders, fuzz_images, fuzz_pickles, fuzz_weights
+from tests import fuzz_files
 
 SECONDS = 60.0  # per file; on an idle machine the slowest take about 3
 CANARY = 'sung'
 
 
+# What opens the files
+
+
 def open_weights(path: Path) -> None:
-  """Every tensor of a file, one after the other."""
+  """Reads every tensor of a file."""
   for tensor in files.open_tensors(path).values():
     array = tensor.read()
     assert array.shape == tensor.shape and array.dtype == tensor.dtype
@@ -42,19 +51,78 @@ def open_weights(path: Path) -> None:
 
 
 def open_image(path: Path) -> None:
-  """A photo."""
+  """Reads a photo."""
   image = images.load(path)
   assert image.shape[0] == 1 and image.shape[-1] == 3
   assert float(image.min()) >= -1 and float(image.max()) <= 1
 
 
 def open_mask(path: Path) -> None:
-  """A mask."""
+  """Reads a mask."""
   assert set(np.unique(images.load_mask(path))) <= {0.0, 1.0}
 
 
+def _top(path: Path) -> Path:
+  return next(parent for parent in path.parents if parent.name == 'w')
+
+
+def open_folder(path: Path) -> None:
+  """Does everything that an edit does before the network runs."""
+  made = session.Session(str(_top(path)))
+  made.settings()
+  found = shapes(json.dumps(made.config['model']))
+  if isinstance(found, str):
+    raise UserError(f'{made.found.where}: {found}')
+  made.found.fit(found)
+  for tensor in list(made.found.tensors.values())[:2]:
+    tensor.read()
+
+
+@functools.cache
+def shapes(model: str) -> dict | str:
+  """The shapes of the parameters, or the error; most damage does not change the network."""
+  try:
+    return pbe.abstract(json.loads(model), 'the config')[1]
+  except UserError as error:
+    return str(error)
+
+
+def open_checkpoint(path: Path) -> None:
+  """Finds an original checkpoint; no file says the number of groups of these small networks."""
+  find.weights(path.with_suffix('.safetensors'), groups=4)
+
+
+def open_clip(path: Path) -> None:
+  """Finds a CLIP tower as a training does."""
+  find.clip_tower(_top(path)).fit()
+
+
+def open_recipe(path: Path) -> None:
+  """Reads a recipe, whose text must then give the same recipe."""
+  found = recipes.read(str(path))
+  assert recipes.parse(json.loads(found.text())) == found
+  recipes.locate(found.weights['source'], str(path.parent))
+
+
+def open_list(path: Path) -> None:
+  """Checks a list as `exedit.sample` does; every fault must be one line."""
+  place = str(path if path.suffix in ('.jsonl', '.csv') else _top(path))
+  own = edits.Settings(steps=20, scale=3.0, sampler='ddim')
+  found, faults = edits.read(place, str(_top(path) / 'out'), own, 999)
+  faults += edits.clashes(edits.samples(found, 2), [place], True)
+  jobs, more = edits.plan_all(found, 16)
+  assert len(jobs) + len(more) == len(found)
+  for fault in (faults := [*faults, *more]):
+    if '\n' in str(fault) or len(str(fault)) > 2000:
+      raise AssertionError(f'no line: {str(fault)[:200]!r}')
+  edits.refuse(faults, place, len(found), 'Mend them')
+
+
+# Running them
+
+
 class Case(NamedTuple):
-  """One bad file: what kind it is, who makes it, who opens it, and in how many bytes of memory."""
+  """One bad file: its kind, its maker, the functions that open it, and their memory in bytes."""
 
   kind: str
   make: Callable
@@ -64,7 +132,7 @@ class Case(NamedTuple):
 
 @dataclasses.dataclass
 class Row:
-  """What became of the files of one kind."""
+  """The outcomes of the files of one kind."""
 
   accepted: int = 0
   refused: int = 0
@@ -74,16 +142,20 @@ class Row:
 
 
 def cases(count: int, seed: int, only: str = '') -> Iterator[tuple[Case, list[int]]]:
-  """Every kind (that begins so) by turns; the costly ones share every twentieth file."""
+  """Yields the kinds (that begin with `only`) in turn; costly kinds share every twentieth file."""
+  kinds = {
+    (open_weights,): fuzz_files.WEIGHTS,
+    (open_image, open_mask): fuzz_files.PICTURES,
+    (open_folder,): fuzz_files.FOLDERS,
+    (open_checkpoint,): fuzz_files.CHECKPOINTS,
+    (open_clip,): fuzz_files.CLIPS,
+    (open_recipe,): fuzz_files.RECIPES,
+    (open_list,): fuzz_files.LISTS,
+  }
   every = [
-    *(Case(k, m, (open_weights,), 2**30) for k, m in fuzz_weights.MAKERS.items()),
-    *(Case(k, m, (open_weights,), 2**30) for k, m in fuzz_pickles.MAKERS.items()),
-    *(Case(k, m, (open_image, open_mask), 2**32) for k, m in fuzz_images.MAKERS.items()),
-    *(
-      Case(k, m, (door,), 2**30)
-      for door, makers in fuzz_folders.DOORS.items()
-      for k, m in makers.items()
-    ),
+    Case(kind, make, doors, 2**32 if open_image in doors else 2**30)
+    for doors, makers in kinds.items()
+    for kind, make in makers.items()
   ]
   bombs = [case for case in every if 'bombs' in case.kind or 'costly' in case.kind]
   giants = [case for case in every if 'megapixels' in case.kind]
@@ -99,7 +171,7 @@ def cases(count: int, seed: int, only: str = '') -> Iterator[tuple[Case, list[in
 def run(
   todo: Iterable[tuple[Case, list[int]]], seconds: float = SECONDS, keep: Path | None = None
 ) -> dict[str, Row]:
-  """Makes and opens every file; a table by kind, failures and all."""
+  """Makes and opens every file, and returns the outcomes by kind."""
   table: dict[str, Row] = {}
   worker = _Worker()
   try:
@@ -118,7 +190,7 @@ def run(
 
 
 def _one(worker, case, door, seed, seconds, keep) -> tuple[str, str, float]:
-  """(accepted, refused or failed; the line; seconds) of one file at one door."""
+  """('accepted', 'refused' or 'failed'; the line; seconds) for one file and one function."""
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     with warnings.catch_warnings():
@@ -135,11 +207,13 @@ def _one(worker, case, door, seed, seconds, keep) -> tuple[str, str, float]:
       outcome, text = 'failed', f'the line does not name the file: {text}'
     if outcome == 'refused' and ('\n' in text or len(text) > 2000):
       outcome, text = 'failed', f'not one line: {text[:300]!r}'
-    held = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if not p.is_dir()}
-    if CANARY in held:
+    after = {
+      str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if not p.is_dir()
+    }
+    if CANARY in after:
       outcome, text = 'failed', 'a command in the file was obeyed'
-    elif held != made:
-      outcome, text = 'failed', f'files left or changed: {sorted(held)}'
+    elif after != made:
+      outcome, text = 'failed', f'files left or changed: {sorted(after)}'
     if outcome == 'failed' and keep:
       keep.mkdir(parents=True, exist_ok=True)
       for file, data in made.items():
@@ -150,7 +224,7 @@ def _one(worker, case, door, seed, seconds, keep) -> tuple[str, str, float]:
 
 
 class _Worker:
-  """A process that opens files; it is replaced where it hangs or dies."""
+  """A process that opens files. It is replaced when it hangs or dies."""
 
   def __init__(self):
     self.process = self.pipe = None
@@ -164,7 +238,7 @@ class _Worker:
     self.pipe.recv()  # it has imported everything
 
   def open(self, door, path, memory, seconds) -> tuple[str, str]:
-    """What the door made of the file: accepted, refused or failed, and in what words."""
+    """('accepted', 'refused' or 'failed'; the line)."""
     if self.process is None:
       self.start()
     try:
@@ -186,23 +260,18 @@ class _Worker:
 
 
 def _serve(pipe) -> None:
-  """The worker's loop."""
+  """Runs in the worker."""
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff talks to itself
-  _start_jax()
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff prints warnings
+  jax.numpy.zeros(3).block_until_ready()  # starts JAX before memory is limited
   pipe.send('ready')
   while True:
     door, path, memory = pipe.recv()
     pipe.send(_judge(door, path, memory))
 
 
-def _start_jax() -> None:
-  """JAX is up and running before memory is limited."""
-  jax.numpy.zeros(3).block_until_ready()
-
-
 def _judge(door, path, memory) -> tuple[str, str]:
-  """The door's answer, with so many bytes of memory above what is in use."""
+  """The outcome, with a limit of `memory` bytes above what is in use."""
   _, hard = resource.getrlimit(resource.RLIMIT_AS)
   if sys.platform == 'linux':
     now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
@@ -211,7 +280,7 @@ def _judge(door, path, memory) -> tuple[str, str]:
     door(path)
     return 'accepted', ''
   except UserError as error:
-    return 'refused', str(error.args[0])  # what is listed below has lines of its own
+    return 'refused', str(error.args[0])  # without its list
   except BaseException as error:
     return 'failed', f'{type(error).__name__}: {str(error)[:300]}'
   finally:
