@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from exedit.evaluation import coco_ee, compare, compare_page, synthetic_bench
+from exedit.evaluation import coco_ee, compare, synthetic_bench
 from exedit.runtime import doors
 from exedit.runtime.errors import UserError
 
@@ -65,7 +65,7 @@ def compare_results(paths: Sequence[str], output: str | None) -> None:
   found = compare.compare(*paths)
   print(compare.table(found))
   if output:
-    print(compare_page.write(coco_ee.writable_folder(output), found))
+    print(compare.write(coco_ee.writable_folder(output), found))
 
 
 if __name__ == '__main__':

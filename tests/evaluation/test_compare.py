@@ -1,15 +1,20 @@
-"""Two results of one benchmark: paired, and refused where they are not of the same edits."""
+"""Two results of one benchmark: paired, on one page, and refused unless of the same edits."""
 
 import copy
 import json
+import os
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from exedit.evaluation import compare
+from exedit.input_pipeline.coco_ee import references
 from exedit.metrics import confidence
 from exedit.runtime.errors import UserError
+from tests import bench, evaluations
+from tests.evaluation.test_report import Links
 
 
 def results(scores, basis='b', sha256='s' * 64, better='higher') -> dict[str, Any]:
@@ -112,3 +117,62 @@ def test_other_benchmarks_and_other_files_are_refused(files, tmp_path):
     spoil(bad)
     assert 'is no results.json' in refusal(a, files(bad=bad)[0])
   assert 'is no results.json' in refusal(files(bad=[1])[0], a)
+
+
+# The page
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+  """A benchmark, two systems' pictures and their results."""
+  root = tmp_path_factory.mktemp('world')
+  bench.write(root / 'bench', size=evaluations.SIZE)
+  for kind in ('copy_paste', 'source'):
+    references.write(str(root / 'bench'), kind, str(root / kind))
+    given = dict(evaluations.plain(root), cache=str(root / 'cache'))
+    evaluations.score(root / f'scored {kind}', pictures=str(root / kind), **given)
+  return root
+
+
+@pytest.fixture
+def comparison(world):
+  return compare.compare(
+    *(str(world / f'scored {kind}' / 'results.json') for kind in ('copy_paste', 'source'))
+  )
+
+
+def test_both_systems_are_on_the_page(world, comparison, tmp_path):
+  page = Links(compare.write(str(tmp_path), comparison))
+  pictures = [link for link in page.found if link.endswith('.png')]
+  assert {p.split('_')[-1] for p in pictures[:4]} == {f'{kind}.png' for kind in compare.KINDS}
+  assert not page.open and '#copy_paste' in page.found
+  for link in pictures:
+    assert not link.startswith(('/', 'http'))
+    Image.open(tmp_path / link).load()
+  for kind, system in zip(('copy_paste', 'source'), compare.SYSTEMS, strict=True):
+    shown = np.asarray(Image.open(tmp_path / 'page' / f'{17:012d}_{system}.png'))
+    scored = np.asarray(Image.open(world / kind / f'{17:012d}.png'))
+    times = len(shown) // len(scored)
+    np.testing.assert_array_equal(shown[::times, ::times], scored)
+  text = ''.join(page.text)
+  assert 'second is better' in text  # the repeated source contains nothing of the exemplar
+  ahead = [t for t in page.text if t.endswith('ahead by the most')]
+  assert ahead == [f'{comparison["second"]} ahead by the most']
+
+
+def test_pictures_that_have_changed_are_refused(world, comparison, tmp_path):
+  path = world / 'source' / f'{17:012d}.png'
+  before = path.read_bytes()
+  Image.new('RGB', (evaluations.SIZE, evaluations.SIZE)).save(path)
+  with pytest.raises(UserError, match='17.png is not what .* scored: score it again'):
+    compare.write(str(tmp_path / 'page'), comparison)
+  path.write_bytes(before)
+  assert not (tmp_path / 'page').exists()
+
+
+def test_the_page_of_an_evaluation_is_not_replaced(world, comparison):
+  page = world / 'scored source' / 'index.html'
+  before = page.read_bytes()
+  with pytest.raises(UserError, match='holds an evaluation'):
+    compare.write(os.fspath(world / 'scored source'), comparison)
+  assert page.read_bytes() == before

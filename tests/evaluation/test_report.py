@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit.evaluation import benchmark, report
+from exedit.evaluation import benchmark, pages, report
 from exedit.input_pipeline.coco_ee import references
 from exedit.input_pipeline.coco_ee.bench import Bench
 from tests import bench
@@ -72,7 +72,7 @@ def test_every_link_of_the_page_is_relative_and_leads_to_a_picture(scored, tmp_p
   values = np.linspace(0, 1, len(IDS)).tolist()
   page = Links(report.write(str(output), results(x=('higher', values)), *scored))
   links = [link for link in page.found if not link.startswith('#')]
-  assert len(links) == 4 * (report.SHOWN + 2 * report.EXTREMES)
+  assert len(links) == 4 * (pages.SHOWN + 2 * pages.EXTREMES)
   assert set(page.found) - set(links) == {'#x'}
   assert '<h2 id="x">' in (output / 'index.html').read_text()
   for link in links:
@@ -90,7 +90,7 @@ def test_best_and_worst_edits(scored, tmp_path, better, best):
   ids = [int(text.split(':')[0]) for text in captions]
   ranked = sorted(IDS, reverse=better == 'higher')
   assert ids[0] == best
-  assert ids == ranked[: report.EXTREMES] + ranked[::-1][: report.EXTREMES]
+  assert ids == ranked[: pages.EXTREMES] + ranked[::-1][: pages.EXTREMES]
 
 
 def test_metrics_without_two_values_have_no_extremes(scored, tmp_path):
@@ -104,7 +104,7 @@ def test_pictures_of_an_earlier_page_are_removed(scored, tmp_path):
   (tmp_path / 'page' / '000000000099_result.png').write_bytes(b'')
   report.write(str(tmp_path), results(x=('higher', [1.0] * len(IDS))), *scored)
   names = os.listdir(tmp_path / 'page')
-  assert len(names) == 3 * report.SHOWN and '000000000099_result.png' not in names
+  assert len(names) == 3 * pages.SHOWN and '000000000099_result.png' not in names
   shutil.rmtree(tmp_path / 'page')
 
 
@@ -136,5 +136,5 @@ def test_the_table_has_value_interval_n_and_why():
 
 
 def test_large_pictures_are_shown_small():
-  small = report.small(np.zeros((600, 300, 3), np.uint8))
-  assert small.shape == (report.CELL, report.CELL // 2, 3)
+  small = pages.small(np.zeros((600, 300, 3), np.uint8))
+  assert small.shape == (pages.CELL, pages.CELL // 2, 3)
