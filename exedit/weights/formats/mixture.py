@@ -1,6 +1,6 @@
-"""A pickled scikit-learn GaussianMixture, such as the paper's coco2017_gmm_k20: its arrays alone.
+"""Reads the arrays of a pickled scikit-learn GaussianMixture, such as the paper's coco2017_gmm_k20.
 
-Nothing of the file is imported or called, and scikit-learn is not needed.
+Nothing in the file is imported or called, and scikit-learn is not needed.
 """
 
 import os
@@ -13,20 +13,20 @@ from exedit.weights.formats import pickles
 from exedit.weights.formats.pickles import Name, Names, Object, Pairs, kind
 from exedit.weights.formats.tensor import damaged
 
-LARGEST = 2**31  # bytes; 20 components of width 512 take 130 million
+LARGEST = 2**31  # bytes; 20 components of width 512 have 130 million
 FIELDS = ('weights_', 'means_', 'precisions_cholesky_')
 CLASSES = tuple(
   f'sklearn.mixture.{module}.GaussianMixture'
-  for module in ('_gaussian_mixture', 'gaussian_mixture')  # since 0.22, before
+  for module in ('_gaussian_mixture', 'gaussian_mixture')  # since scikit-learn 0.22; before
 )
 
 
 class _Mixture(Object):
-  """Its attributes, once they are set."""
+  """The mixture; its attributes are in `state`."""
 
 
 class _Type(Object):
-  """numpy's dtype: the code; its byte order is in the state."""
+  """numpy's dtype; its byte order is in `state`."""
 
   __slots__ = ('code',)
 
@@ -36,7 +36,7 @@ class _Type(Object):
 
 
 class _Array(Object):
-  """numpy's array: (version, shape, dtype, Fortran order, bytes) in the state."""
+  """numpy's array; (version, shape, dtype, Fortran order, bytes) are in `state`."""
 
   @classmethod
   def of_buffer(cls, data: Any, dtype: Any, shape: Any, order: Any) -> '_Array':
@@ -46,10 +46,10 @@ class _Array(Object):
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-  """weights, means, precisions_cholesky (float64 arrays) and covariance_type, as GMM takes them.
+  """Returns weights, means, precisions_cholesky (float64) and covariance_type: GMM's arguments.
 
   Raises:
-    UserError: for a file that is damaged, holds something else or asks for more.
+    UserError: for a file that is damaged, is no mixture or contains other names.
   """
   where = os.fspath(path)
   size = os.path.getsize(where)
@@ -96,33 +96,33 @@ def _names(where):
 
 
 def _reconstructed(cls, *_):
-  """An object as protocols 0 and 1 make it."""
+  """An object in the protocols 0 and 1."""
   if isinstance(cls, Name) and str(cls) in CLASSES:
     return _Mixture()
   raise ValueError(f'an object of {kind(cls)}')
 
 
 def _encoded(text, encoding='latin1'):
-  """Bytes as protocol 2 writes them: text of the first 256 characters."""
+  """Bytes in protocol 2, which writes them as text of the first 256 characters."""
   if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
     raise ValueError(f'bytes of {kind(text)}')
   return text.encode('latin-1')
 
 
 def _array(where, name, value) -> np.ndarray:
-  """Bytes to float64, every part of the state checked."""
+  """Returns a float64 array after a check of every part of its state."""
   if not isinstance(value, _Array) or type(value.state) is not tuple or len(value.state) != 5:
     raise damaged(where, f'{name} is {kind(value)}, no array')
   _, shape, dtype, fortran, data = value.state
   order = dtype.state[1] if isinstance(dtype, _Type) and type(dtype.state) is tuple else None
   if not isinstance(dtype, _Type) or dtype.code not in ('f8', 'f4') or order not in ('<', '>'):
     raise damaged(where, f'{name} does not hold float64 or float32 numbers')
-  if isinstance(data, str):  # Python 2's bytes
+  if isinstance(data, str):  # bytes of Python 2
     data = _encoded(data)
   if type(shape) is not tuple or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
     raise damaged(where, f'the shape of {name} is {kind(shape)}')
   size = int(np.prod([int(n) for n in shape], dtype=object)) * int(dtype.code[1])
   if type(data) is not bytes or len(shape) > 3 or size != len(data):
-    raise damaged(where, f'{name} of shape {shape} needs {size} bytes, and they are not there')
+    raise damaged(where, f'{name} of shape {shape} needs {size} bytes, and has another number')
   flat = np.frombuffer(data, f'{order}{dtype.code}').astype(np.float64)
   return flat.reshape(shape, order='F' if fortran else 'C')

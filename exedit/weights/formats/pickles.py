@@ -1,9 +1,8 @@
-"""A pickle read by an interpreter that can call nothing.
+"""Reads pickles without importing or calling anything that they name.
 
-Python's own unpickler imports and calls whatever a file names. This one knows the opcodes
-(docs.python.org, pickletools), builds lists, tuples and pairs, asks its owner for what it builds
-itself, and puts an inert placeholder for every other object: no import, no attribute, no call, no
-hash of foreign keys. Names that its owner does not list are refused.
+Python's unpickler imports and calls whatever a file names. This one knows the opcodes
+(docs.python.org, pickletools) and builds lists, tuples and pairs. Its caller lists the names that
+it builds objects for, and the names that become inert placeholders; any other name is refused.
 """
 
 import codecs
@@ -14,8 +13,8 @@ from typing import Any, NamedTuple
 from exedit.runtime.errors import UserError
 from exedit.weights.formats.tensor import damaged, quoted
 
-# Bounds on what a small hostile pickle can cost. 1,500 tensors with Adam's moments take about 0.1
-# million steps; 3 million take seconds and at most some 300 MB.
+# Limits on what a small hostile pickle can cost. 1,500 tensors with Adam's moments need about 0.1
+# million steps; 3 million need seconds and at most about 300 MB.
 MOST_STEPS = 3_000_000
 LONGEST_INTEGER = 1024  # bytes
 LONGEST_NAME = 500  # characters
@@ -25,7 +24,7 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
 class Name(NamedTuple):
-  """A class or function that the pickle names; only ever text here."""
+  """The name of a class or function in the pickle. It stays text."""
 
   module: str
   name: str
@@ -35,7 +34,7 @@ class Name(NamedTuple):
 
 
 class Placeholder:
-  """An object of a class that is not ours to build: its name, and nothing of what it holds."""
+  """An object that the reader does not build: the name of its class, without its content."""
 
   __slots__ = ('name',)
 
@@ -44,7 +43,7 @@ class Placeholder:
 
 
 class Object:
-  """What a builder may give for an object whose attributes matter: they are kept in `state`."""
+  """An object whose attributes are kept, in `state`. A builder may return one."""
 
   __slots__ = ('state',)
 
@@ -53,7 +52,7 @@ class Object:
 
 
 class Pairs:
-  """A dict of the pickle as the list of its (key, value), so that no foreign key is hashed."""
+  """A dict of the pickle as a list of (key, value), because hashing a foreign key runs code."""
 
   __slots__ = ('items',)
 
@@ -62,26 +61,31 @@ class Pairs:
 
 
 class Names(NamedTuple):
-  """What the names in a pickle mean to its reader; a name that stands nowhere here is refused."""
+  """The names that a pickle may contain; any other name is refused.
 
-  builders: Mapping[str, Callable[..., Any]]  # called with what the pickle would call it with
-  inert: Collection[str]  # single names that become placeholders
-  packages: Collection[str]  # every class of these packages does
-  persistent: Callable[[Any], Any]  # what a persistent id stands for
+  builders: functions that are called instead of the named ones. A builder refuses with ValueError.
+  inert: names that become placeholders. packages: all their classes become placeholders.
+  persistent: returns the object that a persistent id stands for.
+  """
+
+  builders: Mapping[str, Callable[..., Any]]
+  inert: Collection[str]
+  packages: Collection[str]
+  persistent: Callable[[Any], Any]
 
 
 def unpickle(data: bytes, path: str, names: Names) -> Any:
-  """The value that a pickle describes: Pairs, lists, tuples, plain values, placeholders, ours.
+  """Returns the value of a pickle, made of Pairs, lists, tuples, plain values and placeholders.
 
-  path: of the file around it, for messages. A builder says no with a ValueError.
+  path: the file around the pickle, for messages.
   Raises:
-    UserError: where it asks for another name, or is damaged.
+    UserError: if it contains a name that is not in `names`, or is damaged.
   """
   return _Machine(data, path, names).run()
 
 
 def kind(value: Any) -> str:
-  """What a value is, for a message: never the content of a container, which may be endless."""
+  """Returns a value for a message; of a container only its kind, because it may be endless."""
   if isinstance(value, _PLAIN):
     return quoted(value)
   if isinstance(value, (Name, Placeholder)):
@@ -90,7 +94,7 @@ def kind(value: Any) -> str:
 
 
 class _Machine:
-  """The pickle machine: a stack, stacks set aside by marks, and a memo."""
+  """The pickle machine: a stack, the stacks below each mark, and a memo."""
 
   def __init__(self, data: bytes, path: str, names: Names):
     self.data, self.path, self.names, self.at = data, path, names, 0
@@ -100,7 +104,6 @@ class _Machine:
     self.memo: dict[int, Any] = {}
 
   def run(self) -> Any:
-    """The value that the pickle leaves, or a UserError."""
     try:
       while self.steps_left > 0:
         self.steps_left -= 1
@@ -119,19 +122,19 @@ class _Machine:
   # bytes
 
   def take(self, count: int) -> bytes:
-    """The next bytes, if they are there."""
+    """Returns the next bytes; ValueError if the pickle ends before."""
     if count > len(self.data) - self.at:
       raise ValueError(f'{count} bytes asked for, {len(self.data) - self.at} left')
     self.at += count
     return self.data[self.at - count : self.at]
 
   def number(self, code: str) -> Any:
-    """The next number, by its code in `struct`, without alignment."""
+    """Returns the next number, by its code in `struct`."""
     code = '<' + code if code != 'd' else '>d'
     return struct.unpack(code, self.take(struct.calcsize(code)))[0]
 
   def line(self) -> bytes:
-    """Up to the next line break."""
+    """Returns the bytes up to the next line break."""
     end = self.data.find(b'\n', self.at)
     if end < 0:
       raise ValueError('a line without an end')
@@ -147,7 +150,7 @@ class _Machine:
     self.stack = []
 
   def pop_mark(self) -> list[Any]:
-    """What was pushed since the last mark."""
+    """Returns what was pushed since the last mark."""
     items, self.stack = self.stack, self.marked.pop()
     return items
 
@@ -162,7 +165,7 @@ class _Machine:
     self.push(tuple(reversed(items)))
 
   def put(self, index: int) -> None:
-    """The top of the stack under a number."""
+    """Stores the top of the stack in the memo."""
     if not 0 <= index < 2**32:
       raise ValueError(f'memo {quoted(index)}')
     self.memo[index] = self.stack[-1]
@@ -170,7 +173,7 @@ class _Machine:
   # containers
 
   def append(self, items: list[Any]) -> None:
-    """Into the list on top; a placeholder takes no notice."""
+    """Appends to the list on top of the stack; a placeholder ignores it."""
     target = self.stack[-1]
     if isinstance(target, list):
       target.extend(items)
@@ -178,7 +181,7 @@ class _Machine:
       raise ValueError(f'items added to {kind(target)}')
 
   def set_items(self, items: list[Any]) -> None:
-    """Keys and values by turns into the dict on top."""
+    """Adds alternating keys and values to the dict on top of the stack."""
     target = self.stack[-1]
     if len(items) % 2:
       raise ValueError('a key without a value')
@@ -199,7 +202,7 @@ class _Machine:
   # names and objects
 
   def push_name(self, module: Any, name: Any) -> None:
-    """A name, if it is one that may stand in a file of weights."""
+    """Pushes a name if the pickle may contain it."""
     if not isinstance(module, str) or not isinstance(name, str):
       raise ValueError('a name that is no text')
     if len(module) + len(name) > LONGEST_NAME:
@@ -210,17 +213,19 @@ class _Machine:
     if not known and not (package and name.isidentifier()):
       raise UserError(
         f'{self.path} is refused: its pickle asks for {quoted(full)}, which is neither a tensor nor'
-        ' a known bystander; if you trust it, load it with torch and save its state_dict alone'
+        ' known to be harmless; if you trust it, load it with torch and save its state_dict alone'
       )
     self.push(Name(module, name))
 
   def call(self, function: Any, args: Any) -> None:
-    """What a call or a constructor would give: ours, or a placeholder."""
+    """Pushes what the builder of `function` returns, or a placeholder."""
     if not isinstance(function, Name) or type(args) is not tuple or len(args) > MOST_ARGUMENTS:
       raise ValueError(f'a call of {kind(function)} with {kind(args)}')
     if (build := self.names.builders.get(str(function))) is None:
       return self.push(Placeholder(str(function)))
-    self.steps_left -= sum(len(a) for a in args if type(a) in (list, tuple))  # it may walk them
+    self.steps_left -= sum(
+      len(a) for a in args if type(a) in (list, tuple)
+    )  # a builder may walk through them
     try:
       self.push(build(*args))
     except TypeError:
@@ -244,7 +249,7 @@ class _Machine:
     self.push_name(module, name)
 
   def set_state(self) -> None:
-    """Attributes set on an object: left out, whatever they are, unless it is an `Object`."""
+    """Sets the attributes of an `Object`; those of other objects are ignored."""
     state = self.stack.pop()
     if isinstance(self.stack[-1], Object):
       self.stack[-1].state = state
@@ -252,12 +257,12 @@ class _Machine:
       raise ValueError(f'state set on {kind(self.stack[-1])}')
 
   def push_persistent(self) -> None:
-    """What stands outside the pickle under this id."""
+    """Pushes the object that a persistent id stands for."""
     self.push(self.names.persistent(self.stack.pop()))
 
 
-# Opcodes (pickletools.opcodes). Absent, and so refused: the extension registry, out-of-band
-# buffers and persistent ids in text.
+# Opcodes (pickletools.opcodes). The extension registry, out-of-band buffers and persistent ids in
+# text are missing and so are refused.
 
 
 def _text(data: bytes) -> str:
@@ -294,7 +299,7 @@ def _number(code: str) -> _Step:
 
 
 def _sized(code: str, convert: Callable[[bytes], Any]) -> _Step:
-  """So many bytes as the number before them says."""
+  """Bytes with their count, of type `code`, before them."""
   return lambda m: m.push(convert(m.take(m.number(code))))
 
 

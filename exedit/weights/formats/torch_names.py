@@ -1,4 +1,4 @@
-"""What the names in a torch checkpoint's pickle mean: where tensors lie, and what to pass over."""
+"""The names in a torch checkpoint's pickle: what builds tensors, and what is ignored."""
 
 import math
 from collections.abc import Callable
@@ -13,48 +13,33 @@ from exedit.weights.formats.pickles import Name, Pairs, kind
 from exedit.weights.formats.tensor import damaged, quoted
 
 MOST_AXES = 32
-MOST_REPEATED = 2**24  # elements that an expanded tensor may have above its storage's
+MOST_REPEATED = 2**24  # elements that an expanded tensor may have more than its storage
 
-# Names of torch that mean a dtype. An untyped storage's comes with the tensor.
-DTYPES = {
-  'float64': np.dtype(np.float64),
-  'float32': np.dtype(np.float32),
-  'float16': np.dtype(np.float16),
-  'bfloat16': np.dtype(ml_dtypes.bfloat16),
-  'float8_e4m3fn': np.dtype(ml_dtypes.float8_e4m3fn),
-  'float8_e5m2': np.dtype(ml_dtypes.float8_e5m2),
-  'float8_e8m0fnu': np.dtype(ml_dtypes.float8_e8m0fnu),
-  'complex64': np.dtype(np.complex64),
-  'complex128': np.dtype(np.complex128),
-  'int64': np.dtype(np.int64),
-  'int32': np.dtype(np.int32),
-  'int16': np.dtype(np.int16),
-  'int8': np.dtype(np.int8),
-  'uint64': np.dtype(np.uint64),
-  'uint32': np.dtype(np.uint32),
-  'uint16': np.dtype(np.uint16),
-  'uint8': np.dtype(np.uint8),
-  'bool': np.dtype(np.bool_),
+DTYPES = {  # the names of torch's types
+  **{
+    name: np.dtype(name)
+    for name in ('float64', 'float32', 'float16', 'complex64', 'complex128', 'int64', 'int32')
+    + ('int16', 'int8', 'uint64', 'uint32', 'uint16', 'uint8', 'bool')
+  },
+  **{
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in ('bfloat16', 'float8_e4m3fn', 'float8_e5m2', 'float8_e8m0fnu')
+  },
 }
-STORAGES = {
-  'torch.DoubleStorage': DTYPES['float64'],
-  'torch.FloatStorage': DTYPES['float32'],
-  'torch.HalfStorage': DTYPES['float16'],
-  'torch.BFloat16Storage': DTYPES['bfloat16'],
-  'torch.ComplexFloatStorage': DTYPES['complex64'],
-  'torch.ComplexDoubleStorage': DTYPES['complex128'],
-  'torch.LongStorage': DTYPES['int64'],
-  'torch.IntStorage': DTYPES['int32'],
-  'torch.ShortStorage': DTYPES['int16'],
-  'torch.CharStorage': DTYPES['int8'],
-  'torch.ByteStorage': DTYPES['uint8'],
-  'torch.BoolStorage': DTYPES['bool'],
-  'torch.UntypedStorage': DTYPES['uint8'],
+STORAGES = {  # the types of torch's storage classes; an untyped storage has bytes
+  **{
+    f'torch.{name}Storage': DTYPES[dtype]
+    for name, dtype in dict(
+      **dict(Double='float64', Float='float32', Half='float16', BFloat16='bfloat16'),
+      **dict(ComplexFloat='complex64', ComplexDouble='complex128', Long='int64', Int='int32'),
+      **dict(Short='int16', Char='int8', Byte='uint8', Bool='bool', Untyped='uint8'),
+    ).items()
+  },
   'torch.storage.UntypedStorage': DTYPES['uint8'],
   'torch.storage._UntypedStorage': DTYPES['uint8'],
 }
-# What Lightning, its loggers and its hyper-parameters leave in a checkpoint beside the weights:
-# every class of these packages, and these single names, become placeholders.
+# Lightning stores callbacks, loggers and hyper-parameters beside the weights. All classes of these
+# packages, and the names in INERT, become placeholders.
 INERT_PACKAGES = (
   'pytorch_lightning',
   'lightning',
@@ -90,7 +75,7 @@ INERT = {
 
 
 class Storage(NamedTuple):
-  """Bytes in the archive: the entry `data/<key>`."""
+  """The bytes of one or more tensors: in a zip, the entry `data/<key>`."""
 
   key: str
   dtype: np.dtype
@@ -98,7 +83,7 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
-  """A tensor: where in which storage; offset and stride count elements."""
+  """A tensor: a window on a storage. Offset and stride count elements."""
 
   storage: Storage
   dtype: np.dtype
@@ -108,18 +93,17 @@ class View(NamedTuple):
 
 
 def read_weights(data: bytes, path: str, names: pickles.Names | None = None) -> dict[str, View]:
-  """The tensors by name that the pickle of a torch checkpoint holds.
+  """Returns the tensors in the pickle of a torch checkpoint, by name.
 
-  They are taken from under 'state_dict' or else 'model' where that is a dict, otherwise from the
-  top; whatever stands beside them (optimizer, callbacks, numbers) is passed over.
+  They are taken from the dict 'state_dict' or else 'model', or from the top level if there is none.
+  Everything beside them (optimizer, callbacks, numbers) is ignored.
 
   Args:
     data: the pickle.
-    path: of the file around it, for messages.
-    names: by default NAMES, what today's files ask for.
+    path: the file around the pickle, for messages.
+    names: the names that the pickle may contain, by default NAMES.
   Raises:
-    UserError: where it names anything but tensors and known bystanders, is damaged, or holds no
-      weights.
+    UserError: if the pickle contains another name, is damaged, or has no tensors.
   """
   root = pickles.unpickle(data, path, names or NAMES)
   if not isinstance(root, Pairs):
@@ -144,18 +128,18 @@ def _check_name(name: Any, views: dict[str, View], path: str) -> None:
     raise damaged(path, f'the tensor name {quoted(name)} stands there twice or is no text')
 
 
-# What names build
+# The builders
 
 
 def _dict(*args: Any) -> Pairs:
-  """A dict that its items follow, as every Python 3 writes it."""
+  """An OrderedDict. Python 3 writes its items afterwards."""
   if args:
     raise ValueError('a dict built from arguments')
   return Pairs([])
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> View:
-  """torch._utils._rebuild_tensor_v2: a strided window on a storage, which it must not leave."""
+  """torch._utils._rebuild_tensor_v2: a window on a storage."""
   if not isinstance(storage, Storage):
     raise ValueError(f'a tensor over {kind(storage)} instead of a storage')
   return _window(storage, storage.dtype, offset, shape, stride)
@@ -164,7 +148,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> View
 def _tensor_v3(
   storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
 ) -> View:
-  """The same for the dtypes that have no storage of their own."""
+  """torch._utils._rebuild_tensor_v3: the same for types that have no storage class."""
   known = isinstance(dtype, Name) and dtype.module == 'torch' and dtype.name in DTYPES
   if not isinstance(storage, Storage) or not known:
     raise ValueError(f'a tensor of dtype {kind(dtype)} over {kind(storage)}')
@@ -172,6 +156,7 @@ def _tensor_v3(
 
 
 def _window(storage: Storage, dtype: np.dtype, offset: Any, shape: Any, stride: Any) -> View:
+  """Checks that the window does not leave its storage."""
   if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride):
     raise ValueError('a tensor whose shape and stride do not belong together')
   if len(shape) > MOST_AXES:
@@ -194,7 +179,7 @@ def _parameter(tensor: Any, *_: Any) -> View:
 
 
 def _from_type(function: Any, _type: Any, args: Any, *_: Any) -> Any:
-  """torch._tensor._rebuild_from_type_v2: a tensor with attributes, which are left out."""
+  """torch._tensor._rebuild_from_type_v2: a tensor with attributes, which are ignored."""
   build = BUILDERS.get(str(function), _no_call) if isinstance(function, Name) else _no_call
   if build not in (_tensor, _tensor_v3, _parameter) or type(args) is not tuple:
     raise ValueError(f'a tensor rebuilt by {kind(function)}')
@@ -202,7 +187,7 @@ def _from_type(function: Any, _type: Any, args: Any, *_: Any) -> Any:
 
 
 def _storage(pid: Any) -> Storage:
-  """The persistent id of torch.save: ('storage', class, key, location, number of elements)."""
+  """A persistent id of torch.save: ('storage', class, key, location, number of elements)."""
   if not isinstance(pid, tuple) or len(pid) not in (5, 6):
     raise ValueError(f'a persistent id that is {kind(pid)}')
   word, cls, key, _, count = pid[:5]

@@ -1,10 +1,10 @@
-"""AutoencoderKL <-> diffusers' class, its attention in the old spelling or the new, and LDM's."""
+"""AutoencoderKL <-> diffusers' AutoencoderKL, in its old and new spelling, and LDM's."""
 
 from exedit.weights.translate import CONV1X1, Row, conv, linear, norm, resnet
 
 
 def _half(side: str, levels: str) -> list[Row]:
-  """The rows of the encoder (levels 'down') or the decoder ('up'), in the order of computing."""
+  """Returns the rows of the encoder (levels 'down') or the decoder ('up')."""
   theirs, ours = f'{side}.{levels}_blocks.{{i}}', f'{side}.{levels}.{{i}}'
   resize = '.resize' if levels == 'down' else '.resize.conv'
   attention = f'{side}.mid_block.attentions.0'
@@ -24,7 +24,7 @@ def _half(side: str, levels: str) -> list[Row]:
   ]
 
 
-# The released files spell the attention query, key, value, proj_attn; diffusers now writes to_q...
+# The released files name the attention query, key, value, proj_attn; diffusers now writes to_q, ...
 TABLE: list[Row] = [
   *_half('encoder', 'down'),
   *conv('quant_conv', 'quant_conv'),
@@ -34,7 +34,7 @@ TABLE: list[Row] = [
 
 
 def original(levels: int) -> list[Row]:
-  """The table of LDM's AutoencoderKL, whose decoder counts its levels from fine to coarse."""
+  """Returns the table of LDM's AutoencoderKL; its decoder numbers levels from fine to coarse."""
   rows = [*conv('quant_conv', 'quant_conv'), *conv('post_quant_conv', 'post_quant_conv')]
   for side in ('encoder', 'decoder'):
     mid = f'{side}.mid.'

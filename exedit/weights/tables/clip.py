@@ -13,7 +13,7 @@ LAYER: list[Row] = [
   *linear('mlp.fc2', 'fc2'),
 ]
 
-# transformers 5 has no `vision_model.`; the files that it did not write have it.
+# transformers 5 writes no `vision_model.`; earlier versions did.
 TABLE: list[Row] = under(
   '[vision_model.|]',
   '',

@@ -3,7 +3,7 @@
 from exedit.weights.tables import clip
 from exedit.weights.translate import CONV, LINEAR, SAME, Row, ignored, linear, norm, under
 
-TEXT = ('text_model.*', 'text_projection*', 'logit_scale')  # the other half of CLIPModel
+TEXT = ('text_model.*', 'text_projection*', 'logit_scale')  # the text tower of CLIPModel
 
 TRANSFORMERS: list[Row] = [
   *under('', 'vision.', clip.TABLE),
@@ -11,7 +11,7 @@ TRANSFORMERS: list[Row] = [
   *ignored(*TEXT),
 ]
 
-_PROJECTIONS = ('to_q', 'to_k', 'to_v')  # one tensor of theirs, in this order
+_PROJECTIONS = ('to_q', 'to_k', 'to_v')  # one tensor in OpenAI's files, in this order
 
 RESBLOCK: list[Row] = [
   *norm('ln_1', 'norm1'),
@@ -29,7 +29,7 @@ RESBLOCK: list[Row] = [
   *linear('mlp.c_proj', 'fc2'),
 ]
 
-# clip/model.py VisionTransformer; open_clip kept the names.
+# OpenAI's clip/model.py VisionTransformer; open_clip uses the same names.
 OPENAI: list[Row] = [
   *under(
     'visual.',
@@ -43,7 +43,7 @@ OPENAI: list[Row] = [
       *norm('ln_post', 'post_norm'),
     ],
   ),
-  ('visual.proj', 'projection.kernel', SAME),  # [width dim], as ours
+  ('visual.proj', 'projection.kernel', SAME),  # [width dim], as in exedit
   *ignored(
     'transformer.*',  # the text tower
     'ln_final.*',
@@ -51,7 +51,7 @@ OPENAI: list[Row] = [
     'positional_embedding',
     'text_projection',
     'logit_scale',
-    'input_resolution',  # three numbers that their TorchScript archive carries along
+    'input_resolution',  # three numbers in OpenAI's state dict
     'context_length',
     'vocab_size',
   ),

@@ -1,6 +1,8 @@
-"""CLIPVision and ExemplarConditioner <-> diffusers' PaintByExampleImageEncoder and the original's
+"""CLIPVision and ExemplarConditioner <-> diffusers' and the original's exemplar encoder.
 
-FrozenCLIPImageEmbedder with what LatentDiffusion keeps beside it (facts 2.4)."""
+diffusers: PaintByExampleImageEncoder. The original: FrozenCLIPImageEmbedder, and two parameters of
+LatentDiffusion. See docs/facts.md, Weight layouts.
+"""
 
 from exedit.weights.tables import clip
 from exedit.weights.translate import SAME, Row, fused, linear, norm, under
@@ -11,7 +13,7 @@ BLOCK: list[Row] = [
   *linear('attn1.to_k', 'attn.to_k'),
   *linear('attn1.to_v', 'attn.to_v'),
   *linear('attn1.to_out.0', 'attn.to_out'),
-  *norm('norm3', 'norm2'),  # their norm2 belongs to a cross-attention that is not there
+  *norm('norm3', 'norm2'),  # diffusers' norm2 belongs to a cross-attention that is missing
   *linear('ff.net.0.proj', 'fc1'),
   *linear('ff.net.2', 'fc2'),
 ]
@@ -23,7 +25,7 @@ TABLE: list[Row] = [
   ('uncond_vector', 'null', SAME),
 ]
 
-# The folder image_encoder/ of the diffusers layout holds both networks.
+# The folder image_encoder/ of the diffusers layout has both networks.
 IMAGE_ENCODER: list[Row] = [
   *under('model.', 'clip.', clip.TABLE),
   *under('', 'conditioner.', TABLE),
@@ -38,7 +40,7 @@ ORIGINAL_BLOCK: list[Row] = [
   *linear('mlp.c_proj', 'fc2'),
 ]
 
-# Both networks in the original's checkpoint, where the last two belong to the diffusion model.
+# Both networks in the original's checkpoint; the last two rows are LatentDiffusion's.
 ORIGINAL: list[Row] = [
   *under('cond_stage_model.transformer.', 'clip.', clip.TABLE),
   *under('cond_stage_model.mapper.resblocks.{i}.', 'conditioner.mapper.{i}.', ORIGINAL_BLOCK),

@@ -17,14 +17,14 @@ LAYER: list[Row] = [
   *linear('output.dense', 'fc2'),
 ]
 
-# transformers 5 has other names in memory and still writes these.
+# transformers 5 writes these names, although its modules have others.
 TRANSFORMERS: list[Row] = [
   ('embeddings.cls_token', 'class_embedding', TOKEN),
   ('embeddings.position_embeddings', 'position_embedding', POSITIONS),
   *conv('embeddings.patch_embeddings.projection', 'patch_embedding'),
   *under('encoder.layer.{i}.', 'layers.{i}.', LAYER),
   *norm('layernorm', 'norm'),
-  *ignored('pooler.dense.weight', 'pooler.dense.bias'),  # DINO has none: transformers drew it
+  *ignored('pooler.dense.weight', 'pooler.dense.bias'),  # DINO itself has no pooler
 ]
 
 BLOCK: list[Row] = [
@@ -36,7 +36,7 @@ BLOCK: list[Row] = [
   *linear('mlp.fc2', 'fc2'),
 ]
 
-# vision_transformer.py of the DINO repository (timm's names): dino_deitsmall16_pretrain.pth.
+# DINO's vision_transformer.py, with timm's names: dino_deitsmall16_pretrain.pth.
 ORIGINAL: list[Row] = [
   ('cls_token', 'class_embedding', TOKEN),
   ('pos_embed', 'position_embedding', POSITIONS),

@@ -19,7 +19,7 @@ STEM = {
   'Conv2d_4a_3x3': 'conv4a',
 }
 BLOCKS = ('5b', '5c', '5d', '6a', '6b', '6c', '6d', '6e', '7a', '7b', '7c')
-BRANCHES = (  # of all kinds of block, by the same names on both sides
+BRANCHES = (  # of all kinds of block; both sides use the same names
   'branch1x1',
   'branch3x3',
   'branch3x3_{i}',
@@ -43,6 +43,6 @@ TABLE: list[Row] = [
     for branch in BRANCHES
     for row in under(f'Mixed_{block}.{branch}.', f'mixed{block}.{branch}.', CONV_NORM)
   ),
-  ('fc.weight', None, SAME),  # behind pool3: the classifier, which the inception score needs
+  ('fc.weight', None, SAME),  # the classifier, which FID does not use
   ('fc.bias', None, SAME),
 ]

@@ -1,4 +1,7 @@
-"""UNet <-> Stable Diffusion 1.x: diffusers' UNet2DConditionModel, LDM's UNetModel (facts 2.4)."""
+"""UNet <-> Stable Diffusion 1.x: diffusers' UNet2DConditionModel and LDM's UNetModel.
+
+See docs/facts.md, Weight layouts.
+"""
 
 from collections.abc import Sequence
 
@@ -14,7 +17,7 @@ def _attention(name: str) -> list[Row]:
   ]
 
 
-# Inside a transformer both layouts use the same names.
+# Both layouts use the same names inside a transformer.
 TRANSFORMER: list[Row] = [
   *norm('norm', 'norm'),
   *linear('proj_in', 'proj_in', CONV1X1),
@@ -30,7 +33,7 @@ TRANSFORMER: list[Row] = [
 
 
 def _levels(side: str) -> list[Row]:
-  """The rows of all levels on the way 'down' or 'up', in the order of computing."""
+  """Returns the rows of all levels of one side, 'down' or 'up'."""
   theirs, ours = f'{side}_blocks.{{i}}.', f'{side}.{{i}}.'
   return [
     *resnet(theirs + 'resnets.{j}', ours + 'resnets.{j}'),
@@ -54,10 +57,10 @@ TABLE: list[Row] = [
 
 
 def original(levels: int, layers: int, attention_levels: Sequence[int]) -> list[Row]:
-  """The table of LDM's UNetModel, whose blocks are numbered through all levels.
+  """Returns the table of LDM's UNetModel, which numbers its blocks through all levels.
 
-  Block 0 is conv_in; a level then takes one number per layer and one for its Downsample. On the way
-  up the Upsample belongs to a level's last block, behind the attention where there is one.
+  Block 0 is conv_in. Then each level has one number per layer and one for its Downsample. On the
+  up side, the Upsample is the last module of the level's last block, behind the attention if any.
   """
   rows = [
     *linear('time_embed.0', 'time1'),
