@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ from PIL import Image
 
 from exedit import sample, systems, train
 from exedit.evaluation import synthetic_bench
+from exedit.input_pipeline import loader
 from tests import ROOT, measure
 
 PAGES = sorted([ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')])
@@ -188,6 +190,15 @@ def test_the_python_lines_of_the_editing_page(monkeypatch):
   assert names['raw'].shape == names['photo'].shape == names['source'].shape
 
 
+def test_the_shard_of_the_data_page_is_read(tmp_path, monkeypatch):
+  [code] = blocks(ROOT / 'docs/data.md', 'python')
+  monkeypatch.chdir(tmp_path)
+  Image.new('RGB', (64, 64), (200, 0, 0)).save('a.jpg')
+  exec(code, {})
+  batch = next(loader.batches('data/mine', 'train', 1, size=32, exemplar_size=32))
+  assert not batch['corrupt'][0] and batch['image'][0, ..., 0].mean() > 150
+
+
 @pytest.fixture(scope='module')
 def example_run(tmp_path_factory):
   """The workdir of the example system of CONTRIBUTING.md: two steps, a restart, a third step."""
@@ -241,6 +252,8 @@ def test_links_and_paths_exist(page):
       assert part in map(anchor, titles), target
   for path in re.findall(rf'`((?:{FOLDERS})/[\w./-]*)`', text):
     assert path in NOT_YET or (ROOT / path).exists(), path
+  for name in re.findall(r'`((?:exedit|input_pipeline|tests)\.[\w.]+)`', text):
+    assert pkgutil.resolve_name(name), name
 
 
 def test_the_readme_is_short():
