@@ -1,21 +1,18 @@
-"""Training examples per second and core, against a plain loop of the same published operations.
+"""Measures training examples per second and core, against a plain loop of the same operations.
 
   python -m benchmarks.input_pipeline --output=input_pipeline.json
   python -m benchmarks.input_pipeline --width=64 --height=64 --size=32 --exemplar_size=32
 
-The plain loop is what the released data set does (facts 4.2), with Pillow, OpenCV and numpy: the
-file decoded twice (OpenCV for the exemplar, Pillow for the image), the mask drawn over the whole
-picture, everything turned to floats at full size, then cut and resized. Its elastic field, which
-moves nothing by more than 0.02 pixels but costs much, is left out of the main figure and given
-apart. Times are processor seconds of one thread, so other programs disturb them little.
+The plain loop does what PbE ldm/data/open_images.py does, with Pillow, OpenCV and numpy: it decodes
+the file twice (OpenCV for the exemplar, Pillow for the image), draws the mask over the whole
+picture, converts everything to floats at full size, then cuts and resizes. It leaves out the elastic
+field, which moves no pixel by more than 0.02. Times are processor seconds of one thread, so that
+other programs disturb them little.
 """
 
 import io
-import json
 import os
-import platform
 import random
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -23,17 +20,16 @@ from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
-import PIL
 import PIL.Image
 import PIL.ImageDraw
-import scipy.ndimage
 
 if not __package__:  # run by its path: this file would hide the package of the same name
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+from benchmarks import workers
 from exedit.input_pipeline import augment, codec, crops, masks, open_images, tf_example
 from exedit.input_pipeline.errors import DataError
-from exedit.runtime import doors
+from exedit.runtime import doors, files
 
 CLIP_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.float32([0.26862954, 0.26130258, 0.27577711])
@@ -41,13 +37,13 @@ Laps = dict[str, float]
 
 
 class Watch:
-  """Seconds by stage; a lap inside a lap counts for the outer one only."""
+  """Processor seconds by stage; a stage inside another one counts for the outer one only."""
 
   def __init__(self):
     self.laps, self.running = defaultdict(float), False
 
   def wrap(self, stage: str, function: Callable) -> Callable:
-    """The function, timed."""
+    """Returns the function, timed."""
 
     def timed(*args, **kwargs):
       if self.running:
@@ -68,7 +64,7 @@ class Watch:
 def ours(
   records: list[bytes], batch_size: int, watch: Watch | None = None, **settings
 ) -> Iterator[dict]:
-  """Batches as input_pipeline.loader makes them, in this thread."""
+  """Yields batches as input_pipeline.loader makes them, in this thread."""
   parse, make, stack = tf_example.parse_example, open_images.make_example, _stack
   if watch:
     parse, stack = watch.wrap('parsing', parse), watch.wrap('batching', stack)
@@ -78,7 +74,7 @@ def ours(
 
 
 def our_laps(records: list[bytes], batch_size: int, **settings) -> Laps:
-  """Seconds by stage, measured by putting a watch around the functions that make_example calls."""
+  """Returns seconds by stage; a watch wraps the functions that make_example calls."""
   watch, homes = Watch(), []
   stages = {
     'decode': [(codec, 'decode')],
@@ -107,9 +103,9 @@ def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
 
 
 def plain(
-  records: list[bytes], batch_size: int, watch: Watch, size=512, exemplar_size=224, elastic=False
+  records: list[bytes], batch_size: int, watch: Watch, size=512, exemplar_size=224
 ) -> Iterator[dict]:
-  """Batches of float32 [b 3 h w] as the released data set makes them, one picture after another."""
+  """Yields batches of float32 [b 3 h w] as the released data set makes them, one by one."""
   decode = watch.wrap('decode', _decode_twice)
   reference = watch.wrap('augmentation', _augment)
   draw, square = watch.wrap('masks', _draw_mask), watch.wrap('crop', _square)
@@ -123,7 +119,7 @@ def plain(
     width, height = picture.size
     y0, x0, y1, x1 = draws.choice(features['bobjects/bbox'].reshape(-1, 4).tolist())
     box = [int(x0 * width), int(y0 * height), int(x1 * width), int(y1 * height)]
-    exemplar = reference(bgr, box, draws, exemplar_size, elastic)
+    exemplar = reference(bgr, box, draws, exemplar_size)
     free = (box[0], box[1], width - box[2], height - box[3])
     moved = [draws.randint(0, int(0.4 * f)) for f in free]
     extended = [box[0] - moved[0], box[1] - moved[1], box[2] + moved[2], box[3] + moved[3]]
@@ -143,8 +139,8 @@ def _decode_twice(data: bytes) -> tuple[np.ndarray, PIL.Image.Image]:
   return bgr, PIL.Image.open(io.BytesIO(data)).convert('RGB')
 
 
-def _augment(bgr: np.ndarray, box: list[int], draws: random.Random, size: int, elastic: bool):
-  """Cut, resize, flip, rotate, blur, affine (and the elastic field), to a normalised tensor."""
+def _augment(bgr: np.ndarray, box: list[int], draws: random.Random, size: int) -> np.ndarray:
+  """Cuts, resizes, flips, rotates, blurs and warps the exemplar; returns a normalised tensor."""
   height, width = bgr.shape[:2]
   x0, y0, x1, y1 = box
   cut = bgr[max(0, y0 - 10) : min(height, y1 + 10), max(0, x0 - 10) : min(width, x1 + 10)]
@@ -168,14 +164,6 @@ def _augment(bgr: np.ndarray, box: list[int], draws: random.Random, size: int, e
     moved = anchors + numbers.uniform(-jitter, jitter, anchors.shape).astype(np.float32)
     matrix = cv2.getAffineTransform(anchors, moved)
     image = cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REFLECT_101)
-    if elastic:
-      dx, dy = (
-        np.float32(scipy.ndimage.gaussian_filter(numbers.rand(size, size) * 2 - 1, 50))
-        for _ in range(2)
-      )
-      x, y = np.meshgrid(np.arange(size), np.arange(size))
-      where = np.float32(x + dx), np.float32(y + dy)
-      image = cv2.remap(image, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
   tensor = image.transpose(2, 0, 1).astype(np.float32) / 255
   return (tensor - CLIP_MEAN[:, None, None]) / CLIP_STD[:, None, None]
 
@@ -183,7 +171,7 @@ def _augment(bgr: np.ndarray, box: list[int], draws: random.Random, size: int, e
 def _draw_mask(
   width: int, height: int, box: list, extended: list, draws: random.Random
 ) -> np.ndarray:
-  """1 = keep, float32 [h w]: a polygon from four Bezier curves, or the extended box."""
+  """Returns a polygon from four Bezier curves or the extended box, float32 [h w], 1 = keep."""
   if draws.uniform(0, 1) >= 0.5:
     mask = np.ones((height, width), np.float32)
     mask[extended[1] : extended[3], extended[0] : extended[2]] = 0
@@ -207,13 +195,13 @@ def _draw_mask(
 
 
 def _full_size_tensors(picture: PIL.Image.Image, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """ToTensor and Normalize(0.5, 0.5) over the whole picture, before it is cut."""
+  """Applies ToTensor and Normalize(0.5, 0.5) to the whole picture, before it is cut."""
   image = np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)).astype(np.float32) / 255
   return (image - np.float32(0.5)) / np.float32(0.5), mask[None]
 
 
 def _square(image, mask, extended: list, draws: random.Random, size: int):
-  """The square cut around the extended box, then the bilinear resize of each channel."""
+  """Cuts a square around the extended box and resizes each channel bilinearly."""
   height, width = mask.shape[1:]
   wide = width > height
   long, short = max(width, height), min(width, height)
@@ -235,7 +223,7 @@ def _square(image, mask, extended: list, draws: random.Random, size: int):
 
 
 def pictures(count: int, width: int, height: int, quality: int) -> list[bytes]:
-  """Records with a JPEG whose spectrum falls off as a photo's does, and one to three boxes."""
+  """Returns records with one to three boxes and a JPEG with the spectrum of a photo."""
   records = []
   for i in range(count):
     rng = np.random.default_rng([i, width, height])
@@ -259,7 +247,7 @@ def pictures(count: int, width: int, height: int, quality: int) -> list[bytes]:
 
 
 def measure(run: Callable[[], None], rounds: int) -> float:
-  """The fastest of some rounds, in processor seconds of this thread."""
+  """Returns the processor seconds of this thread in the fastest of some rounds."""
   best = float('inf')
   for _ in range(rounds):
     start = time.thread_time()
@@ -268,16 +256,14 @@ def measure(run: Callable[[], None], rounds: int) -> float:
   return best
 
 
-def main(
-  output: str, count: int, rounds: int, batch_size: int, width: int, height: int, quality: int,
-  size: int, exemplar_size: int,
-) -> None:  # fmt: skip
-  """The door: measures both, prints the table, writes the JSON."""
-  if min(count, rounds, batch_size, width, height, size, exemplar_size) < 1:
+def main(output: str, count: int, rounds: int, batch_size: int, **sizes: int) -> None:
+  """Measures both, prints the table, and writes the JSON."""
+  if min(count, rounds, batch_size, *sizes.values()) < 1:
     raise DataError('every number must be at least 1')
   cv2.setNumThreads(0)  # one core
-  records = pictures(count, width, height, quality)
-  sizes = dict(size=size, exemplar_size=exemplar_size)
+  settings = dict(count=count, batch_size=batch_size, **sizes)
+  records = pictures(count, *(sizes.pop(name) for name in ('width', 'height', 'quality')))
+  machine, watch = workers.machine(), Watch()
 
   def empty(batches: Iterator) -> None:
     for _ in batches:
@@ -286,27 +272,21 @@ def main(
   seconds = dict(
     ours=measure(lambda: empty(ours(records, batch_size, **sizes)), rounds),
     plain=measure(lambda: empty(plain(records, batch_size, Watch(), **sizes)), rounds),
-    elastic=measure(lambda: empty(plain(records, batch_size, Watch(), elastic=True, **sizes)), 1),
   )
-  laps = dict(ours=our_laps(records, batch_size, **sizes))
-  watch = Watch()
   empty(plain(records, batch_size, watch, **sizes))
-  laps['plain'] = dict(watch.laps)
+  laps = dict(ours=our_laps(records, batch_size, **sizes), plain=watch.laps)
   report = dict(
     images_per_second_and_core={name: count / value for name, value in seconds.items()},
     ratio=seconds['plain'] / seconds['ours'],
-    ratio_with_elastic_field=seconds['elastic'] / seconds['ours'],
     milliseconds_by_stage={
       who: {stage: 1e3 * value / count for stage, value in lap.items()} for who, lap in laps.items()
     },
-    settings=dict(count=count, width=width, height=height, quality=quality, **sizes)
-    | dict(bytes_per_image=sum(map(len, records)) // count, batch_size=batch_size),
-    machine=_machine(),
+    settings=settings | dict(bytes_per_image=sum(map(len, records)) // count),
+    machine=machine,
   )
   print(_table(report))
   if output:
-    with open(output, 'w') as file:
-      json.dump(report, file, indent=2)
+    files.write_json(output, report)
 
 
 def _table(report: dict) -> str:
@@ -316,54 +296,22 @@ def _table(report: dict) -> str:
     lines.append(f'{stage:14}{ms["ours"][stage]:10.3f}{ms["plain"][stage]:12.3f}')
   lines += [
     f'{"images/s/core":14}{rate["ours"]:10.1f}{rate["plain"]:12.1f}',
-    f'{report["ratio"]:.2f} times the plain loop; {report["ratio_with_elastic_field"]:.2f} times '
-    f'the loop with its elastic field',
-    ', '.join(f'{name} {value}' for name, value in report['settings'].items()),
-    ', '.join(f'{name} {value}' for name, value in report['machine'].items()),
+    f'{report["ratio"]:.2f} times the plain loop',
   ]
-  return '\n'.join(lines)
+  return '\n'.join(lines + workers.conditions(report))
 
 
-def _machine() -> dict[str, str | int]:
-  git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True)
-  return dict(
-    processor=_processor(),
-    cores=os.cpu_count() or 1,
-    python=platform.python_version(),
-    numpy=np.__version__,
-    opencv=cv2.__version__,
-    pillow=PIL.__version__,
-    commit=git.stdout.strip() if git.returncode == 0 else 'unknown',
-  )
-
-
-def _processor() -> str:
-  try:
-    with open('/proc/cpuinfo') as file:
-      names = [line.split(':')[1].strip() for line in file if line.startswith('model name')]
-    return names[0]
-  except (OSError, IndexError):
-    return platform.processor() or platform.machine()
-
-
-def _flags():
-  from absl import flags
-
-  values = flags.FlagValues()
-  flags.DEFINE_string('output', '', 'the JSON to write', flag_values=values)
-  for name, value, about in (
-    ('count', 64, 'pictures'),
-    ('rounds', 3, 'of which the fastest counts'),
-    ('batch_size', 16, 'examples'),
-    ('width', 1024, 'of a stored picture'),
-    ('height', 768, 'of a stored picture'),
-    ('quality', 80, 'of its JPEG; 80 gives about the 300 kB of an Open Images file'),
-    ('size', 512, 'of image and mask'),
-    ('exemplar_size', 224, 'of the exemplar'),
-  ):
-    flags.DEFINE_integer(name, value, about, flag_values=values)
-  return values
-
+FLAGS = (
+  ('output', '', 'JSON file to write'),
+  ('count', 64, 'number of pictures'),
+  ('rounds', 3, 'number of rounds; the fastest counts'),
+  ('batch_size', 16, 'number of examples in a batch'),
+  ('width', 1024, 'width of a stored picture'),
+  ('height', 768, 'height of a stored picture'),
+  ('quality', 80, 'JPEG quality; 80 gives about the 300 kB of an Open Images file'),
+  ('size', 512, 'side of image and mask'),
+  ('exemplar_size', 224, 'side of the exemplar'),
+)
 
 if __name__ == '__main__':
-  doors.call(main, _flags(), __doc__, sys.argv)
+  doors.call(main, FLAGS, __doc__)

@@ -1,4 +1,4 @@
-"""A benchmark's workers: each system in a process of its own, and what its figures hold for."""
+"""Runs each system of a benchmark in its own process, and describes the machine."""
 
 import json
 import os
@@ -16,9 +16,12 @@ from exedit.input_pipeline.errors import DataError
 
 
 def in_own_process(arguments: list[str], system: str, **environment: str) -> dict[str, Any]:
-  """The last line, in JSON, that `python -m *arguments` prints: times and peaks are its own.
+  """Runs `python -m *arguments` and returns the last line of its output, which is JSON.
 
-  JAX does not take all of a GPU there. DataError, with its last words, where it fails.
+  So times and memory peaks belong to one system. JAX does not reserve the whole GPU there.
+
+  Raises:
+    DataError: if the process fails; contains the end of its error output.
   """
   done = subprocess.run(
     [sys.executable, '-m', *arguments],
@@ -40,9 +43,10 @@ def measured(
   arrays: Mapping[str, np.ndarray] | None = None,
   **environment: str,
 ) -> dict[str, Any]:
-  """What the worker of spec['system'] measured, on the same `arrays` as the others if there are.
+  """Returns what the worker of spec['system'] measured.
 
-  Systems of ours are workers of the benchmark's own `door`; `theirs` is a module without JAX.
+  ours: the systems that the benchmark's own module `door` measures. theirs: the module, without
+  JAX, that measures the others. arrays: inputs that all systems share.
   """
   with tempfile.NamedTemporaryFile(suffix='.npz') as file:
     if arrays is not None:
@@ -55,7 +59,7 @@ def measured(
 
 
 def machine() -> dict[str, Any]:
-  """What the figures hold for."""
+  """Returns the machine and the versions that the figures belong to."""
   from exedit.runtime import versions
 
   found = versions.versions()
@@ -68,7 +72,7 @@ def machine() -> dict[str, Any]:
 
 
 def conditions(report: Mapping[str, Any]) -> list[str]:
-  """The last lines of a table: the settings and the machine."""
+  """Returns the last lines of a table: the settings and the machine."""
   return [
     ', '.join(f'{name} {value}' for name, value in report[part].items())
     for part in ('settings', 'machine')

@@ -29,10 +29,10 @@ def test_the_door_reports(tmp_path, capsys):
   path = tmp_path / 'report.json'
   flags = '--count=4 --rounds=1 --batch_size=2 --width=80 --height=64 --size=32 --exemplar_size=16'
   argv = ['benchmark', f'--output={path}', *flags.split()]
-  doors.call(benchmark.main, benchmark._flags(), benchmark.__doc__, argv)
+  doors.call(benchmark.main, benchmark.FLAGS, benchmark.__doc__, argv)
   report = json.loads(path.read_text())
   stages = {'parsing', 'decode', 'crop', 'masks', 'augmentation', 'batching'}
   assert stages == set(report['milliseconds_by_stage']['ours'])
   assert stages == set(report['milliseconds_by_stage']['plain'])
-  assert report['ratio'] > 0 and report['machine']['opencv'] and report['machine']['commit']
+  assert report['ratio'] > 0 and report['machine']['commit']
   assert 'images/s/core' in capsys.readouterr().out
