@@ -5,9 +5,9 @@
 
 The plain loop does what PbE ldm/data/open_images.py does, with Pillow, OpenCV and numpy: it decodes
 the file twice (OpenCV for the exemplar, Pillow for the image), draws the mask over the whole
-picture, converts everything to floats at full size, then cuts and resizes. The elastic field is left
-out: it moves no pixel by more than 0.02. Times are processor seconds of one thread, so that
-other programs disturb them little.
+picture, converts everything to floats at full size, then cuts and resizes. It has no elastic field,
+which moves no pixel by more than 0.02. Times are processor seconds of one thread, so that other
+programs disturb them little.
 """
 
 import io

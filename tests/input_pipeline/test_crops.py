@@ -1,4 +1,4 @@
-"""Square cuts and resizing: what the cut holds, when there is none, and the bilinear convention."""
+"""Square cuts and resizing: which box a cut contains, when there is none, and how it resizes."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ def test_window_is_square_inside_and_holds_the_box(rng, shape):
   height, width = shape
   kept = 0
   for _ in range(1000):
-    x0, y0 = rng.integers(0, 200, 2)
-    box = (x0, y0, x0 + rng.integers(20, width - x0 + 1), y0 + rng.integers(20, height - y0 + 1))
+    x0, y0 = rng.integers(0, 200, 2).tolist()
+    x1, y1 = (int(rng.integers(low + 20, high + 1)) for low, high in ((x0, width), (y0, height)))
+    box = (x0, y0, x1, y1)
     window = crops.square_window(shape, box, rng)
     if window is None:
       continue
@@ -44,10 +45,6 @@ def test_window_zooms_by_at_most_three_fifths_of_the_free_border(rng):
   assert zoom.mean() == pytest.approx(11.8, abs=0.6)
 
 
-def test_window_of_a_square_image_is_all_of_it(rng):
-  assert crops.square_window((64, 64), (10, 10, 20, 20), rng) == (0, 0, 64, 64)
-
-
 @pytest.mark.parametrize(
   'box, why',
   [
@@ -57,16 +54,17 @@ def test_window_of_a_square_image_is_all_of_it(rng):
 )
 def test_no_window_where_the_released_code_gives_up(rng, box, why):
   assert crops.square_window((300, 400), box, rng) is None, why
+  assert crops.square_window((64, 64), (10, 10, 20, 20), rng) == (0, 0, 64, 64)
   turned = (box[1], box[0], box[3], box[2])
   assert crops.square_window((400, 300), turned, rng) is None, why
 
 
 def test_most_uniform_boxes_are_cut_and_some_squashed(rng):
-  """Facts 4.2: 66 % cut, 20 % square already, 14 % squashed, on synthetic uniform boxes."""
+  """The released code cuts 66 %, finds 20 % square and squashes 14 % of uniform boxes."""
   cut = total = 0
   for _ in range(4000):
     shape = (768, 1024)
-    (x0, x1), (y0, y1) = np.sort(rng.integers(0, 1025, 2)), np.sort(rng.integers(0, 769, 2))
+    (x0, x1), (y0, y1) = (sorted(rng.integers(0, n + 1, 2).tolist()) for n in shape[::-1])
     if not 0.02 <= (x1 - x0) * (y1 - y0) / (1024 * 768) <= 0.8:
       continue
     extended = masks.extend_box((x0, y0, x1, y1), shape, rng)
@@ -89,11 +87,6 @@ def test_resize_of_a_mask_is_the_mean_of_the_nearest_four(rng):
   mask = np.zeros((64, 64), np.uint8)
   mask[:, :9] = 255
   assert crops.resize(mask, 32)[0, :6].tolist() == [255, 255, 255, 255, 128, 0]
-
-
-def test_resize_leaves_its_argument_alone(rng):
-  image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-  np.testing.assert_array_equal(crops.resize(image, 32), image)
 
 
 def test_exemplar_takes_its_surroundings_as_far_as_the_border():
