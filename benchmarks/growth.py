@@ -58,11 +58,20 @@ def grow_devices(counts: list[int], width: str, size: int, batch: int, rounds: i
     for count in counts:
       over = dict(sharding=sharding)
       program = make_program(
-        pbe, settings, dict(lr=1e-5), dict(decay=0.9999), over, 'unet|conditioner', batch, 1,
-        seed=0, steps=10**6, devices=jax.devices()[:count],
-      )  # fmt: skip
+        pbe.SYSTEM,
+        model=settings,
+        optimizer=dict(lr=1e-5),
+        ema=dict(decay=0.9999),
+        mesh=over,
+        trainable='unet|conditioner',
+        batch_size=batch,
+        accumulate=1,
+        seed=0,
+        steps=10**6,
+        devices=jax.devices()[:count],
+      )
       # Of zeros a step takes as long, and drawing weights would compile for half a minute.
-      now, frozen = train_step.zeros((program.now, program.frozen))
+      now, frozen = train_step.zeros((program.state, program.frozen))
       put = batch_sharding(program.mesh)
       given = train_step.arrays(width, size, batch)
       given = {name: jax.device_put(a, put) for name, a in given.items()}

@@ -35,15 +35,15 @@ def made(config: Config, sharding: str, count: int) -> Program:
   """The step of a config over so many simulated devices."""
   return make_program(
     systems.get(config['system']),
-    config['model'],
-    config['optimizer'],
-    config['ema'],
-    {**config['mesh'], 'sharding': sharding},
-    config['trainable'],
-    config['batch_size'],
-    config['accumulate'],
-    config['seed'],
-    config['steps'],
+    model=config['model'],
+    optimizer=config['optimizer'],
+    ema=config['ema'],
+    mesh={**config['mesh'], 'sharding': sharding},
+    trainable=config['trainable'],
+    batch_size=config['batch_size'],
+    accumulate=config['accumulate'],
+    seed=config['seed'],
+    steps=config['steps'],
     devices=jax.devices()[:count],
   )
 
@@ -72,14 +72,14 @@ def held(tree: Any) -> int:
 def arguments(config: Config, sharding: str, count: int) -> list[int]:
   """Bytes of a device: state, frozen parameters, batch, and all of them."""
   program = made(config, sharding, count)
-  parts = [held(part) for part in (program.now, program.frozen, batch(config, program))]
+  parts = [held(part) for part in (program.state, program.frozen, batch(config, program))]
   return [*parts, sum(parts)]
 
 
 def compiled(config: Config, sharding: str, count: int) -> list[int]:
   """Bytes of a device as the compiler says: arguments, and what the step needs beside them."""
   program = made(config, sharding, count)
-  lowered = program.step.lower(program.now, program.frozen, batch(config, program))
+  lowered = program.step.lower(program.state, program.frozen, batch(config, program))
   # The machine code's quality has no part in it.
   memory = lowered.compile({'xla_backend_optimization_level': 0}).memory_analysis()
   return [memory.argument_size_in_bytes, memory.temp_size_in_bytes]

@@ -50,7 +50,9 @@ def worker(spec: Mapping[str, Any]) -> dict[str, float]:
   """Run `train` up to the end of its first step, each stage on the clock."""
   laps = dict(python=time.time() - spec['started'])
   start = time.perf_counter()
-  from exedit import train
+  from exedit import train  # noqa: F401
+  from exedit.training import loop
+  from exedit.training.config import read_config
 
   laps['import'] = time.perf_counter() - start
 
@@ -78,12 +80,12 @@ def worker(spec: Mapping[str, Any]) -> dict[str, float]:
 
   import jax
 
-  original, train.make_program = train.make_program, make_program
-  train.try_step = clocked('try', train.try_step)
-  train.initial = clocked('init', train.initial)
-  train.Prefetch.__next__ = clocked('first batch', train.Prefetch.__next__)
+  original, loop.make_program = loop.make_program, make_program
+  loop.trace_step = clocked('try', loop.trace_step)
+  loop.initial_state = clocked('init', loop.initial_state)
+  loop.Prefetch.__next__ = clocked('first batch', loop.Prefetch.__next__)
   try:
-    train.train(spec['workdir'], **settings(spec))
+    loop.train(spec['workdir'], read_config(settings(spec)))
   except FirstStep:
     pass
   total = time.time() - spec['started']

@@ -38,12 +38,12 @@ if not __package__:  # run by its path: its own folder would be the first to be 
 
 from benchmarks import sampling, workers  # noqa: E402
 from exedit import paint_by_example as pbe
-from exedit import train
-from exedit.input_pipeline import synthetic
+from exedit.input_pipeline import loader, synthetic
 from exedit.input_pipeline.errors import DataError
 from exedit.models import parameters, unet
 from exedit.models.parameters import Params
 from exedit.runtime import compilation, doors
+from exedit.training.initial import place
 from exedit.training.prefetch import Prefetch
 from exedit.training.sharding import batch_sharding
 from exedit.training.state import TrainState
@@ -87,10 +87,10 @@ def model_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
 def program_of(spec: Mapping[str, Any]) -> Program:
   """The step of the published recipe, with a moving average, on the devices that are there."""
   return make_program(
-    pbe,
-    model_settings(spec),
-    dict(lr=1e-5),
-    dict(decay=DECAY),
+    pbe.SYSTEM,
+    model=model_settings(spec),
+    optimizer=dict(lr=1e-5),
+    ema=dict(decay=DECAY),
     mesh={},
     trainable='unet|conditioner',
     batch_size=spec['batch'],
@@ -103,12 +103,12 @@ def program_of(spec: Mapping[str, Any]) -> Program:
 def begun(spec: Mapping[str, Any]) -> tuple[Program, TrainState, Params]:
   """The program, and where it starts from: the weights of the folder."""
   program = program_of(spec)
-  everything = {**program.now.params, **program.frozen}
+  everything = {**program.state.params, **program.frozen}
   tensors = find.weights(spec['folder']).fit(everything)
-  placed = train.place(tensors, everything, 'weights')
-  params = {name: placed[name] for name in program.now.params}
+  placed = place(tensors, everything, 'weights')
+  params = {name: placed[name] for name in program.state.params}
   # What the optimizer holds begins as zeros: program.init would compile for it for half a minute.
-  now = dataclasses.replace(zeros(program.now), params=params, ema=jax.tree.map(jnp.copy, params))
+  now = dataclasses.replace(zeros(program.state), params=params, ema=jax.tree.map(jnp.copy, params))
   return program, now, {name: placed[name] for name in program.frozen}
 
 
@@ -121,7 +121,7 @@ def exedit(spec: Mapping[str, Any]) -> dict[str, Any]:
   start = time.perf_counter()
   step = compiled(program.step, now, frozen, batch)
   compile_seconds = time.perf_counter() - start
-  found: dict[str, Any] = dict(trained=sum(a.size for a in program.now.params.values()))
+  found: dict[str, Any] = dict(trained=sum(a.size for a in program.state.params.values()))
 
   seconds, dispatches = [], []
   processor, begin = time.process_time(), time.perf_counter()
@@ -164,11 +164,11 @@ def parts(program, now, frozen, batch, whole: float) -> dict[str, float]:
   image = jnp.concatenate([pbe.as_signed(batch['image'])] * 2)
   exemplar = pbe.as_signed(batch['exemplar'])
   key = jax.random.key(0)
-  gradient = jax.value_and_grad(lambda p, f: program.compute(p, f, batch, key)[0])
+  gradient = jax.value_and_grad(lambda p, f: program.loss(p, f, batch, key)[0])
   programs = dict(
     encode=lambda p, f: model(p, f).autoencoder.encode(image),
     clip=lambda p, f: model(p, f).clip(exemplar),
-    forward=lambda p, f: program.compute(p, f, batch, key)[0],
+    forward=lambda p, f: program.loss(p, f, batch, key)[0],
     backward=gradient,
   )
   runs = {}
@@ -193,7 +193,8 @@ def waited(program, step, now, frozen, spec: Mapping[str, Any]) -> float:
     side = -(-spec['size'] // synthetic.GRID) * synthetic.GRID  # scenes come in multiples
     synthetic.ensure(folder, scenes=64, val_scenes=1, seed=0, size=side, shards=2)
     data = dict(root=folder, split='train', workers=0, **sizes)
-    feed = Prefetch(train.batches(data, spec['batch'], 0, 0), batch_sharding(program.mesh))
+    batches = loader.batches(batch_size=spec['batch'], seed=0, **data)
+    feed = Prefetch(batches, batch_sharding(program.mesh))
     try:
       now, metrics = step(now, frozen, next(feed))  # the first batch is waited for by any loop
       jax.block_until_ready(metrics)
@@ -239,7 +240,7 @@ def ablations(spec: Mapping[str, Any]) -> dict[str, Any]:
   runs, temporary = {}, {}
   for name in ABLATIONS:
     own = dict(spec, remat=name.split()[-1] if name.startswith('remat') else spec['remat'])
-    compute = program_of(own).compute
+    compute = program_of(own).loss
     given = kept if name == 'latents kept' else batch
     loss = lambda p, f, compute=compute, given=given: compute(p, f, given, key)[0]
     gradient = jax.value_and_grad(loss)

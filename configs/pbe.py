@@ -1,4 +1,4 @@
-"""Paint by Example (arXiv 2211.13227), the published recipe and a tiny twin of it.
+"""Paint by Example (arXiv 2211.13227): the published recipe, and the same recipe at a tiny size.
 
   python -m exedit.train --config=configs/pbe.py --workdir=/mnt/bucket/run \
       --config.data.root=/data/open_images
@@ -6,17 +6,17 @@
 Open Images boxes at 512x512, 40 epochs at a global batch of 256 (64 V100s x 4 images, about 7 days
 in the paper), AdamW at a constant 1e-5 after 10,000 warm-up steps, EMA off, 20 % of the exemplars
 dropped. Expected on COCOEE: FID 3.18 (over CLIP ViT-B/32 features), QS 77.80, CLIP score 84.97.
-Not run here: neither the images nor the pods were at hand (README, "what was run").
+Not run here, because neither the images nor the pods were available.
 
   python -m exedit.train --config=configs/pbe.py:tiny --workdir=/tmp/tiny
 
-The same code small enough for two CPU cores, on scenes it draws itself.
+The same code small enough for two CPU cores, on synthetic scenes that it draws first.
 
-The rows of the paper's ablation (its table 1), each the one before and one thing more, at full size
-and tiny; `launch/ablation.sh` trains and scores the tiny ones, docs/ablation.md reads the result:
+The rows of the paper's ablation (table 1), at full size and tiny. Each adds one thing to the row
+before it. `launch/ablation.sh` trains and scores the tiny ones; docs/ablation.md has the results.
 
   baseline      all of CLIP's tokens (257; tiny: 17) as context; the UNet from random weights
-  prior         + the UNet of Stable Diffusion; tiny: of `generator:tiny`, trained beforehand
+  prior         + the UNet of Stable Diffusion; tiny: of `generator:tiny`, which is trained first
   augmentation  + exemplars flipped, turned, blurred and bent, masks of arbitrary shape
   bottleneck    + the class token alone
   guidance      + 20 % of the exemplars dropped, and a scale above 1: the recipe itself
@@ -44,7 +44,7 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
 
 
 def full() -> ml_collections.ConfigDict:
-  """The published sizes and settings (facts 1 and 5)."""
+  """The published sizes and settings (docs/facts.md)."""
   return ml_collections.ConfigDict(
     dict(
       system='paint_by_example',
@@ -57,11 +57,11 @@ def full() -> ml_collections.ConfigDict:
       edit_every=5_000,
       max_bad_steps=10,
       trainable='unet|conditioner',
-      # Stable Diffusion 1.x or Paint by Example, in any layout; and the image tower that the former
-      # lacks. The paper's: CompVis/stable-diffusion-v1-4 and openai/clip-vit-large-patch14.
+      # Paint by Example in any layout; or Stable Diffusion 1.x, and the image tower that it lacks.
+      # The paper's: CompVis/stable-diffusion-v1-4 and openai/clip-vit-large-patch14.
       init_from=config_dict.placeholder(str),
       init_clip=config_dict.placeholder(str),
-      init_parts='',  # what is taken of them, by path; '': all that the model has
+      init_parts='',  # the paths of the parameters to take from them; '': all
       compile_cache=True,
       data=dict(
         root='data/open_images',
@@ -91,8 +91,9 @@ def full() -> ml_collections.ConfigDict:
         b2=0.999,
         eps=1e-8,
         weight_decay=1e-2,
-        # On everything, as released. The dead kernels and norms of the one-token context are
-        # r'attn2[.]to_[qk]|attention.*norm2[.]|mapper.*to_[qk]'; False leaves out norms and biases.
+        # Weight decay acts on all parameters, as in the released run. With one token of context
+        # r'attn2[.]to_[qk]|attention.*norm2[.]|mapper.*to_[qk]' have no effect and could be
+        # excluded; decay_vectors=False excludes norms and biases.
         decay_exclude='',
         decay_vectors=True,
         warmup=10_000,
@@ -101,7 +102,8 @@ def full() -> ml_collections.ConfigDict:
         clip=config_dict.placeholder(float),
       ),
       ema=dict(decay=0.0, warmup=True),  # off, as released
-      # One word: data, zero1 or fsdp (arXiv 1910.02054); sizes only to mix them (training/mesh.py).
+      # sharding is data, zero1 or fsdp (arXiv 1910.02054); the sizes are needed only to mix copies
+      # and parts (training/sharding.py).
       mesh=dict(
         sharding='data',
         data=config_dict.placeholder(int),
@@ -114,7 +116,7 @@ def full() -> ml_collections.ConfigDict:
 
 
 def tiny() -> ml_collections.ConfigDict:
-  """The same keys, small numbers; what each departs for is said beside it."""
+  """The same keys with small numbers; comments give the reasons for other differences."""
   config = full()
   config.update(
     dict(
@@ -124,20 +126,20 @@ def tiny() -> ml_collections.ConfigDict:
       log_every=25,
       save_every=250,
       edit_every=500,
-      trainable='unet|conditioner|clip',  # there is no pretrained tower at this size
+      trainable='unet|conditioner|clip',  # no tower of this size is pretrained
       data=dict(
         root='data/synthetic',
         size=32,
         exemplar_size=32,
-        exemplar_pad=2,  # pixels of a 64-pixel scene; the published ones are of photographs
+        exemplar_pad=2,  # pixels of a scene of 64 pixels; the published number is for photographs
         mask_jitter=1,
         blur_kernels=(3,),
         workers=0,
       ),
       synthetic=dict(scenes=20_000, val_scenes=512, seed=0, size=64, shards=4),
       model=dict(
-        # No autoencoder was trained at this size: a fixed, exactly invertible transform stands in
-        # its place, behind the same encode and decode. Scale and mean: latents of unit variance.
+        # No autoencoder of this size is trained: a fixed, exactly invertible transform replaces it
+        # behind the same encode and decode. Scale and mean give latents of unit variance.
         autoencoder=dict(kind='space_to_depth', patch=4, scale=3.6, mean=-0.27),
         unet=dict(
           channels=56,
@@ -151,14 +153,14 @@ def tiny() -> ml_collections.ConfigDict:
         clip=dict(width=128, layers=2, heads=4, mlp=256, patch=8, image_size=32),
         conditioner=dict(layers=1),
         context_dim=128,
-        # 48 latent channels do not pass through 56: a network this narrow can say what the picture
-        # is, but not every grain of the noise in it (v left grain in the results).
+        # A network of 56 channels can predict the picture, but not the noise of 48 latent channels
+        # exactly; with the prediction 'v' the results were grainy.
         schedule=dict(prediction='x0'),
         dtype='float32',
       ),
       optimizer=dict(
         lr=2e-3,
-        lr_multipliers={'clip|conditioner': 0.3},  # a tower from scratch learns colours sooner so
+        lr_multipliers={'clip|conditioner': 0.3},  # then a tower from scratch learns colours sooner
         warmup=100,
         schedule='cosine',
         lr_end=1e-4,
@@ -171,10 +173,10 @@ def tiny() -> ml_collections.ConfigDict:
 
 
 def row(name: str, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A row of the ablation from the recipe that has everything: what comes after it is undone."""
+  """A row of the ablation: the full recipe without the things that later rows add."""
   has = lambda thing: ROWS.index(thing) <= ROWS.index(name)
   if 'synthetic' in config:
-    # No pretrained weights are this small; with the prior, init_from is for the user to give.
+    # No pretrained weights are this small; for the prior, the user must set init_from.
     config.update(init_parts='unet' if has('prior') else '')
   else:
     config.update(
@@ -191,10 +193,10 @@ def row(name: str, config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
 
 
 def generator() -> ml_collections.ConfigDict:
-  """The tiny prior: the same UNet, which learns what scenes look like and never sees an exemplar.
+  """The tiny prior: the same UNet, trained to fill holes without an exemplar.
 
-  Stable Diffusion saw no holes either; this one learns to fill them, for the loop knows no other
-  task. CLIP and conditioner stay as they were drawn, and are not taken by the rows.
+  It replaces Stable Diffusion, which did not learn to fill holes; but the loop has no other task.
+  CLIP and conditioner keep their random weights, and the rows do not take them.
   """
   config = tiny()
   config.update(trainable='unet|conditioner[.]null', model=dict(p_drop=1.0), edit=dict(scale=1.0))

@@ -88,7 +88,17 @@ def program(system, mesh, accumulate=1, size=16, **settings):
   module, model, trainable = SYSTEMS[system]
   ema = dict(decay=0.9)
   return make_program(
-    module, model, OPTIMIZER, ema, mesh, trainable, size, accumulate, 0, 10, **settings
+    module,
+    model=model,
+    optimizer=OPTIMIZER,
+    ema=ema,
+    mesh=mesh,
+    trainable=trainable,
+    batch_size=size,
+    accumulate=accumulate,
+    seed=0,
+    steps=10,
+    **settings,
   )
 
 
@@ -103,9 +113,9 @@ def begin(system):
     return np.float32(deviation * rng.standard_normal(like.shape) + name.endswith('.scale'))
 
   params, frozen = (
-    {n: draw(n, a) for n, a in tree.items()} for tree in (made.now.params, made.frozen)
+    {n: draw(n, a) for n, a in tree.items()} for tree in (made.state.params, made.frozen)
   )
-  zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), made.now)
+  zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), made.state)
   return dataclasses.replace(zeros, params=params, ema=params), frozen
 
 
@@ -116,7 +126,7 @@ def place(tree, like):
 def run(system, mesh, accumulate=1, steps=2, size=16):
   """Some steps on one mesh."""
   made = program(system, mesh, accumulate, size)
-  now, frozen = place(begin(system), (made.now, made.frozen))
+  now, frozen = place(begin(system), (made.state, made.frozen))
   examples = prefetch.to_devices(sharding.batch_sharding(made.mesh))(batch(size))
   lowered = made.step.lower(now, frozen, examples)
   compiled = lowered.compile()
@@ -153,10 +163,10 @@ def move(*stations):
   with tempfile.TemporaryDirectory() as workdir:
     for mesh, count in stations:
       made = program('toy', mesh, devices=jax.devices()[:count])
-      saved, (now, frozen) = now, place(begin('toy'), (made.now, made.frozen))
+      saved, (now, frozen) = now, place(begin('toy'), (made.state, made.frozen))
       if saved is not None:
-        now = checkpoint.Checkpoints(workdir).restore(made.now)
-        same.append(jax.tree.all(jax.tree.map(as_saved, saved, now, made.now)))
+        now = checkpoint.Checkpoints(workdir).restore(made.state)
+        same.append(jax.tree.all(jax.tree.map(as_saved, saved, now, made.state)))
       examples = prefetch.to_devices(sharding.batch_sharding(made.mesh))(batch(16))
       now, metrics = made.step(now, frozen, examples)
       losses.append(float(metrics['loss']))
@@ -175,16 +185,15 @@ def full_size(mesh, per_device=4):
   """The collectives of the published recipe's step; nothing is allocated or compiled."""
   config = pbe.get_config().to_dict()
   size = per_device * jax.device_count()
-  made = make_program(
-    paint_by_example, config['model'], config['optimizer'], config['ema'], mesh,
-    config['trainable'], size, 1, 0, config['steps'],
-  )  # fmt: skip
+  names = ('model', 'optimizer', 'ema', 'trainable', 'accumulate', 'seed', 'steps')
+  given = {name: config[name] for name in names}
+  made = make_program(paint_by_example.SYSTEM, mesh=mesh, batch_size=size, **given)
   shapes = dict(image=(512, 512, 3), mask=(512, 512), exemplar=(224, 224, 3), id=(), corrupt=())
   examples = {
     name: jax.ShapeDtypeStruct((size, *shape), jnp.uint8 if shape else jnp.int32)
     for name, shape in shapes.items()
   }
-  text = made.step.lower(made.now, made.frozen, examples).as_text()
+  text = made.step.lower(made.state, made.frozen, examples).as_text()
   return [dataclasses.asdict(one) for one in hlo.collectives(text)]
 
 

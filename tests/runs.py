@@ -14,10 +14,17 @@ from flax import nnx
 from exedit.input_pipeline import synthetic
 from exedit.models import parameters
 from exedit.runtime import checksums
+from exedit.training import loop
+from exedit.training.config import read_config
 from exedit.weights.layouts import own
 from tests import ROOT, toy, toy_config
 
 TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu', 'goodput')
+
+
+def train(workdir, **settings):
+  """A training in this process; returns its last state."""
+  return loop.train(str(workdir), read_config(settings))
 
 
 def start(root, workdir, cache, *overrides, **variables):

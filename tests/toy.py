@@ -95,17 +95,12 @@ SYSTEM = systems.register(
 )
 
 if __name__ == '__main__':
-  import os
-
   from absl import flags
-  from ml_collections import config_flags
 
   from exedit import train
   from exedit.runtime import doors
-  from exedit.training import lease
 
-  lease.RENEW = float(os.environ.get('EXEDIT_LEASE', lease.RENEW))
-  config_flags.DEFINE_config_file('config')
+  doors.define_config('the settings')
   flags.DEFINE_string('workdir', None, '')
   train.define_flags()
   doors.run(train.main)

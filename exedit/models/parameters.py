@@ -1,4 +1,4 @@
-"""A model as a graph and a flat dict of parameters, and back."""
+"""Splits a model into its graph and a flat dict of parameters, and joins them again."""
 
 import dataclasses
 import itertools
@@ -10,14 +10,14 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
-Params = dict[str, Any]  # {'unet.conv_in.kernel': array, ...}, or shapes in place of arrays
+Params = dict[str, Any]  # {'unet.conv_in.kernel': array, ...}, or shapes instead of arrays
 
 
 class Keys(nnx.Rngs):
-  """The keys that nnx.Rngs(key) would give, but counted by Python.
+  """Gives the same keys as nnx.Rngs(key), but counts them in Python.
 
-  Under jit or eval_shape NNX's own counter is traced, which costs time quadratic in the number of
-  parameters: half a minute for the published model, where this takes one second.
+  NNX's counter is traced under jit and eval_shape, in time quadratic in the number of parameters:
+  half a minute for the published model, which takes one second here.
   """
 
   def __init__(self, key: Key[Array, '']):
@@ -27,7 +27,7 @@ class Keys(nnx.Rngs):
   def __getattr__(self, name: str):
     if name.startswith('_'):
       raise AttributeError(name)
-    return self._next  # one stream for all uses, as nnx.Rngs has with a default only
+    return self._next  # one stream for all names, like nnx.Rngs with only a default
 
   def __call__(self) -> Key[Array, '']:
     return self._next()
@@ -37,9 +37,9 @@ class Keys(nnx.Rngs):
 class Graph:
   """A model without its parameters.
 
-  definition: NNX's. variables: each parameter's path in the module and its empty nnx.Param, by
-  name. rest: leaves that are no parameters (random streams of layers); they are neither trained
-  nor saved, for all randomness of a step comes from its key.
+  definition: NNX's. variables: {name: (path in the module, empty nnx.Param)}. rest: the other
+  leaves (random streams of layers), which are neither trained nor saved, because all random numbers
+  of a step come from its key.
   """
 
   definition: nnx.GraphDef
@@ -48,7 +48,7 @@ class Graph:
 
 
 def flatten(model: nnx.Module) -> tuple[Graph, Params]:
-  """Split a model (abstract ones too) into its graph and a flat dict of all its parameters."""
+  """Splits a model, which may be abstract, into its graph and a flat dict of its parameters."""
   definition, params, rest = nnx.split(model, nnx.Param, ...)
   variables, flat = {}, {}
   for path, variable in nnx.to_flat_state(params):
@@ -59,9 +59,9 @@ def flatten(model: nnx.Module) -> tuple[Graph, Params]:
 
 
 def compute_dtypes(model: nnx.Module) -> dict[str, Any]:
-  """In what the kernels of a model (abstract ones too) are used, by name: linear layers and
+  """The types that linear layers and convolutions compute in, by the name of the kernel.
 
-  convolutions cast them on every call, so a kernel that was cast before is as good.
+  They cast their kernel on every call, so it may be cast before. The model may be abstract.
   """
   layers = (
     (path, layer)
@@ -75,7 +75,11 @@ def compute_dtypes(model: nnx.Module) -> dict[str, Any]:
 
 
 def merge(graph: Graph, params: Mapping[str, Any]) -> nnx.Module:
-  """The model with these parameters; the inverse of `flatten`, also inside jit."""
+  """The model with these parameters: the inverse of `flatten`. It works inside jit too.
+
+  Raises:
+    ValueError: for missing and unknown parameters.
+  """
   missing = [name for name in graph.variables if name not in params]
   unknown = [name for name in params if name not in graph.variables]
   if missing or unknown:
@@ -90,10 +94,13 @@ def merge(graph: Graph, params: Mapping[str, Any]) -> nnx.Module:
 def split_trainable(
   params: Mapping[str, Any], trainable: str, setting: str = 'trainable'
 ) -> tuple[dict, dict]:
-  """Two dicts, (trainable, frozen): a parameter trains where `trainable`, a regular expression,
+  """Splits parameters by path into (trainable, frozen).
 
-  matches whole parts of its path from the start: 'unet|conditioner' takes 'unet.conv_in.kernel'.
-  `setting` is what the pattern is called where it matches nothing (ValueError).
+  trainable: a regular expression that must match whole parts of the path from its start:
+  'unet|conditioner' matches 'unet.conv_in.kernel'. setting: the name of the pattern in the message.
+
+  Raises:
+    ValueError: if nothing matches.
   """
   pattern = re.compile(rf'(?:{trainable})(?:\.|$)')
   chosen = {name: value for name, value in params.items() if pattern.match(name)}

@@ -99,12 +99,12 @@ def compile_step(config: Config, name: str, say: Callable[[str], None]) -> Findi
   check(config)
   say('tracing')
   start = time.perf_counter()
-  with settings.mendable(config):
+  with settings.fixable(config):
     program = make_step(config, topology.devices(where))
     batch = batch_shapes(config, program.mesh)
     model = program.flops(batch)
     with kernels.traced_for(kernels.Device('tpu')):
-      traced = program.step.trace(program.now, program.frozen, batch)
+      traced = program.step.trace(program.state, program.frozen, batch)
     work = dict(model=model, executed=flops.count(traced.jaxpr.jaxpr))
   found: Findings = dict(mesh=dict(program.mesh.shape), flops=work)
   lowered = traced.lower()
@@ -131,16 +131,16 @@ def make_step(config: Config, devices) -> Program:
   """The program that `exedit.train` makes of these settings on these devices."""
   return make_program(
     systems.get(config['system']),
-    config['model'],
-    config['optimizer'],
-    config['ema'],
-    config['mesh'],
-    config['trainable'],
-    config['batch_size'],
-    config['accumulate'],
-    config['seed'],
-    config['steps'],
-    devices,
+    model=config['model'],
+    optimizer=config['optimizer'],
+    ema=config['ema'],
+    mesh=config['mesh'],
+    trainable=config['trainable'],
+    batch_size=config['batch_size'],
+    accumulate=config['accumulate'],
+    seed=config['seed'],
+    steps=config['steps'],
+    devices=devices,
   )
 
 

@@ -1,4 +1,4 @@
-"""XLA: the cache of compiled programs, compiler options by platform, and memory."""
+"""XLA: the cache of compiled programs, compiler options for each platform, and memory."""
 
 import contextlib
 import ctypes
@@ -15,17 +15,15 @@ CPU_OPTIONS: dict[str, Any] = {
   'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE',
   'xla_cpu_prefer_vector_width': '512',
 }
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def cache_compiled(folder: str | None = None) -> None:
-  """Keep compiled programs on the disk, so that a restarted run starts at once.
+  """Stores compiled programs on the disk, so that a restarted run starts at once.
 
-  JAX's own JAX_COMPILATION_CACHE_DIR, or JAX_ENABLE_COMPILATION_CACHE=false, goes first. The
-  default folder names jax and the processor: XLA's CPU programs hold for one kind only, and home
-  folders are shared between machines. A folder that cannot be written is left alone.
+  JAX_COMPILATION_CACHE_DIR and JAX_ENABLE_COMPILATION_CACHE=false take precedence. The default
+  folder names the versions of jax and the processor, because XLA's CPU programs run on one kind of
+  processor only and machines share home folders. A folder that cannot be written is not used.
   """
   allowed = getattr(jax.config, 'jax_enable_compilation_cache', True)
   if os.environ.get('JAX_COMPILATION_CACHE_DIR') or not allowed:
@@ -38,29 +36,29 @@ def cache_compiled(folder: str | None = None) -> None:
 
 
 def keep_memory() -> None:
-  """Where a CPU computes, let the next step have the memory that the last one gave back.
+  """On a CPU, keeps up to 2 GiB of freed memory in the process for the next step.
 
-  XLA asks for a program's temporaries anew at every call. glibc gives as much back to the system
-  at once, and takes it again page by page, zeroed: hundreds of megabytes a step. Up to 2 GiB now
-  stay with the process. Other threads' heaps are too small for that, so the thread that calls runs
-  programs of one device itself, which is settled before JAX has looked for devices.
+  XLA allocates the temporaries of a program at every call. By default glibc returns hundreds of
+  megabytes to the system after each step, and gets them back page by page, zeroed. The heaps of
+  other threads are too small for this, so the calling thread runs the programs of one device; that
+  must be set before JAX looks for devices.
   """
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   if jax.default_backend() == 'cpu' and platform.libc_ver()[0] == 'glibc':
     libc = ctypes.CDLL(None)
-    # Old ones refuse so much; then the other threshold alone would make it worse.
+    # Older versions refuse such a number; the other threshold alone would make it slower.
     if libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1):
       libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @functools.cache
 def compiler_options(platform: str) -> dict[str, Any]:
-  """`compiler_options` for a jit at top level: what XLA should do otherwise on this platform.
+  """The `compiler_options` of a jit at top level on this platform.
 
-  On CPUs it gives products and convolutions to YNNPACK since jaxlib 0.10. Eigen, which it used
-  before and takes where YNNPACK may only reduce, needs 0.5 to 0.9 of the time for the UNet's
-  (benchmarks/sampling.py). Loops use all of AVX-512's registers where the processor has them;
-  LLVM takes half of them by itself. A jaxlib that does not know them all is left alone.
+  On CPUs, jaxlib 0.10 began to give products and convolutions to YNNPACK. Eigen, which it used
+  before and uses if YNNPACK may only reduce, takes 0.5 to 0.9 of the time for the UNet's
+  (benchmarks/sampling.py). Loops use the full width of AVX-512 if the processor has it; LLVM's
+  default is half of it. If a jaxlib does not know all of these options, none is set.
   """
   if platform != 'cpu':
     return {}

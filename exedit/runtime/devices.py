@@ -1,4 +1,4 @@
-"""A function of rows over the devices of this process, each with its share of them."""
+"""Divides the rows of arrays over the devices of this process."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from exedit.runtime import compilation
 def over_devices(
   function: Callable[..., Any], constants: Any, devices: Sequence[Any]
 ) -> Callable[..., Any]:
-  """`function(constants, *arrays)` as a compiled function of arrays, of its results' rows.
+  """Compiles `function(constants, *arrays)` so that each device computes a share of the rows.
 
-  On several devices each runs the program that one device would run on its share of the rows, with
-  its own copy of the constants and no word between them: the result does not depend on their
-  number, only on the rows per device. They must share out the rows evenly.
+  Each device runs the same program that one device would run on its rows, with its own copy of the
+  constants and without communication: the result depends only on the number of rows per device.
+  The number of devices must divide the number of rows.
   """
   options = compilation.compiler_options(devices[0].platform)
   if len(devices) == 1:
@@ -32,14 +32,14 @@ def over_devices(
     mesh=mesh,
     in_specs=(P(), P('batch')),
     out_specs=P('batch'),
-    check_vma=False,  # kernels (splash attention) do not say along which axes they vary
+    check_vma=False,  # kernels (splash attention) lack the information that it checks
   )
   compiled = jax.jit(shared, compiler_options=options)
   return lambda *arrays: compiled(constants, jax.device_put(arrays, split))
 
 
 def everywhere(constants: Any, devices: Sequence[Any]) -> Any:
-  """A copy of the arrays on each of the devices; those that lie there already are not moved."""
+  """Copies the arrays to each of the devices; arrays that are there already are not moved."""
   return jax.device_put(constants, NamedSharding(_mesh(devices), P()))
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from absl import flags
 
 from exedit.runtime.errors import UserError, explain, one_line
 from exedit.runtime.place import find_place, wait_seconds
+from exedit.runtime.settings import differences
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -122,6 +123,23 @@ def everyone(said: str) -> list[str]:
   sizes = np.asarray(multihost_utils.process_allgather(np.int32(mine.size)))
   lines = multihost_utils.process_allgather(np.pad(mine, (0, sizes.max() - mine.size)))
   return [bytes(line[:size]).decode() for line, size in zip(np.asarray(lines), sizes)]
+
+
+def must_agree(facts: Mapping[str, Any]) -> None:
+  """Compares facts of all processes, such as settings and versions; it is a collective.
+
+  Raises:
+    TheOthers: in every process, if they differ; names the differences.
+  """
+  said = everyone(json.dumps([socket.gethostname(), facts]))
+  (host, first), *others = map(json.loads, said)
+  for index, (other, theirs) in enumerate(others, 1):
+    changed = differences(first, theirs)
+    if changed:
+      raise TheOthers(
+        f'process {index} on {other} differs from process 0 on {host}, all must be the same: '
+        + ', '.join(changed[:5])
+      )
 
 
 @contextlib.contextmanager

@@ -5,15 +5,16 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 
 import jax
 
 
 class Stopped(KeyboardInterrupt):
-  """SIGTERM or Ctrl-C, where there was nothing to save.
+  """SIGTERM or Ctrl-C came while there was nothing to save.
 
-  A KeyboardInterrupt, for asyncio (Orbax runs its loops here) reports any other exception that a
-  signal raises in its callbacks and goes on.
+  It is a KeyboardInterrupt, because asyncio (in which Orbax runs) only reports any other exception
+  that a signal handler raises inside its callbacks.
   """
 
   def __init__(self, number: int):
@@ -23,32 +24,32 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-  """Turns SIGTERM and Ctrl-C into a question that the loop asks between two steps.
+  """Turns SIGTERM and Ctrl-C into an answer of `requested`, for a loop to ask after each step.
 
-  With several processes they must agree on the step to stop at, which JAX's preemption service
-  arranges; a process alone needs only a flag. A second Ctrl-C interrupts at once.
+  Several processes must stop at the same step, which JAX's preemption service arranges; a lone
+  process needs only a flag. A second Ctrl-C interrupts at once.
 
-  at_once: around a whole door, before and after the loop. There nothing has to be saved: a signal
-  raises Stopped as soon as Python has control, which is not before a compilation ends. When
-  several processes have been joined, SIGTERM is the preemption service's. A Stop inside another
-  takes over from it, and behind the outermost SIGTERM is too late: the process is leaving anyway.
+  at_once: for the time around the loop, when there is nothing to save. Then a signal raises Stopped
+  as soon as Python has control, which is not before a compilation ends. When several processes have
+  joined, SIGTERM belongs to the preemption service. A Stop inside another one takes over from it.
+  After the outermost one SIGTERM is ignored, because the process is ending anyway.
   """
 
   def __init__(self, at_once: bool = False):
     self._at_once, self._before = at_once, {}
-    self._number: int | None = None  # of the signal that asked last
+    self._number: int | None = None  # of the last signal
     self._hook = sys.unraisablehook
 
   def __enter__(self):
     if self._at_once or jax.process_count() == 1:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._before[number] = signal.signal(number, self._ask)
-      # One that was raised where Python only prints it (a finalizer) is answered here.
+      # The outer Stop may have raised inside a finalizer, where Python only prints the exception.
       outer = getattr(self._before[signal.SIGTERM], '__self__', None)
       if isinstance(outer, Stop):
         self._number = self._number or outer._number
     if self._at_once:
-      sys.unraisablehook = self._unheard
+      sys.unraisablehook = self._not_raised
     return self
 
   def __exit__(self, kind, error, _):
@@ -56,13 +57,14 @@ class Stop:
       signal.signal(number, handler)
     if self._at_once:
       sys.unraisablehook = self._hook
-      # Not a function: as it leaves, Python gives those back to the system, which kills.
+      # Python restores the default (which kills) for a handler that is a function when it ends.
       signal.signal(signal.SIGTERM, signal.SIG_IGN)
       if self._number and isinstance(error, ValueError):
-        raise Stopped(self._number) from error  # raised where C++ had asked Python: errors.heard
+        # Raised while JAX's C++ code called Python, which replaced it: see errors.heard.
+        raise Stopped(self._number) from error
 
-  def _unheard(self, what):
-    """A signal that came while Python ran a finalizer, where nothing can be raised: once more."""
+  def _not_raised(self, what):
+    """Sends a signal again that came inside a finalizer, where nothing can be raised."""
     if not isinstance(what.exc_value, Stopped):
       self._hook(what)
       return
@@ -71,7 +73,7 @@ class Stop:
     again.start()
 
   def _again(self, number):
-    if signal.getsignal(number) == self._ask:  # neither over nor taken over
+    if signal.getsignal(number) == self._ask:  # this Stop is still the innermost one
       os.kill(os.getpid(), number)
 
   def _ask(self, number, frame):
@@ -81,7 +83,7 @@ class Stop:
     signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
   def requested(self, step: int) -> bool:
-    """Whether to save and leave after this step; every process asks once per step."""
+    """Whether to save and stop after this step; every process must ask once per step."""
     if jax.process_count() == 1:
       return self._number is not None
     from jax.experimental import multihost_utils
@@ -90,11 +92,11 @@ class Stop:
 
 
 @contextlib.contextmanager
-def held():
-  """Signals wait until this is over: what they raise, Orbax takes for a failure of its own.
+def delayed() -> Iterator[None]:
+  """Delays signals to the end of the block, because Orbax takes what they raise for its own error.
 
-  SIGTERM of several processes is the preemption service's, which Python knows nothing of; a handler
-  set here would take its place for good.
+  SIGTERM of several processes is not delayed: a handler set here would replace the preemption
+  service's for good, because Python does not know that one.
   """
   came: list[int] = []
   handlers = {}

@@ -28,9 +28,9 @@ PACKAGES = (
 
 
 def process_began() -> float:
-  """When this process began, imports included, on the clock of time.perf_counter.
+  """When this process began to import, on the clock of time.perf_counter.
 
-  Where the system does not tell, it is now.
+  Now, if the system does not tell.
   """
   try:
     ticks = int(Path('/proc/self/stat').read_text().rsplit(')', 1)[1].split()[19])
@@ -41,6 +41,7 @@ def process_began() -> float:
 
 
 def processor() -> str:
+  """A name for the kind of processor: its architecture and a hash of its features."""
   text = platform.machine() + platform.processor()
   try:
     lines = Path('/proc/cpuinfo').read_text().splitlines()
@@ -51,7 +52,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, object]:
-  """What this run stands on: packages, devices, flags and the commit, where they are known."""
+  """Packages, devices, flags and the commit of this run, as far as they are known."""
   found: dict[str, object] = dict(
     python=platform.python_version(), command=' '.join(sys.argv), **versions_of_packages()
   )
@@ -69,7 +70,7 @@ def versions() -> dict[str, object]:
 
 
 def versions_of_packages() -> dict[str, str | None]:
-  """exedit and what it stands on; None for what is not installed."""
+  """The versions of exedit and its packages; None for one that is not installed."""
   found: dict[str, str | None] = dict(exedit=__version__)
   for name in PACKAGES:
     try:
@@ -80,7 +81,7 @@ def versions_of_packages() -> dict[str, str | None]:
 
 
 def _commit() -> dict[str, object]:
-  """The commit of the checkout that this code runs from, and whether it was changed since."""
+  """The commit of the checkout that contains this code, and whether files have changed since."""
 
   def git(*args):
     folder = str(Path(__file__).parent)

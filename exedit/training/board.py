@@ -1,72 +1,49 @@
 """TensorBoard's event file."""
 
 import os
-import re
-import socket
 import time
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
-from exedit.input_pipeline import tfrecord
-
-LARGEST = 2**25  # bytes; then the next file begins, for stores are sent whole files
+_proto: Any = event_pb2  # its classes are made at run time
 
 
 class Board:
-  """Scalars and pictures by step, written where they are given.
+  """Writes scalars and pictures by step into a new event file.
 
-  tensorboardX's SummaryWriter leaves that to a thread, which dies when the disk is full or the
-  clock goes back by weeks; after ten more numbers its queue waits for it for ever, and a training
-  with it. Errors of the disk are raised here.
+  It uses tensorboardX's EventsWriter and not its SummaryWriter, because that one leaves the writing
+  to a thread: when the thread dies of a full disk, the training waits for it for ever. Here an
+  error of the disk is raised at once.
   """
 
   def __init__(self, folder: str | os.PathLike, start: int):
-    """A new file for what comes after step `start`; what earlier ones have beyond it is void."""
-    from tensorboardX.proto import event_pb2
-
+    """start: the last step before this file. TensorBoard drops later steps of older files."""
     os.makedirs(folder, exist_ok=True)
-    self._folder, self._start = folder, start
-    self._pb: Any = event_pb2
-    self._file = self._next()
-    self._write(start + 1, session_log=self._pb.SessionLog(status=self._pb.SessionLog.START))
-
-  def _next(self) -> IO[bytes]:
-    """One more file, behind those that are there."""
-    # TensorBoard reads files in the order of their names, whatever the clock has done since.
-    there = os.listdir(self._folder)
-    names = (re.match(r'events\.out\.tfevents\.(\d+)\.', name) for name in there)
-    stamp = max([int(time.time()), *(int(name[1]) + 1 for name in names if name)])
-    name = f'events.out.tfevents.{stamp}.{socket.gethostname()}.{self._start}'
-    file = open(os.path.join(self._folder, name), 'xb')
-    file.write(self._framed(0, file_version='brain.Event:2'))
-    return file
+    # TensorBoard reads the files in the order of their names, so a number comes before the time,
+    # which may go backwards. Older versions named their files events.out.tfevents...
+    number = sum('.tfevents.' in name for name in os.listdir(folder))
+    self._writer = EventsWriter(os.path.join(folder, f'start.{number:06d}'), f'.{start}')
+    self._write(start + 1, session_log=_proto.SessionLog(status=_proto.SessionLog.START))
 
   def scalars(self, step: int, values: Iterable[tuple[str, float]]) -> None:
-    """Numbers by name."""
-    from tensorboardX import summary
-
+    """Writes numbers by name."""
     for name, value in values:
       self._write(step, summary=summary.scalar(name, value))
-    self._file.flush()
+    self._writer.flush()
 
   def image(self, step: int, name: str, picture: np.ndarray) -> None:
-    """A picture uint8 [h w 3]."""
-    from tensorboardX import summary
-
+    """Writes a picture, uint8 [h w 3]."""
     self._write(step, summary=summary.image(name, picture, dataformats='HWC'))
-    self._file.flush()
+    self._writer.flush()
 
   def close(self) -> None:
-    self._file.close()
+    """Closes the file."""
+    self._writer.close()
 
   def _write(self, step: int, **what) -> None:
-    if self._file.tell() > LARGEST:
-      self._file.close()
-      self._file = self._next()
-    self._file.write(self._framed(step, **what))
-
-  def _framed(self, step: int, **what) -> bytes:
-    event = self._pb.Event(step=step, wall_time=time.time(), **what)
-    return tfrecord.framed(event.SerializeToString())
+    self._writer.write_event(_proto.Event(step=step, wall_time=time.time(), **what))

@@ -1,8 +1,8 @@
-"""Checkpoints of one run: asynchronous, atomic, verified when read, restorable onto another mesh.
+"""Checkpoints of a run: asynchronous, atomic, verified, restorable onto another mesh.
 
-`<workdir>/checkpoints/<step>/state` is Orbax's; beside it stands `digest`, a JSON of every array's
-shape, type and checksum, because Orbax restores flipped bits without an error (engineering facts
-3.4). The frozen parameters are written once, to `<workdir>/frozen.safetensors`.
+`WORKDIR/checkpoints/STEP/state` is Orbax's. `digest` beside it stores every array's shape, type and
+checksum (see runtime/checksums.py). The parameters that do not train are written once, to
+`WORKDIR/frozen.safetensors`.
 """
 
 import contextlib
@@ -23,20 +23,22 @@ import orbax.checkpoint as ocp
 from etils import epath
 from safetensors.numpy import save_file
 
-from exedit.runtime import checksums, remote, signals
+from exedit.runtime import checksums, files, processes, remote, signals
 from exedit.runtime.checksums import Damaged
 from exedit.runtime.errors import disk_is_full
 from exedit.training.state import TrainState
 from exedit.training.workdir import path_of, trouble
 from exedit.weights.formats.run import FROZEN, CheckpointError, crc32, damage, read_frozen
 
-PASSING = 'UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Client[A-Za-z]*Error|Timeout'  # of a network
+# Words of errors of a network, which may be gone at the next attempt.
+PASSING = 'UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Client[A-Za-z]*Error|Timeout'
 
 
 class Checkpoints:
   """Saves and restores the state of the run in `workdir`.
 
-  keep: how many of the newest stay. keep_every: also every checkpoint whose step is a multiple.
+  keep: number of the newest checkpoints to keep. keep_every: also keep each checkpoint whose step
+  is a multiple of this. say: prints a line for people.
   """
 
   def __init__(
@@ -53,11 +55,15 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
     )
-    with signals.held():
+    with signals.delayed():
       self._manager = ocp.CheckpointManager(self.folder, options=options)
 
   def save(self, step: int, state: TrainState) -> None:
-    """Start writing; returns as soon as the arrays are copied from the devices."""
+    """Starts to write; returns as soon as the arrays are copied from the devices.
+
+    Raises:
+      CheckpointError: if the disk has no space. UserError: if a store refuses.
+    """
     if step in self._manager.all_steps():
       return
     self.require_space(state)
@@ -66,22 +72,25 @@ class Checkpoints:
     self._writing(lambda: self._manager.save(step, args=items))
 
   def wait(self) -> None:
-    """Return when everything saved so far is on the disk."""
+    """Waits until everything saved so far is written."""
     self._writing(self._manager.wait_until_finished)
 
   def close(self) -> None:
+    """Waits, and frees Orbax's threads."""
     self._writing(self._manager.close)
 
-  @signals.held()
+  @signals.delayed()
   def restore(self, like: TrainState) -> TrainState | None:
-    """The newest good checkpoint, laid out as `like` (arrays or shapes with shardings) says.
+    """The newest undamaged checkpoint, with the shardings of `like`; None if there is none.
 
-    None where there is none. A damaged one is said aloud, set aside and the one before it used;
-    CheckpointError if all are damaged, or if they belong to another model or optimizer.
+    like: arrays, or shapes with shardings. A damaged checkpoint is reported and set aside, and the
+    one before it is used.
+
+    Raises:
+      CheckpointError: if all are damaged, or of another model or optimizer.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    damaged = {}
-    for step in steps:
+    damaged: dict[int, Damaged] = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         state = self._read(step, like)
       except Damaged as why:
@@ -100,27 +109,30 @@ class Checkpoints:
     return None
 
   def tidy(self) -> None:
-    """Remove what the next save would: a run that was killed as it did so may be at its end."""
+    """Removes old checkpoints as the next save would; a killed run may not have done so."""
     for step in sorted(self._manager.all_steps())[: -self._keep]:
       if not self._keep_every or step % self._keep_every:
         self._manager.delete(step)
 
   def _read(self, step: int, like: TrainState) -> TrainState:
-    seal = _seal(self.folder / str(step))
-    _compare(seal, checksums.named(like), self.folder / str(step))
+    path = self.folder / str(step)
     target = jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
     )
     try:
+      seal = checksums.read_seal(path)
+      _require_same_model(seal, checksums.named(like), path)
       items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
       state = self._manager.restore(step, args=items)['state']
+    except (Damaged, CheckpointError):
+      raise
     except Exception as error:
       raise _damage_or_not(error, self.folder) from error
     checksums.verify(checksums.named(state), seal)
     return state
 
   def _set_aside(self, step: int) -> None:
-    """Move a damaged checkpoint out of the way, to where a person can look at it."""
+    """Moves a damaged checkpoint to `damaged_checkpoints`, so that this step can be saved again."""
     if jax.process_index() == 0:
       aside = self.folder.parent / 'damaged_checkpoints' / str(step)
       if aside.exists():
@@ -130,14 +142,15 @@ class Checkpoints:
       else:
         aside.parent.mkdir(exist_ok=True)
         (self.folder / str(step)).rename(aside)
-    if jax.process_count() > 1:
-      from jax.experimental import multihost_utils
-
-      multihost_utils.sync_global_devices(f'set aside checkpoint {step}')
+    processes.wait_for_others(f'set aside checkpoint {step}')
     self._manager.reload()
 
   def require_space(self, state: TrainState) -> None:
-    """Refuse early what has no room: a checkpoint, its bookkeeping, and a little for the logs."""
+    """Checks that the disk has space for a checkpoint and a little for the logs.
+
+    Raises:
+      CheckpointError: if it does not.
+    """
     if remote.is_remote(self.folder):
       return
     arrays = jax.tree.leaves(state)
@@ -148,7 +161,7 @@ class Checkpoints:
       raise CheckpointError(_no_space(self.folder, need, free))
 
   def _writing(self, action: Callable[[], Any]) -> None:
-    """Do it; where the disk is full say so in one line and leave nothing half-written."""
+    """Runs `action`; a full disk becomes a CheckpointError, and half-written files are removed."""
     try:
       action()
     except Exception as error:
@@ -163,48 +176,48 @@ class Checkpoints:
       raise CheckpointError(_no_space(self.folder, None, free)) from error
 
 
-def save_frozen(
-  workdir: str | os.PathLike, params: Mapping[str, jax.Array], scratch: str | None = None
-) -> None:
-  """Write the frozen parameters, atomically, each with its CRC-32 in the header.
+def save_frozen(workdir: str | os.PathLike, params: Mapping[str, jax.Array]) -> None:
+  """Writes the frozen parameters, whole or not at all, with a CRC-32 for each in the header.
 
-  scratch: a folder of this machine, on their way to a store.
+  Raises:
+    CheckpointError: if the disk has no space. UserError: if a store refuses.
   """
   if jax.process_index() != 0:
     return
   path = path_of(workdir) / FROZEN
   arrays = {name: np.asarray(value) for name, value in params.items()}
   crc = {name: crc32(a) for name, a in arrays.items()}
-  folder = (scratch or tempfile.gettempdir()) if remote.is_remote(path) else path.parent
-  temporary = Path(folder, f'{FROZEN}.{os.getpid()}.tmp')
+  in_store = remote.is_remote(path)
+  temporary = Path(files.temporary_of(Path(tempfile.gettempdir(), FROZEN) if in_store else path))
   try:
     save_file(arrays, temporary, metadata={'crc32': json.dumps(crc)})
-    temporary.chmod(0o644)  # safetensors writes for the owner alone
-    if remote.is_remote(path):
+    temporary.chmod(0o644)  # safetensors makes it readable for the owner alone
+    if in_store:
       remote.put(str(temporary), os.fspath(path))
     else:
       os.replace(temporary, path)
   except Exception as error:
-    if not disk_is_full(error):
-      if not remote.is_remote(path):
-        raise
+    if disk_is_full(error):
+      need, free = sum(a.nbytes for a in arrays.values()), shutil.disk_usage(temporary.parent).free
+      raise CheckpointError(_no_space(temporary, need, free)) from error
+    if in_store:
       raise trouble(workdir, error) from error
-    need = sum(a.nbytes for a in arrays.values())
-    raise CheckpointError(_no_space(temporary, need, shutil.disk_usage(folder).free)) from error
+    raise
   finally:
     temporary.unlink(missing_ok=True)
 
 
-def load_frozen(workdir: str | os.PathLike, scratch: str | None = None) -> dict[str, np.ndarray]:
-  """The frozen parameters of a run, verified; CheckpointError where they are missing or damaged.
+def load_frozen(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The frozen parameters of a run, verified.
 
-  scratch: a folder of this machine, on their way from a store.
+  Raises:
+    CheckpointError: if they are missing or damaged. UserError: if a store refuses.
   """
   path = path_of(workdir) / FROZEN
   if not remote.is_remote(path):
     return read_frozen(path)
   try:
-    with tempfile.TemporaryDirectory(suffix='.tmp', dir=scratch) as folder:
+    with tempfile.TemporaryDirectory() as folder:
       local = os.path.join(folder, FROZEN)
       with contextlib.suppress(FileNotFoundError):
         remote.get(os.fspath(path), local)
@@ -213,18 +226,10 @@ def load_frozen(workdir: str | os.PathLike, scratch: str | None = None) -> dict[
     raise trouble(workdir, error) from error
 
 
-def _seal(path: epath.Path) -> dict[str, dict]:
-  """`read_seal`, what a store raises in words."""
-  try:
-    return checksums.read_seal(path)
-  except Damaged:
-    raise
-  except Exception as error:
-    raise _damage_or_not(error, path.parent) from error
-
-
-def _compare(seal: Mapping[str, dict], wanted: Mapping[str, Any], path: epath.Path) -> None:
-  """Refuse a checkpoint of another model or optimizer, naming the first difference."""
+def _require_same_model(
+  seal: Mapping[str, dict], wanted: Mapping[str, Any], path: epath.Path
+) -> None:
+  """Refuses a checkpoint of another model or optimizer, and names the first difference."""
   for name in sorted(set(seal) | set(wanted)):
     saved = str(seal[name]['shape']) if name in seal else 'absent'
     here = str(tuple(wanted[name].shape)) if name in wanted else 'absent'
@@ -236,7 +241,7 @@ def _compare(seal: Mapping[str, dict], wanted: Mapping[str, Any], path: epath.Pa
 
 
 def _damage_or_not(error: Exception, folder: epath.Path) -> Exception:
-  """A failed read is damage, except where machine, network or rights failed a good checkpoint."""
+  """`Damaged` for a failed read, unless memory, network or rights were the reason."""
   found = damage(error)
   if found is error:
     return error
@@ -256,7 +261,7 @@ def _no_space(path: os.PathLike, need: int | None, free: int) -> str:
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-  """Orbax logs every file it writes, and prints each error that it raises as well."""
+  """Drops Orbax's log lines: it logs each file that it writes and each error that it raises."""
   return f'{os.sep}orbax{os.sep}' not in record.pathname
 
 

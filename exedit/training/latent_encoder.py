@@ -30,7 +30,7 @@ def load(config: Mapping[str, Any], size: int) -> tuple[parameters.Graph, dict[s
       fit the model.
   """
   system, model = systems.get(config['system']), config['model']
-  with settings.mendable(config):
+  with settings.fixable(config):
     whole = nnx.eval_shape(lambda: system.build(**model, rngs=parameters.Keys(jax.random.key(0))))
   if size % whole.multiple():
     raise UserError(
@@ -46,7 +46,7 @@ def load(config: Mapping[str, Any], size: int) -> tuple[parameters.Graph, dict[s
     )
   tensors = system.start(config['init_from'], config.get('init_clip'), model)
   if parts := config.get('init_parts'):
-    with settings.mendable(config):
+    with settings.fixable(config):
       tensors = parameters.split_trainable(tensors, parts, 'init_parts')[0]
   if any(PREFIX + name not in tensors for name in shapes):
     raise UserError(

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard, one progress line, and a few records."""
+"""What a run writes while it trains: metrics.jsonl, TensorBoard's file, and a progress line."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,28 @@ import jax
 import numpy as np
 
 from exedit.runtime import files
+from exedit.runtime.errors import UserError
 from exedit.training.board import Board
-from exedit.training.goodput import Goodput
+from exedit.training.timing import Account, Clock, duration
 
 
-class NotFinite(ValueError):
-  """Too many steps in a row whose loss or gradient was not finite."""
+class NotFinite(UserError):
+  """Too many steps in a row had no finite loss or gradient."""
 
 
 class Log:
-  """Takes each step's metrics and reads them one step late, so that the devices never wait.
+  """Takes the metrics of each step and reads them one step later, so that the devices never wait.
 
-  Logged are the steps that `log_every` divides and the last one: which steps, and what of the
-  run's course they say, does not depend on how often it was restarted. `start` is the step that was
-  restored; what an earlier process logged beyond it is dropped.
+  It writes the steps that `log_every` divides and the last one; restarts do not change which. It
+  drops what an earlier process logged after `start`, the step that was restored.
 
-  flops: model FLOPs of one step. peak: FLOP/s of all devices together. hours: where the run's time
-  is booked. All may be None.
+  flops: model FLOPs of one step. peak: peak FLOP/s of all devices together. account: the time of
+  this start.
   """
 
   def __init__(
     self,
-    workdir: str | os.PathLike,
+    folder: str | os.PathLike,
     *,
     steps: int,
     batch_size: int,
@@ -44,9 +44,9 @@ class Log:
     max_bad_steps: int = 10,
     flops: float | None = None,
     peak: float | None = None,
-    hours: Goodput | None = None,
+    account: Account | None = None,
   ):
-    self.hours = hours
+    self.account = account or Account(time.perf_counter())
     self.steps, self.batch_size, self.log_every = steps, batch_size, log_every
     self.max_bad_steps, self.flops, self.peak = max_bad_steps, flops, peak
     self.progress = Progress(steps, batch_size)
@@ -54,26 +54,28 @@ class Log:
     self._clock: Clock | None = None
     self._file = self._board = None
     if jax.process_index() == 0:
-      path = Path(workdir) / 'metrics.jsonl'
+      path = Path(folder) / 'metrics.jsonl'
       drop_after(path, start)
       self._file = open(path, 'a', encoding='utf-8')
-      self._board = Board(os.path.join(workdir, 'tb'), start)
+      self._board = Board(os.path.join(folder, 'tb'), start)
 
   def push(self, step: int, metrics: Mapping[str, Any], waited: float) -> None:
-    """Hand over the metrics of the step just started; `waited`: seconds spent without data."""
+    """Takes the metrics of the step just started; waited: seconds spent waiting for data so far."""
     self.flush()
     self._pending = (step, metrics, waited)
 
   def flush(self) -> None:
-    """Read and write what was handed over; waits for that step."""
+    """Reads and writes the metrics of the last step, and waits for that step.
+
+    Raises:
+      NotFinite: after `max_bad_steps` steps in a row without finite loss and gradient.
+    """
     if self._pending is None:
       return
     (step, metrics, waited), self._pending = self._pending, None
     in_a_row = int(metrics['in_a_row'])
     clock = self._clock = self._clock or Clock(step, waited)
     clock.arrived()
-    if self.hours is not None:
-      self.hours.reached(step)
     if in_a_row >= self.max_bad_steps:
       raise NotFinite(
         f'loss or gradient was not finite in {in_a_row} steps in a row, up to step {step} (loss '
@@ -86,27 +88,29 @@ class Log:
       self.progress.show(step, float(metrics['loss']), clock.steps_per_second(step))
 
   def image(self, step: int, name: str, picture: np.ndarray) -> None:
-    """A picture uint8 [h w 3] for TensorBoard."""
+    """Shows a picture, uint8 [h w 3], in TensorBoard."""
     if self._board is not None:
       self._board.image(step, name, picture)
 
   @contextlib.contextmanager
-  def pause(self, what: str):
-    """Time spent inside is not the steps' time, but that of `what`, a class of goodput."""
+  def pause(self, activity: str) -> Iterator[None]:
+    """Waits for the last step; the time inside belongs to this activity and not to the steps."""
+    self.flush()
     start = time.perf_counter()
-    with self.hours.spend(what) if self.hours is not None else contextlib.nullcontext():
+    with self.account.spend(activity):
       yield
     if self._clock is not None:
       self._clock.paused += time.perf_counter() - start
 
   def close(self) -> None:
+    """Closes the files."""
     self.progress.end()
     for file in (self._file, self._board):
       if file is not None:
-        with contextlib.suppress(OSError):  # a full disk has been said by whoever met it first
+        with contextlib.suppress(OSError):  # whoever met a full disk first has reported it
           file.close()
 
-  def _speed(self, clock: 'Clock', step: int, waited: float) -> dict[str, float | None]:
+  def _speed(self, clock: Clock, step: int, waited: float) -> dict[str, float | None]:
     rate, share = clock.lap(step, waited)
     speed = rate and self.flops and rate * self.flops
     return dict(
@@ -114,7 +118,7 @@ class Log:
       data_wait=share,
       model_tflops=speed and speed / 1e12,
       mfu=speed and self.peak and speed / self.peak,
-      goodput=self.hours and self.hours.share(),
+      goodput=self.account.share(),
     )
 
   def _write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -125,39 +129,11 @@ class Log:
     self._board.scalars(step, _scalars(values))
 
 
-class Clock:
-  """Steps per second and the share of time spent waiting for data, pauses left out.
-
-  It starts when the first step arrives, so compilation is no part of it.
-  """
-
-  def __init__(self, step: int, waited: float):
-    self.paused = 0.0
-    self._now = time.perf_counter()
-    self._first = self._last = (step, self._now, 0.0, waited)
-
-  def arrived(self) -> None:
-    self._now = time.perf_counter()
-
-  def steps_per_second(self, step: int) -> float | None:
-    """Since the last lap or, soon after it, since the start."""
-    recent = step - self._last[0] >= 10
-    return self._since(self._last if recent else self._first, step)
-
-  def lap(self, step: int, waited: float) -> tuple[float | None, float | None]:
-    """(steps per second, share of waiting) since the last lap; None where no step lies between."""
-    rate = self._since(self._last, step)
-    share = rate and (waited - self._last[3]) / ((step - self._last[0]) / rate)
-    self._last = (step, self._now, self.paused, waited)
-    return rate, share
-
-  def _since(self, mark, step) -> float | None:
-    seconds = self._now - mark[1] - (self.paused - mark[2])
-    return (step - mark[0]) / seconds if step > mark[0] and seconds > 0 else None
-
-
 class Progress:
-  """One line: in place on a terminal, else a new one now and then. Only process 0 shows it."""
+  """Shows the progress on one line of a terminal, elsewhere on a new line every 30 s.
+
+  tqdm would not end its lines in a log file, and does not show the loss. Only process 0 shows it.
+  """
 
   def __init__(self, steps: int, batch_size: int, out=None, every: float | None = None):
     self.steps, self.batch_size = steps, batch_size
@@ -168,9 +144,11 @@ class Progress:
     self._width, self._shown = 0, -math.inf
 
   def due(self) -> bool:
+    """Whether it is time to show the next line."""
     return self.active and time.perf_counter() - self._shown >= self.every
 
   def show(self, step: int, loss: float, steps_per_second: float | None) -> None:
+    """Shows the state after a step."""
     parts = [f'step {step}/{self.steps}', f'loss {loss:.4g}']
     if steps_per_second:
       left = duration((self.steps - step) / steps_per_second)
@@ -184,21 +162,21 @@ class Progress:
     self.out.flush()
     self._shown = time.perf_counter()
 
-  def say(self, text: str) -> None:
-    """A line of its own that stays."""
-    if self.active:
-      self.end()
-      print(text, file=self.out, flush=True)
-
   def end(self) -> None:
-    """Leave the line as it stands."""
+    """Ends the line on a terminal."""
     if self.active and self.terminal and self._width:
       self.out.write('\n')
       self._width = 0
 
 
+def say(text: str) -> None:
+  """Prints a line; only process 0 does."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
 def drop_after(path: Path, step: int) -> None:
-  """Drop the lines of a metrics file beyond a step, and a torn last one; atomic."""
+  """Removes the lines of a metrics file after a step, and an incomplete last one."""
   if not path.exists():
     return
   kept = []
@@ -209,15 +187,8 @@ def drop_after(path: Path, step: int) -> None:
   files.write_text(path, ''.join(kept))
 
 
-def duration(seconds: float) -> str:
-  """2:05:09 for 7509 seconds."""
-  minutes, seconds = divmod(int(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02d}:{seconds:02d}'
-
-
 def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
-  """Device values as Python numbers and lists; timestep buckets as their means."""
+  """Converts device values to Python numbers and lists, and timestep buckets to their means."""
   values = {name: np.asarray(value) for name, value in jax.device_get(dict(metrics)).items()}
   if 'bucket_sum' in values:
     sums, counts = values.pop('bucket_sum'), values.pop('bucket_count')
@@ -228,7 +199,7 @@ def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-  """JSON knows no NaN: not-finite numbers become null."""
+  """Replaces numbers that are not finite by None, because JSON has no NaN."""
   if isinstance(value, Mapping):
     return {name: _finite(v) for name, v in value.items()}
   if isinstance(value, list):
@@ -237,7 +208,7 @@ def _finite(value: Any) -> Any:
 
 
 def _scalars(values: Mapping[str, Any]):
-  """(name, number) for TensorBoard; a list's parts are numbered."""
+  """Yields (name, number) for TensorBoard; the parts of a list are numbered."""
   for name, value in values.items():
     items = enumerate(value) if isinstance(value, list) else [(None, value)]
     for i, number in items:

@@ -1,4 +1,7 @@
-"""AdamW with warm-up, decay and learning rates by parameter path (facts 5)."""
+"""AdamW with warm-up, weight decay and learning rates by parameter path.
+
+The defaults are those of the released run (docs/facts.md, Loss and training recipe).
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +15,7 @@ from jaxtyping import Array, Float
 SCHEDULES = ('constant', 'cosine')
 
 
-def make(
+def make_optimizer(
   name: str = 'adamw',
   lr: float = 1e-5,
   *,
@@ -29,14 +32,21 @@ def make(
   lr_end: float = 0.0,
   steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """AdamW (or plain 'sgd') over a flat dict of parameters; the defaults are the original's.
+  """AdamW (or plain 'sgd') for a flat dict of parameters.
 
-  Weight decay falls on every parameter, as in the original, except on those whose path
-  `decay_exclude` (a regular expression) finds, and with decay_vectors=False on those of one axis
-  (norms and biases). `lr_multipliers` maps regular expressions to factors of the learning rate,
-  decay included; the first that finds a path counts. `clip` bounds the global norm of the gradient.
-  'cosine' ends at `lr_end` at step `steps`. `update` takes the gradient's global norm as
-  `grad_norm` where the gradient that it is given is only one device's part.
+  Its `update` takes the global norm of the gradient as `grad_norm`, because each device passes only
+  its part of the gradient.
+
+  Args:
+    decay_exclude: a regular expression; parameters whose path it finds get no weight decay.
+    decay_vectors: False: parameters of one axis (norms and biases) get none either.
+    lr_multipliers: {regular expression: factor of the learning rate and the decay}; the first one
+      that finds a path counts.
+    clip: bound of the global norm of the gradient; None: no bound.
+    warmup: number of updates. schedule: 'constant' or 'cosine', which ends at `lr_end` at update
+      `steps`.
+  Raises:
+    ValueError: for an unknown name or schedule; from `init`, for a multiplier that finds nothing.
   """
   if name not in ('adamw', 'sgd'):
     raise ValueError(f"optimizer.name is '{name}'; use 'adamw' or 'sgd'")
@@ -54,9 +64,12 @@ def make(
 def learning_rate_schedule(
   lr: float, warmup: int, schedule: str = 'constant', lr_end: float = 0.0, steps: int | None = None
 ) -> Callable[[Any], jax.Array]:
-  """Learning rate of update n: lr * (1e-6 + (1 - 1e-6) n / warmup), then constant or cosine.
+  """The learning rate of update n: lr * (1e-6 + (1 - 1e-6) n / warmup), then constant or cosine.
 
-  The warm-up is the original's LambdaLinearScheduler (ldm/lr_scheduler.py, facts 5).
+  The warm-up is LambdaLinearScheduler (PbE ldm/lr_scheduler.py).
+
+  Raises:
+    ValueError: for an unknown schedule, or a cosine without steps after the warm-up.
   """
   if schedule not in SCHEDULES:
     raise ValueError(f"optimizer.schedule is '{schedule}'; use one of {', '.join(SCHEDULES)}")
@@ -77,12 +90,12 @@ def learning_rate_schedule(
 
 
 def learning_rate(opt_state: Any) -> Float[Array, '']:
-  """The rate that the last update used."""
+  """The learning rate that the last update used."""
   return opt_state[-1].rate
 
 
 def _clip(bound: float) -> optax.GradientTransformationExtraArgs:
-  """optax.clip_by_global_norm, for gradients of which one device sees a part."""
+  """optax.clip_by_global_norm for gradients that are split over devices."""
 
   def init(params):
     return optax.EmptyState()
@@ -96,14 +109,14 @@ def _clip(bound: float) -> optax.GradientTransformationExtraArgs:
 
 
 class RateState(NamedTuple):
-  """Updates done so far, and the learning rate that the last one used."""
+  """The number of updates, and the learning rate that the last one used."""
 
   count: jax.Array
   rate: jax.Array
 
 
 def _scale_by_rate(rate: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
-  """Descend by the scheduled rate, and keep it in the state, where the log reads it."""
+  """Multiplies by minus the scheduled rate, and stores the rate in the state for the log."""
 
   def init(params):
     return RateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))

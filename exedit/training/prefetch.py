@@ -1,4 +1,4 @@
-"""The next batch is read and sent to the devices while the present step computes."""
+"""Reads the next batch and sends it to the devices while the present step computes."""
 
 import queue
 import signal
@@ -14,10 +14,12 @@ Batch = dict[str, jax.Array]
 
 
 class Prefetch:
-  """Iterates over batches on the devices; `waited` is the seconds the caller spent waiting.
+  """Iterates over batches on the devices, one batch ahead.
 
-  batches: this process's rows, as numpy. sharding: of the global batch. One batch is kept ahead.
-  An error while reading is raised where the batch would have come.
+  `waited` is the number of seconds that the caller has waited. An error of the reading thread is
+  raised by the `next` call that would have returned the batch.
+
+  batches: this process's rows. sharding: of the global batch.
   """
 
   def __init__(self, batches: Iterator[Mapping[str, np.ndarray]], sharding: Sharding):
@@ -42,15 +44,15 @@ class Prefetch:
     return batch
 
   def close(self) -> None:
-    """Stop reading ahead."""
+    """Stops the reading thread."""
     self._stop.set()
     while not self._ready.empty():
       self._ready.get_nowait()
     self._thread.join(timeout=10)
 
   def _read(self):
-    # Data workers are started from here and inherit the mask: what is meant for the run and sent to
-    # all its processes (Ctrl-C, Slurm, systemd) must not end them before it has saved.
+    # Data workers are started by this thread and inherit its mask. Ctrl-C, Slurm and systemd send
+    # signals to all processes of a run; they must not end the workers before the run has saved.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
       for batch in self._batches:
@@ -59,7 +61,7 @@ class Prefetch:
           break
       else:
         self._offer(StopIteration())
-    except BaseException as error:  # an error of any kind belongs to the loop that waits
+    except BaseException as error:  # the loop that waits raises it
       self._offer(error)
     finally:
       getattr(self._batches, 'close', lambda: None)()
@@ -73,7 +75,7 @@ class Prefetch:
 
 
 def to_devices(sharding: Sharding) -> Callable[[Mapping[str, np.ndarray]], Batch]:
-  """A function that makes global arrays of every process's own rows."""
+  """A function that makes global arrays from the rows of each process."""
 
   def put(batch):
     return {

@@ -1,4 +1,4 @@
-"""What a run carries from step to step: flat dicts of arrays, and their way to a model and back."""
+"""The train state, and the parts of a step that change it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from exedit.models.parameters import Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Everything that a checkpoint holds.
+  """Everything that a checkpoint stores.
 
-  step: how many steps are done, int32. params: the trainable ones, Params. ema: their moving
-  average, Params or empty. opt_state: optax's. counts: int32 totals since the run began: `skipped`
-  steps, how many of them come `in_a_row` just now, and `corrupt` records met.
+  step: the number of steps done, int32. params: the parameters that train. ema: their moving
+  average, or empty. opt_state: optax's state. counts: int32 totals since the run began: `skipped`
+  steps, the length of the present run of skipped steps `in_a_row`, and `corrupt` records.
   """
 
-  step: Any  # arrays; where the tree describes them, shapes or shardings
+  step: Any  # arrays, or shapes or shardings in a tree that describes them
   params: Any
   ema: Any
   opt_state: Any
@@ -32,7 +32,7 @@ class TrainState:
 def create(params: Params, tx: optax.GradientTransformation, *, ema: bool) -> TrainState:
   """The state before the first step."""
 
-  def zero():  # each its own buffer: one buffer cannot be donated twice
+  def zero():  # a new buffer each time, because one buffer cannot be donated twice
     return jnp.zeros((), jnp.int32)
 
   return TrainState(
@@ -46,10 +46,13 @@ def create(params: Params, tx: optax.GradientTransformation, *, ema: bool) -> Tr
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-  """Moving average of the parameters with warm-up: min(decay, (1 + n) / (10 + n)) after n updates.
+  """Moving average of the parameters, with decay min(decay, (1 + n) / (10 + n)) after n updates.
 
-  The warm-up is that of Stable Diffusion's LitEma (CompVis ldm/modules/ema.py). A decay of 0 keeps
-  no average, as the released run of Paint by Example (facts 5).
+  The warm-up is LitEma's (Stable Diffusion ldm/modules/ema.py). A decay of 0 keeps no average, like
+  the released run (docs/facts.md, Loss and training recipe).
+
+  Raises:
+    ValueError: for a decay that is not in [0, 1).
   """
 
   decay: float = 0.0
@@ -61,20 +64,21 @@ class Ema:
 
   @property
   def on(self) -> bool:
+    """Whether an average is kept."""
     return self.decay > 0
 
   def update(self, ema: Params, params: Any, n: Int[Array, '']) -> Params:
-    """The average after update number n (from 0); empty stays empty."""
+    """The average after update number n, counted from 0; an empty one stays empty."""
     n = n.astype(jnp.float32)
     decay = jnp.minimum(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
     return {name: old + (1 - decay) * (params[name] - old) for name, old in ema.items()}
 
 
 def guarded(finite: Bool[Array, ''], update: Callable[[Any], Any], old: Any) -> Any:
-  """update(old), or `old` where the step was not finite.
+  """update(old) if the step was finite, else `old`.
 
-  Chosen array by array, XLA's CPU compiler would keep a second copy of all of them: there one of
-  two branches runs, and everything is updated in place.
+  XLA's CPU compiler would keep a second copy of every array for a choice array by array. There one
+  of two branches runs instead, which updates everything in place.
   """
 
   def choose(old):
@@ -87,7 +91,7 @@ def guarded(finite: Bool[Array, ''], update: Callable[[Any], Any], old: Any) -> 
 
 
 def counted(new: TrainState, finite: Bool[Array, ''], corrupt: Int[Array, '']) -> TrainState:
-  """The state with this step in its counts."""
+  """Adds this step to the counts."""
   bad = 1 - finite.astype(jnp.int32)
   counts = dict(
     skipped=new.counts['skipped'] + bad,
@@ -100,8 +104,8 @@ def counted(new: TrainState, finite: Bool[Array, ''], corrupt: Int[Array, '']) -
 def timestep_buckets(
   per_example: Float[Array, ' b'], t: Int[Array, ' b'], num_timesteps: int, buckets: int = 4
 ) -> tuple[Float[Array, ' k'], Int[Array, ' k']]:
-  """Sum of the losses and number of examples in equal parts of [0, num_timesteps)."""
+  """The sum of the losses and the number of examples in equal parts of [0, num_timesteps)."""
   member = jax.nn.one_hot(t * buckets // num_timesteps, buckets)  # [b k]
-  # A product with a zero would let one bad example into every bucket.
+  # A product with 0 would be NaN for a loss that is NaN, in every bucket.
   losses = jnp.where(member > 0, per_example[:, None], 0)
   return losses.sum(0), member.sum(0).astype(jnp.int32)

@@ -16,10 +16,10 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from exedit import sample, systems, train
+from exedit import sample, systems
 from exedit.evaluation import synthetic_bench
 from exedit.input_pipeline import loader
-from tests import ROOT, measure
+from tests import ROOT, measure, runs
 
 PAGES = sorted([ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')])
 FOLDERS = 'exedit|input_pipeline|configs|launch|benchmarks|tests|docs|weights/tiny'
@@ -214,7 +214,7 @@ def example_run(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(systems._registered, 'fill', fill['SYSTEM'])
     for config.steps in (2, 3):
-      assert train.train(str(folder / 'run'), **config.to_dict()).step == config.steps
+      assert runs.train(folder / 'run', **config.to_dict()).step == config.steps
     yield folder / 'run'
 
 

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from configs import pbe as recipe
 from exedit import paint_by_example as pbe
-from exedit import train
 from exedit.input_pipeline import (
   latent_shards,
   loader,
@@ -28,7 +27,7 @@ from exedit.input_pipeline.errors import DataError
 from exedit.runtime.errors import UserError
 from exedit.training import encode_latents, latent_encoder
 from exedit.weights.layouts import own
-from tests import released, small
+from tests import released, runs, small
 from tests.runs import ROOT, end, free_port, lines
 
 SCENES = dict(scenes=20, val_scenes=4, seed=0, shards=3, size=64)
@@ -163,13 +162,13 @@ def test_data_of_other_weights_or_settings_are_one_line(config, whole, photos, t
   own.write(other, released.config(), released.params(seed=1), step=1)
   config['data'] |= dict(root=whole, extend=0.3)
   with pytest.raises(UserError, match='was encoded with another autoencoder .* start from the'):
-    train.train(str(tmp_path / 'a'), **{**config, 'init_from': str(other)})
+    runs.train(tmp_path / 'a', **{**config, 'init_from': str(other)})
   assert not (tmp_path / 'a' / 'frozen.safetensors').exists()
   with pytest.raises(UserError, match='holds latents, so the autoencoder cannot train'):
-    train.train(str(tmp_path / 'b'), **{**config, 'trainable': 'unet|autoencoder'})
+    runs.train(tmp_path / 'b', **{**config, 'trainable': 'unet|autoencoder'})
   config['data'] |= dict(extend=0.2)
   with pytest.raises(UserError, match=r'was encoded with data.extend=0.3, not 0.2: leave that'):
-    train.train(str(tmp_path / 'c'), **config)
+    runs.train(tmp_path / 'c', **config)
   with pytest.raises(UserError, match='is encoded already: config.data.root must name the photos'):
     encode_latents.encode(config, str(tmp_path / 'd'))
   with pytest.raises(UserError, match='was begun with other settings: draws 2 -> 1'):
@@ -185,7 +184,7 @@ def test_data_of_other_weights_or_settings_are_one_line(config, whole, photos, t
   assert sorted(os.listdir(whole)) == before
   del config['data']['extend']  # what a config leaves out is its default
   with pytest.raises(UserError, match=r'was encoded with data.extend=0.3, not 0.4'):
-    train.train(str(tmp_path / 'e'), **config)
+    runs.train(tmp_path / 'e', **config)
 
 
 def test_a_training_runs_on_latents_and_has_pictures_to_edit(config, tmp_path):
@@ -195,8 +194,8 @@ def test_a_training_runs_on_latents_and_has_pictures_to_edit(config, tmp_path):
   config |= dict(init_from=str(half))
   encode_latents.encode(config, str(tmp_path / 'latents'))
   config['data'] |= dict(root=str(tmp_path / 'latents'))
-  assert train.held_out(config['data'], dict(count=2))['image'].shape == (2, 32, 32, 3)
-  now = train.train(str(tmp_path / 'run'), **config)
+  assert loader.held_out(2, **config['data'])['image'].shape == (2, 32, 32, 3)
+  now = runs.train(tmp_path / 'run', **config)
   assert int(now.step) == 3 and len(lines(tmp_path / 'run')) == 3
 
 

@@ -26,10 +26,15 @@ def test_first_steps():
   config = pbe.get_config('tiny').to_dict()
   config['model']['unet'] |= dict(channels=16, heads=2, mult=(1, 1), attention_levels=(1,))
   config['model']['clip'] |= dict(width=16, layers=1, mlp=32)
+  names = ('model', 'ema', 'trainable', 'accumulate', 'seed')
   program = make_program(
-    paint_by_example, config['model'], config['optimizer'] | dict(warmup=2),
-    config['ema'], dict(data=1), config['trainable'], 8, 1, seed=0, steps=10,
-  )  # fmt: skip
+    paint_by_example.SYSTEM,
+    optimizer=config['optimizer'] | dict(warmup=2),
+    mesh=dict(data=1),
+    batch_size=8,
+    steps=10,
+    **{name: config[name] for name in names},
+  )
   settings = {
     k: v for k, v in config['data'].items() if k not in ('root', 'split', 'workers', 'on_corrupt')
   }

@@ -12,13 +12,14 @@ import pytest
 from flax import nnx
 
 from configs import pbe
-from exedit import systems, train
+from exedit import systems
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
-from exedit.training import checkpoint, goodput, log, prefetch, sharding
+from exedit.training import checkpoint, log, prefetch, sharding
+from exedit.training.initial import place
 from exedit.training.step import make_program
 from exedit.weights.formats import run
-from tests import disks, on_devices, released, small, toy, toy_config
+from tests import disks, on_devices, released, runs, small, toy, toy_config
 from tests.runs import at_line, digests, end, export, lines, start
 
 
@@ -87,14 +88,13 @@ def test_a_wrong_key_is_one_line_and_nothing_is_written(root, tmp_path):
 
 
 def test_the_workdir_holds_what_the_run_was(settings, tmp_path):
-  train.train(str(tmp_path), **{**settings, 'edit_every': 3})
+  runs.train(tmp_path, **{**settings, 'edit_every': 3})
   names = {p.name for p in tmp_path.iterdir()}
   assert names == {
     'config.json',
     'versions.json',
     'parameters.txt',
     'metrics.jsonl',
-    'goodput.jsonl',
     'lock',
     'tb',
     'checkpoints',
@@ -113,13 +113,13 @@ def test_the_workdir_holds_what_the_run_was(settings, tmp_path):
 
 
 def test_the_loss_falls(settings, tmp_path):
-  train.train(str(tmp_path), **{**settings, 'steps': 60, 'save_every': 60})
+  runs.train(tmp_path, **{**settings, 'steps': 60, 'save_every': 60})
   losses = [line['loss'] for line in lines(tmp_path)]
   assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
 
 
 def test_frozen_parameters_stay_and_trainable_ones_move(settings, tmp_path):
-  train.train(str(tmp_path), **settings)
+  runs.train(tmp_path, **settings)
   key = jax.random.fold_in(jax.random.key(settings['seed']), 2**32 - 1)
   _, first = parameters.flatten(toy.build(rngs=nnx.Rngs(key)))
   last, _ = run.restore_params(tmp_path, 'params')
@@ -130,7 +130,7 @@ def test_frozen_parameters_stay_and_trainable_ones_move(settings, tmp_path):
 
 def test_bad_steps_are_skipped_counted_and_survived(settings, tmp_path):
   bad = dict(width=64, explode=(16, 32))  # the third and the fourth step of eight
-  train.train(str(tmp_path), **{**settings, 'model': bad, 'save_every': 1})
+  runs.train(tmp_path, **{**settings, 'model': bad, 'save_every': 1})
   written = lines(tmp_path)
   assert [line['skipped'] for line in written] == [0, 0, 1, 2, 2, 2]
   assert [line['in_a_row'] for line in written] == [0, 0, 1, 2, 0, 0]
@@ -140,7 +140,7 @@ def test_bad_steps_are_skipped_counted_and_survived(settings, tmp_path):
 def test_a_bad_step_changes_nothing_but_the_counts(settings, tmp_path):
   bad = dict(width=64, explode=(16, 24))
   settings = {**settings, 'model': bad, 'save_every': 1, 'steps': 4}
-  train.train(str(tmp_path), **settings)
+  runs.train(tmp_path, **settings)
   before, after, later = (digests(tmp_path, n) for n in (2, 3, 4))
   same = {name for name in before if before[name] == after[name]}
   assert set(before) - same == {'step', 'counts/skipped', 'counts/in_a_row'}
@@ -150,7 +150,7 @@ def test_a_bad_step_changes_nothing_but_the_counts(settings, tmp_path):
 def test_too_many_bad_steps_end_the_run(settings, tmp_path):
   bad = dict(width=64, explode=(16, 1000))
   with pytest.raises(log.NotFinite, match='in 3 steps in a row, up to step 5'):
-    train.train(str(tmp_path), **{**settings, 'model': bad, 'steps': 50})
+    runs.train(tmp_path, **{**settings, 'model': bad, 'steps': 50})
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_too_many_bad_steps_end_the_run(settings, tmp_path):
 def test_a_wrong_setting_is_one_line_and_nothing_is_written(settings, tmp_path, change, words):
   workdir = tmp_path / 'run'
   with pytest.raises(UserError, match=words) as caught:
-    train.train(str(workdir), **{**settings, **change})
+    runs.train(workdir, **{**settings, **change})
   assert '\n' not in str(caught.value)
   assert not workdir.exists()
 
@@ -193,7 +193,7 @@ def test_a_wrong_setting_is_one_line_and_nothing_is_written(settings, tmp_path, 
     ('model', dict(dtype='int8'), "dtype is 'int8'; use one of float32"),
     ('model', dict(autoencoder=dict(kind='vq')), "autoencoder.kind is 'vq'; use one of kl"),
     ('model', dict(p_drop=20.0), 'p_drop is 20'),
-    ('edit', dict(sampler='euler'), 'sampler is euler: use one of plms'),
+    ('edit', dict(sampler='euler'), "sampler is 'euler': use one of plms"),
     ('edit', dict(steps=1000), 'steps is 1000: it must be between 1 and 999'),
   ],
 )
@@ -207,7 +207,7 @@ def test_what_the_real_model_cannot_do_is_said_before_anything_is_written(
   config['model']['unet'] |= dict(channels=8, heads=1, attention_levels=())
   config[group] |= change
   with pytest.raises(UserError, match=words) as caught:
-    train.train(str(tmp_path / 'run'), **config)
+    runs.train(tmp_path / 'run', **config)
   assert '\n' not in str(caught.value)
   assert not (tmp_path / 'run').exists()
 
@@ -215,23 +215,23 @@ def test_what_the_real_model_cannot_do_is_said_before_anything_is_written(
 def test_a_wrong_data_setting_is_named_too(settings, tmp_path):
   settings['data']['sise'] = 3
   with pytest.raises(UserError, match="'sise'; did you mean 'size'"):
-    train.train(str(tmp_path / 'run'), **settings)
+    runs.train(tmp_path / 'run', **settings)
   assert not (tmp_path / 'run').exists()
 
 
 def test_a_workdir_that_cannot_be_written_is_one_line(settings, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'cannot write to the workdir .*/file/run \(Not a directory'):
-    train.train(str(tmp_path / 'file' / 'run'), **settings)
+    runs.train(tmp_path / 'file' / 'run', **settings)
   with pytest.raises(UserError, match='s3://bucket/run cannot be a workdir: checkpoints go to'):
-    train.train('s3://bucket/run', **settings)
+    runs.train('s3://bucket/run', **settings)
 
 
 def test_a_workdir_that_is_only_read_or_another_runs_is_one_line(settings, tmp_path):
   with disks.tmpfs(tmp_path / 'disk', 2**20) as disk:
     disks.only_read(disk)
     with pytest.raises(UserError, match=r'cannot write to the workdir .*Read-only file system'):
-      train.train(str(disk / 'run'), **settings)
+      runs.train(disk / 'run', **settings)
   held = tmp_path / 'held'
   held.mkdir()
   with open(held / 'lock', 'w') as file:
@@ -239,13 +239,13 @@ def test_a_workdir_that_is_only_read_or_another_runs_is_one_line(settings, tmp_p
     file.flush()
     fcntl.flock(file, fcntl.LOCK_EX)
     with pytest.raises(UserError, match='at work in .*held .process 7 on elsewhere, since noon'):
-      train.train(str(held), **settings)
+      runs.train(held, **settings)
   assert [p.name for p in held.iterdir()] == ['lock']
-  train.train(str(held), **{**settings, 'steps': 1})
+  runs.train(held, **{**settings, 'steps': 1})
 
 
 def test_a_clock_that_runs_backwards_changes_nothing(settings, tmp_path, monkeypatch, capsys):
-  train.train(str(tmp_path / 'a'), **settings)
+  runs.train(tmp_path / 'a', **settings)
   clock = [2e9]
 
   def back():
@@ -254,35 +254,33 @@ def test_a_clock_that_runs_backwards_changes_nothing(settings, tmp_path, monkeyp
 
   monkeypatch.setattr(time, 'time', back)
   for steps in (3, 6):
-    train.train(str(tmp_path / 'b'), **{**settings, 'steps': steps})
+    runs.train(tmp_path / 'b', **{**settings, 'steps': steps})
   output = capsys.readouterr().out
-  assert 'going on from step 3' in output and 'in 2 starts: productive' in output
+  assert 'going on from step 3' in output and output.count('\ngoodput ') == 3
   assert lines(tmp_path / 'a') == lines(tmp_path / 'b')
   assert digests(tmp_path / 'a', 6) == digests(tmp_path / 'b', 6)
-  total = goodput.account(goodput.read(tmp_path / 'b' / 'goodput.jsonl'))
-  assert all(seconds >= 0 for seconds in total.values()) and sum(total.values()) < 600
 
 
 def test_another_model_in_the_same_workdir_is_refused(settings, tmp_path):
-  train.train(str(tmp_path), **settings)
+  runs.train(tmp_path, **settings)
   before = (tmp_path / 'config.json').read_text()
   with pytest.raises(checkpoint.CheckpointError, match='written with other settings'):
-    train.train(str(tmp_path), **{**settings, 'model': dict(width=32), 'steps': 9})
+    runs.train(tmp_path, **{**settings, 'model': dict(width=32), 'steps': 9})
   assert (tmp_path / 'config.json').read_text() == before
 
 
 def test_changed_settings_are_said_on_going_on(settings, tmp_path, capsys):
-  train.train(str(tmp_path), **settings)
-  train.train(str(tmp_path), **{**settings, 'steps': 7, 'optimizer': dict(lr=1e-3, warmup=2)})
+  runs.train(tmp_path, **settings)
+  runs.train(tmp_path, **{**settings, 'steps': 7, 'optimizer': dict(lr=1e-3, warmup=2)})
   words = 'going on from step 6, with other settings than before: '
   assert words + 'steps 6 -> 7, optimizer.lr 0.01 -> 0.001\n' in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(settings, tmp_path, capsys):
-  train.train(str(tmp_path), **settings)
+  runs.train(tmp_path, **settings)
   expected = lines(tmp_path), digests(tmp_path, 6)
   (tmp_path / 'checkpoints' / '6' / 'digest' / 'metadata').write_text('')
-  train.train(str(tmp_path), **settings)
+  runs.train(tmp_path, **settings)
   output = capsys.readouterr().out
   assert 'checkpoint 6 is damaged' in output and 'using checkpoint 4 instead' in output
   assert (lines(tmp_path), digests(tmp_path, 6)) == expected
@@ -291,7 +289,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(settings
 def test_starts_from_given_weights(settings, tmp_path, capsys):
   path, params = export(tmp_path / 'given')
   still = {**settings, 'steps': 1, 'optimizer': dict(lr=1e-9)}
-  now = train.train(str(tmp_path / 'a'), **{**still, 'init_from': path})
+  now = runs.train(tmp_path / 'a', **{**still, 'init_from': path})
   for trained in (now.params, now.ema):
     np.testing.assert_allclose(trained['unet.0.kernel'], params['unet.0.kernel'], atol=1e-6)
   frozen = checkpoint.load_frozen(tmp_path / 'a')
@@ -303,22 +301,22 @@ def test_starts_from_given_weights(settings, tmp_path, capsys):
   with pytest.raises(
     UserError, match='given holds another model .unet.0.bias: there .64,., in the'
   ):
-    train.train(str(tmp_path / 'b'), **{**still, 'init_from': path, 'model': dict(width=32)})
+    runs.train(tmp_path / 'b', **{**still, 'init_from': path, 'model': dict(width=32)})
   shutil.rmtree(path)  # going on needs it no more
-  train.train(str(tmp_path / 'a'), **{**still, 'init_from': path, 'steps': 2})
+  runs.train(tmp_path / 'a', **{**still, 'init_from': path, 'steps': 2})
   with pytest.raises(UserError, match='given does not exist'):
-    train.train(str(tmp_path / 'c'), **{**still, 'init_from': path})
+    runs.train(tmp_path / 'c', **{**still, 'init_from': path})
   assert not (tmp_path / 'c').exists()
 
 
 def test_what_is_not_given_is_drawn_as_ever(settings, tmp_path, capsys):
   still = {**settings, 'steps': 1, 'optimizer': dict(lr=1e-9)}
-  drawn = train.train(str(tmp_path / 'a'), **still)
+  drawn = runs.train(tmp_path / 'a', **still)
   assert (
     'frozen and random, for no weights were given (init_from): clip 12' in capsys.readouterr().out
   )
   path, params = export(tmp_path / 'given', part='unet.0.')
-  now = train.train(str(tmp_path / 'b'), **{**still, 'init_from': path})
+  now = runs.train(tmp_path / 'b', **{**still, 'init_from': path})
   assert f'from {path}: unet 512; random: unet 195, clip 12\n' in capsys.readouterr().out
   np.testing.assert_allclose(now.params['unet.0.kernel'], params['unet.0.kernel'], atol=1e-6)
   np.testing.assert_allclose(now.params['unet.1.kernel'], drawn.params['unet.1.kernel'], atol=1e-6)
@@ -329,7 +327,7 @@ def test_what_is_not_given_is_drawn_as_ever(settings, tmp_path, capsys):
 def test_given_weights_are_taken_over_and_not_copied(tmp_path):
   program = make(ema=dict(decay=0.0))
   path, params = export(tmp_path / 'given', width=64)
-  given = train.place(toy.start(path, None, {}), {**program.now.params, **program.frozen}, path)
+  given = place(toy.start(path, None, {}), {**program.state.params, **program.frozen}, path)
   now, frozen = program.init(jax.random.key(0), given)
   assert all(array.is_deleted() for array in given.values())
   for name, array in {**now.params, **frozen}.items():
@@ -344,8 +342,8 @@ def test_the_real_systems_weights_start_a_training(tmp_path):
   text = released.to_text_pipeline(released.write_pipeline(tmp_path / 'sd'))
   clip = released.write_clip(tmp_path / 'clip')
   tensors = program.system.start(str(text), str(clip), released.SMALL)
-  everything = {**program.now.params, **program.frozen}
-  given = train.place(tensors, {n: everything[n] for n in tensors}, 'sd')
+  everything = {**program.state.params, **program.frozen}
+  given = place(tensors, {n: everything[n] for n in tensors}, 'sd')
   now, frozen = program.init(jax.random.key(0), given)
   plain = released.params()
   assert 0.5 < np.std(now.params['conditioner.null']) < 2
@@ -363,9 +361,9 @@ def test_the_real_systems_weights_start_a_training(tmp_path):
 
 def make(accumulate=1, **changes):
   settings = dict(
-    system=toy,
+    system=toy.SYSTEM,
     model={},
-    optimizer_settings=dict(lr=1e-2, warmup=0),
+    optimizer=dict(lr=1e-2, warmup=0),
     ema=dict(decay=0.9),
     mesh={},
     trainable='unet',
@@ -436,6 +434,6 @@ def test_the_programs_shapes_say_where_everything_lies():
   jax.tree.map(
     lambda a, s: (a.shape, a.dtype, a.sharding) == (s.shape, s.dtype, s.sharding) or pytest.fail(),
     (now, frozen),
-    (program.now, program.frozen),
+    (program.state, program.frozen),
   )
   assert program.flops(on_devices.batch(16)) > 0

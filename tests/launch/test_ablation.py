@@ -14,14 +14,14 @@ import pytest
 import scipy.stats
 
 from exedit import paint_by_example as pbe
-from exedit import train
 from exedit.configs import pbe as configs
 from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.coco_ee import references
 from exedit.models import parameters
 from exedit.runtime import doors
 from exedit.runtime.errors import DataError, UserError
-from exedit.training.step import Program
+from exedit.training.config import Config
+from exedit.training.initial import given_weights
 from launch import ablation, ablation_figures, ablation_report
 from tests import small
 
@@ -106,11 +106,9 @@ def test_the_command_line_takes_a_row_in_tiny_and_overrides_it(monkeypatch):
 
 def given(**changes):
   """The weights that a training of the tests' small model without its bottleneck starts from."""
-  program = object.__new__(Program)
-  vars(program)['system'] = pbe  # all that is asked of it here, and quick
   settings = dict(small.MODEL, bottleneck=False)
-  config = dict(init_from=None, init_clip=None, init_parts='', model=settings) | changes
-  return train.given(program, config)
+  given = dict(system='paint_by_example', steps=1, batch_size=1, data={}, model=settings)
+  return given_weights(pbe.SYSTEM, Config(**{**given, **changes}))
 
 
 def test_a_row_takes_the_unet_of_a_prior_that_had_another_context(tmp_path):

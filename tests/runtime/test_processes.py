@@ -12,8 +12,6 @@ import jax
 import numpy as np
 import pytest
 
-from exedit import train
-from exedit.input_pipeline import loader
 from exedit.runtime import processes
 from exedit.runtime.errors import Passing, UserError
 from tests import runs, toy_config
@@ -94,11 +92,11 @@ def test_one_run_of_two_is_stopped_and_killed_and_ends_as_it_would_have(
 
   settings = toy_config.get_config(root).to_dict() | dict(compile_cache=False, init_from=given)
   settings |= dict(model=dict(width=4096), data={**settings['data'], 'size': 8})
-  train.train(str(one), **{**settings, 'steps': 6})
+  runs.train(one, **{**settings, 'steps': 6})
   losses = [[line['loss'] for line in lines(workdir)[:6]] for workdir in (two, one)]
   np.testing.assert_allclose(*losses, rtol=1e-3)
   # One process reads what two wrote, and goes on.
-  now = train.train(str(two), **{**settings, 'steps': last + 1})
+  now = runs.train(two, **{**settings, 'steps': last + 1})
   assert int(now.step) == last + 1 and digests(two, last + 1)
 
 
@@ -179,19 +177,19 @@ def test_a_process_alone_raises_what_it_met():
   ],
 )
 def test_processes_that_differ_are_told_in_what(change, words, monkeypatch):
-  config = dict(batch_size=8, data=dict(root='/here', size=16))
-  shards = loader.Shards(2, 9, 0, 'abc')
+  shards = dict(shards=2, records=9)
+  config = dict(batch_size=8, data=dict(root=shards, size=16))
+  facts = dict(config=config, versions=dict(jax='0.10'))
 
   def other(mine):
     host, facts = json.loads(mine)
-    assert facts['config']['data']['root']['records'] == 9 and '/here' not in mine
     group, name, value = change
     facts[group][name] = value
     return [mine, json.dumps(['far', facts])]
 
   monkeypatch.setattr(processes, 'everyone', lambda mine: [mine, mine])
-  train.must_agree(config, shards)
+  processes.must_agree(facts)
   monkeypatch.setattr(processes, 'everyone', other)
   with pytest.raises(processes.TheOthers, match=words) as caught:
-    train.must_agree(config, shards)
+    processes.must_agree(facts)
   assert 'process 1 on far differs from process 0 on ' in str(caught.value)

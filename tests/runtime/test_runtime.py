@@ -99,7 +99,7 @@ def test_a_signal_in_a_callback_of_asyncio_ends_its_loop(term, capfd):
 def test_what_is_held_is_heard_afterwards(term):
   heard = []
   with pytest.raises(signals.Stopped), signals.Stop(at_once=True):
-    with signals.held():
+    with signals.delayed():
       os.kill(os.getpid(), signal.SIGTERM)
       heard.append('inside')
     heard.append('behind')
@@ -261,6 +261,6 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
 def test_sigterm_of_several_processes_is_never_held(term, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   before = signal.getsignal(signal.SIGTERM)
-  with signals.held():
+  with signals.delayed():
     assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptio
 
 def make_state(step, width=32, ema=True, tx=None):
   _, params = parameters.flatten(toy.build(width=width, rngs=nnx.Rngs(step)))
-  now = state.create(params, tx or optimizer.make(), ema=ema)
+  now = state.create(params, tx or optimizer.make_optimizer(), ema=ema)
   return dataclasses.replace(now, step=jnp.int32(step))
 
 
@@ -77,7 +77,7 @@ def test_a_state_without_ema_comes_back_without(tmp_path):
 def test_saving_copies_before_the_state_is_donated(tmp_path):
   """On CPU a host array may be a view of the device's: the next step must not write into it."""
   now = {f'w{i}': jnp.full((64, 1024), i, jnp.float32) for i in range(8)}
-  now = state.create(now, optimizer.make(), ema=True)
+  now = state.create(now, optimizer.make_optimizer(), ema=True)
   expected = jax.tree.map(np.array, now)
   advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
   checkpoints = Checkpoints(tmp_path)
@@ -229,7 +229,7 @@ def test_another_model_or_optimizer_is_refused_by_name_not_as_damage(tmp_path):
   with pytest.raises(CheckpointError, match=r'other settings \(ema/unet.0.bias: there \(32,\), h'):
     restored(tmp_path, make_state(0, width=64))
   with pytest.raises(CheckpointError, match='opt_state/0/count: there .*, here absent'):
-    restored(tmp_path, make_state(0, tx=optimizer.make('sgd')))
+    restored(tmp_path, make_state(0, tx=optimizer.make_optimizer('sgd')))
   assert (folder / '1').is_dir()
 
 

@@ -25,11 +25,11 @@ def metrics(step, loss=None, in_a_row=0):
 
 def write(workdir, which, start=0, **settings):
   settings = {'log_every': 1, 'steps': 100, 'batch_size': 4, **settings}
-  book = log.Log(workdir, start=start, **settings)
+  run_log = log.Log(workdir, start=start, **settings)
   for step in which:
-    book.push(step, metrics(step), waited=0.0)
-  book.flush()
-  book.close()
+    run_log.push(step, metrics(step), waited=0.0)
+  run_log.flush()
+  run_log.close()
 
 
 def lines(workdir):
@@ -55,15 +55,15 @@ def test_only_the_steps_that_log_every_divides_and_the_last_are_written(tmp_path
 
 
 def test_a_step_is_written_when_the_next_is_handed_over(tmp_path):
-  book = log.Log(tmp_path, steps=100, batch_size=4, log_every=1)
-  book.push(1, metrics(1), 0.0)
+  run_log = log.Log(tmp_path, steps=100, batch_size=4, log_every=1)
+  run_log.push(1, metrics(1), 0.0)
   assert lines(tmp_path) == []
-  book.push(2, metrics(2), 0.0)
+  run_log.push(2, metrics(2), 0.0)
   assert [line['step'] for line in lines(tmp_path)] == [1]
-  book.flush()
-  book.flush()
+  run_log.flush()
+  run_log.flush()
   assert [line['step'] for line in lines(tmp_path)] == [1, 2]
-  book.close()
+  run_log.close()
 
 
 def test_a_resumed_file_reads_like_one_run(tmp_path):
@@ -86,31 +86,31 @@ def test_tensorboard_shows_one_run_too(tmp_path):
 
 
 def test_tensorboard_images(tmp_path):
-  book = log.Log(tmp_path, steps=10, batch_size=4)
-  book.image(3, 'edits', np.zeros((8, 12, 3), np.uint8))
-  book.close()
+  run_log = log.Log(tmp_path, steps=10, batch_size=4)
+  run_log.image(3, 'edits', np.zeros((8, 12, 3), np.uint8))
+  run_log.close()
   board = EventAccumulator(str(tmp_path / 'tb')).Reload()
   (image,) = board.Images('edits')
   assert (image.step, image.height, image.width) == (3, 8, 12)
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_one_line(tmp_path):
-  book = log.Log(tmp_path, steps=100, batch_size=4, log_every=50, max_bad_steps=3)
+  run_log = log.Log(tmp_path, steps=100, batch_size=4, log_every=50, max_bad_steps=3)
   for step in (1, 2):
-    book.push(step, metrics(step, math.nan, in_a_row=step), 0.0)
-  book.push(3, metrics(3, math.nan, in_a_row=3), 0.0)
+    run_log.push(step, metrics(step, math.nan, in_a_row=step), 0.0)
+  run_log.push(3, metrics(3, math.nan, in_a_row=3), 0.0)
   words = r'not finite in 3 steps in a row, up to step 3 \(loss nan, .* lower optimizer.lr'
   with pytest.raises(log.NotFinite, match=words) as caught:
-    book.flush()
+    run_log.flush()
   assert '\n' not in str(caught.value)
-  book.close()
+  run_log.close()
 
 
 def test_json_has_null_where_a_number_is_not_finite(tmp_path):
-  book = log.Log(tmp_path, steps=1, batch_size=4, log_every=1)
-  book.push(1, metrics(1, math.inf, in_a_row=1), 0.0)
-  book.flush()
-  book.close()
+  run_log = log.Log(tmp_path, steps=1, batch_size=4, log_every=1)
+  run_log.push(1, metrics(1, math.inf, in_a_row=1), 0.0)
+  run_log.flush()
+  run_log.close()
   assert lines(tmp_path)[0]['loss'] is None
 
 
@@ -122,23 +122,23 @@ class FakeTime:
 
 def test_speed_wait_and_flops_leave_out_compilation_and_pauses(tmp_path, monkeypatch):
   clock = FakeTime(monkeypatch)
-  book = log.Log(
+  run_log = log.Log(
     tmp_path, steps=100, batch_size=8, log_every=2, flops=3e12, peak=1e13, max_bad_steps=9
   )
   clock.now = 60.0  # compiling
-  book.push(1, metrics(1), waited=5.0)
-  book.push(2, metrics(2), waited=5.0)
+  run_log.push(1, metrics(1), waited=5.0)
+  run_log.push(2, metrics(2), waited=5.0)
   clock.now += 0.5
-  book.flush()
+  run_log.flush()
   clock.now += 0.5
-  book.push(3, metrics(3), waited=5.1)
-  with book.pause('checkpoint'):
-    book.flush()
+  run_log.push(3, metrics(3), waited=5.1)
+  with run_log.pause('checkpoint'):
+    run_log.flush()
     clock.now += 100
-  book.push(4, metrics(4), waited=5.3)
+  run_log.push(4, metrics(4), waited=5.3)
   clock.now += 0.5
-  book.flush()
-  book.close()
+  run_log.flush()
+  run_log.close()
   first, second = lines(tmp_path)
   assert first['images_per_second'] == pytest.approx(8 / 0.5)
   assert second['images_per_second'] == pytest.approx(2 * 8 / 1.0)
@@ -156,13 +156,13 @@ def test_a_wall_clock_that_jumps_is_not_asked(tmp_path, monkeypatch):
 
   monkeypatch.setattr('time.time', back)
   out = io.StringIO()
-  book = log.Log(tmp_path, steps=100, batch_size=8, log_every=1, flops=1e12)
-  book.progress = log.Progress(100, 8, out=out, every=0.0)
+  run_log = log.Log(tmp_path, steps=100, batch_size=8, log_every=1, flops=1e12)
+  run_log.progress = log.Progress(100, 8, out=out, every=0.0)
   for step in range(1, 5):
-    book.push(step, metrics(step), waited=0.1 * step)
+    run_log.push(step, metrics(step), waited=0.1 * step)
     clock.now += 0.5
-  book.flush()
-  book.close()
+  run_log.flush()
+  run_log.close()
   written = lines(tmp_path)
   assert [line['step'] for line in written] == [1, 2, 3, 4]
   assert [line['images_per_second'] for line in written] == [None, *[pytest.approx(16)] * 3]
@@ -180,11 +180,11 @@ def test_progress_stays_on_one_line_of_a_terminal():
   line = log.Progress(200, batch_size=4, out=out, every=0.0)
   line.show(100, 0.25, steps_per_second=2.0)
   line.show(101, 0.25, steps_per_second=2.0)
-  line.say('a word')
+  line.end()
   shown = out.getvalue()
-  assert shown.count('\n') == 2 and shown.count('\r') == 2
+  assert shown.count('\n') == 1 and shown.count('\r') == 2
   assert 'step 100/200 | loss 0.25 | 8.0 img/s | 0:00:50 left' in shown
-  assert shown.endswith('\na word\n')
+  assert shown.endswith('\n')
 
 
 def test_progress_is_plain_lines_elsewhere():
@@ -207,7 +207,3 @@ def test_progress_waits_its_time(monkeypatch):
   assert not line.due()
   clock.now = 31.0
   assert line.due()
-
-
-def test_duration():
-  assert log.duration(7509.9) == '2:05:09'

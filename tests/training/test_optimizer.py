@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from exedit.training import optimizer
+from exedit.training.optimizer import learning_rate, learning_rate_schedule, make_optimizer
 
 
 def run(tx, params, grads):
@@ -13,7 +13,7 @@ def run(tx, params, grads):
   for g in grads:
     updates, opt_state = tx.update(g, opt_state, params)
     params = optax.apply_updates(params, updates)
-    rates.append(float(optimizer.learning_rate(opt_state)))
+    rates.append(float(learning_rate(opt_state)))
   return params, rates
 
 
@@ -37,14 +37,14 @@ def random_case(steps=6):
 
 def test_adamw_agrees_with_the_formula():
   params, grads = random_case()
-  tx = optimizer.make(lr=1e-2, warmup=4)
+  tx = make_optimizer(lr=1e-2, warmup=4)
   result, rates = run(tx, params, grads)
   expected = reference_adamw(params['a.kernel'], [g['a.kernel'] for g in grads], rates)
   np.testing.assert_allclose(result['a.kernel'], expected, rtol=2e-5)
 
 
 def test_warmup_is_the_originals_lambda_scheduler():
-  rate = optimizer.learning_rate_schedule(1e-5, 10_000)
+  rate = learning_rate_schedule(1e-5, 10_000)
 
   def original(n):  # facts 5, lr_scheduler.py:81-97
     return 1e-5 * ((1 - 1e-6) / 10_000 * n + 1e-6 if n < 10_000 else 1.0)
@@ -55,17 +55,17 @@ def test_warmup_is_the_originals_lambda_scheduler():
 
 def test_the_first_update_uses_the_schedules_first_rate():
   params, grads = random_case(3)
-  _, rates = run(optimizer.make(lr=1.0, warmup=2), params, grads)
+  _, rates = run(make_optimizer(lr=1.0, warmup=2), params, grads)
   np.testing.assert_allclose(rates, [1e-6, 0.5, 1.0], rtol=1e-5)
 
 
 def test_cosine_ends_at_lr_end():
-  rate = optimizer.learning_rate_schedule(1.0, 10, 'cosine', lr_end=0.1, steps=110)
+  rate = learning_rate_schedule(1.0, 10, 'cosine', lr_end=0.1, steps=110)
   np.testing.assert_allclose([rate(10), rate(60), rate(110), rate(500)], [1, 0.55, 0.1, 0.1])
 
 
 def test_no_warmup_starts_at_full_rate():
-  assert float(optimizer.learning_rate_schedule(0.5, 0)(0)) == 0.5
+  assert float(learning_rate_schedule(0.5, 0)(0)) == 0.5
 
 
 def test_decay_leaves_out_what_it_is_told_to():
@@ -77,28 +77,29 @@ def test_decay_leaves_out_what_it_is_told_to():
   zeros = [jax.tree.map(jnp.zeros_like, params)]
 
   def moved(**settings):
-    result, _ = run(optimizer.make(lr=0.1, warmup=0, **settings), params, zeros)
+    result, _ = run(make_optimizer(lr=0.1, warmup=0, **settings), params, zeros)
     return sorted(name for name in params if not np.array_equal(result[name], params[name]))
 
   assert moved() == sorted(params)  # as the original: everything decays
   assert moved(decay_exclude=r'attn2\.to_[qk]') == ['unet.conv.bias', 'unet.conv.kernel']
   assert moved(decay_vectors=False) == ['unet.attn2.to_k.kernel', 'unet.conv.kernel']
   np.testing.assert_allclose(
-    run(optimizer.make(lr=0.1, warmup=0), params, zeros)[0]['unet.conv.bias'], 1 - 0.1 * 1e-2
+    run(make_optimizer(lr=0.1, warmup=0), params, zeros)[0]['unet.conv.bias'],
+    1 - 0.1 * 1e-2,
   )
 
 
 def test_lr_multipliers_scale_the_whole_update_by_path():
   params = {'clip.a': jnp.ones((2, 2)), 'unet.a': jnp.ones((2, 2))}
   grads = [jax.tree.map(jnp.ones_like, params)]
-  tx = optimizer.make(lr=0.1, warmup=0, lr_multipliers={'^clip': 0.5})
+  tx = make_optimizer(lr=0.1, warmup=0, lr_multipliers={'^clip': 0.5})
   result, _ = run(tx, params, grads)
   np.testing.assert_allclose(1 - result['clip.a'], 0.5 * (1 - result['unet.a']), rtol=1e-5)
 
 
 def test_lr_multipliers_that_match_nothing_are_refused():
   params = {'unet.a': jnp.ones((2, 2))}
-  tx = optimizer.make(lr_multipliers={'clip': 0.5})
+  tx = make_optimizer(lr_multipliers={'clip': 0.5})
   with pytest.raises(ValueError, match='clip.* match no trained parameter'):
     tx.init(params)
 
@@ -106,7 +107,7 @@ def test_lr_multipliers_that_match_nothing_are_refused():
 def test_clip_bounds_the_global_norm():
   params = {'a': jnp.zeros(2), 'b': jnp.zeros(2)}
   grads = [{'a': jnp.array([3.0, 0.0]), 'b': jnp.array([0.0, 4.0])}]
-  result, _ = run(optimizer.make('sgd', lr=1.0, warmup=0, clip=1.0), params, grads)
+  result, _ = run(make_optimizer('sgd', lr=1.0, warmup=0, clip=1.0), params, grads)
   np.testing.assert_allclose(result['a'], [-0.6, 0], rtol=1e-6)
   np.testing.assert_allclose(result['b'], [0, -0.8], rtol=1e-6)
 
@@ -121,4 +122,4 @@ def test_clip_bounds_the_global_norm():
 )
 def test_wrong_settings_are_refused_in_one_line(settings, words):
   with pytest.raises(ValueError, match=words):
-    optimizer.make(**settings)
+    make_optimizer(**settings)

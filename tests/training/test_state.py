@@ -111,14 +111,14 @@ def test_ema_off_keeps_nothing():
 
 def make_state():
   _, params = parameters.flatten(toy.build(width=4, rngs=nnx.Rngs(0)))
-  return state.create(params, optimizer.make(), ema=True)
+  return state.create(params, optimizer.make_optimizer(), ema=True)
 
 
 def test_create_holds_only_arrays_and_plain_dicts():
   now = make_state()
   assert type(now.params) is dict and type(now.ema) is dict
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(now))
-  assert state.create(now.params, optimizer.make(), ema=False).ema == {}
+  assert state.create(now.params, optimizer.make_optimizer(), ema=False).ema == {}
 
 
 @pytest.mark.parametrize('finite', [True, False])

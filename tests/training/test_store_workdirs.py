@@ -1,20 +1,21 @@
 """A workdir in gs://: runs with gcsfs, Orbax and TensorStore against a store on this machine."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exedit.runtime import caches, lock, remote
+from exedit.runtime import remote
 from exedit.runtime.errors import Passing, UserError
-from exedit.training import checkpoint, lease, workdir
+from exedit.training import checkpoint, workdir
+from exedit.training.workdir import Workdir
 from exedit.weights import fetch, find
 from exedit.weights.formats import run
 from tests import fake_gcs, runs
@@ -56,11 +57,6 @@ def store(server):
   return server
 
 
-@pytest.fixture
-def soon(monkeypatch):
-  monkeypatch.setattr(lease, 'RENEW', 0.5)
-
-
 def reached(store, what, process):
   """Return as soon as the store holds so many objects of such names."""
   deadline = time.monotonic() + 300
@@ -87,25 +83,21 @@ def test_a_killed_and_stopped_run_in_a_store_ends_as_one_on_the_disk(root, cache
   whole = tmp_path / 'whole'
   end(start(root, whole, cache))
 
-  process = start(root, PLACE, cache, EXEDIT_LEASE='1')
+  process = start(root, PLACE, cache)
   reached(store, 'checkpoints/30/commit_success.txt', process)  # of the step of the first grid
   process.send_signal(signal.SIGKILL)
   end(process, -signal.SIGKILL)
-  assert 'bucket/run/lease' in store.objects
 
-  process = start(root, PLACE, cache, EXEDIT_LEASE='1')
+  process = start(root, PLACE, cache)
   reached(store, 'checkpoints/48/', process)
   process.send_signal(signal.SIGTERM)
   output = end(process)
-  assert f'{PLACE} is held (process' in output and 'waiting 3 s' in output
   assert 'going on from step' in output and 'stopped and saved at step' in output
   stopped = int(output.split('stopped and saved at step ')[1].split()[0])
   assert f'bucket/run/checkpoints/{stopped}/commit_success.txt' in store.objects
-  assert 'bucket/run/lease' not in store.objects
 
   output = end(start(root, PLACE, cache))
-  assert f'going on from step {stopped}\n' in output and 'is held' not in output
-  assert 'in 3 starts' in output
+  assert f'going on from step {stopped}\n' in output
   torn = copied(store, tmp_path / 'torn')
   assert lines(torn) == lines(whole) and len(lines(whole)) == 90
   assert digests(torn, 90) == digests(whole, 90)
@@ -114,7 +106,6 @@ def test_a_killed_and_stopped_run_in_a_store_ends_as_one_on_the_disk(root, cache
   assert names(torn, 'samples') == names(whole, 'samples')
   assert (torn / 'samples/60.png').read_bytes() == (whole / 'samples/60.png').read_bytes()
   assert len(names(torn, 'tb')) == 3
-  assert not any(os.listdir(place) for place in caches.folder('runs').iterdir())
   assert names(torn) == [name for name in names(whole) if name != 'lock']
   assert 'nothing to do' in end(start(root, PLACE, cache))
 
@@ -188,146 +179,56 @@ def test_weights_that_are_not_there_are_one_line(store, src, words):
     fetch.local_path(src)
 
 
-# One run at a time
-
-
-def test_a_second_run_is_refused_while_the_first_is_there(store, soon):
-  first = workdir.hold(PLACE)
-  said = []
-  with pytest.raises(UserError, match='another run is at work in gs://bucket/run .process .* wait'):
-    workdir.hold(PLACE, say=said.append)
-  assert len(said) == 1 and 'is held (process' in said[0]
-  first.close()
-  assert not store.objects
-  workdir.hold(PLACE).close()
-
-
-def test_a_run_whose_place_was_taken_ends_in_words(store, soon):
-  first = workdir.hold(PLACE)
-  taken = dict(host='elsewhere', pid=7, since='now', token='other', renewed=0)
-  store.put('bucket/run/lease', json.dumps(taken).encode())
-  deadline = time.monotonic() + 30
-  with pytest.raises(UserError, match='another run has taken gs://bucket/run .process 7 on elsew'):
-    while time.monotonic() < deadline:
-      first.check()
-      time.sleep(0.01)
-  first.close()
-  assert json.loads(store.objects['bucket/run/lease'][0]) == taken
-
-
-@pytest.mark.parametrize('text', [b'', b'[]', b'{'])
-def test_a_lease_that_nobody_can_read_is_waited_for_too(store, soon, text):
-  store.put('bucket/run/lease', text)
-  said = []
-  workdir.hold(PLACE, say=said.append).close()
-  assert len(said) == 1
-
-
-def test_of_two_that_begin_at_once_one_stays(store, soon, monkeypatch):
-  """Both find no lease; the second comes to create its own when the first one's is there."""
-  first, other = lease.Lease(PLACE), lease.Lease(PLACE)
-  read, waiting = remote.read, [True]
-
-  def late(path, *args):
-    try:
-      return read(path, *args)
-    finally:
-      if waiting and waiting.pop():
-        first.take()
-
-  monkeypatch.setattr(remote, 'read', late)
-  with pytest.raises(UserError, match='another run is at work in gs://bucket/run'):
-    other.take()
-  first.renew()
-  other.release()
-  assert 'bucket/run/lease' in store.objects
-  first.release()
-  assert not store.objects
-
-
-def test_a_long_upload_does_not_cost_the_place(store, soon, monkeypatch):
-  write = remote.write
-
-  def slowly(path, *args, **kwargs):
-    if path.endswith('.jsonl'):
-      time.sleep(4 * lease.RENEW)
-    return write(path, *args, **kwargs)
-
-  monkeypatch.setattr(remote, 'write', slowly)
-  with workdir.hold(PLACE) as first:
-    with open(f'{first.files}/metrics.jsonl', 'w') as file:
-      file.write('{}')
-    begin = json.loads(store.objects['bucket/run/lease'][0])['renewed']
-    first.push()
-    assert json.loads(store.objects['bucket/run/lease'][0])['renewed'] >= begin + 2
-    first.check()
-
-
-def test_what_was_first_to_fail_is_what_is_said(store, capsys):
-  with pytest.raises(KeyError), workdir.hold(PLACE) as held:
-    with open(f'{held.files}/metrics.jsonl', 'w') as file:
-      file.write('{}')
-    store.refuses = 'metrics'
-    raise KeyError
-  assert 'and the workdir gs://bucket/run cannot be used' in capsys.readouterr().err
-  assert not os.path.exists(held.files) and 'bucket/run/lease' not in store.objects
-
-
-def test_a_cache_that_cannot_be_written_is_said(store, tmp_path, monkeypatch):
-  (tmp_path / 'file').write_text('')
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-  with pytest.raises(UserError, match='cannot write to .*file/exedit/runs.*set XDG_CACHE_HOME'):
-    workdir.hold(PLACE)
-  assert not store.objects
-
-
 # The small files
 
 
 def test_only_what_changed_is_sent(store):
-  place = workdir.hold(PLACE)
-  open(f'{place.files}/config.json', 'w').write('{}')
-  os.makedirs(f'{place.files}/samples')
-  open(f'{place.files}/samples/1.png', 'wb').write(b'a picture')
-  open(f'{place.files}/half.7.tmp', 'w').write('in writing')
-  open(f'{place.files}/tb/events', 'wb').write(b'events')
-  place.push()
-  assert {*store.objects} == {
-    'bucket/run/lease',
-    'bucket/run/config.json',
-    'bucket/run/samples/1.png',
-    'bucket/run/tb/events',
-  }
-  before = store.asked['upload']
-  place.push()
-  assert store.asked['upload'] == before
-  with open(f'{place.files}/metrics.jsonl', 'a') as file:
-    file.write('one\n')
-    file.flush()
+  with Workdir(PLACE).open() as place:
+    write(place, 'config.json', '{}')
+    write(place, 'samples/1.png', 'a picture')
+    write(place, '.half.7.0.tmp', 'in writing')
+    write(place, 'tb/events', 'events')
     place.push()
-    file.write('two\n')
-  place.close()
-  assert store.objects['bucket/run/metrics.jsonl'][0] == b'one\ntwo\n'
-  assert store.objects['bucket/run/tb/events'][0] == b'events'
-  assert not os.path.exists(place.files)
-  place.close()
+    names = ('config.json', 'samples/1.png', 'tb/events')
+    assert {*store.objects} == {f'bucket/run/{name}' for name in names}
+    before = store.asked['upload']
+    place.push()
+    assert store.asked['upload'] == before
+    write(place, 'metrics.jsonl', 'one\n')
+  assert store.objects['bucket/run/metrics.jsonl'][0] == b'one\n'  # sent at the end
+  assert not os.path.exists(place.folder)
 
-  again = workdir.hold(PLACE)
-  assert open(f'{again.files}/metrics.jsonl').read() == 'one\ntwo\n'
-  before = store.asked['upload']
-  again.push()
+  with Workdir(PLACE).open() as again:
+    assert Path(again.folder, 'metrics.jsonl').read_text() == 'one\n'
+    assert os.listdir(f'{again.folder}/tb') == ['events']
+    before = store.asked['upload']
   assert store.asked['upload'] == before
-  again.close()
 
 
-def test_a_folder_is_a_workdir_as_ever(tmp_path):
-  place = workdir.hold(str(tmp_path / 'run'))
-  assert place.files == str(tmp_path / 'run')
-  assert str(workdir.path_of(tmp_path / 'run')) == str(tmp_path / 'run')
-  held = os.listdir(place.files)
-  place.push()
-  place.close()
-  assert held == ['lock'] and not lock._held
+def write(place, name, text):
+  path = Path(place.folder, name)
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(text)
+
+
+def test_the_first_failure_is_the_one_that_is_raised(store):
+  with pytest.raises(KeyError), Workdir(PLACE).open() as place:
+    write(place, 'metrics.jsonl', '{}')
+    store.refuses = 'metrics'
+    raise KeyError
+  assert not os.path.exists(place.folder)
+
+
+def test_a_folder_is_locked_until_the_end(tmp_path):
+  name = str(tmp_path / 'run')
+  with Workdir(name).open() as place:
+    assert place.folder == name and os.listdir(name) == ['lock']
+    words = 'another run is at work in .*run .process .*: wait for its end, stop it, or choose'
+    with pytest.raises(UserError, match=words):
+      Workdir(name).open()
+    Workdir(name, process=1).open()
+  with Workdir(name).open():
+    pass
 
 
 def test_the_folder_above_a_link_is_the_links(tmp_path):
@@ -339,10 +240,13 @@ def test_the_folder_above_a_link_is_the_links(tmp_path):
   assert (tmp_path / 'disk/run').is_dir()
 
 
-def test_what_a_killed_probe_has_left_is_swept(tmp_path):
-  (tmp_path / 'probe.3.77.tmp').touch()
-  with workdir.hold(str(tmp_path)):
-    assert os.listdir(tmp_path) == ['lock']
+def test_what_a_kill_left_is_swept(tmp_path):
+  (tmp_path / 'samples').mkdir()
+  for name in ('.probe.3.77.tmp', 'samples/.3.png.77.0.tmp'):
+    (tmp_path / name).touch()
+  with Workdir(str(tmp_path)).open():
+    assert sorted(os.listdir(tmp_path)) == ['lock', 'samples']
+    assert os.listdir(tmp_path / 'samples') == []
 
 
 # Checkpoints
@@ -417,14 +321,13 @@ def test_rights_that_end_later_end_the_run_in_words(root, cache, store, what):
   assert 'error: the workdir gs://bucket/run cannot be used (' in output
   assert 'Traceback' not in output, output
   assert 6 in run.steps_in(workdir.path_of(PLACE) / 'checkpoints')
-  assert not os.listdir(caches.folder('runs').joinpath(*os.listdir(caches.folder('runs'))[:1]))
 
 
 def test_a_store_that_cannot_be_reached_is_no_mistake(monkeypatch):
   """Exit status 1: whatever started the run may start it again."""
   monkeypatch.setattr(remote, 'read', offline)
   with pytest.raises(Passing, match='gs://bucket/run cannot be reached .no route.: the same comm'):
-    workdir.hold(PLACE)
+    Workdir(PLACE).open()
   assert Passing.status == 1 and UserError.status == 2
 
 
@@ -458,15 +361,15 @@ def test_rights_to_read_that_are_gone_are_no_damage(store):
 )
 def test_what_cannot_be_a_workdir_is_one_line(store, name, words):
   with pytest.raises(UserError, match=words):
-    workdir.hold(name)
+    Workdir(name).open()
 
 
 def test_without_its_driver_a_store_says_what_to_install():
   """gcsfs is no part of requirements.txt."""
   code = (
     'import sys; sys.modules["gcsfs"] = None\n'
-    'from exedit.training import workdir\n'
-    'workdir.hold("gs://bucket/run")'
+    'from exedit.training.workdir import Workdir\n'
+    'Workdir("gs://bucket/run").open()'
   )
   done = subprocess.run([sys.executable, '-c', code], cwd=runs.ROOT, capture_output=True, text=True)
   assert 'UserError: gs:// needs gcsfs: pip install gcsfs' in done.stderr

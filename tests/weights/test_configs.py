@@ -9,10 +9,11 @@ import pytest
 from flax import nnx
 
 from configs import pbe, synthetic_bench
-from exedit import paint_by_example, train
+from exedit import paint_by_example
 from exedit.evaluation import synthetic_bench as evaluation
 from exedit.input_pipeline import open_images
 from exedit.models import parameters
+from exedit.training.config import Config
 from tests.networks import count
 
 
@@ -62,7 +63,7 @@ def test_tiny_trains_its_tower_too_and_fits_the_weights_that_ship():
 @pytest.mark.parametrize('variant', ['full', 'tiny', 'baseline', 'guidance:tiny', 'generator:tiny'])
 def test_every_key_is_an_argument(variant):
   config = pbe.get_config(variant)
-  arguments = inspect.signature(train.train).parameters
+  arguments = inspect.signature(Config).parameters
   assert set(config) <= set(arguments)
   known = set(inspect.signature(open_images.make_example).parameters)
   loader = {'root', 'split', 'workers', 'threads', 'prefetch', 'on_corrupt', 'shuffle'}

@@ -1,0 +1,121 @@
+"""The state that a training starts from: its own checkpoint, given weights, or random numbers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from exedit.models import parameters
+from exedit.models.parameters import Params
+from exedit.runtime import remote
+from exedit.runtime.errors import UserError
+from exedit.systems import System
+from exedit.training import latent_encoder
+from exedit.training.checkpoint import FROZEN, Checkpoints, load_frozen, save_frozen
+from exedit.training.config import Config
+from exedit.training.state import TrainState
+from exedit.training.step import Program
+from exedit.training.workdir import Workdir, path_of, trouble
+from exedit.weights.formats.run import steps_in
+from exedit.weights.formats.tensor import Tensor
+
+
+def initial_state(
+  program: Program,
+  config: Config,
+  workdir: Workdir,
+  checkpoints: Checkpoints,
+  tensors: Mapping[str, Tensor] | None,
+  say: Callable[[str], None],
+) -> tuple[TrainState, Params]:
+  """(state, frozen parameters): the workdir's own, else the given weights, else random ones.
+
+  tensors: the result of `given_weights`; None if the workdir held checkpoints.
+
+  Raises:
+    UserError: if the checkpoints or the weights are damaged or of another model, or if the data
+      were encoded with another autoencoder.
+  """
+  restored = checkpoints.restore(program.state)
+  if restored is not None:
+    frozen = place(load_frozen(workdir.name), program.frozen, f'{workdir.name}/{FROZEN}')
+    latent_encoder.require_same(config.as_dict(), restored.params, frozen)
+    return restored, frozen
+  # No step has this number, so the first weights share no random number with a step.
+  key = jax.random.fold_in(jax.random.key(config.seed, impl='threefry2x32'), 2**32 - 1)
+  tensors = given_weights(program.system, config) if tensors is None else tensors
+  everything = {**program.state.params, **program.frozen}
+  where = ' and '.join(filter(None, (config.init_from, config.init_clip)))
+  placed = place(tensors, {n: shape for n, shape in everything.items() if n in tensors}, where)
+  if tensors:
+    random = {name: shape for name, shape in everything.items() if name not in tensors}
+    say(f'from {where}: {sizes(placed)}; random: {sizes(random)}')
+  elif program.frozen:
+    say(f'frozen and random, for no weights were given (init_from): {sizes(program.frozen)}')
+  state, frozen = program.init(key, placed)
+  latent_encoder.require_same(config.as_dict(), state.params, frozen)
+  save_frozen(workdir.name, frozen)
+  return state, frozen
+
+
+def has_checkpoints(name: str) -> bool:
+  """Whether a run has saved in this workdir, so that no other weights are needed."""
+  try:
+    return bool(steps_in(path_of(name) / 'checkpoints'))
+  except Exception as error:
+    if not remote.is_remote(name):
+      raise
+    raise trouble(name, error) from error
+
+
+def given_weights(system: System, config: Config) -> dict[str, Tensor]:
+  """The weights to start from, found and checked but not yet read.
+
+  Raises:
+    UserError: if they are missing or of another model.
+  """
+  if not config.init_from and not config.init_clip:
+    if config.init_parts:
+      raise UserError(
+        f"config.init_parts is '{config.init_parts}', but no weights are given to take that from:"
+        ' set --config.init_from=...'
+      )
+    return {}
+  tensors = system.start(config.init_from, config.init_clip, config.model)
+  if config.init_parts:
+    return parameters.split_trainable(tensors, config.init_parts, 'init_parts')[0]
+  return tensors
+
+
+def place(arrays: Mapping[str, Any], like: Params, where: str) -> Params:
+  """Puts arrays or unread tensors onto the mesh as `like` says; every process reads each once.
+
+  Raises:
+    UserError: if names or shapes differ, because they belong to another model.
+  """
+  for name in sorted(set(arrays) | set(like)):
+    found = tuple(arrays[name].shape) if name in arrays else 'absent'
+    wanted = tuple(like[name].shape) if name in like else 'absent'
+    if found != wanted:
+      raise UserError(
+        f'{where} holds another model ({name}: there {found}, in the config {wanted}): '
+        'use the config it was made with'
+      )
+  return {name: _place_one(arrays[name], shape) for name, shape in like.items()}
+
+
+def _place_one(array: Any, like: Any) -> jax.Array:
+  """Gives each device its part of one array, and frees the host's copy."""
+  host = np.asarray(array.read() if isinstance(array, Tensor) else array, like.dtype)
+  placed = jax.make_array_from_callback(like.shape, like.sharding, lambda part: host[part])
+  return placed.block_until_ready()
+
+
+def sizes(params: Params) -> str:
+  """The number of parameters by part: 'unet 859,535,364, conditioner 63,770,368'."""
+  parts: dict[str, int] = {}
+  for name, array in params.items():
+    part = name.split('.')[0]
+    parts[part] = parts.get(part, 0) + int(np.prod(array.shape))
+  return ', '.join(f'{part} {count:,}' for part, count in parts.items()) or 'nothing'

@@ -1,0 +1,269 @@
+"""The training loop: everything is checked first, then steps, log lines, grids and checkpoints."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from exedit import images, systems
+from exedit.input_pipeline import latent_shards, synthetic
+from exedit.models import parameters
+from exedit.models.parameters import Params
+from exedit.runtime import compilation, files, processes, settings, signals, versions
+from exedit.runtime.errors import DataError, UserError
+from exedit.training.checkpoint import Checkpoints
+from exedit.training.config import Config
+from exedit.training.initial import given_weights, has_checkpoints, initial_state, sizes
+from exedit.training.log import Log, say
+from exedit.training.prefetch import Prefetch
+from exedit.training.sharding import batch_sharding
+from exedit.training.state import TrainState
+from exedit.training.step import Program, make_program
+from exedit.training.timing import Account, duration
+from exedit.training.workdir import Workdir
+from exedit.weights.formats.tensor import Tensor
+
+
+def train(workdir: str, config: Config, began: float | None = None) -> TrainState:
+  """Trains up to step `config.steps`, from the last checkpoint in the workdir or from the start.
+
+  workdir: a folder or gs://BUCKET/RUN. began: when the process began, on the clock of
+  time.perf_counter; None: now.
+
+  Raises:
+    UserError: for settings or weights that cannot be used, before anything is written; later for
+      data, checkpoints or a disk that cannot be used, and for a run that diverged.
+  """
+  began = time.perf_counter() if began is None else began
+  if config.compile_cache:
+    compilation.cache_compiled()
+  prepared = prepare(workdir, config)
+  place = Workdir(workdir, jax.process_index())
+  with processes.together():
+    place.open()
+  with place:
+    return run(prepared, place, began)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """What a run needs, checked before anything is written.
+
+  tensors: the weights to start from, not yet read; None if the workdir has checkpoints. examples:
+  the held-out examples of the grids; None without grids. survey: the system's description of the
+  data.
+  """
+
+  config: Config
+  program: Program
+  tensors: Mapping[str, Tensor] | None
+  examples: Mapping[str, np.ndarray] | None
+  survey: Any
+
+
+def prepare(workdir: str, config: Config) -> Prepared:
+  """Lays out the program, finds weights and data, and traces one step; draws synthetic data.
+
+  Raises:
+    UserError: in all processes, for what one of them cannot use, and for differences between them.
+  """
+  system, data = systems.get(config.system), config.data
+  with processes.together(), settings.fixable(config.as_dict()):
+    program = make_program(
+      system,
+      model=config.model,
+      optimizer=config.optimizer,
+      ema=config.ema,
+      mesh=config.mesh,
+      trainable=config.trainable,
+      batch_size=config.batch_size,
+      accumulate=config.accumulate,
+      seed=config.seed,
+      steps=config.steps,
+    )
+    tensors = None if has_checkpoints(workdir) else given_weights(system, config)
+    draw_scenes(config)
+  with processes.together(), settings.fixable(config.as_dict()):  # by now the data exist
+    examples = held_out(config) if config.edit_every else None
+    trace_step(program, config)
+    survey = system.data.survey(data['root'], data.get('split', 'train'))
+  # The folder of the data may have another name on another machine; its content may not differ.
+  facts = dict(config.as_dict(), data={**data, 'root': dataclasses.asdict(survey)})
+  processes.must_agree(dict(config=facts, versions=versions.versions_of_packages()))
+  return Prepared(config, program, tensors, examples, survey)
+
+
+def run(prepared: Prepared, workdir: Workdir, began: float) -> TrainState:
+  """Trains in an open workdir, from where it stands to the last step or a request to stop."""
+  config, program = prepared.config, prepared.program
+  checkpoints = Checkpoints(workdir.name, **config.checkpoint, say=say)
+  checkpoints.require_space(program.state)
+  state, frozen = initial_state(program, config, workdir, checkpoints, prepared.tensors, say)
+  start = int(state.step)
+  if start >= config.steps:
+    checkpoints.tidy()
+    say(
+      f'{workdir.name} is at step {start} of {config.steps}: nothing to do; raise --config.steps to'
+      ' go on'
+    )
+    return state
+  record(workdir, program, config, start)
+  account = Account(began)
+  with signals.Stop() as stop:  # to the end, so that a second SIGTERM does not interrupt writing
+    log = Log(
+      workdir.folder,
+      steps=config.steps,
+      batch_size=config.batch_size,
+      start=start,
+      log_every=config.log_every,
+      max_bad_steps=config.max_bad_steps,
+      peak=program.peak(),
+      account=account,
+    )
+    account.loop_begins()
+    feed = Prefetch(batches(config, start), batch_sharding(program.mesh))
+    try:
+      state = take_steps(prepared, state, frozen, feed, log, checkpoints, workdir, stop)
+      with log.pause('checkpoint'):
+        checkpoints.wait()
+    finally:
+      feed.close()
+      log.close()
+      checkpoints.close()
+      say(account.line())
+    workdir.push()
+  end = int(state.step)
+  if end < config.steps:
+    say(f'stopped and saved at step {end} of {config.steps}: the same command goes on from there')
+  else:
+    took = duration(time.perf_counter() - began)
+    say(f'done: {end} steps, {took} here, in {workdir.name}')
+  return state
+
+
+def take_steps(
+  prepared: Prepared,
+  state: TrainState,
+  frozen: Params,
+  feed: Prefetch,
+  log: Log,
+  checkpoints: Checkpoints,
+  workdir: Workdir,
+  stop: signals.Stop,
+) -> TrainState:
+  """Takes one step after the other; the last checkpoint may still be being written at the end."""
+  config, program, examples = prepared.config, prepared.program, prepared.examples
+  first = int(state.step) + 1
+  for step in range(first, config.steps + 1):
+    with log.account.spend('data'):
+      batch = next(feed)
+    with log.account.spend('productive' if step > first else 'compile'):
+      state, metrics = program.step(state, frozen, batch)
+      log.flops = log.flops or program.flops(batch)
+    truncated = getattr(prepared.survey, 'truncated', 0)
+    log.push(step, {**metrics, 'truncated_shards': truncated}, feed.waited)
+    last = stop.requested(step) or step == config.steps
+    if examples is not None and (step % config.edit_every == 0 or step == config.steps):
+      with log.pause('edits'):  # before the checkpoint, because a restart there would not repeat it
+        write_grid(program, state, frozen, examples, config, workdir, log)
+    if last or step % config.save_every == 0:
+      with log.pause('checkpoint'):
+        workdir.push()
+        checkpoints.save(step, state)
+    if last:
+      break
+  return state
+
+
+def batches(config: Config, start: int) -> Iterator[dict[str, np.ndarray]]:
+  """This process's rows of the batches after step `start`."""
+  shard = dict(shard_index=jax.process_index(), shard_count=jax.process_count())
+  how = dict(batch_size=config.batch_size, seed=config.seed, start_step=start)
+  return systems.get(config.system).data.batches(**how, **shard, **config.data)
+
+
+def trace_step(program: Program, config: Config) -> None:
+  """Traces one step on the shapes of a batch, so that sizes that do not fit are reported now."""
+  quick = {**config.data, 'workers': 0, 'threads': 1, 'prefetch': 1}
+  small = dataclasses.replace(config, batch_size=jax.process_count(), data=quick)
+  batch = {
+    name: jax.ShapeDtypeStruct((config.batch_size, *rows.shape[1:]), rows.dtype)
+    for name, rows in next(batches(small, 0)).items()
+  }
+  program.step.eval_shape(program.state, program.frozen, batch)
+
+
+def draw_scenes(config: Config) -> None:
+  """Draws the synthetic data if the config asks for them and the folder holds no latents."""
+  root = config.data['root']
+  if config.synthetic is None or latent_shards.manifest(root) is not None:
+    return
+  if jax.process_index() == 0:
+    synthetic.ensure(root, **config.synthetic)
+
+
+def held_out(config: Config) -> Mapping[str, np.ndarray]:
+  """The validation examples of the grids.
+
+  Raises:
+    UserError: if there are none.
+  """
+  count = config.edit.get('count', 8)
+  try:
+    return systems.get(config.system).data.held_out(count, **config.data)
+  except DataError as error:
+    raise UserError(f'{error} (for the grids of edits; --config.edit_every=0 for none)') from error
+
+
+def write_grid(
+  program: Program,
+  state: TrainState,
+  frozen: Params,
+  examples: Mapping[str, np.ndarray],
+  config: Config,
+  workdir: Workdir,
+  log: Log,
+) -> None:
+  """Writes one grid of the system's preview of the held-out examples: samples/STEP.png."""
+  step = int(state.step)
+  edit = {name: value for name, value in config.edit.items() if name != 'count'}
+  model = parameters.merge(program.graph, {**(state.ema or state.params), **frozen})
+  captions, rows = program.system.preview(model, examples, **edit)
+  if jax.process_index() != 0:
+    return
+  sheet = images.grid(rows, captions)
+  folder = os.path.join(workdir.folder, 'samples')
+  os.makedirs(folder, exist_ok=True)
+  images.save(sheet, os.path.join(folder, f'{step}.png'))
+  log.image(step, 'edits', sheet)
+
+
+def record(workdir: Workdir, program: Program, config: Config, start: int) -> None:
+  """Writes what the run is: config.json, versions.json, parameters.txt; reports changes."""
+  if jax.process_index() != 0:
+    return
+  from clu import parameter_overview
+
+  path = os.path.join(workdir.folder, 'config.json')
+  if start and os.path.exists(path):
+    with open(path, encoding='utf-8') as file:
+      changed = settings.differences(json.load(file), json.loads(json.dumps(config.as_dict())))
+    words = f', with other settings than before: {", ".join(changed)}' if changed else ''
+    say(f'going on from step {start}{words}')
+  files.write_json(path, config.as_dict())
+  files.write_json(os.path.join(workdir.folder, 'versions.json'), versions.versions())
+  tables = [
+    f'{title}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}\n'
+    for title, params in (('trained', program.state.params), ('frozen', program.frozen))
+    if params
+  ]
+  files.write_text(os.path.join(workdir.folder, 'parameters.txt'), '\n'.join(tables))
+  workdir.push()
+  say(f'trained: {sizes(program.state.params)}; frozen: {sizes(program.frozen)}')
+  shape = ' x '.join(f'{name} {size}' for name, size in program.mesh.shape.items())
+  say(f'mesh: {shape}; everything goes to {workdir.name}; compiling the step')
