@@ -42,7 +42,7 @@ def make(
     if os.path.isdir(source):
       gmm = fit(source, clip, components, seed)
     elif os.path.exists(source):
-      gmm = quality_score.GMM(**mixture.read(source))
+      gmm = quality_score.GMM.from_arrays(mixture.read(source))
     else:
       raise UserError(f'{source} does not exist: --from is a pickled mixture or a folder of images')
   except ValueError as error:
@@ -83,8 +83,7 @@ def main(_: list[str]) -> None:
   compilation.cache_compiled()
   gmm = make(source, output, **given)
   components, width = gmm.means.shape
-  kind = gmm.covariance_type
-  print(f'{output}: {components} components of width {width}, {kind} covariances')
+  print(f'{output}: {components} components of width {width}')
 
 
 if __name__ == '__main__':

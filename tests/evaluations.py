@@ -33,7 +33,8 @@ def world(root):
   for k in range(6):
     bench.picture(300 + k, (60 + k, 50)).save(root / 'real' / f'{k}.png')
   means = np.random.default_rng(0).normal(size=(2, judges.DIM))
-  gmm = quality_score.GMM(np.array([0.5, 0.5]), means, np.full(2, 1 / 3), 'spherical')
+  factors = np.stack([np.eye(judges.DIM) / 3] * 2)
+  gmm = quality_score.GMM(np.array([0.5, 0.5]), means, factors)
   np.savez(root / 'gmm.npz', **arrays(gmm))
   small.export(root / 'weights')
   judges.write(root / 'networks')

@@ -67,7 +67,7 @@ def main(world: str, shown: str, output: str) -> None:
   fill, made = vectors.fill, []
 
   def counting(store, column, only=None):
-    made.extend(store.missing(k for k in column.jobs if only is None or k in only))
+    made.extend(store.missing(k for k in column.keys if only is None or k in only))
     fill(store, column, only)
 
   vectors.fill = counting

@@ -181,7 +181,7 @@ class Scorer:
     column = self.columns.by_pixels(name, function, other)
     return self._plan((name, better, about), _first, _basis(name), column)
 
-  # From vectors to scores, in bounded memory
+  # From vectors to scores
 
   def _plan(self, of: tuple[str, str, str], function, basis: str, *columns: Column) -> Plan:
     """A metric whose scores are a function of the rows of some columns."""
@@ -192,35 +192,22 @@ class Scorer:
       self._stores[column.digest] = Store(self.folder, column)
     return self._stores[column.digest]
 
-  def _rows(self, column):
-    return self._store(column).rows(column.keys)
+  def _moments(self, column: Column) -> frechet.Moments:
+    found, reasons = self._store(column).read(column.keys)
+    return frechet.Moments.of(np.delete(found, [*reasons], 0))
 
-  def _moments(self, column) -> frechet.Moments:
-    pieces = (
-      frechet.Moments.of(np.stack([vector for vector, _ in rows if vector is not None]))
-      for rows in self._rows(column)
-    )
-    return functools.reduce(frechet.Moments.merge, pieces)
-
-  def _mapped(self, function, *columns) -> Values:
-    """Apply a function to the rows of the columns, in pieces; NaN for an edit that lacks a row."""
-    scores, reasons = [], {}
-    for pieces in zip(*map(self._rows, columns), strict=True):
-      values = np.full(len(pieces[0]), np.nan)
-      good = []
-      for i, row in enumerate(zip(*pieces, strict=True)):
-        if why := next((why for vector, why in row if vector is None), ''):
-          at = sum(map(len, scores)) + i
-          reasons[at] = f'{self.scored[at].edit.name}: {why}'
-        else:
-          good.append(i)
-      if good:
-        try:
-          values[good] = function(*(np.stack([piece[i][0] for i in good]) for piece in pieces))
-        except ValueError as error:
-          raise UserError(one_line(error)) from error
-      scores.append(values)
-    return np.concatenate(scores), reasons
+  def _mapped(self, function: Callable[..., np.ndarray], *columns: Column) -> Values:
+    """Apply a function to the rows of the columns; NaN for an edit that lacks one of its rows."""
+    found = [self._store(column).read(column.keys) for column in columns]
+    whys = {i: why for _, reasons in reversed(found) for i, why in reasons.items()}
+    scores, good = np.full(len(self.scored), np.nan), np.ones(len(self.scored), bool)
+    good[[*whys]] = False
+    if good.any():
+      try:
+        scores[good] = function(*(rows[good] for rows, _ in found))
+      except ValueError as error:
+        raise UserError(one_line(error)) from error
+    return scores, {i: f'{self.scored[i].edit.name}: {whys[i]}' for i in sorted(whys)}
 
 
 def _basis(name, *sha256s):

@@ -7,12 +7,11 @@ files, each of them whole or not at all, so that processes and evaluations can s
 import collections
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 import uuid
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,7 @@ from jaxtyping import Float
 from exedit.runtime import caches, files, parallel, processes, progress
 from exedit.runtime.errors import DataError, UserError, one_line
 
-SHARD = 256  # vectors per file; a killed run loses at most this many
-PIECE = 500  # vectors in memory at a time
+SHARD = 256  # vectors per file; a process that is killed loses at most this many
 
 
 def digest(*parts: str) -> str:
@@ -36,36 +34,32 @@ def default_folder() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-  """The input of one vector; `prepare` raises ValueError if the picture has no such vector."""
-
-  name: str  # of the picture, for messages
-  prepare: Callable[[], Any]
-
-
-@dataclasses.dataclass(frozen=True)
 class Column:
-  """One vector per edit.
+  """One vector per edit, or per real image.
 
-  what: the words of the progress bar. digest: names the computation, as `digest` makes it. keys:
-  the hash of the pictures of every edit. jobs: by key. run: computes the vectors of inputs.
+  what: the words of the progress bar.
+  digest: names the computation (see `digest`).
+  keys: names of the pictures that each vector depends on; equal keys have equal vectors.
+  names: of the pictures, for messages.
+  load(i): the input of vector i; raises ValueError if the picture has no such vector.
+  run: makes vectors of inputs, in order and in batches.
   """
 
   what: str
   digest: str
   keys: Sequence[str]
-  jobs: Mapping[str, Job]
+  names: Sequence[str]
+  load: Callable[[int], Any]
   run: Callable[[Iterator[Any]], Iterable[Float[np.ndarray, 'b d']]]
 
 
 class Store:
-  """The vectors of one column on the disk; for some keys a reason why there is no vector."""
+  """The vectors of one column on the disk; for some keys the reason why there is no vector."""
 
   def __init__(self, folder: str, column: Column):
     self.folder = os.path.join(folder, column.digest[:32])
     self._places: dict[str, tuple[str, int]] = {}  # file and row
     self._reasons: dict[str, str] = {}
-    self._known: set[str] = set()
     self._waiting: dict[str, Float[np.ndarray, ' d'] | str] = {}
     try:
       os.makedirs(self.folder, exist_ok=True)
@@ -73,15 +67,11 @@ class Store:
       raise UserError(
         f'the folder {folder} cannot be used ({error.strerror}): name another in config.cache'
       ) from error
-    self.read_new_files()
-
-  def read_new_files(self) -> None:
-    """Read which vectors the files hold that other processes wrote since the last call."""
     for name in sorted(os.listdir(self.folder)):
-      if name.endswith('.npz') and not name.startswith('.') and name not in self._known:
+      if name.endswith('.npz'):
         path = os.path.join(self.folder, name)
         with _opened(path) as arrays:
-          self._learn(path, arrays['keys'].tolist(), arrays['without'].tolist(), arrays['reasons'])
+          self._add(path, *(arrays[part].tolist() for part in ('keys', 'without', 'reasons')))
 
   def missing(self, keys: Iterable[str]) -> list[str]:
     """The keys that have neither a vector nor a reason on the disk, without repetitions."""
@@ -95,9 +85,10 @@ class Store:
 
   def close(self) -> None:
     """Write everything that was put."""
-    vectors = {k: value for k, value in self._waiting.items() if not isinstance(value, str)}
-    reasons = {k: value for k, value in self._waiting.items() if isinstance(value, str)}
-    if self._waiting:
+    waiting, self._waiting = self._waiting, {}
+    reasons = {key: value for key, value in waiting.items() if isinstance(value, str)}
+    vectors = {key: value for key, value in waiting.items() if key not in reasons}
+    if waiting:
       path = os.path.join(self.folder, f'{uuid.uuid4().hex}.npz')
       with files.writing(path) as file:
         np.savez(
@@ -107,35 +98,33 @@ class Store:
           without=np.array([*reasons], str),
           reasons=np.array([*reasons.values()], str),
         )
-      self._learn(path, vectors, reasons, reasons.values())
-    self._waiting = {}
+      self._add(path, [*vectors], [*reasons], [*reasons.values()])
 
-  def rows(self, keys: Sequence[str]) -> Iterator[list[tuple[Float[np.ndarray, ' d'] | None, str]]]:
-    """Yield (vector, '') or (None, reason) for each key in order, in lists of at most PIECE.
+  def read(self, keys: Sequence[str]) -> tuple[Float[np.ndarray, 'n d'], dict[int, str]]:
+    """Return the vectors of the keys, and by position the reasons of those that are NaN instead.
 
     Raises:
       KeyError: for a key that is missing.
     """
-    shard = functools.lru_cache(4)(_vectors)
+    reasons = {i: self._reasons[key] for i, key in enumerate(keys) if key in self._reasons}
+    by_path: dict[str, list[tuple[int, int]]] = {}
+    for i, key in enumerate(keys):
+      if i not in reasons:
+        path, row = self._places[key]
+        by_path.setdefault(path, []).append((i, row))
+    found = None
+    for path, places in by_path.items():
+      with _opened(path) as arrays:
+        vectors = arrays['vectors']
+      if found is None:
+        found = np.full((len(keys), vectors.shape[1]), np.nan, vectors.dtype)
+      positions, rows = zip(*places)
+      found[list(positions)] = vectors[list(rows)]
+    return np.full((len(keys), 1), np.nan) if found is None else found, reasons
 
-    def row(key):
-      if key in self._reasons:
-        return None, self._reasons[key]
-      path, position = self._places[key]
-      return shard(path)[position], ''
-
-    for start in range(0, len(keys), PIECE):
-      yield [row(key) for key in keys[start : start + PIECE]]
-
-  def _learn(self, path, keys, without, reasons):
-    self._known.add(os.path.basename(path))
+  def _add(self, path, keys, without, reasons):
     self._places |= {key: (path, row) for row, key in enumerate(keys)}
-    self._reasons |= dict(zip(without, map(str, reasons)))
-
-
-def _vectors(path):
-  with _opened(path) as arrays:
-    return arrays['vectors']
+    self._reasons |= dict(zip(without, reasons))
 
 
 @contextlib.contextmanager
@@ -155,13 +144,22 @@ def fill(store: Store, column: Column, only: Collection[str] | None = None) -> N
   Raises:
     UserError: if a vector is not finite, or a picture cannot be read.
   """
-  missing = store.missing(key for key in column.jobs if only is None or key in only)
+  missing = store.missing(key for key in column.keys if only is None or key in only)
   if not missing:
     return
+  positions = {key: i for i, key in enumerate(column.keys)}
   asked: collections.deque[str] = collections.deque()
 
+  def load(key):
+    try:
+      return key, column.load(positions[key]), ''
+    except DataError:
+      raise
+    except ValueError as error:
+      return key, None, one_line(error)
+
   def inputs(bar):
-    for key, (value, why) in parallel.in_parallel(lambda k: (k, _attempt(column, k)), missing):
+    for key, value, why in parallel.in_parallel(load, missing):
       if why:
         store.put(key, why)
         bar.update()
@@ -169,29 +167,18 @@ def fill(store: Store, column: Column, only: Collection[str] | None = None) -> N
         asked.append(key)
         yield value
 
-  with (
-    contextlib.closing(store),
-    progress.bar(what=column.what, total=len(missing), leave=False) as bar,
-  ):
+  bar = progress.bar(what=column.what, total=len(missing), leave=False)
+  with contextlib.closing(store), bar:
     for piece in column.run(inputs(bar)):
       for vector in piece:
         key = asked.popleft()
         if not np.isfinite(vector).all():
           raise UserError(
-            f'{column.what}: the vector of {column.jobs[key].name} is not finite; are the'
+            f'{column.what}: the vector of {column.names[positions[key]]} is not finite; are the'
             " network's weights sound?"
           )
         store.put(key, vector)
       bar.update(len(piece))
-
-
-def _attempt(column, key):
-  try:
-    return column.jobs[key].prepare(), ''
-  except DataError:
-    raise
-  except ValueError as error:
-    return None, one_line(error)
 
 
 def fill_together(folder: str, columns: Sequence[Column]) -> None:
@@ -203,9 +190,9 @@ def fill_together(folder: str, columns: Sequence[Column]) -> None:
   Raises:
     UserError: in every process, if one of them fails as `fill` does.
   """
-  every = {(column.digest, key): None for column in columns for key in column.jobs}
+  every = {(column.digest, key): None for column in columns for key in column.keys}
   share = set(processes.own_share([*every]))
   with processes.together():
     for column in columns:
-      only = {key for key in column.jobs if (column.digest, key) in share}
+      only = {key for key in column.keys if (column.digest, key) in share}
       fill(Store(folder, column), column, only)

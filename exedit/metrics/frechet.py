@@ -12,14 +12,12 @@ from jaxtyping import Float
 
 from exedit.metrics.features import check_rows, check_widths
 
+CHUNK = 4096  # rows converted to float64 at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-  """Count, mean and scatter of feature rows in float64: everything the distance needs of a set.
-
-  `Moments.of` takes a batch, and `merge` joins two in any order. The memory is one [d d] matrix,
-  independent of the number of images.
-  """
+  """Count, mean and scatter of feature rows in float64: everything the distance needs of a set."""
 
   n: int
   mean: Float[np.ndarray, ' d']
@@ -27,24 +25,18 @@ class Moments:
 
   @classmethod
   def of(cls, features: Float[np.ndarray, 'n d'], name: str = 'features') -> 'Moments':
-    """Compute the moments of one batch in two passes.
+    """Compute the moments in two passes, a chunk of rows at a time.
 
     Raises:
       ValueError: if there are no features, or some are NaN (names the rows).
     """
     check_rows(name, features)
     mean = features.mean(0, dtype=np.float64)
-    centred = features - mean
-    return cls(len(features), mean, centred.T @ centred)
-
-  def merge(self, other: 'Moments') -> 'Moments':
-    """Return the moments of both sets together (Chan, Golub and LeVeque 1979, equations 2.1)."""
-    check_widths('one batch', len(self.mean), 'another', len(other.mean))
-    n = self.n + other.n
-    step = other.mean - self.mean
-    between = np.outer(step, step) * (self.n * other.n / n)
-    mean = self.mean + step * (other.n / n)
-    return Moments(n, mean, self.scatter + other.scatter + between)
+    scatter = np.zeros((len(mean), len(mean)))
+    for start in range(0, len(features), CHUNK):
+      centred = features[start : start + CHUNK] - mean
+      scatter += centred.T @ centred
+    return cls(len(features), mean, scatter)
 
   @property
   def covariance(self) -> Float[np.ndarray, 'd d']:

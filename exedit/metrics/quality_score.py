@@ -5,6 +5,7 @@ This is GIQA's GMM score (Gu et al. 2020, arXiv:2003.08932) as in PbE's evaluati
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -13,59 +14,88 @@ from exedit.metrics.features import check_rows, check_widths
 from exedit.runtime.errors import UserError
 
 FULL_MARKS = 300.0  # nats: a log-likelihood of this or more gives the score 100
-COVARIANCE_TYPES = ('full', 'tied', 'diag', 'spherical')
+COVARIANCE_TYPES = ('full', 'tied', 'diag', 'spherical')  # scikit-learn's
 
 
 @dataclasses.dataclass(frozen=True)
 class GMM:
-  """A Gaussian mixture in scikit-learn's terms: k components over features of width d.
+  """A Gaussian mixture of k components over features of width d.
 
-  The shape of `precisions_cholesky` is [k d d] (covariance_type 'full'), [d d] ('tied': one for all
-  components), [k d] ('diag') or [k] ('spherical'). A matrix is the upper triangular C with a
-  positive diagonal and precision C C^T. The others are inverse standard deviations.
+  Each of `precisions_cholesky` is the upper triangular C with a positive diagonal and precision
+  C C^T.
 
   Raises:
     ValueError: for anything else.
   """
 
   weights: Float[np.ndarray, ' k']
-  means: Float[np.ndarray, 'm d']
-  precisions_cholesky: Float[np.ndarray, '...']
-  covariance_type: str = 'full'
+  means: Float[np.ndarray, 'k d']
+  precisions_cholesky: Float[np.ndarray, 'k d d']
 
   def __post_init__(self):
-    _check_type(self.covariance_type)
-    if self.means.ndim != 2 or self.weights.shape != self.means.shape[:1]:
-      raise ValueError(
-        f'the mixture has {self.weights.shape} weights but means of shape {self.means.shape}:'
-        ' there must be one weight per component'
-      )
-    _check_shape('precisions_cholesky', self.precisions_cholesky, self.means, self.covariance_type)
-    for name in ('weights', 'means', 'precisions_cholesky'):
-      if not np.isfinite(getattr(self, name)).all():
+    for name, array in self.to_arrays().items():
+      if array.dtype.kind == 'f' and not np.isfinite(array).all():
         raise ValueError(f'the {name} of the mixture are not finite')
     total = self.weights.sum(dtype=np.float64)
     if (self.weights < 0).any() or abs(total - 1) > 1e-3:
       raise ValueError(f'the weights of the mixture must be shares of 1: their sum is {total:g}')
-    _check_factors(self.precisions_cholesky, self.covariance_type)
+    smallest = np.diagonal(self.precisions_cholesky, axis1=1, axis2=2).min(1)
+    if smallest.min() <= 0:
+      k = smallest.argmin()
+      raise ValueError(
+        f'precisions_cholesky of component {k} is not positive definite: its smallest diagonal'
+        f' entry is {smallest[k]:g}'
+      )
+    if np.tril(self.precisions_cholesky, -1).any():
+      raise ValueError('precisions_cholesky must be upper triangular: it has entries below')
 
   @classmethod
-  def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> 'GMM':
-    """Make the mixture of `to_arrays`; ValueError says which array is missing or does not fit."""
-    absent = [field.name for field in dataclasses.fields(cls) if field.name not in arrays]
-    if absent:
+  def from_arrays(cls, arrays: Mapping[str, Any]) -> 'GMM':
+    """Make the mixture of `to_arrays`, or of a GaussianMixture of scikit-learn of any kind.
+
+    Its kind, `covariance_type`, gives precisions_cholesky the shape [k d d] ('full'), [d d]
+    ('tied': one for all components), [k d] ('diag') or [k] ('spherical').
+
+    Raises:
+      ValueError: if an array is missing, or the arrays do not fit together.
+    """
+    names = ('weights', 'means', 'precisions_cholesky')
+    if absent := [name for name in (*names, 'covariance_type') if name not in arrays]:
       raise ValueError(
         f'these arrays hold {", ".join(sorted(arrays)) or "nothing"}, but a mixture also needs'
         f' {", ".join(absent)}'
       )
-    weights, means, factors = (
-      np.asarray(arrays[name], np.float64) for name in ('weights', 'means', 'precisions_cholesky')
-    )
-    return cls(weights, means, factors, str(arrays['covariance_type']))
+    weights, means, factors = (np.asarray(arrays[name], np.float64) for name in names)
+    if means.ndim != 2 or weights.shape != means.shape[:1]:
+      raise ValueError(
+        f'the mixture has {weights.shape} weights but means of shape {means.shape}: there must be'
+        ' one weight per component'
+      )
+    return cls(weights, means, _matrices(factors, str(arrays['covariance_type']), *means.shape))
 
   def to_arrays(self) -> dict[str, np.ndarray]:
     """Return plain arrays by name, as `np.savez` takes them."""
-    return {f.name: np.asarray(getattr(self, f.name)) for f in dataclasses.fields(self)}
+    arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return dict(arrays, covariance_type=np.asarray('full'))
+
+
+def _matrices(factors, covariance_type, k, d):
+  """Expand the precisions_cholesky of a covariance_type to [k d d]."""
+  if covariance_type not in COVARIANCE_TYPES:
+    raise ValueError(
+      f'covariance_type is {covariance_type!r}: it must be one of {", ".join(COVARIANCE_TYPES)}'
+    )
+  shape = dict(full=(k, d, d), tied=(d, d), diag=(k, d), spherical=(k,))[covariance_type]
+  if factors.shape != shape:
+    raise ValueError(
+      f'precisions_cholesky of a {covariance_type} mixture of {k} components of width {d} must have'
+      f' shape {shape}, not {factors.shape}'
+    )
+  if covariance_type == 'spherical':
+    factors = factors[:, None]
+  if covariance_type in ('diag', 'spherical'):
+    return factors[:, :, None] * np.eye(d)
+  return np.broadcast_to(factors, (k, d, d))
 
 
 def log_likelihood(features: Float[np.ndarray, 'n d'], gmm: GMM) -> Float[np.ndarray, ' n']:
@@ -77,13 +107,12 @@ def log_likelihood(features: Float[np.ndarray, 'n d'], gmm: GMM) -> Float[np.nda
   check_rows('images', features)
   k, width = gmm.means.shape
   check_widths('the images', features.shape[1], 'the mixture', width)
-  features, factors = features.astype(np.float64), gmm.precisions_cholesky.astype(np.float64)
+  features = features.astype(np.float64)
   log_joint = np.empty((len(features), k))
-  for i, mean in enumerate(gmm.means.astype(np.float64)):
-    factor = factors if gmm.covariance_type == 'tied' else factors[i]
-    whitened = (features - mean) @ factor if factor.ndim == 2 else (features - mean) * factor
-    diagonal = np.diagonal(factor) if factor.ndim == 2 else np.broadcast_to(factor, (width,))
-    log_joint[:, i] = np.log(diagonal).sum() - (whitened**2).sum(1) / 2
+  for i, (mean, factor) in enumerate(zip(gmm.means, gmm.precisions_cholesky)):
+    factor = factor.astype(np.float64)
+    whitened = (features - mean) @ factor
+    log_joint[:, i] = np.log(np.diagonal(factor)).sum() - (whitened**2).sum(1) / 2
   with np.errstate(divide='ignore'):  # log 0 = -inf is right for a component of weight 0
     log_joint += np.log(gmm.weights.astype(np.float64))
   highest = log_joint.max(1, keepdims=True)
@@ -99,25 +128,13 @@ def quality_scores(features: Float[np.ndarray, 'n d'], gmm: GMM) -> Float[np.nda
   return np.clip(log_likelihood(features, gmm) / FULL_MARKS, 0, 1) * 100
 
 
-def fit(
-  features: Float[np.ndarray, 'n d'],
-  components: int = 20,
-  *,
-  covariance_type: str = 'full',
-  seed: int = 0,
-  regularisation: float = 1e-6,
-  max_steps: int = 100,
-) -> GMM:
+def fit(features: Float[np.ndarray, 'n d'], components: int = 20, *, seed: int = 0) -> GMM:
   """Fit a mixture with scikit-learn's expectation maximisation, which starts from k-means.
 
   Args:
-    features: features of natural images. A 'full' covariance needs more than width + 1 images per
-      component.
+    features: features of natural images, more than width + 1 of them per component.
     components: the number of components; the released mixture has 20, as its name says.
-    covariance_type: one of `COVARIANCE_TYPES`.
     seed: seed of the start; the same seed gives the same mixture.
-    regularisation: added to every variance.
-    max_steps: limit of the expectation maximisation; scikit-learn warns if it does not converge.
   Raises:
     UserError: if scikit-learn is not installed; only this function needs it.
     ValueError: if there are fewer images than components, for NaN, or if a component collapsed.
@@ -129,48 +146,8 @@ def fit(
       'fitting a quality score needs scikit-learn, which is not installed: pip install scikit-learn'
     ) from None
   check_rows('images', features)
-  _check_type(covariance_type)
   if len(features) < max(2, components):
     raise ValueError(f'{len(features)} images are too few for a mixture of {components} components')
-  model = GaussianMixture(
-    components,
-    covariance_type=covariance_type,
-    random_state=seed,
-    reg_covar=regularisation,
-    max_iter=max_steps,
-  ).fit(features.astype(np.float64))
+  model = GaussianMixture(components, random_state=seed).fit(features.astype(np.float64))
   found = (model.weights_, model.means_, model.precisions_cholesky_)
-  weights, means, factors = (np.asarray(array, np.float64) for array in found)
-  return GMM(weights, means, factors, covariance_type)
-
-
-def _check_type(covariance_type):
-  if covariance_type not in COVARIANCE_TYPES:
-    raise ValueError(
-      f'covariance_type is {covariance_type!r}: it must be one of {", ".join(COVARIANCE_TYPES)}'
-    )
-
-
-def _check_shape(name, array, means, covariance_type):
-  k, d = means.shape
-  shape = dict(full=(k, d, d), tied=(d, d), diag=(k, d), spherical=(k,))[covariance_type]
-  if array.shape != shape:
-    raise ValueError(
-      f'{name} of a {covariance_type} mixture of {k} components of width {d} must have shape'
-      f' {shape}, not {array.shape}'
-    )
-
-
-def _check_factors(factors, covariance_type):
-  """Raise ValueError unless the diagonals are positive and the entries below them are 0."""
-  matrices = covariance_type in ('full', 'tied')
-  diagonals = np.diagonal(factors, axis1=-2, axis2=-1) if matrices else factors
-  smallest = diagonals.reshape(1 if covariance_type == 'tied' else len(factors), -1).min(1)
-  if smallest.min() <= 0:
-    k = smallest.argmin()
-    raise ValueError(
-      f'precisions_cholesky of component {k} is not positive definite: its smallest diagonal'
-      f' entry is {smallest[k]:g}'
-    )
-  if matrices and np.tril(factors, -1).any():
-    raise ValueError('precisions_cholesky must be upper triangular: it has entries below')
+  return GMM(*(np.asarray(array, np.float64) for array in found))

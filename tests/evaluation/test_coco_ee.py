@@ -188,7 +188,7 @@ def test_pictures_that_cannot_be_scored_are_one_line(repeated, settings, tmp_pat
 def test_unusable_settings_are_one_line(world, repeated, settings, tmp_path):
   (tmp_path / 'file').write_text('')
   out, weights = str(tmp_path / 'out'), str(world / 'weights')
-  wide = quality_score.GMM(np.ones(1), np.zeros((1, 5)), np.ones((1, 5)), 'diag')
+  wide = quality_score.GMM(np.ones(1), np.zeros((1, 5)), np.eye(5)[None])
   np.savez(tmp_path / 'wide.npz', **arrays(wide))
   clip = settings['features']['clip']
   for change, says in [

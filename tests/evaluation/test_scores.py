@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from exedit import images
-from exedit.evaluation import benchmark, networks, preprocessing, resources, scores, vectors
+from exedit.evaluation import benchmark, networks, preprocessing, resources, scores
 from exedit.evaluation.networks import Features
 from exedit.input_pipeline.coco_ee import references
 from exedit.input_pipeline.coco_ee.bench import Bench
@@ -67,7 +67,8 @@ def boxed(p):
 
 def test_every_metric_is_its_formula(world, loaded, tmp_path):
   means = np.random.default_rng(0).normal(size=(2, judges.DIM))
-  mixture = quality_score.GMM(np.array([0.4, 0.6]), means, np.full(2, 0.4), 'spherical')
+  factors = np.stack([0.4 * np.eye(judges.DIM)] * 2)
+  mixture = quality_score.GMM(np.array([0.4, 0.6]), means, factors)
   given = Given(world, tmp_path, networks=loaded, gmm=mixture, gmm_sha256='g')
   found, clip, pictures = given.metrics(), loaded['clip'], given.pictures()
   results = clip([p['result'] for p in pictures])
@@ -248,14 +249,6 @@ def test_an_interrupted_run_computes_the_rest(world, loaded, tmp_path, monkeypat
   # 6 regions, 6 squashed exemplars, 6 whole regions and 6 whole exemplars. The one that was in the
   # network when the run was stopped is computed again.
   assert 24 <= sum(counted) <= 25
-
-
-def test_pieces_from_the_disk_do_not_change_the_numbers(world, loaded, tmp_path, monkeypatch):
-  given = Given(world, tmp_path, networks=loaded)
-  whole = given.metrics()
-  monkeypatch.setattr(vectors, 'PIECE', 2)
-  for name, metric in given.metrics().items():
-    np.testing.assert_allclose(metric.scores, whole[name].scores, rtol=1e-5, err_msg=name)
 
 
 def test_the_set_of_real_images_is_named_by_its_contents(world, tmp_path):

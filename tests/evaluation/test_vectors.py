@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from exedit.evaluation import resources, vectors
-from exedit.evaluation.vectors import Column, Job, Store
+from exedit.evaluation.vectors import Column, Store
 from exedit.input_pipeline.coco_ee import references
 from exedit.runtime.errors import UserError
 from tests import evaluations, scoring
@@ -22,13 +22,12 @@ def column(*names, spoilt='', digest='d' * 64, counted=None):
         counted.append(value)
       yield np.array([[np.nan if value == spoilt else len(value)]], np.float32)
 
-  def prepare(name):
-    if name.startswith('none'):
+  def load(i):
+    if names[i].startswith('none'):
       raise ValueError('there is none')
-    return name
+    return names[i]
 
-  jobs = {f'key {n}': Job(n, lambda n=n: prepare(n)) for n in names}
-  return Column('a column', digest, list(jobs), jobs, run)
+  return Column('a column', digest, [f'key {name}' for name in names], names, load, run)
 
 
 def put(store, **values):
@@ -43,7 +42,6 @@ def files_of(store):
 
 def test_vectors_and_reasons_come_back_in_order(tmp_path, monkeypatch):
   monkeypatch.setattr(vectors, 'SHARD', 4)
-  monkeypatch.setattr(vectors, 'PIECE', 7)
   rng = np.random.default_rng(0)
   values = {f'k{i}': rng.normal(size=3).astype(np.float32) for i in range(10)}
   folder = str(tmp_path / 'new' / 'folder')
@@ -51,16 +49,14 @@ def test_vectors_and_reasons_come_back_in_order(tmp_path, monkeypatch):
   kept = Store(folder, column())
   assert len(files_of(kept)) == 3 and not kept.missing([*values, 'none'])
   order = [*list(values)[::-1], 'none', 'k3', 'k3']
-  pieces = list(kept.rows(order))
-  assert [len(piece) for piece in pieces] == [7, 6]
-  for name, (vector, why) in zip(order, [row for piece in pieces for row in piece], strict=True):
-    if name == 'none':
-      assert vector is None and why == 'too small'
-    else:
-      assert vector is not None and vector.dtype == np.float32
-      np.testing.assert_array_equal(vector, values[name])
+  found, reasons = kept.read(order)
+  assert found.dtype == np.float32 and reasons == {10: 'too small'} and np.isnan(found[10]).all()
+  expected = [values[name] for name in order if name != 'none']
+  np.testing.assert_array_equal(np.delete(found, 10, 0), expected)
+  found, reasons = kept.read(['none'])
+  assert found.shape == (1, 1) and list(reasons) == [0]
   with pytest.raises(KeyError):
-    list(kept.rows(['b']))
+    kept.read(['b'])
 
 
 def test_what_was_not_written_is_missing_and_another_column_has_its_own(tmp_path):
@@ -68,8 +64,7 @@ def test_what_was_not_written_is_missing_and_another_column_has_its_own(tmp_path
   one.put('a', np.zeros(1))
   assert one.missing(['a', 'b', 'a']) == ['a', 'b'] == other.missing(['a', 'b'])
   one.close()
-  other.read_new_files()
-  assert one.missing(['a', 'b']) == ['b'] == other.missing(['a', 'b'])
+  assert one.missing(['a', 'b']) == ['b'] == Store(str(tmp_path), column()).missing(['a', 'b'])
   assert Store(str(tmp_path), column(digest='e' * 64)).missing(['a']) == ['a']
 
 
@@ -104,9 +99,9 @@ def test_only_what_is_missing_and_asked_for_is_computed(tmp_path):
     vectors.fill(kept, spoilt)
   vectors.fill(Store(str(tmp_path), whole), whole)  # what came before the error was kept
   assert counted == ['bb', 'ccc']
-  rows = next(Store(str(tmp_path), whole).rows(whole.keys))
-  assert [None if vector is None else vector[0] for vector, _ in rows] == [1, 2, None, 3]
-  assert rows[2][1] == 'there is none'
+  found, reasons = Store(str(tmp_path), whole).read(whole.keys)
+  np.testing.assert_array_equal(found[:, 0], [1, 2, np.nan, 3])
+  assert reasons == {2: 'there is none'}
 
 
 def numbers(path):
