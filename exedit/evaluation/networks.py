@@ -36,9 +36,7 @@ Prepared = Float[np.ndarray, 's s 3']
 
 # Which files the user needs for each network.
 NEEDED = {
-  'clip_b32': (
-    "OpenAI's CLIP ViT-B/32: the folder or hub id openai/clip-vit-base-patch32, or ViT-B-32.pt"
-  ),
+  'clip_b32': "OpenAI's CLIP ViT-B/32: the folder or hub id openai/clip-vit-base-patch32",
   'inception': (
     'pt_inception-2015-12-05-6726825d.pth, from the release fid_weights of mseitzer/pytorch-fid'
   ),

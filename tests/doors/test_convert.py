@@ -259,31 +259,3 @@ def test_memory(tmp_path):
   assert 0.9 < peak('b', 'load') < 1.3
   assert peak('b', 'bfloat16') < 1.0
   assert peak('b', 'original', 'c.safetensors') < 0.3
-
-
-@pytest.mark.parametrize('layout', ['exedit', 'diffusers', 'original'])
-@pytest.mark.parametrize(
-  ('to', 'words'),
-  [
-    ('a.png/x.safetensors', 'a.png is not a folder'),
-    ('none/deep/x.safetensors', 'the folder .*none/deep does not exist; make it first'),
-  ],
-)
-def test_a_target_without_a_folder_is_refused_before_reading(
-  tmp_path, monkeypatch, layout, to, words
-):
-  (tmp_path / 'a.png').write_bytes(b'a picture')
-  monkeypatch.setattr(find, 'weights', lambda *_, **__: pytest.fail('it was read'))
-  with pytest.raises(UserError, match=words) as error:
-    quiet(tmp_path / 'weights', tmp_path / to, layout=layout)
-  assert '\n' not in str(error.value)
-  assert os.listdir(tmp_path) == ['a.png']
-
-
-@pytest.mark.parametrize('layout', door.LAYOUTS)
-def test_a_name_too_long_for_a_file_system_is_refused(tmp_path, layout):
-  released.export(tmp_path / 'w')
-  name = 'a' * 260 + '.safetensors'
-  with pytest.raises(UserError, match='its name has more than 200 bytes'):
-    convert(str(tmp_path / 'w'), str(tmp_path / name), layout=layout)
-  assert os.listdir(tmp_path) == ['w']

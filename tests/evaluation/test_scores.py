@@ -143,7 +143,7 @@ def test_without_resources_the_notes_say_what_to_get(world, loaded, tmp_path):
     clip_score='openai/clip-vit-base-patch32',
     fid_inception='pt_inception-2015-12-05-6726825d.pth',
     background_lpips_alex='config.features.lpips is not set',
-    clip_i='ViT-B-32.pt',
+    clip_i='openai/clip-vit-base-patch32',
     dino_i='config.features.dino_s16 is not set; get DINO',
   )
   for name, says in expected.items():

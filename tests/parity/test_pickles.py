@@ -79,19 +79,6 @@ def test_every_dtype_and_view_as_torch_wrote_them_before_1_6(tmp_path):
     assert_same(tmp_path / 'a.pt', values)
 
 
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')
-def test_torchscript(tmp_path):
-  net = torch.nn.Sequential(
-    torch.nn.Conv2d(3, 4, 2), torch.nn.BatchNorm2d(4), torch.nn.Linear(2, 5)
-  )
-  torch.jit.save(torch.jit.script(net), tmp_path / 'a.pt')
-  tensors = open_tensors(tmp_path / 'a.pt')
-  theirs = net.state_dict()
-  assert set(tensors) == set(theirs)
-  for name, tensor in tensors.items():
-    np.testing.assert_array_equal(tensor.read(), theirs[name].numpy(), err_msg=name)
-
-
 def test_bfloat16_state_dicts_of_modules(tmp_path):
   net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).bfloat16()
   torch.save(net.state_dict(), tmp_path / 'a.bin')

@@ -14,7 +14,6 @@ from exedit.evaluation import synthetic_bench as evaluation
 from exedit.input_pipeline import open_images
 from exedit.models import parameters
 from exedit.training.config import Config
-from tests.networks import count
 
 
 @functools.cache
@@ -95,8 +94,3 @@ def test_the_dead_kernels_that_the_recipe_names_are_the_dead_ones():
   assert not in_resblocks
   assert size(mapper) == 10_496_000
   assert size(dead) - size(mapper) == 22_000_000
-
-
-def test_count_agrees_with_itself():
-  """The helper that the other tests count with, on a layer that one can count by hand."""
-  assert count(nnx.Linear(3, 4, rngs=nnx.Rngs(0))) == 3 * 4 + 4
