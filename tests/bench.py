@@ -1,4 +1,4 @@
-"""A small benchmark in the published layout, written by hand: what readers' tests start from."""
+"""A small benchmark in the published layout, written by hand, for the tests of its readers."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ BOXES = ((4, 6, 14, 18), (0, 0, 12, 10), (5, 9, 24, 20), (8, 8, 16, 16))  # (x0,
 
 
 def picture(seed: int, size: tuple[int, int], mode='RGB') -> PIL.Image.Image:
-  """Smooth colours of one's own, (width, height)."""
+  """Returns smooth random colours, (width, height)."""
   small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
   image = PIL.Image.fromarray(cv2.resize(small, size, interpolation=cv2.INTER_CUBIC))
   return image.convert(mode)
@@ -27,8 +27,24 @@ def mask(box: tuple[int, int, int, int], size=SIZE) -> PIL.Image.Image:
   return PIL.Image.fromarray(pixels)
 
 
+def _ellipse() -> PIL.Image.Image:
+  y, x = np.mgrid[:SIZE, :SIZE]
+  inside = ((x - 12) / 8) ** 2 + ((y - 11) / 5) ** 2 < 1
+  return PIL.Image.fromarray(np.where(inside, np.uint8(255), np.uint8(0)))
+
+
+MASKS = dict(
+  box=mask((4, 6, 14, 18)),
+  corner=mask((0, 0, 12, 10)),
+  band=mask((0, 8, 24, 20)),
+  pixel=mask((5, 5, 6, 6)),
+  ellipse=_ellipse(),
+  whole=mask((0, 0, SIZE, SIZE)),
+)
+
+
 def write(root: pathlib.Path, ids=IDS, size=SIZE, boxes=BOXES) -> pathlib.Path:
-  """GT_n, Mask_bbox_n, Ref_n and id_list.npy; a palette and an alpha channel among exemplars."""
+  """Writes GT_n, Mask_bbox_n, Ref_n and id_list.npy; some exemplars have a palette or alpha."""
   n = len(ids)
   for name in (f'GT_{n}', f'Mask_bbox_{n}', f'Ref_{n}'):
     (root / name).mkdir(parents=True)
@@ -50,7 +66,7 @@ def save_ids(root: pathlib.Path, ids, **kwargs) -> None:
 
 
 def door(capsys):
-  """The door in this process: argv -> (exit status, stdout, the line on stderr)."""
+  """Runs a command in this process: argv -> (exit status, stdout, the line on stderr)."""
 
   def run(*argv):
     status = 0
@@ -68,7 +84,7 @@ def door(capsys):
 
 
 def own_pictures(root, shapes=((40, 20), (20, 36), (30, 30))):
-  """image/, mask/, exemplar/ of three photos (w, h), a box right of and below the middle."""
+  """Writes image/, mask/, exemplar/ of photos (w, h); masks are right of and below the middle."""
   for name in ('image', 'mask', 'exemplar'):
     (root / name).mkdir(parents=True)
   for k, (w, h) in enumerate(shapes, 1):
