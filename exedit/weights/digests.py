@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from exedit.runtime import caches
+from exedit.runtime import caches, files
 
 FRESH = 2.0  # seconds; a younger file may change again without a change of its time
 
@@ -24,8 +24,7 @@ def sha256(path: str | os.PathLike) -> str:
   known = _known().get(path, [])
   if known[:2] == state:
     return known[2]
-  with open(path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  digest = files.sha256(path)
   if time.time_ns() - status.st_mtime_ns > FRESH * 1e9:
     _remember(path, [*state, digest])
   return digest
@@ -57,9 +56,5 @@ def _known() -> dict[str, list]:
 
 def _remember(path: str, entry: list) -> None:
   """A cache folder that cannot be written is no error: the file is hashed again next time."""
-  file = _file()
-  half = file.with_name(f'{file.name}.{os.getpid()}.tmp')
   with contextlib.suppress(OSError):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    half.write_text(json.dumps({**_known(), path: entry}), encoding='utf-8')
-    os.replace(half, file)
+    files.write_text(_file(), json.dumps({**_known(), path: entry}))

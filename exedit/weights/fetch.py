@@ -4,13 +4,14 @@ Only the files that exedit uses are fetched: the published hub repository holds 
 three times, once with its optimizer state (12.6 GB).
 """
 
-import contextlib
 import fnmatch
 import glob
+import hashlib
 import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -28,7 +29,7 @@ _FOREIGN = (
 )
 _ID = re.compile(r'([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?')
 BESIDE = ('config.json', 'frozen.safetensors')  # the files of a workdir beside its checkpoints
-KEPT = 3600.0  # seconds that a copied file stays after the store has removed its original
+KEPT = 3600.0  # seconds that a copy stays at least
 SHOWN = 1e8  # bytes; smaller copies are done before a progress bar helps
 
 
@@ -179,9 +180,10 @@ def _why(where: str, error: Exception) -> str:
 
 
 def _from_store(src: str) -> Path:
-  """Copies a file, a run's newest checkpoint or a folder of weights; only what has changed.
+  """Copies a file, a run's newest checkpoint or a folder of weights to the cache folder.
 
-  Two processes do not copy at the same time. fsspec's own caches give files without their folders.
+  A copy is never changed. When the store has other versions of the files, a new copy is made.
+  (fsspec's own caches give single files without their folders.)
   """
   src = src.rstrip('/')
   try:
@@ -190,24 +192,23 @@ def _from_store(src: str) -> Path:
     raise UserError(f'{src} cannot be read: {one_line(error)[:200]}') from error
   if not found:
     raise UserError(f'{src} does not exist: check its name, and your rights there')
+  if '' not in found:  # a folder
+    found = {f'/{file}': found[file] for file in _needed([*found], src)}
+  sizes = {file: int(entry['size']) for file, entry in found.items()}
+  versions = sorted((file, remote.version(entry)) for file, entry in found.items())
   home = caches.folder_of('stores', src)
-  source, _, name = src.rpartition('/')
-  if is_file := '' in found:
-    found = {name: found['']}
-  else:
-    source, found = src, {file: found[file] for file in _needed([*found], src)}
-  target = home if is_file else home / name
-  versions = {file: [int(entry['size']), remote.version(entry)] for file, entry in found.items()}
+  copy = home / hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:16]
+  target = copy / src.rpartition('/')[2]
   try:
     home.mkdir(parents=True, exist_ok=True)
     with files.Lock(home / 'lock'):
-      if not is_file:
-        _remove_old(target, versions)
-      _copy(source, target, versions, home / 'versions.json')
+      if not copy.exists():
+        _copy(src, target.name, copy, sizes)
+        _remove_old(home, copy)
   except OSError as error:
     why = 'no space left for it' if disk_is_full(error) else one_line(error)[:200]
     raise UserError(f'{src} cannot be copied to {target}: {why}') from error
-  return target / name if is_file else target
+  return target
 
 
 def _needed(paths: Sequence[str], src: str) -> list[str]:
@@ -223,32 +224,23 @@ def _needed(paths: Sequence[str], src: str) -> list[str]:
   return [path for path in paths if path.startswith(newest) or path in BESIDE]
 
 
-def _remove_old(target: Path, versions: Mapping[str, list[int]]) -> None:
-  """Removes what the store no longer has, unless another process may still be reading it."""
-  for folder, folders, names in os.walk(target, topdown=False):
-    for path in (Path(folder, name) for name in names):
-      young = time.time() - path.stat().st_mtime < KEPT
-      if path.relative_to(target).as_posix() not in versions and not young:
-        path.unlink()
-    for name in folders:
-      with contextlib.suppress(OSError):  # it is not empty
-        os.rmdir(os.path.join(folder, name))
-
-
-def _copy(source: str, target: Path, versions: Mapping[str, list[int]], known_in: Path) -> None:
-  """Makes the files of `target` those of these versions; `known_in` remembers what was copied."""
-  try:
-    known = json.loads(known_in.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
-    known = {}
-  size = lambda path: path.stat().st_size if path.is_file() else -1
-  changed = [n for n, v in versions.items() if known.get(n) != v or size(target / n) != v[0]]
-  total = sum(versions[name][0] for name in changed)
+def _copy(src: str, name: str, folder: Path, sizes: Mapping[str, int]) -> None:
+  """Makes `folder` with the files `src` + key of `sizes` below `name`."""
+  total = sum(sizes.values())
   small = int(total < SHOWN)
-  with progress.bar(what=source, total=total, unit='B', unit_scale=True, process=small) as bar:
-    for name in changed:
-      with files.writing(target / name) as file:
-        remote.get(f'{source}/{name}', file.name)
-      known[name] = versions[name]
-      files.write_text(known_in, json.dumps({n: known[n] for n in versions if n in known}))
-      bar.update(versions[name][0])
+  with (
+    files.new_folder(folder) as half,
+    progress.bar(what=src, total=total, unit='B', unit_scale=True, process=small) as bar,
+  ):
+    for file, size in sizes.items():
+      path = f'{half}/{name}{file}'
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+      remote.get(f'{src}{file}', path)
+      bar.update(size)
+
+
+def _remove_old(home: Path, newest: Path) -> None:
+  """Removes other copies, unless they are so young that a process may be reading them."""
+  for folder in home.iterdir():
+    if folder.is_dir() and folder != newest and time.time() - folder.stat().st_mtime > KEPT:
+      shutil.rmtree(folder, ignore_errors=True)

@@ -162,8 +162,9 @@ def test_the_newest_checkpoint_of_a_store_is_copied_and_the_older_copy_goes(
     np.testing.assert_array_equal(params[name], value)
   saved(9)
   monkeypatch.setattr(fetch, 'KEPT', 0.0)
-  assert fetch.local_path(PLACE) == path and os.listdir(path / 'checkpoints') == ['9']
-  assert run.restore_params(path)[1] == 9
+  newer = fetch.local_path(PLACE)
+  assert os.listdir(newer / 'checkpoints') == ['9'] and not path.exists()
+  assert run.restore_params(newer)[1] == 9
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,7 @@ MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the old format
 LONGEST_HEAD = 2**22  # bytes of all pickles of an old file; those of 1,500 tensors take a tenth
 
 
-def read_view(
-  read: Callable[[int, int], np.ndarray], view: View, big_endian: bool = False
-) -> np.ndarray:
+def read_view(read: Callable[[int, int], np.ndarray], view: View) -> np.ndarray:
   """Returns the window that a tensor is on its storage as a contiguous array.
 
   read(start, count): bytes of the storage, as a new array. Only the bytes from the window's first
@@ -47,9 +45,6 @@ def read_view(
   last = sum((n - 1) * step for n, step in zip(view.shape, view.stride))
   width = view.dtype.itemsize
   data = read(view.offset * width, (last + 1) * width)
-  if big_endian:
-    word = width // 2 if view.dtype.kind == 'c' else width
-    data.view(f'u{word}').byteswap(inplace=True)
   steps = [step * width for step in view.stride]
   raw = data.view(f'V{width}')  # as_strided does not know every type
   window = np.lib.stride_tricks.as_strided(raw, view.shape, steps).view(view.dtype)
@@ -81,16 +76,15 @@ def open_zip(file: File) -> dict[str, Tensor]:
     raise damaged(file.path, f'a pickle of {size} bytes')
   top = pickled[0].removesuffix('data.pkl')
   order = archive.read(f'{top}byteorder').tobytes() if archive.size(f'{top}byteorder') > 0 else b''
-  if order not in (b'', b'little', b'big'):
-    raise damaged(file.path, f'its byte order is {quoted(order)}')
+  if order not in (b'', b'little'):
+    raise UserError(f'{file.path} has the byte order {quoted(order)}: save it on another machine')
   tensors = {}
   for name, view in torch_names.read_weights(archive.read(pickled[0]).tobytes(), file.path).items():
     key, size = f'{top}data/{view.storage.key}', view.storage.size
     if archive.size(key) != size:
       there = f'has {archive.size(key)}' if archive.size(key) >= 0 else 'is not there'
       raise damaged(file.path, f'{quoted(name)} needs {size} bytes in {quoted(key)}, which {there}')
-    read = functools.partial(archive.read, key)
-    read = functools.partial(read_view, read, view, big_endian=order == b'big')
+    read = functools.partial(read_view, functools.partial(archive.read, key), view)
     tensors[name] = Tensor(view.shape, view.dtype, read)
   return tensors
 
