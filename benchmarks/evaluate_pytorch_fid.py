@@ -1,4 +1,4 @@
-"""The side of pytorch-fid in benchmarks/evaluate.py: a process without JAX; prints a JSON line.
+"""Measures pytorch-fid for benchmarks/evaluate.py, in a process without JAX; prints a JSON line.
 
 python -m benchmarks.evaluate_pytorch_fid '{"packages": ..., "weights": ..., "pictures": ..., ...}'
 """
@@ -21,7 +21,7 @@ from benchmarks.sampling_diffusers import peak_bytes
 
 
 def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """Seconds of features, of the network alone and of the distance; the features go to a file."""
+  """Time the features, the network alone and the distance; the features go to a file."""
   inception, fid_score = imported(spec['packages'])
   import torch
   from safetensors.torch import load_file
@@ -32,7 +32,7 @@ def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
   fid_score.tqdm = lambda batches: batches
   files = sorted(Path(spec['pictures']).iterdir())
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  own = dict(device=device, num_workers=min(cores or 0, 8))  # as its command line has it
+  own = dict(device=device, num_workers=min(cores or 0, 8))  # as its command line does
 
   def features():
     return fid_score.get_activations(files, model, **own)  # its own batches of 50
@@ -43,10 +43,10 @@ def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
   def network():
     return model(batch)[0].cpu()
 
-  np.save(spec['output'], features())  # the first, which warms up, does not count
+  np.save(spec['output'], features())  # the first run, which warms up, does not count
   memory = peak_bytes()
   network()
-  found = dict(features=best(features, spec['rounds'])[0], network=best(network, 3)[0])
+  found = dict(features=best(features, 1)[0], network=best(network, 3)[0])
   first, second = np.load(spec['vectors'])
   gaussian = lambda rows: (np.mean(rows, axis=0), np.cov(rows, rowvar=False))
 
@@ -60,14 +60,14 @@ def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def imported(packages: str) -> tuple[Any, Any]:
-  """(pytorch_fid.inception, pytorch_fid.fid_score), from a folder of packages if one is given."""
+  """Import (pytorch_fid.inception, pytorch_fid.fid_score), from a folder of packages if given."""
   if packages:
-    sys.path.append(packages)  # the last: one of them brings a `tests` along
+    sys.path.append(packages)  # at the end, because one of the packages contains a `tests`
   import torch
 
   try:
     importlib.import_module('torchvision')
-  except RuntimeError:  # built for CUDA, beside a torch without: two of its operators' names do
+  except RuntimeError:  # built for CUDA, but torch is not: define the two operators it looks for
     for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
       del sys.modules[name]
     for name in ('nms', 'qnms'):
@@ -84,7 +84,7 @@ def imported(packages: str) -> tuple[Any, Any]:
 
 
 def best(call: Callable[[], Any], rounds: int) -> tuple[float, Any]:
-  """(seconds of the fastest of some calls, what the last one gave)."""
+  """Return the seconds of the fastest of some calls, and the result of the last one."""
   seconds, result = [], None
   for _ in range(rounds):
     start = time.perf_counter()
