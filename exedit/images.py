@@ -1,16 +1,14 @@
-"""Image files in and out, the one convention: float32 in [-1, 1], [b h w c], mask 1 = repaint.
+"""Reads and writes image files. Images are float32 in [-1, 1], [b h w c]; mask 1 = repaint.
 
-Eight-bit pixels survive the trip exactly: `to_uint8(from_uint8(p)) == p` for all 256 values, so a
-pixel that an edit leaves alone is saved as the byte that was loaded.
+`to_uint8(from_uint8(p)) == p` for all 256 values, so a pixel that an edit does not change is saved
+as the byte that was loaded.
 """
 
-import contextlib
 import dataclasses
 import io
 import itertools
 import math
 import os
-import threading
 from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
@@ -18,13 +16,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from exedit.runtime import decode
+from exedit.runtime import decode, files
 from exedit.runtime.errors import UserError
 
 FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
-LONGEST_SIDE = {'JPEG': 65500, 'WEBP': 16383}  # what the format's own fields can say
-LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
-TEXT = 'exedit'  # the key of an edit's recipe among a PNG file's texts
+LONGEST_SIDE = {'JPEG': 65500, 'WEBP': 16383}  # limits of the file formats
+TEXT = 'exedit'  # the key of the recipe among a PNG file's texts
 
 AnyFloat = Float[Array, '*b h w c'] | Float[np.ndarray, '*b h w c']
 
@@ -38,7 +35,7 @@ def from_uint8(pixels: UInt8[np.ndarray, '*b h w c']) -> Float[np.ndarray, '*b h
 
 
 def to_uint8(image: AnyFloat) -> UInt8[np.ndarray, '*b h w c']:
-  """[-1, 1] to 0..255, clipped and rounded (the original truncates: facts 3.3)."""
+  """[-1, 1] to 0..255, clipped and rounded. The original truncates (docs/facts.md, Samplers)."""
   levels = (np.asarray(image, np.float32) + np.float32(1)) * np.float32(127.5)
   return np.clip(np.round(levels), 0, 255).astype(np.uint8)
 
@@ -47,27 +44,27 @@ def to_uint8(image: AnyFloat) -> UInt8[np.ndarray, '*b h w c']:
 
 
 def load(path: str | os.PathLike) -> Float[Array, '1 h w 3']:
-  """An image file of any common kind, upright, as float32 in [-1, 1].
+  """Reads an image file of any common kind, upright, as float32 in [-1, 1].
 
-  16-bit files are scaled to 8 bits, transparent pixels lie on white, an animation gives its first
-  frame, and the colour values of an RGB file stay the file's own (no colour conversion).
+  16-bit files are scaled to 8 bits, transparent pixels are put on white, only the first frame of an
+  animation is read, and the colour values of an RGB file are not converted.
 
   Raises:
-    UserError: naming the file, what is wrong with it and what to do.
+    UserError: with the file, what is wrong with it and what to do.
   """
   return jnp.asarray(from_uint8(read(path)))[None]
 
 
 def load_mask(path: str | os.PathLike, like: AnyFloat | None = None) -> Float[Array, '1 h w 1']:
-  """A mask file: 1 (repaint) where it is at least half bright, else 0 (keep).
+  """Reads a mask file: 1 (repaint) if a pixel is at least half bright, else 0 (keep).
 
-  Colour counts by its luminance and transparent pixels as black.
+  The brightness of a colour is its luminance; transparent pixels count as black.
 
   Args:
     path: the file.
-    like: the image [b h w c] that the mask belongs to; the two must have the same size.
+    like: the image [b h w c] of the mask; the two must have the same size.
   Raises:
-    UserError: as `load`, and for a mask of another size or one that repaints nothing.
+    UserError: as `load`, for a mask of another size, and for an empty mask.
   """
   repaint = read_mask(path)
   if like is not None:
@@ -76,12 +73,12 @@ def load_mask(path: str | os.PathLike, like: AnyFloat | None = None) -> Float[Ar
 
 
 def read(path: str | os.PathLike) -> UInt8[np.ndarray, 'h w 3']:
-  """`load` before it becomes float: the upright 8-bit RGB pixels."""
+  """Reads an image file as `load` does, as upright 8-bit RGB pixels."""
   return np.asarray(decode.upright(path, 'RGB', 'white'))
 
 
 def read_mask(path: str | os.PathLike, what: str = 'region to repaint') -> Bool[np.ndarray, 'h w']:
-  """`load_mask` before it becomes float: True = repaint (or `what` else the mask is of)."""
+  """Reads a mask file as `load_mask` does: True = repaint. `what`: the white part, for messages."""
   brightness = np.asarray(decode.upright(path, 'L', 'black'))
   repaint = brightness >= 128
   if not repaint.any():
@@ -94,15 +91,19 @@ def read_mask(path: str | os.PathLike, what: str = 'region to repaint') -> Bool[
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-  """A photo with all that its edit should keep."""
+  """A photo with everything that its edit keeps.
 
-  rgb: UInt8[np.ndarray, 'h w 3']  # what is looked at: transparent pixels lie on white
-  rgba: UInt8[np.ndarray, 'h w 4'] | None  # as in the file, colours of transparent pixels included
+  rgb: the pixels, on white if some are transparent. rgba: the file's own, with the colours of
+  transparent pixels; None if the file has no transparency.
+  """
+
+  rgb: UInt8[np.ndarray, 'h w 3']
+  rgba: UInt8[np.ndarray, 'h w 4'] | None
   icc_profile: bytes | None
 
 
 def read_photo(path: str | os.PathLike) -> Photo:
-  """`read`, and beside it the transparency and the colour profile; errors as `load`."""
+  """Reads a photo with its transparency and colour profile; errors as `load`."""
   with decode.opened(path) as file:
     image = decode.eight_bit(file)
     rgba = np.asarray(image.convert('RGBA')) if image.has_transparency_data else None
@@ -111,7 +112,7 @@ def read_photo(path: str | os.PathLike) -> Photo:
 
 
 def read_icc(path: str | os.PathLike) -> bytes | None:
-  """The RGB colour profile of a readable image file, to be saved with its edit (or None)."""
+  """The RGB colour profile of an image file, to save with its edit; None if there is none."""
   with Image.open(path) as file:
     return decode.icc(file)
 
@@ -119,7 +120,7 @@ def read_icc(path: str | os.PathLike) -> bytes | None:
 def check_size_of_mask(
   path: str | os.PathLike, mask: tuple[int, ...], image: tuple[int, ...], name: str = 'image'
 ) -> None:
-  """UserError unless the mask (height, width) is as large as the image that it belongs to."""
+  """Raises UserError unless the mask has the size (height, width) of its image."""
   (mh, mw), (h, w) = mask, image
   if (mh, mw) == (h, w):
     return
@@ -142,19 +143,22 @@ def save(
   icc_profile: bytes | None = None,
   recipe: str | None = None,
 ) -> str:
-  """Write one image as PNG, JPEG or WebP by the name's ending, all of it or nothing.
+  """Writes one image as PNG, JPEG or WebP, depending on the name's ending.
 
-  PNG and WebP are lossless; JPEG changes every pixel a little, edited or not.
+  The file is written as a whole or not at all. PNG and WebP are lossless; JPEG changes every pixel
+  a little.
 
   Args:
-    image: [1 h w 3] or [h w 3] in [-1, 1], or uint8; with a fourth channel, transparency, for a
-      format that holds it.
+    image: [1 h w 3] or [h w 3] in [-1, 1], or uint8. PNG and WebP also take a fourth channel, the
+      transparency.
     path: a name without an ending gets `.png`.
-    icc_profile: from `read_icc`, so that colours are shown as the source's are.
-    recipe: JSON text to keep in a PNG file's metadata and in `recipe_path(path)`. Both files are
-      written before either takes its place, the image first: a recipe never lies beside less.
+    icc_profile: the source's, from `read_icc`, so that the colours look the same.
+    recipe: JSON text that is also kept in a PNG file's metadata. The image and its recipe are
+      written both or neither; the image takes its place first.
   Returns:
     The path written.
+  Raises:
+    UserError: for a path or size that cannot be written, and for an image that is not finite.
   """
   path = output_path(path)
   pixels = np.asarray(image)
@@ -168,34 +172,33 @@ def save(
     pixels = to_uint8(pixels)
   check_holds(path, pixels.shape[:2])
   text = PngImagePlugin.PngInfo()
-  files = {}
   if recipe is not None:
     text.add_itxt(TEXT, recipe)
-    files[recipe_path(path)] = recipe.encode()
   options = dict(
     PNG=dict(pnginfo=text),
     JPEG=dict(quality=95, subsampling=0),
-    WEBP=dict(lossless=True, exact=True),  # exact: the colours under transparency too
+    WEBP=dict(lossless=True, exact=True),  # exact: keeps the colours of transparent pixels
   )
   kind = format_of(path)
   encoded = io.BytesIO()
   Image.fromarray(pixels).save(encoded, kind, icc_profile=icc_profile, **options[kind])
-  _write({path: encoded.getbuffer(), **files})
+  beside = {} if recipe is None else {recipe_path(path): recipe.encode()}
+  files.write_all({path: encoded.getvalue(), **beside})
   return path
 
 
 def recipe_path(path: str | os.PathLike) -> str:
-  """The file beside an output that says how it was made: `out.json` for `out.png`."""
+  """The path of an output's recipe: `out.json` for `out.png`."""
   return os.path.splitext(os.fspath(path))[0] + '.json'
 
 
 def holds_alpha(path: str | os.PathLike) -> bool:
-  """Whether a file of this name can be transparent."""
+  """Whether a file with this name can be transparent."""
   return format_of(path) != 'JPEG'
 
 
 def output_path(path: str | os.PathLike) -> str:
-  """The path that `save` would write; refuses what it could not write, before any work is done."""
+  """The path that `save` would write; UserError if it could not."""
   path = check_ending(path)
   folder = os.path.dirname(path) or '.'
   if not os.path.isdir(folder):
@@ -204,13 +207,15 @@ def output_path(path: str | os.PathLike) -> str:
 
 
 def check_ending(path: str | os.PathLike) -> str:
-  """The path, with `.png` where it has no ending; UserError for one that is no image's name."""
+  """The path, with `.png` if it has no ending; UserError for a name that no image can have."""
   path = os.fspath(path)
   if os.path.isdir(path) or not os.path.basename(path).strip('.'):
     raise UserError(f'{path} is a folder: name the image to write, such as {path}/out.png')
-  if len(os.fsencode(os.path.basename(path))) > LONGEST_NAME:
+  if len(os.fsencode(os.path.basename(path))) > files.LONGEST_NAME:
     name = f'{path[:100]}...' if len(path) > 100 else path
-    raise UserError(f'cannot write {name}: its name has more than {LONGEST_NAME} bytes; shorten it')
+    raise UserError(
+      f'cannot write {name}: its name has more than {files.LONGEST_NAME} bytes; shorten it'
+    )
   ending = os.path.splitext(path)[1]
   if ending.lower() not in FORMATS and ending:
     raise UserError(f'cannot write {path}: {ending} is not one of {", ".join(FORMATS)}')
@@ -218,7 +223,7 @@ def check_ending(path: str | os.PathLike) -> str:
 
 
 def check_holds(path: str | os.PathLike, size: tuple[int, ...]) -> None:
-  """UserError where the format of this name cannot hold an image of (height, width)."""
+  """Raises UserError if a file with this name cannot hold an image of this (height, width)."""
   kind = format_of(path)
   if max(size) > LONGEST_SIDE.get(kind, max(size)):
     raise UserError(
@@ -228,39 +233,18 @@ def check_holds(path: str | os.PathLike, size: tuple[int, ...]) -> None:
 
 
 def format_of(path: str | os.PathLike) -> str:
-  """'PNG', 'JPEG' or 'WEBP', by the name's ending."""
+  """'PNG', 'JPEG' or 'WEBP', from the name's ending."""
   return FORMATS[os.path.splitext(path)[1].lower()]
-
-
-def _write(files):
-  """Bytes under temporary names in the same folders, then all moved in place, in their order."""
-  mine = f'{os.getpid()}.{threading.get_ident()}'
-  temporary = {path: f'{path}.{mine}.tmp' for path in files}
-  moved = []
-  path = None
-  try:
-    for path, data in files.items():
-      with open(temporary[path], 'wb') as file:
-        file.write(data)
-    for path in files:
-      os.replace(temporary[path], path)
-      moved.append(path)
-  except OSError as error:
-    error.filename = path  # a full disk names no file, and a temporary name tells nobody anything
-    for path in moved:
-      os.remove(path)
-    raise
-  finally:
-    for name in temporary.values():
-      with contextlib.suppress(OSError):
-        os.remove(name)
 
 
 # Sizes
 
 
 def resize(image: AnyFloat, height: int, width: int) -> Float[np.ndarray, '*b {height} {width} c']:
-  """Bicubic with Pillow's antialiasing, on 8-bit pixels as the original does (facts 3.3)."""
+  """Bicubic with Pillow's antialiasing on 8-bit pixels, as in the original.
+
+  See docs/facts.md, Exemplar and conditioner.
+  """
   if image.shape[-3:-1] == (height, width):
     return np.asarray(image)
   pixels = to_uint8(image)
@@ -271,29 +255,23 @@ def resize(image: AnyFloat, height: int, width: int) -> Float[np.ndarray, '*b {h
   return from_uint8(flat.reshape(*pixels.shape[:-3], height, width, 3))
 
 
-def resize_mask(
-  mask: Float[Array, 'b h w 1'] | Float[np.ndarray, 'b h w 1'], height: int, width: int
-) -> Float[np.ndarray, 'b {height} {width} 1']:
-  """1 where any part of the pixel was 1: a thin mask survives, and no old content shows in it."""
-  planes = [Image.fromarray(np.asarray(m[..., 0], np.float32)) for m in mask]
-  covered = [np.asarray(p.resize((width, height), Image.Resampling.BOX)) > 0 for p in planes]
-  return np.stack(covered)[..., None].astype(np.float32)
-
-
 def squash(
   exemplar: AnyFloat, size: int
 ) -> Float[np.ndarray, '*b {size} {size} 3'] | Float[Array, '*b {size} {size} 3']:
-  """The exemplar as the exemplar tower sees it: square, its shape not kept (facts 8, row 5)."""
-  if exemplar.shape[-3:-1] == (size, size):  # as it is, so that an edit of it can be traced
+  """The exemplar as CLIP sees it: resized to a square, so that its proportions are lost.
+
+  See docs/facts.md, Exemplar and conditioner.
+  """
+  if exemplar.shape[-3:-1] == (size, size):  # also inside a compiled function
     return exemplar
   return resize(exemplar, size, size)
 
 
 def pad_to_multiple(image: AnyFloat, multiple: int):
-  """Grow right and bottom, by mirroring, until both sides are multiples; works on masks too.
+  """Extends an image or mask to the right and down, by mirroring, until both sides are multiples.
 
-  A mask is mirrored like the image, so the mirror shows nothing that the mask hides. Slicing
-  `[:, :h, :w]` undoes it.
+  A mask is mirrored like its image, so the mirrored part shows nothing that the mask hides. The
+  slice `[:, :h, :w]` undoes it.
   """
   h, w = image.shape[-3:-1]
   grow = [(0, -h % multiple), (0, -w % multiple), (0, 0)]
@@ -308,7 +286,7 @@ def paste(
   source: Float[Array, '#b h w 3'] | Float[np.ndarray, '#b h w 3'],
   mask: Float[Array, '#b h w 1'] | Float[np.ndarray, '#b h w 1'],
 ) -> Float[Array, 'b h w 3']:
-  """The result inside the mask; outside it the source, to the last bit."""
+  """The result inside the mask, and the source's own values outside it."""
   return jnp.where(mask >= 0.5, result, source)
 
 
@@ -318,11 +296,11 @@ def paste(
 def grid(
   rows: Iterable[Iterable[np.ndarray | Array]], captions: Sequence[str] = (), cell: int = 96
 ) -> UInt8[np.ndarray, 'H W 3']:
-  """Rows of images on one white sheet, each scaled to fit a square cell; captions over the columns.
+  """Rows of images on one white sheet, each scaled to fit a square cell.
 
   Args:
-    rows: images [h w 3], uint8 or in [-1, 1], of any sizes; small ones grow by whole pixels.
-    captions: one short text for each column.
+    rows: images [h w 3] of any size, uint8 or in [-1, 1]; small ones are enlarged by whole factors.
+    captions: one short text above each column.
     cell: the least side of a cell in pixels; cells are multiples of the largest image, up to 512.
   """
   rows = [list(row) for row in rows]
@@ -344,7 +322,7 @@ def grid(
 
 
 def _fit(pixels, cell):
-  """A Pillow image as large as the cell allows; it grows by whole pixels, so none is invented."""
+  """A Pillow image as large as the cell allows; a small one is enlarged by a whole factor."""
   pixels = np.asarray(pixels)
   image = Image.fromarray(pixels if pixels.dtype == np.uint8 else to_uint8(pixels))
   scale = cell / max(image.size)

@@ -28,7 +28,7 @@ import numpy as np
 
 from exedit import images
 from exedit import paint_by_example as pbe
-from exedit.editing import edits, session
+from exedit.editing import jobs, session
 from exedit.editing import recipe as recipes
 from exedit.runtime.errors import UserError
 from exedit.weights import find
@@ -100,6 +100,7 @@ def open_clip(path: Path) -> None:
 def open_recipe(path: Path) -> None:
   """Reads a recipe, whose text must then give the same recipe."""
   found = recipes.read(str(path))
+  recipes.settings_of(found, pbe.SYSTEM, str(path))
   assert recipes.parse(json.loads(found.text())) == found
   recipes.locate(found.weights['source'], str(path.parent))
 
@@ -107,15 +108,15 @@ def open_recipe(path: Path) -> None:
 def open_list(path: Path) -> None:
   """Checks a list as `exedit.sample` does; every fault must be one line."""
   place = str(path if path.suffix in ('.jsonl', '.csv') else _top(path))
-  own = edits.Settings(steps=20, scale=3.0, sampler='ddim')
-  found, faults = edits.read(place, str(_top(path) / 'out'), own, 999)
-  faults += edits.clashes(edits.samples(found, 2), [place], True)
-  jobs, more = edits.plan_all(found, 16)
-  assert len(jobs) + len(more) == len(found)
+  own = pbe.Settings(steps=20, scale=3.0, sampler='ddim')
+  found, faults = jobs.read(place, str(_top(path) / 'out'), pbe.SYSTEM, own, 999)
+  faults += jobs.clashes(jobs.samples(found, 2), pbe.SYSTEM, [place], True)
+  good, more = jobs.check_all(found, pbe.SYSTEM, 16)
+  assert len(good) + len(more) == len(found)
   for fault in (faults := [*faults, *more]):
     if '\n' in str(fault) or len(str(fault)) > 2000:
       raise AssertionError(f'no line: {str(fault)[:200]!r}')
-  edits.refuse(faults, place, len(found), 'Mend them')
+  jobs.refuse(faults, place, len(found), 'Mend them')
 
 
 # Running them

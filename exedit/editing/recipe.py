@@ -1,4 +1,4 @@
-"""The recipe of an edit: all that its pixels depend on, kept in and beside the output."""
+"""The recipe of an edit: everything that its pixels depend on, kept in the output and beside it."""
 
 import contextlib
 import dataclasses
@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from exedit import images
-from exedit.editing import edits, framing
+from exedit import images, systems
+from exedit.editing import framing
 from exedit.runtime import decode
 from exedit.runtime import versions as runtime_versions
 from exedit.runtime.errors import UserError, one_line
+from exedit.systems import System
 
 FORMAT = 1
-LARGEST = 1 << 20  # bytes; a recipe has about two thousand
-MOST = 1024  # images in a batch
+LARGEST_FILE = 1 << 20  # bytes; a recipe has about two thousand
+LARGEST_BATCH = 1024  # rows
 VERSIONS = (
   *('exedit', 'python', 'jax', 'jaxlib', 'flax', 'numpy', 'pillow'),
   *('platform', 'device', 'processor', 'xla_flags', 'commit'),
@@ -29,17 +30,18 @@ VERSIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What an output was made of. Nothing in it says when or where, so it can be made again.
+  """What an output was made from. It contains no time and no place, so it can be made again.
 
   weights: source, which, revision, step and digest (see `identity`).
-  inputs: name -> path (relative to the recipe's folder) and sha256 of the file.
-  batch: images per device; another number may round differently.
+  inputs: by name, the path of a file (seen from the recipe's folder) or the text, and its sha256.
+  settings: of the edit, as JSON values; see `settings_of`.
+  batch: rows for each device; another number may round differently.
   output: ending, height, width, channels, and sha256 of the pixels (`pixel_digest`).
   """
 
   weights: dict[str, Any]
   inputs: dict[str, dict[str, str]]
-  settings: edits.Settings
+  settings: dict[str, Any]
   precision: str
   frame: framing.Frame
   batch: int
@@ -47,34 +49,33 @@ class Recipe:
   output: dict[str, Any]
 
   def asked(self) -> dict[str, Any]:
-    """The part that says what was asked for: another answer to the same has the same."""
+    """What was asked for. Two recipes with the same answer to this describe the same edit."""
     return dict(
       weights=self.weights['digest'],
       inputs={name: entry['sha256'] for name, entry in self.inputs.items()},
-      settings=dataclasses.asdict(self.settings),
+      settings=self.settings,
       precision=self.precision,
     )
 
   def text(self) -> str:
-    """As JSON; the same recipe has the same text."""
+    """The recipe as JSON; equal recipes have equal texts."""
     return json.dumps({'exedit': FORMAT, **dataclasses.asdict(self)}, indent=2) + '\n'
 
 
 def versions() -> dict[str, Any]:
-  """What the numbers depend on besides the recipe's own settings."""
+  """The versions that the pixels may depend on."""
   found = runtime_versions.versions()
   return {name: found[name] for name in VERSIONS}
 
 
 def identity(files: str, model: Mapping[str, Any]) -> str:
-  """What names weights: the digest of their files, and settings that give them their meaning."""
+  """The digest of weights: of their files, and of the model settings that give them a meaning."""
   return hashlib.sha256(f'{files} {json.dumps(model, sort_keys=True)}'.encode()).hexdigest()
 
 
-def fingerprint(path: str | os.PathLike) -> str:
-  """SHA-256 of a file's bytes."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+def text_digest(text: str) -> str:
+  """SHA-256 of a text."""
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def pixel_digest(pixels: UInt8[np.ndarray, 'h w c']) -> str:
@@ -93,7 +94,7 @@ def describe(path: str, pixels: UInt8[np.ndarray, 'h w c']) -> dict[str, Any]:
 
 
 def relative(path: str, folder: str) -> str:
-  """The path seen from a folder; what does not exist (the id of a hub) stays as it is."""
+  """The path seen from a folder; a path that does not exist (the id of a hub) stays as it is."""
   if not os.path.exists(path):
     return path
   try:
@@ -103,7 +104,7 @@ def relative(path: str, folder: str) -> str:
 
 
 def locate(path: str, folder: str) -> str:
-  """The inverse of `relative`: a path in a recipe of this folder, seen from here."""
+  """The path of a recipe in this folder, seen from the working directory: `relative`'s inverse."""
   seen = os.path.normpath(os.path.join(folder, path))
   return seen if os.path.exists(seen) else path
 
@@ -115,7 +116,7 @@ def read(path: str) -> Recipe:
   """The recipe in `out.json`, or in the metadata of `out.png`.
 
   Raises:
-    UserError: where there is none, or a damaged one.
+    UserError: if there is no recipe, or a damaged one.
   """
   ending = os.path.splitext(path)[1].lower()
   if not os.path.isfile(path):
@@ -142,9 +143,9 @@ def _from_png(path):
 
 def _from_json(path):
   with open(path, 'rb') as file:
-    data = file.read(LARGEST + 1)
-  if len(data) > LARGEST:
-    raise UserError(f'{path} is no recipe of exedit: it has more than {LARGEST} bytes')
+    data = file.read(LARGEST_FILE + 1)
+  if len(data) > LARGEST_FILE:
+    raise UserError(f'{path} is no recipe of exedit: it has more than {LARGEST_FILE} bytes')
   try:
     return data.decode()
   except UnicodeDecodeError as error:
@@ -152,38 +153,35 @@ def _from_json(path):
 
 
 def parse(found: Any) -> Recipe:
-  """The recipe of this JSON value; ValueError where something is missing or cannot be."""
+  """The recipe of this JSON value; ValueError if something is missing or impossible."""
   names = [field.name for field in dataclasses.fields(Recipe)]
-  top = _take(found, '', dict(exedit=int, batch=int, precision=str, **_dicts(names)))
+  dicts = {name: dict for name in names if name not in ('batch', 'precision')}
+  top = _take(found, '', dict(exedit=int, batch=int, precision=str, **dicts))
   if top['exedit'] > FORMAT:
     raise ValueError(f'it is of format {top["exedit"]}, this exedit knows {FORMAT}: update it')
   weights = _take(top['weights'], 'weights', dict(source=str, which=str, digest=str))
-  for entry in (inputs := top['inputs']):
-    _take(inputs[entry], f'inputs.{entry}', dict(path=str, sha256=str))
-  if not set(edits.NEEDED) <= set(inputs) <= set(edits.INPUTS):
-    raise ValueError(f'its inputs are {", ".join(inputs)}, not {", ".join(edits.NEEDED)}')
+  for name, entry in top['inputs'].items():
+    _take(entry, f'inputs.{name}', dict(sha256=str))
+    content = 'text' if 'text' in entry else 'path'
+    _take(entry, f'inputs.{name}', {content: str})
   output = dict(ending=str, height=int, width=int, channels=int, sha256=str)
   ending = _take(top['output'], 'output', output)['ending']
   if ending not in images.FORMATS:  # it becomes part of a path
     raise ValueError(f'output.ending is {ending!r:.40}')
   return Recipe(
     weights=weights | {n: v for n, v in dict(revision=None, step=0).items() if n not in weights},
-    inputs=inputs,
-    settings=_settings(top['settings']),
+    inputs=top['inputs'],
+    settings=top['settings'],
     precision=top['precision'],
     frame=_frame(top['frame'], top['output']),
-    batch=_within('batch', top['batch'], 1, MOST),
+    batch=_within('batch', top['batch'], 1, LARGEST_BATCH),
     versions=top['versions'],
     output=top['output'],
   )
 
 
-def _dicts(names):
-  return {name: dict for name in names if name not in ('batch', 'precision')}
-
-
 def _take(found, where, kinds):
-  """The mapping, once every key of `kinds` is known to be there and of its kind."""
+  """The mapping; ValueError unless it has every key of `kinds` with a value of its kind."""
   if not isinstance(found, dict):
     raise ValueError(f'{where or "it"} is no object')
   for name, kind in kinds.items():
@@ -193,18 +191,6 @@ def _take(found, where, kinds):
     if not isinstance(found[name], kind) or isinstance(found[name], bool):
       raise ValueError(f'{path} is {found[name]!r:.40}')
   return found
-
-
-def _settings(found):
-  known = [field.name for field in dataclasses.fields(edits.Settings)]
-  for name in found:
-    if name not in known:
-      raise ValueError(f'settings.{name} is not a setting of this exedit: update it')
-  _take(found, 'settings', dict(steps=int, scale=(int, float), sampler=str))
-  try:
-    return edits.Settings(**{name: edits.value(name, value) for name, value in found.items()})
-  except UserError as error:
-    raise ValueError(f'settings.{error}') from None
 
 
 def _frame(found, output):
@@ -227,13 +213,44 @@ def _within(name, value, low, high):
   return value
 
 
+def settings_of(recipe: Recipe, system: System, path: str) -> Any:
+  """The settings of a recipe as the system's dataclass; also checks the names of its inputs.
+
+  path: of the recipe, for the message.
+
+  Raises:
+    UserError: for inputs or settings that the system does not have, for a value that is not
+      allowed, and for a missing setting of the network.
+  """
+  damaged = f'{path} is no recipe of exedit, or damaged'
+  names = [entry.name for entry in system.inputs]
+  needed = [entry.name for entry in system.inputs if entry.required]
+  if not set(needed) <= set(recipe.inputs) <= set(names):
+    raise UserError(
+      f'{damaged}: its inputs are {", ".join(recipe.inputs)}, not {", ".join(needed)}'
+    )
+  fields = {field.name: field for field in dataclasses.fields(system.settings)}
+  for name, value in recipe.settings.items():
+    if name not in fields:
+      raise UserError(f'{damaged}: settings.{name} is not a setting of this exedit: update it')
+    if isinstance(value, str) and fields[name].type is not str:
+      raise UserError(f'{damaged}: settings.{name} is {value!r:.40}')
+  for name, field in fields.items():
+    if field.metadata['network'] and recipe.settings.get(name) is None:
+      raise UserError(f'{damaged}: settings.{name} is missing')
+  try:
+    return systems.make_settings(system, recipe.settings)
+  except UserError as error:
+    raise UserError(f'{damaged}: settings.{error}') from None
+
+
 # Comparing
 
 
 def finished(path: str, asked: Mapping[str, Any]) -> str:
-  """'yes', 'no', or 'changed' for an output that answers this but was altered by someone since.
+  """'yes', 'no', or 'changed' for an output of this edit that somebody has changed since.
 
-  A JPEG's pixels are not those that were encoded, so it counts as finished where it decodes.
+  A JPEG file does not keep the exact pixels, so it counts as finished if it can be decoded.
   """
   try:
     recipe = read(images.recipe_path(path))
@@ -248,26 +265,26 @@ def finished(path: str, asked: Mapping[str, Any]) -> str:
 
 
 def forget(path: str) -> None:
-  """Remove our own recipe beside an output that is about to be made again without one."""
+  """Removes the recipe beside an output that is about to be made again without a recipe."""
   if stranger(path) is None:
     with contextlib.suppress(FileNotFoundError):
       os.remove(images.recipe_path(path))
 
 
 def stranger(path: str) -> str | None:
-  """Why this output's recipe may not be written, where its place holds a file of somebody else."""
+  """The reason why this output's recipe may not be written: another file has its name."""
   place = images.recipe_path(path)
   if not os.path.lexists(place):
     return None
   ours = False
-  if os.path.isfile(place):  # a pipe would be waited for
+  if os.path.isfile(place):  # opening a pipe would block
     with contextlib.suppress(OSError), open(place, 'rb') as file:
       ours = b'"exedit"' in file.read(64)
   return None if ours else f'{place} is there and no recipe: use --norecipe or another --output'
 
 
 def other_versions(recipe: Recipe, now: Mapping[str, Any]) -> list[str]:
-  """'jax was 0.10.2 and is 0.11.0', ... for all that differs."""
+  """One line such as 'jax was 0.10.2 and is 0.11.0' for each version that differs."""
   names = [*recipe.versions, *(name for name in now if name not in recipe.versions)]
   return [
     f'{name} was {recipe.versions.get(name)} and is {now.get(name)}'
@@ -277,7 +294,10 @@ def other_versions(recipe: Recipe, now: Mapping[str, Any]) -> list[str]:
 
 
 def compare(old: Recipe, new: Recipe, was: str | None, now: str) -> str:
-  """'identical', or how far the pixels are from the recorded ones, perhaps in the file `was`."""
+  """How far the new pixels are from the recorded ones: in words for the user.
+
+  was: the file with the recorded pixels, if it still exists. now: the new file.
+  """
   if new.output['sha256'] == old.output['sha256']:
     return 'identical to the recorded pixels'
   a, b = (None if path is None else _pixels(path) for path in (was, now))
@@ -294,7 +314,7 @@ def compare(old: Recipe, new: Recipe, was: str | None, now: str) -> str:
 
 
 def _pixels(path):
-  """A file's own pixels [h w c], None where they cannot be had."""
+  """A file's own pixels [h w c]; None if it cannot be decoded."""
   try:
     with decode.opened(path) as file:
       return np.asarray(file)

@@ -1,16 +1,16 @@
-"""An edit made again from its recipe, and compared with the pixels that it gave."""
+"""Makes an edit again from its recipe, and compares the pixels with the recorded ones."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping
 
 import jax
 
 from exedit import images, systems
-from exedit.editing import edits, framing, repaint
+from exedit.editing import framing, jobs
 from exedit.editing import recipe as recipes
+from exedit.editing.engine import Batch
 from exedit.editing.session import Pace, Session
-from exedit.runtime import decode
+from exedit.runtime import decode, files
 from exedit.runtime.errors import UserError
 
 
@@ -19,77 +19,72 @@ def replay(
   output: str | None = None,
   *,
   weights: str | None = None,
-  image: str | None = None,
-  mask: str | None = None,
-  exemplar: str | None = None,
-  exemplar_mask: str | None = None,
   keep_recipe: bool = True,
   say: Callable[[str], None] = print,
+  **inputs: str | None,
 ) -> str:
-  """Make the edit of this recipe (`out.json`, or `out.png` with it inside) again.
+  """Makes the edit of a recipe (`out.json`, or `out.png` that contains it) again.
 
-  Weights and inputs are looked for where the recipe says, seen from its folder, unless they are
-  given; they must be the recorded ones to the last byte. `output` is by default `out-replay.png`
-  beside the recipe. Says whether the pixels are identical, or how far off. On the same kind of
-  machine, with the same versions and beside the first output, the file is the same byte by byte.
+  The weights and the input files are those that the recipe names, seen from its folder, or those
+  given here by name; they must have the recorded content. The default of `output` is
+  `out-replay.png` beside the recipe. A line says whether the pixels are identical, or how far off.
+  On the same kind of machine, with the same versions and beside the first output, the new file is
+  the same byte by byte.
 
   Returns:
     The path written.
   Raises:
-    UserError: for a recipe that cannot be read, and weights or inputs that are missing or others.
+    UserError: for a recipe that cannot be read, and for weights or inputs that are missing or have
+      another content.
   """
   old = recipes.read(path)
-  first = _first(old, path)
-  named = dict(image=image, mask=mask, exemplar=exemplar, exemplar_mask=exemplar_mask)
-  inputs = _inputs(old, path, named)
-  edit = edits.Edit(**inputs, output=_output(old, path, output), settings=old.settings)
-  for fault in edits.clashes([edit], [path, images.recipe_path(path), first], keep_recipe):
+  first = _first_output(old, path)
+  session = _session(old, path, weights)
+  session.keep_recipes = keep_recipe
+  settings = recipes.settings_of(old, session.system, path)
+  if hasattr(settings, 'steps'):
+    systems.check_steps(settings.steps, session.most_steps)
+  given = _inputs(old, path, inputs)
+  edit = jobs.Edit(given, _output(old, path, output), settings)
+  keep = [path, images.recipe_path(path), first]
+  for fault in jobs.clashes([edit], session.system, keep, keep_recipe):
     raise UserError(fault.why)
   if keep_recipe and (why := recipes.stranger(edit.output)):
     raise UserError(why)
-  if weights is None:
-    weights = recipes.locate(old.weights['source'], os.path.dirname(path))
-    if not os.path.exists(weights):  # a stranger's recipe shall not fetch gigabytes by itself
-      raise UserError(f'the weights of {path}, {weights}, are not here: name them with --weights')
-  session = _session(old, weights)
-  session.keep_recipes = keep_recipe
-  systems.check_steps(old.settings.steps, session.most_steps)
-  job = _job(edit, old, session.trained, say)
+  job = _job(edit, old, session, say)
   for line in recipes.other_versions(old, session.versions):
     say(f'note: {line}: the pixels may differ')
 
-  loaded = session.load(jax.local_devices()[:1])
+  engine = session.load(jax.local_devices()[:1])
+  [batch] = engine.batches(session.works([job]), 1)
+  batch = Batch(batch.works, old.batch, batch.size)  # as many rows as then: others round otherwise
   pace = Pace()
-  work = [repaint.Batch((job,), old.batch)]  # as many rows as then: another shape rounds otherwise
-  [[made]] = session.run(loaded, work, bad=_refuse, pace=pace)
+  [[made]] = session.run(engine, [batch], pace=pace)
   verdict = recipes.compare(old, made.recipe, first, made.path)
-  say(f'{made.path}  seed {old.settings.seed}  {pace.last:.1f} s  {verdict}')
+  say(f'{made.path}  seed {settings.seed}  {pace.last:.1f} s  {verdict}')
   return made.path
 
 
-def _refuse(job, why):
-  raise UserError(why)
-
-
-def _first(old, path) -> str:
-  """The file that the recipe came with; it need not be there any more."""
+def _first_output(old, path) -> str:
+  """The output that the recipe describes; it may no longer exist."""
   stem, ending = os.path.splitext(path)
   return path if ending.lower() == '.png' else stem + old.output['ending']
 
 
 def _inputs(old: recipes.Recipe, path: str, named: Mapping[str, str | None]) -> dict[str, str]:
-  """The paths of the recorded inputs, or of those named instead; all must hold the same bytes."""
-  found = {}
+  """The recorded inputs, from the files that are named instead; all must have the same content."""
   for name, given in named.items():
-    entry = old.inputs.get(name)
-    if entry is None and given:
+    if given and 'path' not in old.inputs.get(name, {}):
       raise UserError(f'the edit of {path} had no {name}: leave --{name} out')
-    if entry is None:
+  found = {}
+  for name, entry in old.inputs.items():
+    if 'text' in entry:
+      found[name] = entry['text']
       continue
-    place = given or recipes.locate(entry['path'], os.path.dirname(path))
+    place = named.get(name) or recipes.locate(entry['path'], os.path.dirname(path))
     if not os.path.isfile(place):
       raise UserError(f'{place} does not exist: name the {name} of {path} with --{name}')
-    if (sha := recipes.fingerprint(place)) != entry['sha256']:
+    if (sha := files.sha256(place)) != entry['sha256']:
       raise UserError(
         f'{place} is not the {name} of {path} (sha256 {sha[:12]}... here, {entry["sha256"][:12]}...'
         f' there): name the right one with --{name}'
@@ -109,7 +104,12 @@ def _output(old, path, output) -> str:
   return output
 
 
-def _session(old, weights) -> Session:
+def _session(old, path, weights) -> Session:
+  """A session with the recorded weights."""
+  if weights is None:
+    weights = recipes.locate(old.weights['source'], os.path.dirname(path))
+    if not os.path.exists(weights):  # a recipe of somebody else must not fetch gigabytes by itself
+      raise UserError(f'the weights of {path}, {weights}, are not here: name them with --weights')
   session = Session(
     weights,
     which=old.weights['which'],
@@ -124,17 +124,28 @@ def _session(old, weights) -> Session:
   return session
 
 
-def _job(edit, old, trained, say) -> edits.Job:
-  """The edit in its recorded place."""
-  if decode.header(edit.image).size != (old.output['height'], old.output['width']):
-    raise UserError(f'{edit.image} is not of the size that the recipe says: the recipe is damaged')
-  top, left, bottom, right = framing.bounds(images.read_mask(edit.mask))
-  frame = old.frame
-  if max(frame.size) > 2 * framing.LONGEST * trained:
-    raise UserError(f'frame.size is {frame.size}, and these weights were trained at {trained}')
-  if top < frame.top or left < frame.left or bottom > frame.bottom or right > frame.right:
-    raise UserError(f'{edit.mask} leaves the frame that the recipe says: the recipe is damaged')
-  job = edits.plan(edit, trained)
+def _job(edit, old, session, say) -> jobs.Job:
+  """The job with the recorded window; UserError if the window does not fit the files."""
+  frame, inputs = old.frame, edit.inputs
+  for entry in session.system.inputs_of('photo'):
+    size = decode.header(inputs[entry.name]).size
+    if size != (old.output['height'], old.output['width']):
+      raise UserError(
+        f'{inputs[entry.name]} is {size[1]} x {size[0]} pixels, not of the size that the recipe'
+        ' says: the recipe is damaged'
+      )
+  if max(frame.size) > 2 * framing.LONGEST * session.trained:
+    raise UserError(
+      f'frame.size is {frame.size}, and these weights were trained at {session.trained}'
+    )
+  for entry in session.system.inputs_of('mask'):
+    if entry.name in inputs:
+      top, left, bottom, right = framing.bounds(images.read_mask(inputs[entry.name]))
+      if top < frame.top or left < frame.left or bottom > frame.bottom or right > frame.right:
+        raise UserError(
+          f'{inputs[entry.name]} leaves the frame that the recipe says: the recipe is damaged'
+        )
+  job = jobs.check(edit, session.system, session.trained)
   if job.frame != frame:
     say('note: this exedit would choose another window; the recorded one is used')
-  return dataclasses.replace(job, frame=frame)
+  return jobs.Job(job.edit, frame, job.notes, job.pixels)

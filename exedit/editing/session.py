@@ -1,72 +1,66 @@
-"""One run of the sample door: weights found, the model on its devices, outputs with recipes."""
+"""Edits from files to files: weights, the model on its devices, outputs with their recipes."""
 
-import contextlib
 import dataclasses
 import functools
-import glob
-import inspect
 import os
-import re
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Bool
 
 from exedit import images, systems
-from exedit import paint_by_example as pbe
-from exedit.editing import edits, repaint, room
+from exedit.editing import jobs, photo
 from exedit.editing import recipe as recipes
-from exedit.models.clip import CLIPVision
+from exedit.editing.engine import Batch, Engine, Result, Work
+from exedit.runtime import files
+from exedit.runtime.errors import UserError
 from exedit.weights import find
-
-THREADS = 4  # decode and encode files; Pillow lets go of the interpreter while it does
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
   """One written output."""
 
-  job: edits.Job
+  job: jobs.Job
   path: str
   recipe: recipes.Recipe
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-  """A model on its devices."""
+class Decoded:
+  """The inputs of one edit at their own size; `given` is what `photo.prepare` takes.
 
-  edit: Callable[..., jax.Array]
-  multiple: int  # of pixels, that the sides of what it sees must be
-  devices: int
+  photo: None for a system without a photo, and then so is region, the part to repaint.
+  """
+
+  photo: images.Photo | None
+  region: Bool[np.ndarray, 'h w'] | None
+  given: dict[str, Any]
 
 
 @dataclasses.dataclass
 class Pace:
-  """Seconds by the clock, the first batch apart: it waits for the compiler."""
+  """The seconds of a run; the first batch is apart because it includes the compilation."""
 
-  began: float = 0.0
+  began: float = dataclasses.field(default_factory=time.perf_counter)
   first: float = 0.0
   first_count: int = 0
   count: int = 0
   last: float = 0.0
 
-  def start(self) -> None:
-    """Now the first batch begins."""
-    self.began = time.perf_counter()
-
   def made(self, count: int) -> None:
-    """Now a batch of so many is done."""
+    """Notes that a batch with this number of edits is done."""
     self.last = time.perf_counter() - self.began
     if not self.count:
       self.first, self.first_count = self.last, count
     self.count += count
 
   def text(self) -> str:
-    """'first 12.3 s with compiling, then 2.1 s each'."""
+    """For example 'first 12.3 s with compiling, then 2.1 s each'."""
     batch = 'first' if self.first_count == 1 else f'first {self.first_count} in'
     words = f'{batch} {self.first:.1f} s with compiling'
     rest = self.count - self.first_count
@@ -74,7 +68,7 @@ class Pace:
 
 
 class Session:
-  """Weights to edit with: looked at when made, loaded when work begins."""
+  """Weights to edit with. The constructor reads their headers, `load` reads the tensors."""
 
   def __init__(
     self,
@@ -90,18 +84,16 @@ class Session:
     self.system = systems.of(self.found)
     self.trained = systems.trained_on(self.system, self.config, 'size')
     self.most_steps = systems.most_steps(self.config)
-    sizes = inspect.signature(CLIPVision.__init__).parameters['image_size'].default
-    self.exemplar_size = self.config['model'].get('clip', {}).get('image_size', sizes)
     self.precision = precision or self.config['model'].get('dtype', 'float32')
     self.keep_recipes = keep_recipes
     self._weights = weights
     self._named = dict(which=which, revision=revision, step=self.found.step)
     self._lock, self._digest = threading.Lock(), ''
-    self._fingerprint = functools.cache(recipes.fingerprint)
+    self._sha256 = functools.cache(files.sha256)
 
   @property
   def digest(self) -> str:
-    """What names the weights in a recipe; hashed once, whichever thread asks first."""
+    """The name of the weights in a recipe. It is computed once, by the first thread that asks."""
     with self._lock:
       if not self._digest:
         model = self.system.complete(self.config['model'])
@@ -110,89 +102,136 @@ class Session:
 
   @functools.cached_property
   def versions(self) -> dict[str, Any]:
+    """The versions that a recipe records."""
     return recipes.versions()
 
-  def settings(self, *, steps=None, scale=None, sampler=None, **given: Any) -> edits.Settings:
-    """The settings given, else the weights' own, else the defaults; UserError for a wrong one."""
-    where = self.found.where
-    own = systems.edit_settings(
-      self.system, self.config, where, steps=steps, scale=scale, sampler=sampler
-    )
-    return edits.defaults(own | given)
+  def settings(self, **given: Any) -> Any:
+    """The settings given, else the weights' own, else the defaults, as the system's dataclass.
 
-  def asked(self, edit: edits.Edit) -> dict[str, Any]:
-    """`Recipe.asked` of an output that this session would make."""
+    Raises:
+      UserError: for a setting that the system does not have, or a value that is not allowed.
+    """
+    fields = {field.name: field for field in dataclasses.fields(self.system.settings)}
+    for name in given:
+      if name not in fields:
+        raise UserError(f'{name} is not a setting of {self.system.name}: leave it out')
+    network = {n: v for n, v in given.items() if fields[n].metadata['network']}
+    own = systems.edit_settings(self.system, self.config, self.found.where, **network)
+    return systems.make_settings(self.system, {**given, **own})
+
+  def asked(self, edit: jobs.Edit) -> dict[str, Any]:
+    """`Recipe.asked` of the output that this session would make."""
     return dict(
       weights=self.digest,
-      inputs={name: self._fingerprint(path) for name, path in edit.inputs().items()},
+      inputs={name: entry['sha256'] for name, entry in self._inputs(edit, '').items()},
       settings=dataclasses.asdict(edit.settings),
       precision=self.precision,
     )
 
-  def state(self, job: edits.Job) -> str:
+  def state(self, job: jobs.Job) -> str:
     """'yes', 'no' or 'changed': see `recipe.finished`."""
     if not os.path.exists(images.recipe_path(job.edit.output)):
       return 'no'
-    with room.PHOTOS.taken(job.pixels):
+    with jobs.PHOTOS.taken(job.pixels):
       return recipes.finished(job.edit.output, self.asked(job.edit))
 
-  def load(self, devices: Sequence[Any]) -> Loaded:
-    """Read the weights onto these devices; UserError where that cannot be."""
-    model = pbe.load(self.found, dtype=self.precision)
-    return Loaded(repaint.program(model, devices), model.multiple(), len(devices))
+  def load(self, devices: Sequence[Any]) -> Engine:
+    """Reads the weights onto these devices; UserError if they are damaged."""
+    model = systems.load(self.found, dtype=self.precision)
+    return Engine(self.system, model, devices)
+
+  def works(self, found: Sequence[jobs.Job]) -> list[Work]:
+    """The engine's description of these jobs."""
+    optional = {e.name for e in self.system.inputs_of('picture', 'text') if not e.required}
+    return [
+      Work(
+        job,
+        job.frame.size,
+        systems.network_settings(job.edit.settings),
+        tuple(name for name in job.edit.inputs if name in optional),
+      )
+      for job in found
+    ]
 
   def run(
     self,
-    loaded: Loaded,
-    work: Sequence[repaint.Batch],
+    engine: Engine,
+    batches: Sequence[Batch],
     *,
-    bad: Callable[[edits.Job, str], Any],
+    bad: Callable[[jobs.Job, str], Any] | None = None,
     pace: Pace,
-    known: tuple[repaint.Originals, repaint.Inputs] | None = None,
+    known: tuple[Decoded, dict[str, np.ndarray]] | None = None,
     lag: int = 0,
   ) -> Iterator[list[Made]]:
-    """Make these batches; yields each once its files are written.
+    """Makes these batches; yields each batch once its files are written.
 
     Args:
-      bad: gets each job whose files cannot be decoded, and why.
-      pace: counts each batch when the device is done with it.
-      known: the decoded files of all jobs, where they are one photo's samples. Else each photo is
-        decoded twice, before and after the device's work, so that those that wait for it take up
-        no memory: at most `room.PIXELS` are in work at once, whatever the list holds.
-      lag: batches that may still be being written while the next is computed.
+      bad, lag: see `Engine.run`. pace: counts each batch when the devices have computed it.
+      known: the decoded inputs of all jobs and their arrays, if all jobs are samples of one edit.
+        Otherwise each photo is decoded twice, before and after the network, so that photos do not
+        take memory while they wait: `jobs.PHOTOS` limits those in work at the same time.
     Raises:
       UserError: for a result that is not finite.
     """
-    own, inputs = known or (None, None)
-    read = lambda job: inputs or self.read(job)
-    with workers() as pool:
-      pool.submit(lambda: self.keep_recipes and self.digest)  # while the compiler works
-      pace.start()
-      writing: deque[list[Future]] = deque()
-      results = repaint.run(work, loaded.edit, read, pool, multiple=loaded.multiple, bad=bad)
-      for batch in results:
-        pace.made(len(batch))
-        writing.append([pool.submit(self.write, result, loaded.devices, own) for result in batch])
-        if len(writing) > lag:
-          yield [future.result() for future in writing.popleft()]
-      while writing:
-        yield [future.result() for future in writing.popleft()]
+    if self.keep_recipes:  # hash the weights while XLA compiles
+      threading.Thread(target=lambda: self.digest, daemon=True).start()
 
-  def read(self, job: edits.Job) -> repaint.Inputs:
-    """What the network sees of one job's files; UserError where one is damaged."""
-    with room.PHOTOS.taken(job.pixels):
-      return repaint.see(job, repaint.originals(job), self.exemplar_size)
+    def read(job):
+      return (known[1], known[0]) if known else (self.read(job), None)
 
-  def write(
-    self, result: repaint.Result, devices: int, own: repaint.Originals | None = None
-  ) -> Made:
-    """Save one output, its recipe in it and beside it."""
-    with room.PHOTOS.taken(result.job.pixels):
-      return self._write(result, devices, own or repaint.originals(result.job))
+    def write(result):
+      with jobs.PHOTOS.taken(result.item.pixels):
+        return self._write(result, result.kept or self.decode(result.item.edit, 'photo', 'mask'))
 
-  def _write(self, result, devices, own) -> Made:
-    edit = result.job.edit
-    pixels = repaint.pixels(result, own)
+    key = lambda job: own_key(job.edit.settings.seed)
+    return engine.run(batches, read, write, key=key, bad=bad, arrived=pace.made, lag=lag)
+
+  def read(self, job: jobs.Job) -> dict[str, np.ndarray]:
+    """The network's arrays of one job; UserError for a damaged file."""
+    with jobs.PHOTOS.taken(job.pixels):
+      return self.prepare(job, self.decode(job.edit))
+
+  def decode(self, edit: jobs.Edit, *kinds: str) -> Decoded:
+    """Decodes the inputs of these kinds, or all inputs; UserError for a damaged file."""
+    whole, given = None, {}
+    for entry in self.system.inputs:
+      path = edit.inputs.get(entry.name)
+      if path is None or (kinds and entry.kind not in kinds):
+        continue
+      if entry.kind == 'text':
+        given[entry.name] = path
+      elif entry.kind == 'photo':
+        whole = images.read_photo(path)
+        given[entry.name] = whole.rgb
+      elif entry.kind == 'picture':
+        given[entry.name] = images.read(path)
+      else:
+        what = 'region to repaint' if entry.kind == 'mask' else f'subject of the {entry.of}'
+        given[entry.name] = images.read_mask(path, what)
+    for entry in self.system.inputs_of('mask', 'cutout'):
+      of = entry.of or next((e.name for e in self.system.inputs_of('photo')), '')
+      if entry.name in given and of in given:
+        shapes = given[entry.name].shape, given[of].shape[:2]
+        images.check_size_of_mask(edit.inputs[entry.name], *shapes, of)
+    return Decoded(whole, photo.painted_region(self.system.inputs, given), given)
+
+  def prepare(self, job: jobs.Job, decoded: Decoded) -> dict[str, np.ndarray]:
+    """The network's arrays of one job with these decoded inputs."""
+    model = self.config['model']
+    size = self.system.picture_size(model) if self.system.inputs_of('picture') else 0
+    tokens = functools.partial(self.system.tokens, model) if self.system.tokens else None
+    return photo.prepare(
+      self.system.inputs, decoded.given, job.edit.settings,
+      trained=self.trained, picture_size=size, tokens=tokens, frame=job.frame,
+    ).arrays  # fmt: skip
+
+  def _write(self, result: Result, decoded: Decoded) -> Made:
+    """Saves one output, with its recipe in it and beside it."""
+    job, edit = result.item, result.item.edit
+    pixels = photo.finish(
+      job.frame, result.raw, decoded.photo, decoded.region, edit.settings,
+      alpha=images.holds_alpha(edit.output), name=edit.output,
+    )  # fmt: skip
     folder = os.path.dirname(edit.output)
     recipe = recipes.Recipe(
       weights=dict(
@@ -200,67 +239,46 @@ class Session:
         **self._named,
         digest=self.digest if self.keep_recipes else '',
       ),
-      inputs={
-        name: dict(path=recipes.relative(path, folder), sha256=self._fingerprint(path))
-        for name, path in edit.inputs().items()
-      },
-      settings=edit.settings,
+      inputs=self._inputs(edit, folder) if self.keep_recipes else {},
+      settings=dataclasses.asdict(edit.settings),
       precision=self.precision,
-      frame=result.job.frame,
-      batch=result.rows // devices,
+      frame=job.frame,
+      batch=result.per_device,
       versions=self.versions,
       output=recipes.describe(edit.output, pixels),
     )
-    text = recipe.text() if self.keep_recipes else None
-    if text is None:
+    if not self.keep_recipes:
       recipes.forget(edit.output)
-    path = images.save(pixels, edit.output, icc_profile=own.photo.icc_profile, recipe=text)
-    return Made(result.job, path, recipe)
+    path = images.save(
+      pixels,
+      edit.output,
+      icc_profile=decoded.photo.icc_profile if decoded.photo else None,
+      recipe=recipe.text() if self.keep_recipes else None,
+    )
+    return Made(job, path, recipe)
+
+  def _inputs(self, edit, folder) -> dict[str, dict[str, str]]:
+    """The `inputs` of a recipe that lies in this folder."""
+    texts = {entry.name for entry in self.system.inputs_of('text')}
+    return {
+      name: dict(text=value, sha256=recipes.text_digest(value))
+      if name in texts
+      else dict(path=recipes.relative(value, folder), sha256=self._sha256(value))
+      for name, value in edit.inputs.items()
+    }
 
 
-@contextlib.contextmanager
-def workers() -> Iterator[ThreadPoolExecutor]:
-  """Threads for files; what is queued is dropped when the work ends early."""
-  pool = ThreadPoolExecutor(THREADS, 'files')
-  try:
-    yield pool
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
-def share_out(
-  batch_size: int | None, per_device: int, count: int
-) -> tuple[list[Any], int, list[str]]:
-  """Devices for so many edits, rows of a batch, and a note where these are not what was asked for.
-
-  No more devices than edits, each with the same number of rows: `per_device` unless a batch size
-  for all together is given.
-  """
-  devices = jax.local_devices()[: max(count, 1)]
-  rows = -(-(batch_size or per_device * len(devices)) // len(devices)) * len(devices)
-  if batch_size is None or rows == batch_size:
-    return devices, rows, []
-  shared = f'as many for each of {len(devices)} devices'
-  return devices, rows, [f'batches of {rows}, not {batch_size}: {shared}']
+def own_key(seed: int) -> jax.Array:
+  """The key with which a notebook's `edit` makes the first picture of `jax.random.key(seed)`."""
+  return jax.random.fold_in(jax.random.key(seed), 0)
 
 
 def sweep(outputs: Sequence[str]) -> None:
-  """Remove what a killed run left under a temporary name in the place of these outputs."""
-  for output in outputs:
-    for path in (output, images.recipe_path(output)):
-      for left in glob.glob(f'{glob.escape(path)}.*.tmp'):
-        found = re.fullmatch(r'\.(\d+)\.\d+\.tmp', left[len(path) :])
-        if found and not _runs(int(found[1])):
-          with contextlib.suppress(OSError):
-            os.remove(left)
-
-
-def _runs(process: int) -> bool:
-  """Whether it is running on this machine, and not this one itself."""
-  try:
-    os.kill(process, 0)
-  except (ProcessLookupError, OverflowError):
-    return False
-  except OSError:  # somebody else's
-    return True
-  return process != os.getpid()
+  """Removes what killed runs left under temporary names beside these outputs."""
+  paths = [*outputs, *(images.recipe_path(path) for path in outputs)]
+  names: dict[str, set[str]] = {}
+  for path in paths:
+    folder, name = os.path.split(os.path.abspath(path))
+    names.setdefault(folder, set()).add(name)
+  for folder, own in names.items():
+    files.sweep(folder, own.__contains__)

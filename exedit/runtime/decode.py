@@ -1,4 +1,4 @@
-"""An image file of any common kind, as upright 8-bit pixels; what is wrong with it is one line."""
+"""Decodes image files of any common kind to upright 8-bit pixels; faults are one-line errors."""
 
 import contextlib
 import dataclasses
@@ -14,41 +14,45 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from exedit.runtime.errors import UserError, one_line
 
-SMALLEST_SIDE = 8  # pixels; below this there is nothing to look at and nothing to encode
+SMALLEST_SIDE = 8  # pixels; the autoencoder makes one latent pixel of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What a file says of itself before its pixels are decoded; the size is the upright one."""
+  """What is known of an image file before its pixels are decoded.
 
-  size: tuple[int, int]  # height, width
-  alpha: bool  # some pixels may be transparent
-  deep: bool  # 16 bits per channel
-  inks: bool  # CMYK: its colours are converted, so no byte of it is kept
+  size: height and width of the upright picture. alpha: some pixels may be transparent. deep: 16
+  bits per channel. inks: CMYK, so all colours are converted.
+  """
+
+  size: tuple[int, int]
+  alpha: bool
+  deep: bool
+  inks: bool
 
 
 def header(path: str | os.PathLike) -> Header:
-  """Size and kind of an image file, which stays undecoded."""
+  """The size and kind of an image file, without decoding its pixels."""
   with opened(path) as file:
     tiles = getattr(file, 'tile', [])
-    coder = ' '.join(str(tile[3]) for tile in tiles)  # 'RGB;16B' where Pillow's mode has 8 bits
+    coder = ' '.join(str(tile[3]) for tile in tiles)  # 'RGB;16B' if Pillow's mode has 8 bits
     deep = file.mode.startswith('I') or ';16' in coder
     width, height = file.size[::-1] if _on_its_side(file) else file.size
     return Header((height, width), file.has_transparency_data, deep, file.mode == 'CMYK')
 
 
 def _on_its_side(file):
-  """Whether upright pixels have width and height exchanged, as far as the header knows."""
+  """Whether EXIF exchanges width and height."""
   early = {'exif', 'XML:com.adobe.xmp'} & set(file.info)
   if file.format == 'PNG' and not early and not _late_exif(file.filename):
-    return False  # getexif would decode the whole file to look for a block behind the pixels
-  with contextlib.suppress(Exception):  # as _turned: damaged EXIF is no reason to refuse
+    return False  # getexif would decode the whole file to find a block behind the pixels
+  with contextlib.suppress(Exception):  # damaged EXIF is ignored, as in `_turned`
     return file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
   return False
 
 
 def _late_exif(path):
-  """Whether a PNG file has a block eXIf somewhere; looks at the blocks' names alone."""
+  """Whether a PNG file has a block eXIf; reads only the names of the blocks."""
   with open(path, 'rb') as file:
     file.seek(8)
     while len(head := file.read(8)) == 8 and head[4:] != b'IEND':
@@ -59,13 +63,13 @@ def _late_exif(path):
 
 
 def upright(path: str | os.PathLike, mode: str, background: str) -> Image.Image:
-  """The file as the camera held it, in this Pillow mode, transparent parts on the background."""
+  """The upright picture in this Pillow mode, on a background if parts are transparent."""
   with opened(path) as file:
     return flatten(eight_bit(file), background).convert(mode)
 
 
 def icc(file: Image.Image) -> bytes | None:
-  """The RGB colour profile of an open file, if it has one."""
+  """The RGB colour profile of an open file, or None."""
   profile = file.info.get('icc_profile')
   rgb = file.mode in ('RGB', 'RGBA', 'P', 'PA', 'RGBX')
   return profile if profile and rgb and profile[16:20] == b'RGB ' else None
@@ -73,14 +77,14 @@ def icc(file: Image.Image) -> bytes | None:
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-  """The file, open and of a size to work with.
+  """Opens an image file and checks its size.
 
   Raises:
-    UserError: for whatever goes wrong at opening or inside: the file, what is wrong, the remedy.
+    UserError: for a fault at opening or inside the block: the file, what is wrong, the remedy.
   """
   if os.path.isdir(path):
     raise UserError(f'{path} is a folder: name an image file')
-  if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+  if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
     raise UserError(f'{path} is a pipe or device: save it to a file first')
   try:
     with _QUIET, Image.open(path, formats=_kinds()) as file:
@@ -98,7 +102,7 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     empty = os.path.getsize(path) == 0
     what = 'is empty (0 bytes)' if empty else 'is not an image of a kind that Pillow reads'
     raise UserError(f'{path} {what}: give a PNG, JPEG or WebP file') from None
-  except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
+  except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
     raise UserError(
       f'{path} cannot be decoded ({one_line(error)}): it is damaged, truncated or of a rare kind;'
       ' fetch it again or save it as 8-bit PNG'
@@ -107,7 +111,7 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
 
 @functools.cache
 def _kinds():
-  """All that Pillow reads by itself; PostScript it hands to a program outside."""
+  """All kinds that Pillow reads itself; for PostScript it would start another program."""
   Image.init()
   return [kind for kind in Image.ID if kind != 'EPS']
 
@@ -128,7 +132,7 @@ def _too_many_pixels(path):
 
 
 class _Quiet:
-  """Pillow's warnings are silent while any thread is inside; Python's own way knows one thread."""
+  """Silences Pillow's warnings while any thread is inside; `catch_warnings` is for one thread."""
 
   def __init__(self):
     self._lock, self._inside, self._filters = threading.Lock(), 0, warnings.catch_warnings()
@@ -152,7 +156,7 @@ _QUIET = _Quiet()
 
 
 def _turned(file):
-  """As the camera held it; a damaged EXIF block is no reason to refuse the picture."""
+  """The picture turned as its EXIF says; damaged EXIF is ignored."""
   upright = file.copy()
   with contextlib.suppress(Exception):
     ImageOps.exif_transpose(upright, in_place=True)
@@ -160,9 +164,9 @@ def _turned(file):
 
 
 def eight_bit(file: Image.Image) -> Image.Image:
-  """The open file decoded, upright and in a mode of 8 bits.
+  """The decoded picture, upright, in a mode with 8 bits.
 
-  16-bit grey is scaled (Pillow's own conversion clips, which turns it white); CMYK becomes sRGB.
+  16-bit grey is scaled, because Pillow's own conversion clips it to white. CMYK becomes sRGB.
   """
   image = _turned(file)
   if image.mode == 'CMYK' and image.info.get('icc_profile'):
@@ -176,7 +180,7 @@ def eight_bit(file: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image):
-  """CMYK through its own colour profile; a bad profile leaves Pillow's plain conversion."""
+  """Converts CMYK by its own colour profile; with a bad profile, Pillow converts it later."""
   from PIL import ImageCms
 
   try:
@@ -187,7 +191,7 @@ def _to_srgb(image):
 
 
 def flatten(image: Image.Image, background: str) -> Image.Image:
-  """The image without transparency, as it looks on a background."""
+  """The picture on a background, without transparency."""
   if not image.has_transparency_data:
     return image
   canvas = Image.new('RGBA', image.size, background)

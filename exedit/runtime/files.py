@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,6 +53,32 @@ def write_bytes(path: PathLike, data: bytes) -> None:
   """Writes a file as `writing` does."""
   with writing(path) as file:
     file.write(data)
+
+
+def write_all(contents: Mapping[PathLike, bytes]) -> None:
+  """Writes several files, all of them or none; they take their places in the given order.
+
+  Raises:
+    OSError: if one cannot be written; its `filename` is that path.
+  """
+  temporary = {path: temporary_of(path) for path in contents}
+  moved = []
+  try:
+    for path, data in contents.items():
+      with _naming(path):
+        Path(temporary[path]).write_bytes(data)
+    for path in contents:
+      with _naming(path):
+        os.replace(temporary[path], path)
+      moved.append(path)
+  except OSError:
+    for path in moved:
+      os.unlink(path)
+    raise
+  finally:
+    for name in temporary.values():
+      with contextlib.suppress(OSError):
+        os.unlink(name)
 
 
 def write_text(path: PathLike, text: str) -> None:

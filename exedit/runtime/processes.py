@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import socket
@@ -20,6 +21,9 @@ from absl import flags
 from exedit.runtime.errors import UserError, explain, one_line
 from exedit.runtime.place import find_place, wait_seconds
 from exedit.runtime.settings import differences
+
+LONGEST_WAIT = 14 * 24 * 3600  # seconds that a process waits for the others' shares
+_barriers = itertools.count()
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -143,11 +147,11 @@ def must_agree(facts: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def together(patient: bool = False) -> Iterator[None]:
   """Around work that each process does by itself: a failure of one is raised in all of them.
 
   Otherwise the others would wait for it in the next collective. The block itself must not contain
-  a collective.
+  a collective. patient: the processes may need very different times (`wait_for_others`).
 
   Raises:
     TheOthers: with the line of each process that failed.
@@ -159,6 +163,10 @@ def together() -> Iterator[None]:
     if jax.process_count() == 1:
       raise
     failed, words = error, explain(error) or f'{type(error).__name__}: {one_line(error)}'
+    if explain(error) is None:
+      traceback.print_exception(error)
+  if patient:
+    wait_for_others('together')
   mine = [socket.gethostname(), words, getattr(failed, 'status', 2)]
   said = [json.loads(line) for line in everyone(json.dumps(mine))]
   wrong = [f'process {i} on {host}: {line}' for i, (host, line, _) in enumerate(said) if line]
@@ -208,11 +216,16 @@ def own_share(items: Sequence[Any]) -> list[Any]:
 
 
 def wait_for_others(name: str) -> None:
-  """Waits until every process has reached this point, because the first to exit ends the others."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
+  """Waits until every process has reached this point, because the first to exit ends the others.
 
-    multihost_utils.sync_global_devices(name)
+  The processes may arrive days apart: JAX's coordination service keeps the barrier. (A collective
+  of JAX waits for less than a minute on CPUs.) A process that was killed ends the wait by an error.
+  """
+  if jax.process_count() > 1:
+    from orbax.checkpoint import multihost
+
+    key = f'exedit/{name}/{next(_barriers)}'  # every process counts the same barriers
+    multihost.get_barrier_sync_fn()(key=key, timeout_ms=LONGEST_WAIT * 1000)
 
 
 def _tpu_machine() -> bool:

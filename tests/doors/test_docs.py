@@ -16,7 +16,8 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from exedit import sample, systems
+from exedit import systems
+from exedit.editing import edit_files
 from exedit.evaluation import synthetic_bench
 from exedit.input_pipeline import loader
 from tests import ROOT, measure, runs
@@ -222,11 +223,10 @@ def test_the_example_system_trains_and_resumes(example_run):
   assert (example_run / 'samples' / '2.png').exists()
 
 
-@pytest.mark.xfail(reason='exedit.sample takes exemplars only', strict=True)
 def test_the_example_system_edits(example_run, tmp_path):
   inputs = {name: str(ROOT / 'docs/example' / f'{name}.png') for name in ('image', 'mask')}
   output = str(tmp_path / 'out.png')
-  assert sample.sample(str(example_run), output=output, **inputs) == [output]
+  assert edit_files.edit_once(str(example_run), output, **inputs) == [output]
   assert Path(output).exists()
 
 

@@ -16,6 +16,7 @@ from exedit import evaluate, images, sample, systems
 from exedit import paint_by_example as pbe
 from exedit.diffusion import sampling
 from exedit.diffusion.schedule import Schedule
+from exedit.editing import edit_files
 from exedit.runtime import doors
 from exedit.runtime.errors import UserError
 from tests import ROOT, small
@@ -293,7 +294,7 @@ def test_every_kind_of_file_is_edited(arguments, tmp_path, monkeypatch):
   for name, image in kinds.items():
     image.save(tmp_path / name, **options.get(name, {}))
     photo = dict(arguments, image=str(tmp_path / name), exemplar=str(tmp_path / name))
-    (path,) = sample.sample(**photo, say=lambda line: None)
+    (path,) = edit_files.edit_once(**photo, say=lambda line: None)
     out, kept = np.asarray(Image.open(path)), images.read(tmp_path / name)
     np.testing.assert_array_equal(out[~hole][:, :3], kept[~hole], err_msg=name)
     assert out.shape[-1] == (4 if name == 'rgba.png' else 3)

@@ -8,11 +8,11 @@ import nbformat
 import numpy as np
 import pytest
 
-from exedit import images, sample
+from exedit import images
+from exedit.editing import edit_files
 from tests import ROOT
 
 COLAB = ROOT / 'launch' / 'colab'
-EXAMPLE = ('docs/example/image.png', 'docs/example/mask.png', 'docs/example/exemplar.png')
 
 
 def shortened(path: pathlib.Path, **parameters):
@@ -66,9 +66,9 @@ def test_edit(tmp_path, monkeypatch):
   assert len(pictures(notebook)) == 6  # inputs, result, noise, guesses, decoded, the sweep
   [line] = re.findall(r'largest difference of a pixel: (\S+)', said(notebook))
   assert float(line) < 1e-3
-  door = sample.sample(
-    *(str(ROOT / path) for path in ('weights/tiny', *EXAMPLE)), str(tmp_path / 'door.png'), steps=4
-  )
+  paths = {name: str(ROOT / f'docs/example/{name}.png') for name in ('image', 'mask', 'exemplar')}
+  weights, door = str(ROOT / 'weights/tiny'), str(tmp_path / 'door.png')
+  door = edit_files.edit_once(weights, door, **paths, steps=4)
   np.testing.assert_array_equal(images.read(output), images.read(door[0]))
 
 

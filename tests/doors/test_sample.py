@@ -1,6 +1,5 @@
 import errno
 import functools
-import io
 import json
 import os
 import signal
@@ -16,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import images, sample
+from exedit import images, systems
 from exedit import paint_by_example as pbe
-from exedit.editing import repaint, room
+from exedit.editing import edit_files, jobs, session
+from exedit.runtime import parallel
 from exedit.runtime.errors import UserError
 from tests import ROOT, small
 
@@ -56,7 +56,7 @@ def pixels(path):
 
 def run(files, output, **settings):
   said = []
-  return sample.sample(**files, output=str(output), say=said.append, **settings), said
+  return edit_files.edit_once(**files, output=str(output), say=said.append, **settings), said
 
 
 def trained_size(files):
@@ -167,7 +167,7 @@ def test_the_precision_reaches_the_model(files, tmp_path, monkeypatch):
     seen.append(options)
     raise UserError('enough seen')
 
-  monkeypatch.setattr(pbe, 'load', load)
+  monkeypatch.setattr(systems, 'load', load)
   for precision in (None, 'bfloat16'):
     with pytest.raises(UserError, match='enough seen'):
       run(files, tmp_path / 'a.png', precision=precision)
@@ -289,7 +289,7 @@ def test_bad_inputs_are_found_before_the_weights_are_read(files, tmp_path, monke
   def load(*_, **__):
     raise AssertionError('the weights were read')
 
-  monkeypatch.setattr(pbe, 'load', load)
+  monkeypatch.setattr(systems, 'load', load)
   (tmp_path / 'taken.json').write_text('{"mine": 1}')
   bad = [
     dict(image=str(tmp_path / 'nowhere.png')),
@@ -311,7 +311,7 @@ def test_bad_inputs_are_found_before_the_weights_are_read(files, tmp_path, monke
   for change in bad:
     arguments = dict(files, output=str(tmp_path / 'out.png')) | change
     with pytest.raises(UserError) as caught:
-      sample.sample(**arguments)
+      edit_files.edit_once(**arguments)
     assert '\n' not in str(caught.value), change
   assert (tmp_path / 'taken.json').read_text() == '{"mine": 1}'
 
@@ -357,7 +357,7 @@ def listed(files, tmp_path):
 
 def run_list(files, listed, output, **options):
   said = []
-  made = sample.sample_list(files['weights'], listed, str(output), say=said.append, **options)
+  made = edit_files.edit_list(files['weights'], listed, str(output), say=said.append, **options)
   return made, said
 
 
@@ -414,7 +414,7 @@ def test_an_interrupted_list_goes_on_and_ends_as_the_whole_one(files, listed, tm
   for name in ('c.webp', 'a.json', 'deep/b.png'):
     (whole / name).unlink()
   (whole / 'd.png').write_bytes((whole / 'd.png').read_bytes()[:200])
-  (whole / 'c.webp.4194305.7.tmp').write_bytes(b'half')
+  (whole / '.c.webp.4194305.7.tmp').write_bytes(b'half')
   kept = (whole / 'tall.png').stat().st_mtime_ns
   made, said = run_list(files, listed, whole, batch_size=2)
   assert len(made) == 5 and contents(whole) == expected
@@ -425,7 +425,7 @@ def test_an_interrupted_list_goes_on_and_ends_as_the_whole_one(files, listed, tm
 
 def test_a_finished_list_reads_no_weights(files, listed, tmp_path, monkeypatch):
   run_list(files, listed, tmp_path / 'out', batch_size=2)
-  monkeypatch.setattr(pbe, 'load', lambda *_, **__: pytest.fail('the weights were read'))
+  monkeypatch.setattr(systems, 'load', lambda *_, **__: pytest.fail('the weights were read'))
   made, said = run_list(files, listed, tmp_path / 'out')
   assert len(made) == 5 and any('5 of 5 edits are finished' in line for line in said)
 
@@ -458,7 +458,7 @@ def test_faults_are_counted_and_told_before_the_weights_are_read(
       file.write('\n' + json.dumps(row))
     file.write('\n' + json.dumps(row | dict(mask='mask.png', output='a.png')))
     file.write('\nno json')
-  monkeypatch.setattr(pbe, 'load', lambda *_, **__: pytest.fail('the weights were read'))
+  monkeypatch.setattr(systems, 'load', lambda *_, **__: pytest.fail('the weights were read'))
   with pytest.raises(UserError) as caught:
     run_list(files, listed, tmp_path / 'out')
   line = str(caught.value)
@@ -492,16 +492,16 @@ def test_the_photos_of_a_list_are_in_memory_one_by_one_where_there_is_room_for_o
 ):
   """Each is there while it is looked at and while it is written, not while it waits for others."""
   run_list(files, listed, tmp_path / 'roomy', batch_size=4)
-  monkeypatch.setattr(room, 'PHOTOS', room.Room(1))
-  inside, most, decode = [], [], repaint.originals
+  monkeypatch.setattr(jobs, 'PHOTOS', parallel.PixelBudget(1))
+  inside, most, decode = [], [], session.Session.decode
 
-  def counted(job):
-    found = decode(job)
+  def counted(*arguments):
+    found = decode(*arguments)
     inside.append(weakref.ref(found.photo.rgb))
     most.append(sum(photo() is not None for photo in inside))
     return found
 
-  monkeypatch.setattr(repaint, 'originals', counted)
+  monkeypatch.setattr(session.Session, 'decode', counted)
   made, _ = run_list(files, listed, tmp_path / 'narrow', batch_size=4)
   assert len(made) == 5 and len(most) == 10
   assert max(most) <= 2  # one, and perhaps another that is being let go of
@@ -523,7 +523,7 @@ def test_an_output_is_no_input_and_not_written_twice(files, listed, tmp_path):
     row = dict(image='photo.png', mask='mask.png', exemplar='ex.png', output=output)
     (tmp_path / 'one.jsonl').write_text(json.dumps(row))
     with pytest.raises(UserError, match=says):
-      sample.sample_list(files['weights'], str(tmp_path / 'one.jsonl'))
+      edit_files.edit_list(files['weights'], str(tmp_path / 'one.jsonl'))
 
 
 # processes and devices
@@ -553,11 +553,11 @@ def test_four_devices_make_the_same_bytes_as_one(files, listed, tmp_path):
   """
   program = f"""
 import jax
-from exedit import sample
+from exedit.editing import edit_files
 for name, count in ('four', 4), ('one', 1):
   devices = jax.local_devices()[:count]
   jax.local_devices = lambda: devices
-  sample.sample_list({files['weights']!r}, {listed!r}, {str(tmp_path)!r} + '/' + name,
+  edit_files.edit_list({files['weights']!r}, {listed!r}, {str(tmp_path)!r} + '/' + name,
                      num_samples=4, batch_size=2 * count - (count > 1))
 """
   env = {**os.environ, **QUICK, 'PYTHONPATH': str(ROOT)}
@@ -575,7 +575,7 @@ for name, count in ('four', 4), ('one', 1):
 
 
 def test_two_processes_share_a_list_and_what_one_cannot_make_both_say(files, listed, tmp_path):
-  """The second process finds its damaged file at once, the first is not stopped by it."""
+  """The damaged file of the second process does not stop the first one."""
   import socket
 
   alone, _ = run_list(files, listed, tmp_path / 'alone', batch_size=1)
@@ -595,7 +595,8 @@ def test_two_processes_share_a_list_and_what_one_cannot_make_both_say(files, lis
   (out, others), (silent, own) = [end(process, 2) for process in both]
   assert '3 edits: first' in out and 'edits' not in silent
   fault = f'1 of 5 edits cannot be made: line 2: {tmp_path}/tall.png cannot be decoded'
-  assert f'error: {listed}: {fault}' in own and f'error: process 1: {listed}: {fault}' in others
+  for said in (own, others):
+    assert f'error: process 1 on {socket.gethostname()}: {listed}: {fault}' in said
   assert 'Traceback' not in own + others
   for path in alone:
     other = str(path).replace(str(tmp_path / 'alone'), str(tmp_path / 'two'))
@@ -622,23 +623,3 @@ def test_a_killed_list_leaves_whole_files_and_goes_on(files, listed, tmp_path, n
   for path in left:
     image = next(p for p in path.parent.glob(path.stem + '.*') if p.suffix in ('.png', '.webp'))
     Image.open(image).load()
-
-
-# the terminal
-
-
-def test_ticking_shows_seconds_on_a_terminal_only(monkeypatch):
-  class Terminal(io.StringIO):
-    def isatty(self):
-      return True
-
-  def slow():
-    time.sleep(0.1)
-    yield 1
-
-  terminal, file = Terminal(), io.StringIO()
-  for out in (terminal, file):
-    monkeypatch.setattr(sys, 'stdout', out)
-    assert list(sample.ticking(slow(), 'working', every=0.01)) == [1]
-  assert 'working' in terminal.getvalue() and terminal.getvalue().endswith('\r\033[K')
-  assert file.getvalue() == ''

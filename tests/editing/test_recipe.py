@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import images, sample
-from exedit.editing import edits, framing, recipe, replay
+from exedit import images
+from exedit.editing import edit_files, framing, recipe, replay
+from exedit.paint_by_example import SYSTEM
+from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from tests import small
 
@@ -39,7 +41,7 @@ def made(tmp_path_factory):
 def make(folder, output, **settings):
   paths = dict(image='photo.png', mask='mask.png', exemplar='ex.png', weights='small')
   paths = {name: str(folder / path) for name, path in paths.items()}
-  return sample.sample(**paths, output=str(folder / output), say=print, seed=3, **settings)
+  return edit_files.edit_once(**paths, output=str(folder / output), say=print, seed=3, **settings)
 
 
 @pytest.fixture
@@ -78,14 +80,12 @@ def change(path, **values):
 
 def test_the_recipe_says_what_the_pixels_depend_on(made):
   found = json.loads((made / 'out.json').read_text())
-  assert found['inputs']['mask'] == dict(
-    path='mask.png', sha256=recipe.fingerprint(made / 'mask.png')
-  )
+  assert found['inputs']['mask'] == dict(path='mask.png', sha256=files.sha256(made / 'mask.png'))
   assert found['weights']['source'] == 'small' and found['weights']['step'] == 12
   assert len(found['weights']['digest']) == 64
   own = dict(steps=3, scale=2.0, sampler='ddim', seed=3)
   assert own.items() <= found['settings'].items()
-  assert set(found['settings']) == {field.name for field in dataclasses.fields(edits.Settings)}
+  assert set(found['settings']) == {field.name for field in dataclasses.fields(SYSTEM.settings)}
   assert found['frame'] == dict(top=0, left=0, height=24, width=30, size=[16, 20])
   assert found['precision'] == 'float32' and found['batch'] == 1
   versions = ('exedit', 'jax', 'flax', 'numpy', 'pillow', 'python', 'device')
@@ -165,14 +165,14 @@ def test_replay_of_every_kind(folder, output, settings):
   assert path.endswith('-replay' + output[1:]) and 'identical to the recorded' in said[-1]
   recorded = recipe.read(images.recipe_path(path))
   assert recorded.batch == settings.get('batch_size', 1)
-  assert set(recorded.inputs) == set(edits.INPUTS)
+  assert set(recorded.inputs) == {entry.name for entry in SYSTEM.inputs}
 
 
 def test_replay_of_an_edit_of_a_list_of_several(folder):
   row = dict(image='photo.png', mask='mask.png', exemplar='ex.png')
   rows = [row | dict(output=f'l{i}.png', seed=i) for i in range(3)]
   (folder / 'list.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-  sample.sample_list(str(folder / 'small'), str(folder / 'list.jsonl'), batch_size=2, say=print)
+  edit_files.edit_list(str(folder / 'small'), str(folder / 'list.jsonl'), batch_size=2, say=print)
   for i in range(3):
     path, said = again(folder / f'l{i}.json')
     assert 'identical' in said[-1] and 'not' not in said[-1]
@@ -300,18 +300,18 @@ def test_a_damaged_recipe_is_one_line(folder, values, says):
 
 def test_what_is_no_recipe(folder):
   text = (folder / 'out.json').read_text()
-  files = {
+  bad = {
     'cut.json': text[:200].encode(),
     'empty.json': b'',
     'list.json': b'[1, 2]',
     'deep.json': b'[' * 100000,
     'binary.json': b'\xff\xfe\x00',
-    'large.json': b' ' * (recipe.LARGEST + 1),
+    'large.json': b' ' * (recipe.LARGEST_FILE + 1),
     'cut.png': (folder / 'out.png').read_bytes()[:100],
   }
-  for name, data in files.items():
+  for name, data in bad.items():
     (folder / name).write_bytes(data)
-  for name in [*files, 'none.json', 'photo.png', 'small', 'mask.txt']:
+  for name in [*bad, 'none.json', 'photo.png', 'small', 'mask.txt']:
     with pytest.raises(UserError) as caught:
       again(folder / name)
     assert name in str(caught.value) and '\n' not in str(caught.value)

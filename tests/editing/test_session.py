@@ -1,6 +1,5 @@
 import os
 
-import jax
 import pytest
 
 from exedit.editing import session
@@ -11,40 +10,22 @@ from tests import small
 def test_pace_tells_the_first_batch_from_the_others(monkeypatch):
   clock = iter([100.0, 112.34, 114.44, 116.54])
   monkeypatch.setattr(session.time, 'perf_counter', lambda: next(clock))
-  pace = session.Pace()
-  pace.start()
+  pace = session.Pace(next(clock))
   pace.made(1)
   assert pace.text() == 'first 12.3 s with compiling'
   pace.made(1)
   pace.made(1)
   assert pace.text() == 'first 12.3 s with compiling, then 2.1 s each'
-  assert session.Pace(first=3.0, first_count=4, count=8, last=4.0).text() == (
+  assert session.Pace(0.0, first=3.0, first_count=4, count=8, last=4.0).text() == (
     'first 4 in 3.0 s with compiling, then 0.25 s each'
   )
 
 
-@pytest.mark.parametrize(
-  'asked, per_device, count, devices, rows, noted',
-  [
-    (None, 4, 100, 4, 16, False),
-    (None, 1, 1, 1, 1, False),
-    (None, 4, 2, 2, 8, False),  # no more devices than edits
-    (6, 4, 100, 4, 8, True),
-    (8, 4, 100, 4, 8, False),
-    (1, 4, 100, 4, 4, True),
-  ],
-)
-def test_a_batch_is_shared_out_evenly(monkeypatch, asked, per_device, count, devices, rows, noted):
-  monkeypatch.setattr(jax, 'local_devices', lambda: ['a', 'b', 'c', 'd'])
-  found, size, notes = session.share_out(asked, per_device, count)
-  assert (len(found), size, len(notes)) == (devices, rows, noted)
-
-
 def test_sweep_removes_only_what_a_killed_run_left(tmp_path):
-  alive = f'a.png.{os.getppid()}.1.tmp'  # of a run beside this one
+  alive = f'.a.png.{os.getppid()}.1.tmp'  # of a run beside this one
   dead = 4194305  # no process has this number
-  left = f'a.png.{dead}.12.tmp', f'a.json.{dead}.7.tmp', f'a.png.{os.getpid()}.2.tmp'
-  kept = 'a.png', 'a.png.x.tmp', f'b.png.{dead}.12.tmp', 'a[1].png', alive
+  left = f'.a.png.{dead}.12.tmp', f'.a.json.{dead}.7.tmp', f'.a.png.{os.getpid()}.2.tmp'
+  kept = 'a.png', '.a.png.x.tmp', f'.b.png.{dead}.12.tmp', 'a[1].png', alive
   for name in left + kept:
     (tmp_path / name).write_text('')
   session.sweep([str(tmp_path / 'a.png'), str(tmp_path / 'a[1].png')])
@@ -57,6 +38,7 @@ def test_settings_are_given_or_the_weights_own_or_the_defaults(tmp_path):
   assert (own.steps, own.scale, own.sampler, own.zoom) == (3, 2.0, 'ddim', 'auto')
   given = one.settings(steps=9, zoom='off', seed=None)
   assert (given.steps, given.scale, given.zoom, given.seed) == (9, 2.0, 'off', 0)
-  assert one.precision == 'float32' and one.trained == small.SIZE and one.exemplar_size == 8
-  with pytest.raises(UserError, match='steps is 0'):
-    one.settings(steps=0)
+  assert one.precision == 'float32' and one.trained == small.SIZE
+  for wrong, says in ((dict(steps=0), 'steps is 0'), (dict(stpes=3), 'stpes is not a setting')):
+    with pytest.raises(UserError, match=says):
+      one.settings(**wrong)

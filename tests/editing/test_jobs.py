@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit.editing import edits
+from exedit.editing import jobs
+from exedit.editing.photo import LARGEST_SEED
+from exedit.paint_by_example import SYSTEM
 from exedit.runtime.errors import UserError
 
-OWN = edits.Settings(steps=20, scale=3.0, sampler='ddim')
+OWN = SYSTEM.settings(steps=20, scale=3.0, sampler='ddim')
+FILES = ('image', 'mask', 'exemplar', 'exemplar_mask')
 ROW = dict(image='a.png', mask='m.png', exemplar='e.png')
 
 
@@ -41,7 +44,7 @@ def csv(folder, text):
 
 
 def only_fault(path, output='out'):
-  found, faults = edits.read(path, output, OWN, most_steps=499)
+  found, faults = jobs.read(path, output, SYSTEM, OWN, most_steps=499)
   [fault] = faults
   assert '\n' not in str(fault)
   return str(fault), found
@@ -53,13 +56,13 @@ def only_fault(path, output='out'):
 def test_a_jsonl_list_with_paths_in_its_folder_and_settings_of_its_own(folder):
   row = ROW | dict(exemplar_mask='subject.png', seed=7, steps=50, scale=2, paste=False, zoom='off')
   path = jsonl(folder, ROW, '', row | dict(output='deep/b.webp'))
-  found, faults = edits.read(path, 'out', OWN)
+  found, faults = jobs.read(path, 'out', SYSTEM, OWN)
   assert not faults and [edit.where for edit in found] == ['line 1', 'line 3']
   first, second = found
   assert first.settings == OWN and first.output == os.path.join('out', 'a.png')
-  assert first.inputs() == {name: str(folder / path) for name, path in ROW.items()}
+  assert first.inputs == {name: str(folder / path) for name, path in ROW.items()}
   assert second.output == os.path.join('out', 'deep/b.webp')
-  assert second.exemplar_mask == str(folder / 'subject.png')
+  assert second.inputs['exemplar_mask'] == str(folder / 'subject.png')
   changed = dict(seed=7, steps=50, scale=2.0, paste=False, zoom='off')
   assert second.settings == dataclasses.replace(OWN, **changed)
 
@@ -68,14 +71,14 @@ def test_a_line_ends_at_a_line_feed_alone(folder):
   path = folder / 'list.jsonl'
   row = ROW | dict(output='a\u2028b\x85.png')
   path.write_text(json.dumps(row, ensure_ascii=False) + '\r\n', encoding='utf-8')
-  found, faults = edits.read(str(path), 'out', OWN)
+  found, faults = jobs.read(str(path), 'out', SYSTEM, OWN)
   assert not faults and [edit.output for edit in found] == [os.path.join('out', row['output'])]
 
 
 def test_a_csv_list_says_the_same(folder):
   text = '\ufeffimage, mask,exemplar,output,seed,paste,scale\r\n'
   text += 'a.png,m.png,e.png,"b, c.png",7,false,\r\n\r\na.png,m.png,e.png,,,,2.5\r\n'
-  found, faults = edits.read(csv(folder, text), 'out', OWN)
+  found, faults = jobs.read(csv(folder, text), 'out', SYSTEM, OWN)
   assert not faults and [edit.where for edit in found] == ['line 2', 'line 4']
   assert found[0].output == os.path.join('out', 'b, c.png')
   assert found[0].settings == dataclasses.replace(OWN, seed=7, paste=False)
@@ -85,13 +88,13 @@ def test_a_csv_list_says_the_same(folder):
 
 def test_without_an_output_folder_outputs_lie_beside_the_list(folder):
   path = jsonl(folder, ROW | dict(output='b'), ROW)
-  found, [fault] = edits.read(path, None, OWN)
+  found, [fault] = jobs.read(path, None, SYSTEM, OWN)
   assert found[0].output == str(folder / 'b.png')
   assert '--output' in fault.why
 
 
 def test_a_folder_is_matched_by_stem(folder):
-  for name in edits.INPUTS:
+  for name in FILES:
     (folder / name).mkdir()
   for stem in ('one', 'two'):
     Image.open(folder / 'a.png').convert('RGB').save(folder / 'image' / f'{stem}.jpg')
@@ -100,13 +103,13 @@ def test_a_folder_is_matched_by_stem(folder):
   Image.open(folder / 'subject.png').save(folder / 'exemplar_mask' / 'two.png')
   (folder / 'image' / '.DS_Store').write_text('')
   (folder / 'mask' / 'three.png').write_text('')
-  found, faults = edits.read(str(folder), 'out', OWN)
+  found, faults = jobs.read(str(folder), 'out', SYSTEM, OWN)
   assert [edit.output for edit in found] == [
     os.path.join('out', f'{s}.png') for s in ('one', 'two')
   ]
-  assert found[0].exemplar_mask is None
-  assert found[1].exemplar_mask == str(folder / 'exemplar_mask' / 'two.png')
-  assert found[1].mask == str(folder / 'mask' / 'two.png')
+  assert set(found[0].inputs) == set(FILES[:3])
+  assert found[1].inputs['exemplar_mask'] == str(folder / 'exemplar_mask' / 'two.png')
+  assert found[1].inputs['mask'] == str(folder / 'mask' / 'two.png')
   assert [str(f) for f in faults] == [
     f'three: {folder}/mask/three.png has no partner image/three.*'
   ]
@@ -160,7 +163,7 @@ def test_what_is_wrong_with_a_line_is_said_with_its_number(folder, row, says):
 )
 def test_a_csv_that_cannot_be_read(folder, text, says):
   with pytest.raises(UserError, match=says):
-    edits.read(csv(folder, text), 'out', OWN)
+    jobs.read(csv(folder, text), 'out', SYSTEM, OWN)
 
 
 def test_a_csv_line_with_too_many_cells(folder):
@@ -179,43 +182,36 @@ def test_what_is_no_list(folder):
     ('', 'has no folder image/'),
   ):
     with pytest.raises(UserError, match=says):
-      edits.read(str(folder / name), 'out', OWN)
+      jobs.read(str(folder / name), 'out', SYSTEM, OWN)
 
 
 def test_a_list_that_is_a_pipe_is_not_waited_for(folder):
   os.mkfifo(folder / 'list.csv')
   with pytest.raises(UserError, match='list.csv is a pipe or device'):
-    edits.read(str(folder / 'list.csv'), 'out', OWN)
+    jobs.read(str(folder / 'list.csv'), 'out', SYSTEM, OWN)
 
 
-# samples and settings
+# samples
 
 
 def test_samples_count_their_seeds_and_names_up():
-  one = edits.Edit('i', 'm', 'e', 'out/a.webp', dataclasses.replace(OWN, seed=5), where='line 2')
-  assert edits.samples([one], 1) == [one]
-  three = edits.samples([one], 3)
+  one = jobs.Edit({}, 'out/a.webp', dataclasses.replace(OWN, seed=5), where='line 2')
+  assert jobs.samples([one], 1) == [one]
+  three = jobs.samples([one], 3)
   assert [edit.output for edit in three] == ['out/a-0.webp', 'out/a-1.webp', 'out/a-2.webp']
   assert [edit.settings.seed for edit in three] == [5, 6, 7]
   assert {edit.where for edit in three} == {'line 2'}
-  late = dataclasses.replace(one, settings=dataclasses.replace(OWN, seed=edits.LARGEST_SEED))
+  late = dataclasses.replace(one, settings=dataclasses.replace(OWN, seed=LARGEST_SEED))
   with pytest.raises(UserError, match='no room for 2 samples'):
-    edits.samples([late], 2)
+    jobs.samples([late], 2)
 
 
-def test_defaults_are_where_nothing_is_given():
-  own = dict(steps=20, scale=3, sampler='ddim')
-  assert edits.defaults(own | dict(zoom=None)) == OWN
-  with pytest.raises(TypeError, match='stpes'):
-    edits.defaults(own | dict(stpes=3))
-
-
-# looking at the files
+# checking the files
 
 
 def planned(folder, **changes):
   paths = {name: str(folder / path) for name, path in (ROW | changes).items()}
-  return edits.plan(edits.Edit(output='out.png', settings=OWN, **paths), trained=16)
+  return jobs.check(jobs.Edit(paths, 'out.png', OWN), SYSTEM, trained=16)
 
 
 def test_a_plan_knows_the_window_and_what_to_tell(folder):
@@ -255,16 +251,16 @@ def test_a_window_that_is_too_long_names_the_photo(folder):
 
 def test_all_faults_are_found_and_told_in_order(folder):
   rows = [ROW | dict(mask='hole.png'), ROW, ROW | dict(image='none.png')] * 4
-  found, none = edits.read(jsonl(folder, *rows), 'out', OWN)
+  found, none = jobs.read(jsonl(folder, *rows), 'out', SYSTEM, OWN)
   seen = []
-  jobs, faults = edits.plan_all(found, 16, lambda: seen.append(1))
-  assert not none and len(jobs) == 4 and len(faults) == 8 and len(seen) == 12
+  good, faults = jobs.check_all(found, SYSTEM, 16, lambda: seen.append(1))
+  assert not none and len(good) == 4 and len(faults) == 8 and len(seen) == 12
   with pytest.raises(UserError) as caught:
-    edits.refuse(faults[::-1], 'list', 12, 'Mend them')
+    jobs.refuse(faults[::-1], 'list', 12, 'Mend them')
   line = str(caught.value)
   assert line.startswith('list: 8 of 12 edits cannot be made: line 1: ')
   assert line.index('line 3') < line.index('line 4') < line.index('and 5 more. Mend them')
-  edits.refuse([], 'list', 12, 'Mend them')
+  jobs.refuse([], 'list', 12, 'Mend them')
 
 
 # outputs
@@ -272,9 +268,9 @@ def test_all_faults_are_found_and_told_in_order(folder):
 
 def clashes(folder, *outputs, also=(), recipes=True):
   rows = [ROW | dict(output=output) for output in outputs]
-  found, none = edits.read(jsonl(folder, *rows), str(folder), OWN)
+  found, none = jobs.read(jsonl(folder, *rows), str(folder), SYSTEM, OWN)
   assert not none
-  return [str(fault) for fault in edits.clashes(found, also, recipes)]
+  return [str(fault) for fault in jobs.clashes(found, SYSTEM, also, recipes)]
 
 
 def test_outputs_must_differ_from_each_other_and_from_all_inputs(folder):

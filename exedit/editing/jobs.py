@@ -1,0 +1,341 @@
+"""The edits of a list or folder, and the checks that find every fault before the work begins."""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exedit import images, systems
+from exedit.editing import framing, photo
+from exedit.runtime import decode, lists, parallel
+from exedit.runtime.errors import UserError, explain
+from exedit.systems import System
+
+SHOWN = 3  # faults that a message tells; it only counts the others
+LONGEST_PATH = 4000  # bytes; operating systems allow 4096
+
+# A decoded photo takes up to about 16 bytes for each pixel, so this is about 2 GB. The largest
+# photo that Pillow opens has two thirds of these pixels.
+PHOTOS = parallel.PixelBudget(2**27)
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+  """One output to make.
+
+  inputs: by name, the path of a file or the text of a 'text' input. settings: the system's
+  dataclass. where: the place in the list, such as 'line 3'.
+  """
+
+  inputs: Mapping[str, str]
+  output: str
+  settings: Any
+  where: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """An edit whose files were checked.
+
+  frame: the window that the network sees. notes: what to tell the user. pixels: the number of
+  pixels that are decoded at once for this job, for `PHOTOS`.
+  """
+
+  edit: Edit
+  frame: framing.Frame
+  notes: tuple[str, ...] = ()
+  pixels: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+  """The reason why one edit of a list cannot be made."""
+
+  where: str
+  why: str
+
+  def __str__(self):
+    return f'{self.where}: {self.why}' if self.where else self.why
+
+
+# Reading
+
+
+def read(
+  path: str, output: str | None, system: System, settings: Any, most_steps: int | None = None
+) -> tuple[list[Edit], list[Fault]]:
+  """The edits of a .jsonl or .csv file, or of a folder, and the faults of single edits.
+
+  The columns of a list are the system's inputs, `output`, and settings; an empty cell means the
+  default. Relative paths start in the list's folder. A folder holds one folder for each input,
+  matched by the files' names without their endings.
+
+  Args:
+    output: the folder in which relative outputs lie. An edit without output gets the name of its
+      first input file, as a .png in this folder.
+    settings: the default settings. most_steps: of the weights' schedule; None: no limit.
+  Raises:
+    UserError: for a list that cannot be read at all.
+  """
+  files = [entry for entry in system.inputs if entry.kind != 'text']
+  needed = [entry.name for entry in files if entry.required]
+  check = lambda names: _check_columns(names, system)
+  rows, base = lists.read(path, [entry.name for entry in files], needed, check)
+  found: list[Edit] = []
+  faults: list[Fault] = []
+  for where, row in rows:
+    try:
+      if isinstance(row, UserError):
+        raise row
+      edit = _edit(where, row, base, output, system, settings)
+      if most_steps is not None and hasattr(edit.settings, 'steps'):
+        systems.check_steps(edit.settings.steps, most_steps)
+      found.append(edit)
+    except UserError as error:
+      faults.append(Fault(where, str(error)))
+  return found, faults
+
+
+def _edit(where, row, base, output, system, settings) -> Edit:
+  given = {str(name): value for name, value in row.items() if value not in (None, '')}
+  inputs = {}
+  for entry in system.inputs:
+    if entry.name in given:
+      value = given.pop(entry.name)
+      text = entry.kind == 'text'
+      inputs[entry.name] = _text(entry, value) if text else _path(entry.name, value, base)
+    elif entry.required:
+      raise UserError(f'its {entry.name} is empty')
+  target = given.pop('output', None)
+  if target is None:
+    files = [inputs[entry.name] for entry in system.inputs if _is_file(entry, inputs)]
+    if output is None or not files:
+      folder = ', and no folder was named for it: give --output=FOLDER' if files else ''
+      raise UserError(f'it has no output{folder}')
+    target = Path(files[0]).stem + '.png'
+  values = {n: systems.check_setting(system.settings, n, value) for n, value in given.items()}
+  return Edit(
+    inputs,
+    images.check_ending(_path('output', target, base if output is None else output)),
+    dataclasses.replace(settings, **values),
+    where,
+  )
+
+
+def _is_file(entry, inputs):
+  return entry.kind != 'text' and entry.name in inputs
+
+
+def _text(entry, value):
+  if not isinstance(value, str):
+    raise UserError(f'{entry.name} is {value!r:.60}: it must be a text')
+  return value
+
+
+def _path(name, value, base):
+  """The path in the folder `base`; UserError if no file can have such a path."""
+  try:
+    good = isinstance(value, str) and len(os.fsencode(value)) <= LONGEST_PATH and '\0' not in value
+  except UnicodeEncodeError:  # half of a surrogate pair
+    good = False
+  if not good:
+    raise UserError(f'{name} is {value!r:.60}: it must be a path')
+  return os.path.join(base, value)
+
+
+def _check_columns(names, system):
+  settings = [field.name for field in dataclasses.fields(system.settings)]
+  known = [*(entry.name for entry in system.inputs), 'output', *settings]
+  needed = [entry.name for entry in system.inputs if entry.required]
+  for name in names:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, 1)
+      hint = f"did you mean '{near[0]}'?" if near else f'there are {", ".join(known)}'
+      raise UserError(f"'{name:.40}' is no column: {hint}")
+    if names.count(name) > 1:
+      raise UserError(f'the column {name} is there twice')
+  for name in needed:
+    if name not in names:
+      raise UserError(f'it has no {name}: an edit needs {", ".join(needed)}')
+
+
+def samples(found: Sequence[Edit], count: int) -> list[Edit]:
+  """Each edit `count` times, with the seeds seed, seed + 1, ... and outputs out-0.png, out-1.png.
+
+  Raises:
+    UserError: if the last seed would be too large.
+  """
+  if count == 1:
+    return list(found)
+  several = []
+  for edit in found:
+    stem, ending = os.path.splitext(edit.output)
+    if edit.settings.seed + count - 1 > photo.LARGEST_SEED:
+      raise UserError(f'seed {edit.settings.seed} leaves no room for {count} samples: lower it')
+    for i in range(count):
+      settings = dataclasses.replace(edit.settings, seed=edit.settings.seed + i)
+      several.append(dataclasses.replace(edit, output=f'{stem}-{i}{ending}', settings=settings))
+  return several
+
+
+# Checking the inputs
+
+
+def check(edit: Edit, system: System, trained: int) -> Job:
+  """Checks the files of one edit; of them it decodes only the mask.
+
+  Raises:
+    UserError: for a file that is missing or not readable, an empty mask or one of another size,
+      and a photo that is too long.
+  """
+  files = {e.name: edit.inputs[e.name] for e in system.inputs if _is_file(e, edit.inputs)}
+  headers = {name: decode.header(path) for name, path in files.items()}
+  for entry in system.inputs_of('cutout'):
+    if entry.name in files and entry.of in files:
+      sizes = headers[entry.name].size, headers[entry.of].size
+      images.check_size_of_mask(files[entry.name], *sizes, entry.of)
+  pixels = sum(
+    math.prod(headers[entry.name].size)
+    for entry in system.inputs_of('photo', 'picture')
+    if entry.name in files
+  )
+  photos = [entry.name for entry in system.inputs_of('photo') if entry.name in files]
+  if not photos:
+    frame = photo.choose_frame(None, trained)
+    images.check_holds(edit.output, frame.size)
+    return Job(edit, frame, (), pixels)
+  [name] = photos
+  masks = [entry.name for entry in system.inputs_of('mask') if entry.name in files]
+  path = files[masks[0]] if masks else None
+  images.check_holds(edit.output, headers[name].size)
+  with PHOTOS.taken(math.prod(headers[masks[0] if masks else name].size)):
+    region = np.ones(headers[name].size, bool) if path is None else images.read_mask(path)
+    if path is not None:
+      images.check_size_of_mask(path, region.shape, headers[name].size)
+    try:
+      frame = photo.choose_frame(region, trained, edit.settings.zoom)
+    except UserError as error:
+      raise UserError(f'{files[name]}: {error}') from None
+    white = path is not None and bool(region.all())
+  return Job(edit, frame, tuple(_notes(edit, headers[name], white)), pixels)
+
+
+def _notes(edit, header, white):
+  if white:
+    yield 'the mask is white everywhere: nothing of the photo is kept'
+  if header.deep:
+    yield 'the photo has 16 bits per channel, the output 8: its tones are rounded everywhere'
+  if header.inks:
+    yield 'the photo is CMYK, the output RGB: its colours are converted everywhere'
+  if not edit.settings.paste:
+    yield 'nothing is pasted: pixels outside the mask change too'
+  elif edit.output.lower().endswith(('.jpg', '.jpeg')):
+    what = 'JPEG changes every pixel a little'
+    what += ' and holds no transparency' if header.alpha else ''
+    yield f'{what}; a .png keeps what is outside the mask'
+
+
+def check_all(
+  found: Iterable[Edit], system: System, trained: int, done: Callable[[], Any] = lambda: None
+) -> tuple[list[Job], list[Fault]]:
+  """`check` for every edit, in threads; `done` is called after each."""
+
+  def one(edit):
+    try:
+      return check(edit, system, trained)
+    except Exception as error:
+      why = explain(error)
+      if why is None:
+        raise
+      return Fault(edit.where, why)
+
+  jobs: list[Job] = []
+  faults: list[Fault] = []
+  with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+    for checked in pool.map(one, found):
+      (jobs if isinstance(checked, Job) else faults).append(checked)  # pyright: ignore
+      done()
+  return jobs, faults
+
+
+# Checking the outputs
+
+
+def clashes(
+  found: Sequence[Edit], system: System, also: Iterable[str], recipes: bool
+) -> list[Fault]:
+  """The outputs that are written twice, that would replace an input, or that cannot be written.
+
+  also: paths of files to keep, besides the inputs. recipes: each output has a recipe beside it.
+  """
+  inputs = {
+    _real(edit.inputs[entry.name])
+    for edit in found
+    for entry in system.inputs
+    if _is_file(entry, edit.inputs)
+  }
+  inputs |= {_real(path) for path in also}
+  seen: dict[str, str] = {}
+  places: dict[str, bool] = {}
+  faults = []
+  for edit in found:
+    try:
+      _check_output(edit, inputs, seen, places, recipes)
+    except UserError as error:
+      faults.append(Fault(edit.where, str(error)))
+  return faults
+
+
+def _check_output(edit, inputs, seen, places, recipes):
+  folder = os.path.dirname(edit.output) or '.'
+  if folder not in places:
+    places[folder] = _writable(folder)
+  if not places[folder]:
+    raise UserError(f'{folder} cannot be written to: choose another output')
+  paths = [edit.output, images.recipe_path(edit.output)] if recipes else [edit.output]
+  for path in paths:
+    if _real(path) in inputs:
+      raise UserError(f'output {path} is also an input: choose another, so that it is kept')
+  for path in paths:
+    other = seen.setdefault(_real(path), edit.where)
+    if other != edit.where:
+      raise UserError(f'{path} is written by {other} too: give each its own output')
+
+
+def _writable(folder):
+  """Whether the folder, or the nearest folder above it that exists, can be written to."""
+  existing = os.path.abspath(folder)
+  while not os.path.lexists(existing):
+    existing = os.path.dirname(existing)
+  return os.path.isdir(existing) and os.access(existing, os.W_OK)
+
+
+def _real(path):
+  return os.path.normcase(os.path.realpath(path))
+
+
+# Telling the faults
+
+
+def in_order(faults: Iterable[Fault]) -> list[Fault]:
+  """The first fault of each place, in the order of the lines."""
+  first = {fault.where: fault for fault in reversed(list(faults))}.values()
+  line = lambda fault: [int(n) for n in re.findall(r'^line (\d+)$', fault.where)]
+  return sorted(reversed(first), key=line)
+
+
+def refuse(faults: Sequence[Fault], path: str, total: int, remedy: str) -> None:
+  """Raises UserError if there are faults; the message counts them and tells the first few."""
+  if not faults:
+    return
+  faults = in_order(faults)
+  told = '; '.join(str(fault) for fault in faults[:SHOWN])
+  more = f'; and {len(faults) - SHOWN} more' if len(faults) > SHOWN else ''
+  raise UserError(f'{path}: {len(faults)} of {total} edits cannot be made: {told}{more}. {remedy}')
