@@ -188,6 +188,11 @@ def sha256(path: PathLike) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def this_process() -> dict[str, Any]:
+  """The host, the number and the present time of this process, for other processes to read."""
+  return dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime('%F %T %z'))
+
+
 class Taken(UserError):
   """Another process holds the lock."""
 
@@ -219,9 +224,8 @@ class Lock:
       if not wait:
         raise Taken(f'{self.path} is locked ({self.holder()})') from None
       self._lock.acquire()
-    me = dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime('%F %T %z'))
-    with contextlib.suppress(OSError):  # a full disk is no reason to go on without the lock
-      Path(self.path).write_text(json.dumps(me) + '\n')
+    with contextlib.suppress(OSError):  # on a full disk the lock is still good
+      Path(self.path).write_text(json.dumps(this_process()) + '\n')
 
   def release(self) -> None:
     """Releases the lock if this object holds it."""

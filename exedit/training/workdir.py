@@ -1,6 +1,7 @@
 """The place of a run's files: a folder, or a folder of Google's object store (gs://bucket/run)."""
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ from etils import epath
 from exedit.runtime import files, remote
 from exedit.runtime.errors import DataError, Passing, UserError, one_line
 
+STARTED = 'started.json'
 PULLED = ('metrics.jsonl', 'config.json')  # small files that a later start reads
 
 
@@ -25,8 +27,8 @@ class Workdir:
   on this machine, and `push` copies what has changed to the store. On a disk `folder` is the
   workdir itself.
 
-  On a disk, process 0 locks the workdir against other runs. In a store there is no lock: never
-  start two runs in the same gs:// workdir.
+  On a disk, process 0 locks the workdir against other runs. In a store there is no lock. There each
+  start writes STARTED, and a run that finds another start's at its next `push` ends.
 
   Raises:
     UserError: if the workdir cannot be used, or another run holds its lock.
@@ -39,6 +41,7 @@ class Workdir:
     self._process = process
     self._lock: files.Lock | None = None
     self._pushed: dict[str, tuple[int, int]] = {}
+    self._mark = json.dumps(files.this_process()).encode()
 
   def open(self) -> 'Workdir':
     """Makes the workdir, checks that it can be written, and locks it."""
@@ -90,6 +93,7 @@ class Workdir:
           Path(self.folder, name).write_bytes(remote.read(f'{self.name}/{name}'))
       for name in remote.listing(f'{self.name}/tb'):
         (tb / name).touch()
+      remote.write(f'{self.name}/{STARTED}', self._mark)
     except (OSError, DataError) as error:
       shutil.rmtree(self.folder, ignore_errors=True)
       raise trouble(self.name, error) from error
@@ -99,11 +103,16 @@ class Workdir:
     """Copies the small files that have changed to the store.
 
     Raises:
-      UserError: if the store refuses. Passing: if it cannot be reached.
+      UserError: if another run has started there, or the store refuses. Passing: if it cannot be
+        reached.
     """
     if self._process != 0 or not remote.is_remote(self.name):
       return
     try:
+      if remote.read(f'{self.name}/{STARTED}') != self._mark:
+        raise UserError(
+          f'another run has started in {self.name}: this one ends, see {STARTED} there'
+        )
       for name, version in self._found().items():
         if self._pushed.get(name) != version:
           remote.put(os.path.join(self.folder, name), f'{self.name}/{name}')
