@@ -1,5 +1,6 @@
-"""Latents instead of pixels: the same loss, the same run, and what is refused."""
+"""Latents instead of pixels: the same loss, a resumed encoding, and what is refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import pbe as recipe
 from exedit import paint_by_example as pbe
+from exedit import systems
 from exedit.input_pipeline import (
   latent_shards,
   loader,
@@ -76,7 +78,7 @@ def whole(photos, weights, tmp_path_factory):
 
 
 def test_the_loss_is_that_of_the_pictures_themselves(photos, whole, weights):
-  """Examples drawn again from the photos, by the rule that the docstring gives."""
+  """Examples made again from the photos, by the rule in the docstring of `cropped`."""
   rows = next(
     loader.batches(
       whole, 'train', 6, shuffle=False, augment=False, size=32, exemplar_size=32, extend=0.3
@@ -107,7 +109,7 @@ def test_the_loss_is_that_of_the_pictures_themselves(photos, whole, weights):
   assert not np.allclose(loss({**again, 'image': again['image'][::-1]}), loss(rows))
 
 
-def test_half_precision_is_close(config, photos, whole, tmp_path):
+def test_half_precision_is_close(config, whole, tmp_path):
   config['data']['extend'] = 0.3
   encode_latents.encode(config, str(tmp_path / 'half'), draws=2)
   settings = dict(shuffle=False, augment=False, size=32, exemplar_size=32, extend=0.3)
@@ -142,19 +144,29 @@ def test_what_was_stopped_goes_on_and_nothing_is_made_twice(config, tmp_path, mo
       assert (torn / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_a_damaged_photo_is_said_and_left_out(config, photos, tmp_path):
+def test_damage_is_said_and_left_out(config, photos, tmp_path):
+  """A photo that cannot be decoded, and a record of the validation split with a wrong checksum."""
+  shutil.copytree(photos, tmp_path / 'photos', ignore=shutil.ignore_patterns('*-train.*'))
   (path, *_) = tfrecord.shard_paths(photos, 'train')
   source = tfrecord.Source([path])
   records = [source[i] for i in range(len(source))]
   bad = tf_example.parse_example(records[1])
   records[1] = tf_example.serialize_example({**bad, 'image': [b'no picture']})
-  bench = tmp_path / 'photos'
-  tfrecord.write_shard(str(bench / 'bad-train.tfrecord-00000-of-00001'), records)
-  config['data']['root'], said = str(bench), []
+  tfrecord.write_shard(f'{tmp_path}/photos/synthetic-train.tfrecord-00000-of-00001', records)
+  (path,) = tfrecord.shard_paths(str(tmp_path / 'photos'), 'validation')
+  with open(path, 'r+b') as file:
+    file.seek(100)
+    file.write(b'\xff')
+  config['data']['root'], said = str(tmp_path / 'photos'), []
   encode_latents.encode(config, str(tmp_path / 'out'), say=said.append)
-  made = tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'out'), 'train'))
-  assert len(made) == len(records) - 1
-  assert len(said) == 1 and 'left out' in said[0] and os.linesep not in said[0]
+  for split, count in (('train', len(records) - 1), ('validation', 3)):
+    made = tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'out'), split))
+    assert len(made) == count
+  assert len(said) == 2 and 'corrupt record' in said[0] and 'left out' in said[1]
+  synthetic.ensure(str(tmp_path / 'others'), **{**SCENES, 'seed': 1})
+  config['data']['root'] = str(tmp_path / 'others')
+  with pytest.raises(UserError, match='was begun with other settings: source '):
+    encode_latents.encode(config, str(tmp_path / 'out'))
 
 
 def test_data_of_other_weights_or_settings_are_one_line(config, whole, photos, tmp_path):
@@ -188,7 +200,7 @@ def test_data_of_other_weights_or_settings_are_one_line(config, whole, photos, t
 
 
 def test_a_training_runs_on_latents_and_has_pictures_to_edit(config, tmp_path):
-  """From weights in half precision, whose encoder is named as the training has it."""
+  """Its weights are stored in half precision, but its encoder is named by its own precision."""
   half = tmp_path / 'half'
   own.write(half, released.config(), released.params(), step=1, dtype='float16')
   config |= dict(init_from=str(half))
@@ -197,26 +209,6 @@ def test_a_training_runs_on_latents_and_has_pictures_to_edit(config, tmp_path):
   assert loader.held_out(2, **config['data'])['image'].shape == (2, 32, 32, 3)
   now = runs.train(tmp_path / 'run', **config)
   assert int(now.step) == 3 and len(lines(tmp_path / 'run')) == 3
-
-
-def test_a_folder_goes_on_with_the_same_photos_only(config, tmp_path):
-  encode_latents.encode(config, str(tmp_path / 'out'))
-  synthetic.ensure(str(tmp_path / 'others'), **{**SCENES, 'seed': 1})
-  config['data']['root'] = str(tmp_path / 'others')
-  with pytest.raises(UserError, match='was begun with other settings: source '):
-    encode_latents.encode(config, str(tmp_path / 'out'))
-
-
-def test_a_validation_split_with_damage_goes_along_without_it(config, photos, tmp_path):
-  shutil.copytree(photos, tmp_path / 'photos')
-  (path,) = tfrecord.shard_paths(str(tmp_path / 'photos'), 'validation')
-  with open(path, 'r+b') as file:
-    file.seek(100)
-    file.write(b'\xff')
-  config['data']['root'], said = str(tmp_path / 'photos'), []
-  encode_latents.encode(config, str(tmp_path / 'out'), say=said.append)
-  assert len(tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'out'), 'validation'))) == 3
-  assert len(said) == 1 and 'corrupt record' in said[0]
 
 
 @pytest.mark.parametrize(
@@ -236,10 +228,15 @@ def test_what_cannot_be_encoded_is_one_line(config, tmp_path, change, more, word
   assert not (tmp_path / 'out').exists()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(config, tmp_path):
+def test_a_folder_with_other_files_and_a_system_without_latents_are_refused(config, tmp_path):
   (tmp_path / 'mine.txt').write_text('mine')
   with pytest.raises(UserError, match='holds files already: name an empty folder'):
     encode_latents.encode(config, str(tmp_path))
+  other = dataclasses.replace(pbe.SYSTEM, name='pixels', moments=None)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(systems._registered, 'pixels', other)
+    with pytest.raises(UserError, match='pixels does not train on latents'):
+      encode_latents.encode({**config, 'system': 'pixels'}, str(tmp_path))
   assert os.listdir(tmp_path) == ['mine.txt']
 
 
