@@ -170,22 +170,10 @@ def get(path: str, local: str) -> None:
     store(path).get_file(path, local)
 
 
-def write(path: str, data: bytes, new: bool = False) -> None:
-  """Writes a file, which appears only when it is complete.
-
-  new: refuse to replace a file that exists.
-
-  Raises:
-    FileExistsError: if `new` and the file exists. OSError: if it cannot be written.
-  """
+def write(path: str, data: bytes) -> None:
+  """Writes a file, which appears only when it is complete. Raises OSError."""
   with _as_os_error():
-    store(path).pipe_file(path, data, mode='create' if new else 'overwrite')
-
-
-def remove(path: str) -> None:
-  """Removes a file. Raises OSError."""
-  with _as_os_error():
-    store(path).rm_file(path)
+    store(path).pipe_file(path, data)
 
 
 def move(folder: str, to: str) -> None:

@@ -53,8 +53,7 @@ def build_coco(annotations: str, images: str, output: str, **settings) -> None:
   print(f'{output}: {len(manifest["edits"])} edits; passed over: {manifest["passed_over"] or 0}')
 
 
-_SIZE = ('size', 512, 'side of the sources in pixels')
-_CROP = ('crop', 'nearest', 'the square: nearest to the centre that holds the region, or centre')
+_SIZE = ('size', 512, 'side of the sources in pixels', int, 8)
 _OUTPUT = ('output', '', 'new folder to write')
 _BENCH = ('bench', '', 'the benchmark: a folder in the published layout, or packed')
 COMMANDS = dict(
@@ -69,23 +68,21 @@ COMMANDS = dict(
     build, 'make a benchmark from own pictures',
     [
       ('pictures', '', 'folder with image/, mask/, exemplar/; or a .csv or .jsonl list'),
-      _OUTPUT, _SIZE, _CROP,
+      _OUTPUT, _SIZE,
       ('rectangles', False, 'repaint the whole bounding box of each mask, as COCOEE does'),
     ],
   ),
   build_coco=doors.Command(
     build_coco, "make a benchmark from COCO's boxes",
     [
-      ('annotations', '', "COCO's instances_*.json of the sources"),
+      ('annotations', '', "COCO's instances_*.json"),
       ('images', '', 'folder of their images'),
       _OUTPUT,
-      ('count', 3500, 'number of edits'),
-      ('seed', 0, 'of the choice'),
-      _SIZE, _CROP,
-      ('exemplar_annotations', '', "instances_*.json of the exemplars (default: the sources')"),
-      ('exemplar_images', '', "folder of their images (default: the sources')"),
-      ('exemplar_side', 64, 'shortest side of an exemplar in pixels'),
-      ('exemplar_pad', 10, 'pixels around its box, as in training'),
+      ('count', 3500, 'number of edits', int, 1),
+      ('seed', 0, 'seed of the choice', int, 0),
+      _SIZE,
+      ('exemplar_side', 64, 'shortest side of an exemplar in pixels', int, 1),
+      ('exemplar_pad', 10, 'pixels around its box, as in training', int, 0),
       ('min_area', 0.02, 'least share of the source that is repainted'),
       ('max_area', 0.5, 'greatest share of the source that is repainted'),
     ],

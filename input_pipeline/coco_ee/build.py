@@ -3,7 +3,7 @@
 A source is resized as the published one was (shorter side to 512 by Pillow's antialiased bilinear,
 with torchvision's rounding) and cut to a square. The published square is the centre. Here the
 square moves from the centre by as little as it takes to contain the whole region to repaint, and a
-region that fits in no square is refused. With `crop='centre'` the square does not move.
+region that fits in no square is refused.
 """
 
 import contextlib
@@ -24,7 +24,6 @@ from .. import codec
 from ..errors import DataError
 from . import layout
 
-CROPS = ('nearest', 'centre')
 Number = int | float
 Box = tuple[Number, Number, Number, Number]  # (x0, y0, x1, y1) in pixels, x1 and y1 exclusive
 Place = tuple[int, int, int, int]  # (width, height) of the resized image, (left, top) of the square
@@ -42,20 +41,18 @@ class Plan:
 # Geometry.
 
 
-def square(shape: tuple[int, int], box: Box, size: int, crop: str) -> Place | None:
+def square(shape: tuple[int, int], box: Box, size: int) -> Place | None:
   """Returns where the square source of an image (w, h) lies, or None if no square holds the box."""
   width, height = (int(size * side / min(shape)) for side in shape)
   x0, y0, x1, y1 = scaled(box, shape, (width, height))
-  left, top = _corner(width, x0, x1, size, crop), _corner(height, y0, y1, size, crop)
+  left, top = _corner(width, x0, x1, size), _corner(height, y0, y1, size)
   return None if left is None or top is None else (width, height, left, top)
 
 
-def _corner(side: int, low: int, high: int, size: int, crop: str) -> int | None:
+def _corner(side: int, low: int, high: int, size: int) -> int | None:
   centre = int(round((side - size) / 2.0))  # as in torchvision's CenterCrop
   first, last = max(0, high - size), min(side - size, low)
-  if first > last or (crop == 'centre' and not first <= centre <= last):
-    return None
-  return min(max(centre, first), last)
+  return None if first > last else min(max(centre, first), last)
 
 
 def rectangle(box: Box, shape: tuple[int, int], place: Place, size: int) -> np.ndarray:
@@ -81,28 +78,6 @@ def cut(image: PIL.Image.Image, place: Place, size: int) -> np.ndarray:
   if image.size != (width, height):
     image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
   return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
-def no_square(shape: tuple[int, int], box: Box, crop: str) -> str:
-  """Returns why `square` found none."""
-  side = min(shape)
-  if crop == 'centre':
-    return f'the central {side}x{side} square cuts the region {box}; use --crop=nearest'
-  return (
-    f'no {side}x{side} square of the {shape[0]}x{shape[1]} image holds the region, which is '
-    f'{box[2] - box[0]}x{box[3] - box[1]}; make it smaller'
-  )
-
-
-def check(size: int, crop: str) -> None:
-  """Raises DataError for a size or a crop that does not exist."""
-  if size < 8:
-    raise DataError(f'--size={size}: must be at least 8')
-  if crop not in CROPS:
-    raise DataError(f'--crop={crop}: must be {" or ".join(CROPS)}')
-
-
-# Writing.
 
 
 def write(

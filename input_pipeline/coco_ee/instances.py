@@ -22,9 +22,6 @@ def from_coco(
   count=3500,
   seed=0,
   size=512,
-  crop='nearest',
-  exemplar_annotations='',
-  exemplar_images='',
   exemplar_side=64,
   exemplar_pad=10,
   min_area=0.02,
@@ -36,36 +33,23 @@ def from_coco(
   category in another image, cut with `exemplar_pad` pixels around its box, whose shorter side is at
   least `exemplar_side` pixels. No instance is used twice before all of its category are used. Areas
   are shares of the square source. Crowds are left out. The choice depends only on the seed and the
-  two annotation files. If the pictures of an edit cannot be read, the next edit replaces it.
+  annotations. If the pictures of an edit cannot be read, the next edit replaces it.
 
   Raises:
     DataError: for settings or files that cannot be used, or too few edits. Nothing is written then.
   """
-  build.check(size, crop)
   if not 0 <= min_area < max_area <= 1:
     raise DataError(f'--min_area={min_area} and --max_area={max_area}: must be 0 <= min < max <= 1')
-  for name, value, least in (
-    ('count', count, 1), ('seed', seed, 0), ('exemplar_side', exemplar_side, 1),
-    ('exemplar_pad', exemplar_pad, 0),
-  ):  # fmt: skip
-    if value < least:
-      raise DataError(f'--{name}={value}: must be at least {least}')
-  if bool(exemplar_annotations) != bool(exemplar_images):
-    raise DataError('--exemplar_annotations and --exemplar_images go together')
-  sources = _instances(annotations)
-  others = _instances(exemplar_annotations) if exemplar_annotations else sources
+  found = _instances(annotations)
   settings = dict(
-    count=count, seed=seed, size=size, crop=crop, exemplar_side=exemplar_side,
-    exemplar_pad=exemplar_pad, min_area=min_area, max_area=max_area,
-    annotations=os.path.basename(annotations),
-    exemplar_annotations=os.path.basename(exemplar_annotations or annotations),
+    count=count, seed=seed, size=size, exemplar_side=exemplar_side, exemplar_pad=exemplar_pad,
+    min_area=min_area, max_area=max_area, annotations=os.path.basename(annotations),
   )  # fmt: skip
-  fits = lambda a: _source_place(a, size, crop, min_area, max_area)
-  wanted = [(a, place) for a in sources if (place := fits(a)) is not None]
-  usable = [a for a in others if _shorter_side(a['box']) >= exemplar_side]
+  fits = lambda a: _source_place(a, size, min_area, max_area)
+  wanted = [(a, place) for a in found if (place := fits(a)) is not None]
+  usable = [a for a in found if _shorter_side(a['box']) >= exemplar_side]
   pairs = _paired(wanted, usable, seed)
-  folders = images, exemplar_images or images
-  plans = (_coco_plan(*pair, folders, size, exemplar_pad) for pair in pairs)
+  plans = (_coco_plan(*pair, images, size, exemplar_pad) for pair in pairs)
   return build.write(output, plans, count, settings, lambda plan, why: None)
 
 
@@ -98,11 +82,9 @@ def _instances(path: str) -> list[dict]:
   return sorted(found, key=lambda a: a['id'])
 
 
-def _source_place(
-  a: dict, size: int, crop: str, min_area: float, max_area: float
-) -> build.Place | None:
+def _source_place(a: dict, size: int, min_area: float, max_area: float) -> build.Place | None:
   """Returns where a box's source is cut, or None if no square holds it or its area is wrong."""
-  place = build.square(a['shape'], a['box'], size, crop)
+  place = build.square(a['shape'], a['box'], size)
   if place is None:
     return None
   x0, y0, x1, y1 = build.scaled(a['box'], a['shape'], place[:2])
@@ -137,11 +119,12 @@ def _paired(wanted: list, usable: list[dict], seed: int) -> Iterator[tuple[dict,
     yield source, place, exemplar
 
 
-def _coco_plan(source: dict, place, exemplar: dict, folders, size: int, pad: int) -> build.Plan:
+def _coco_plan(
+  source: dict, place: build.Place, exemplar: dict, folder: str, size: int, pad: int
+) -> build.Plan:
   def pictures():
     image, other = (
-      _stored(os.path.join(folder, a['file']), a['shape'])
-      for folder, a in zip(folders, (source, exemplar))
+      _stored(os.path.join(folder, a['file']), a['shape']) for a in (source, exemplar)
     )
     x0, y0, x1, y1 = exemplar['box']
     window = (

@@ -13,9 +13,7 @@ from . import build, layout
 PICTURES = dict(source='image', mask='mask', exemplar='exemplar')  # kind -> column or folder
 
 
-def from_pictures(
-  pictures: str, output: str, *, size=512, crop='nearest', rectangles=False
-) -> dict:
+def from_pictures(pictures: str, output: str, *, size=512, rectangles=False) -> dict:
   """Writes a benchmark from a folder with image/, mask/, exemplar/, or from a list.
 
   A list is .csv or .jsonl with the columns `image`, `mask`, `exemplar` and optionally `id`. Masks
@@ -25,18 +23,17 @@ def from_pictures(
   Raises:
     DataError: if one edit cannot be made. Nothing is written then.
   """
-  settings = dict(size=size, crop=crop, rectangles=rectangles)
-  build.check(size, crop)
   rows, base = _rows(pictures)
   plans = []
   for edit_id, row in sorted(zip(_ids(rows), rows.values()), key=lambda pair: pair[0]):
     files = {kind: os.path.join(base, row[name]) for kind, name in PICTURES.items()}
-    make = lambda files=files: _own_edit(files, size, crop, rectangles)
+    make = lambda files=files: _own_edit(files, size, rectangles)
     plans.append(build.Plan(edit_id, {name: row[name] for name in PICTURES.values()}, make))
 
   def give_up(plan: build.Plan, why: str) -> None:
     raise DataError(f'{why} (edit {plan.id}); correct it or leave it out')
 
+  settings = dict(size=size, rectangles=rectangles)
   return build.write(output, plans, len(plans), settings, give_up)
 
 
@@ -68,7 +65,7 @@ def _ids(rows: dict[str, dict]) -> list[int]:
   return list(range(len(rows)))
 
 
-def _own_edit(files: dict[str, str], size: int, crop: str, rectangles: bool) -> dict:
+def _own_edit(files: dict[str, str], size: int, rectangles: bool) -> dict:
   source, exemplar = (decode.upright(files[k], 'RGB', 'white') for k in ('source', 'exemplar'))
   mask = decode.upright(files['mask'], 'L', 'black')
   if mask.size != source.size:
@@ -79,9 +76,13 @@ def _own_edit(files: dict[str, str], size: int, crop: str, rectangles: bool) -> 
   if np.asarray(mask).max() < 128:
     raise DataError(f'{files["mask"]} is empty: no pixel is at least half bright')
   box = layout.bounding_box(np.asarray(mask))
-  place = build.square(source.size, box, size, crop)
+  place = build.square(source.size, box, size)
   if place is None:
-    raise DataError(f'{files["mask"]}: {build.no_square(source.size, box, crop)}')
+    side, (w, h) = min(source.size), source.size
+    raise DataError(
+      f'{files["mask"]}: no {side}x{side} square of the {w}x{h} image holds the region, which is '
+      f'{box[2] - box[0]}x{box[3] - box[1]}; make it smaller'
+    )
   if rectangles:
     cut_mask = build.rectangle(box, source.size, place, size)
   else:

@@ -48,8 +48,6 @@ def validate(root: str, size: int = 512) -> dict:
   Raises:
     DataError: if the root is not a folder.
   """
-  if size < 1:
-    raise DataError(f'--size={size}: must be at least 1')
   layout.listed(root)
   shares, sides = [], []
   try:

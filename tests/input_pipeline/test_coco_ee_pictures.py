@@ -30,7 +30,7 @@ def test_a_bench_from_a_folder_validates_and_reads(tmp_path, door):
     stored = PIL.Image.open(tmp_path / 'own' / 'exemplar' / f'{k + 1}.png')
     np.testing.assert_array_equal(edits[k]['exemplar'], np.asarray(stored))
   manifest = json.loads((tmp_path / 'bench' / 'manifest.json').read_text())
-  assert manifest['settings'] == dict(size=16, crop='nearest', rectangles=False)
+  assert manifest['settings'] == dict(size=16, rectangles=False)
   assert [edit['image'] for edit in manifest['edits']] == [f'image/{k}.jpg' for k in (1, 2, 3)]
   assert len(manifest['sha256']) == 9 and str(tmp_path) not in json.dumps(manifest)
 
