@@ -19,12 +19,6 @@ def mask(top, left, bottom, right, size=(40, 60)):
   return result
 
 
-def test_a_square_of_the_right_size_comes_out_as_it_is():
-  square = picture(32, 32)
-  for view in (preprocessing.centre, preprocessing.squash, preprocessing.stretch):
-    np.testing.assert_array_equal(images.to_uint8(view(square, 32)), square)
-
-
 def test_the_middle_of_the_longer_side_is_seen():
   wide = picture(32, 64)
   np.testing.assert_array_equal(images.to_uint8(preprocessing.centre(wide, 32)), wide[:, 16:48])

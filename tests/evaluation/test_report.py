@@ -133,8 +133,3 @@ def test_the_table_has_value_interval_n_and_why():
   assert row.endswith('undefined for 1 of 3500 edits')
   row = next(line for line in lines if line.startswith('fid'))
   assert row.split()[:4] == ['fid', '-', '-', '0'] and row.endswith('get the weights')
-
-
-def test_large_pictures_are_shown_small():
-  small = pages.small(np.zeros((600, 300, 3), np.uint8))
-  assert small.shape == (pages.CELL, pages.CELL // 2, 3)

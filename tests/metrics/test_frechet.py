@@ -45,19 +45,6 @@ def test_distance_of_features_is_that_of_their_means_and_covariances():
   np.testing.assert_allclose(frechet_distance(a32, b32), expected, rtol=1e-5)
 
 
-def test_closed_forms():
-  rng = np.random.default_rng(0)
-  mean, other, cov = rng.normal(size=6), rng.normal(size=6), covariance(6, rng)
-  squared = ((mean - other) ** 2).sum()
-  np.testing.assert_allclose(frechet_distance_of(mean, cov, other, cov), squared, rtol=1e-12)
-  p, q = rng.uniform(0.1, 3, 6), rng.uniform(0.1, 3, 6)
-  expected = squared + ((np.sqrt(p) - np.sqrt(q)) ** 2).sum()
-  diagonal = frechet_distance_of(mean, np.diag(p), other, np.diag(q))
-  np.testing.assert_allclose(diagonal, expected, rtol=1e-12)
-  one = frechet_distance_of(np.array([1.0]), np.array([[4.0]]), np.array([3.0]), np.array([[9.0]]))
-  np.testing.assert_allclose(one, (1 - 3) ** 2 + (2 - 3) ** 2)
-
-
 def test_singular_covariances_have_their_exact_distance():
   u, v = np.random.default_rng(1).normal(size=(2, 8))
   expected = u @ u + v @ v - 2 * abs(u @ v)  # of rank 1: tr sqrt(uu' vv') = |u'v|
@@ -193,17 +180,3 @@ def test_the_interval_holds_the_distance_of_other_sets_of_this_size(n, d, least)
   widths = np.mean([interval.high - interval.low for interval in found])
   spread = 2 * 1.96 * np.std([interval.value for interval in found])
   assert 0.8 < widths / spread < 1.5
-
-
-def test_a_paired_test_of_contributions_tells_two_systems_apart():
-  """On the same sources most of the noise is common, so the difference shows where ends overlap."""
-  rng = np.random.default_rng(5)
-  source = rng.normal(size=(400, 8))
-  zero, eye = np.zeros(8), np.eye(8)
-  good = contributions(source + 0.1 * rng.normal(size=(400, 8)), zero, eye)
-  bad = contributions(source + 0.1 * rng.normal(size=(400, 8)) + 0.06, zero, eye)
-  one, other = confidence.mean_interval(good), confidence.mean_interval(bad)
-  assert other.low < one.high
-  result = confidence.paired(bad, good)
-  np.testing.assert_allclose(result.difference, bad.mean() - good.mean())
-  assert result.low > 0 and result.p < 0.01
