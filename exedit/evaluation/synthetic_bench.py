@@ -143,11 +143,13 @@ def evaluate(
 
 def drawn_like(system: systems.System, config: Mapping[str, Any]) -> dict[str, int]:
   """Return the arguments of `synthetic.bench` that draw pictures like the training data."""
-  drawing = {name: systems.trained_on(system, config, name) for name in ('size', 'exemplar_size')}
-  if config.get('synthetic'):  # the pad and the scene size are in the pixels of drawn scenes
-    drawing['exemplar_pad'] = systems.trained_on(system, config, 'exemplar_pad')
-    if 'size' in config['synthetic']:
-      drawing['scene_size'] = config['synthetic']['size']
+  own = {**system.data.defaults(), **config['data']}
+  names = ['size', 'exemplar_size']
+  scenes = config.get('synthetic') or {}
+  names += ['exemplar_pad'] if scenes else []  # it is in pixels of drawn scenes
+  drawing = {name: own[name] for name in names if name in own}
+  if 'size' in scenes:
+    drawing['scene_size'] = scenes['size']
   return drawing
 
 
@@ -172,14 +174,15 @@ def repaint(
   """Make edit i of the benchmark with the exemplar of edit `exemplar_of[i]`, for all i.
 
   Args:
-    exemplar_size: the side in pixels at which the network takes exemplars.
+    exemplar_size: the side in pixels at which the network takes exemplars; 0: it takes none.
     settings: of `System.edit`.
     done: called with the number of edits after each batch.
   """
 
   def read(i):
-    exemplar = images.from_uint8(bench[int(exemplar_of[i])]['exemplar'])
-    exemplar = images.to_uint8(images.squash(exemplar, exemplar_size))
+    exemplar = bench[int(exemplar_of[i])]['exemplar']
+    if exemplar_size:
+      exemplar = images.to_uint8(images.squash(images.from_uint8(exemplar), exemplar_size))
     source, mask = bench[i]['source'], np.where(bench[i]['mask'] > 127, np.uint8(255), np.uint8(0))
     arrays = make_edits.network_inputs(engine.system, source, mask, exemplar)
     return arrays, dict(source=source, mask=mask)

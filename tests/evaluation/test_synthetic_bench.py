@@ -1,5 +1,6 @@
 """The benchmark of drawn edits: what perfect and blind editors score, and what is written."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import images
+from exedit import images, systems
 from exedit import paint_by_example as pbe
 from exedit.evaluation import synthetic_bench
 from exedit.input_pipeline import synthetic
@@ -80,6 +81,19 @@ def test_an_editor_that_ignores_the_exemplar_scores_the_same_in_both(
   results, _ = scored(weights, tmp_path, edits=30, batch_size=8)
   assert results['own'] == results['shuffled']
   assert results['own']['identification'] < 0.4
+
+
+def test_a_system_without_exemplars_is_scored_too(weights, tmp_path, monkeypatch):
+  edit = lambda model, arrays, keys, size: arrays['image'] * 0
+  inputs = pbe.SYSTEM.inputs_of('photo', 'mask')
+  settings = dataclasses.make_dataclass('Settings', [])
+  system = dataclasses.replace(
+    pbe.SYSTEM, inputs=inputs, settings=settings, edit=edit, picture_size=lambda model: 0
+  )
+  monkeypatch.setattr(systems, 'of', lambda found: system)
+  results, _ = scored(weights, tmp_path, edits=4, truths=2)
+  assert results['own'] == results['shuffled'] and results['own']['untouched'] == 4
+  assert results['sampling'] == {}
 
 
 def test_paint_outside_the_mask_is_counted():
