@@ -106,14 +106,6 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_one_line(tmp_path):
   run_log.close()
 
 
-def test_json_has_null_where_a_number_is_not_finite(tmp_path):
-  run_log = log.Log(tmp_path, steps=1, batch_size=4, log_every=1)
-  run_log.push(1, metrics(1, math.inf, in_a_row=1), 0.0)
-  run_log.flush()
-  run_log.close()
-  assert lines(tmp_path)[0]['loss'] is None
-
-
 class FakeTime:
   def __init__(self, monkeypatch):
     self.now = 0.0
@@ -196,14 +188,3 @@ def test_progress_is_plain_lines_elsewhere():
     'step 1/200 | loss 0.1235',
     'step 2/200 | loss 0.1 | 4.0 img/s | 0:03:18 left',
   ]
-
-
-def test_progress_waits_its_time(monkeypatch):
-  clock = FakeTime(monkeypatch)
-  line = log.Progress(200, batch_size=4, out=io.StringIO(), every=30.0)
-  assert line.due()
-  line.show(1, 0.1, None)
-  clock.now = 29.0
-  assert not line.due()
-  clock.now = 31.0
-  assert line.due()

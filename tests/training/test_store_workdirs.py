@@ -19,7 +19,7 @@ from exedit.training.workdir import Workdir
 from exedit.weights import fetch, find
 from exedit.weights.formats import run
 from tests import fake_gcs, runs
-from tests.runs import digests, end, lines, start, start_two
+from tests.runs import digests, end, lines, start
 from tests.training.test_checkpoint import assert_same, make_state
 
 PLACE = 'gs://bucket/run'
@@ -108,23 +108,6 @@ def test_a_killed_and_stopped_run_in_a_store_ends_as_one_on_the_disk(root, cache
   assert len(names(torn, 'tb')) == 3
   assert set(names(torn)) ^ set(names(whole)) == {'lock', 'started.json'}
   assert 'nothing to do' in end(start(root, PLACE, cache))
-
-
-def test_two_processes_write_one_checkpoint_and_one_reads_it(root, cache, store, tmp_path):
-  wide = ('--config.model.width=4096', '--config.mesh.fsdp=2', '--config.mesh.sharding=fsdp')
-  wide = (*wide, '--config.save_every=2', '--config.edit_every=2', '--config.data.size=8')
-  two = start_two(root, PLACE, cache, *wide, '--config.steps=4')
-  outputs = [end(process) for process in two]
-  assert 'done: 4 steps' in outputs[0] and PLACE in outputs[0]
-  assert any('ocdbt.process_1/' in name for name in store.objects)
-  end(start(root, tmp_path / 'one', cache, *wide[:1], *wide[3:], '--config.steps=4'))
-  losses = [
-    [line['loss'] for line in lines(folder)]
-    for folder in (copied(store, tmp_path / 'two'), tmp_path / 'one')
-  ]
-  np.testing.assert_allclose(*losses, rtol=1e-3)
-  output = end(start(root, PLACE, cache, *wide[:1], *wide[3:], '--config.steps=6'))
-  assert 'going on from step 4' in output and 'done: 6 steps' in output
 
 
 def test_weights_in_a_store_are_copied_once(store, tmp_path, monkeypatch):
@@ -321,11 +304,10 @@ def test_a_place_without_rights_is_one_line(root, cache, store):
   assert 'no storage.objects.create' in output and 'Traceback' not in output
 
 
-@pytest.mark.parametrize('what', ['checkpoints/9', '.*'])
-def test_rights_that_end_later_end_the_run_in_words(root, cache, store, what):
+def test_rights_that_end_later_end_the_run_in_words(root, cache, store):
   process = start(root, PLACE, cache)
   reached(store, 'checkpoints/6/commit_success.txt', process)
-  store.refuses = what
+  store.refuses = '.*'
   output = end(process, 2)
   assert 'error: the workdir gs://bucket/run cannot be used (' in output
   assert 'Traceback' not in output, output
