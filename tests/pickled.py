@@ -1,4 +1,4 @@
-"""Torch checkpoints by hand: pickles out of opcodes, so that they can say what no pickler would."""
+"""Builds torch checkpoints from opcodes, so that they can contain what no pickler writes."""
 
 import io
 import struct
@@ -18,7 +18,7 @@ class Code(bytes):
 
 
 def code(value) -> Code:
-  """Opcodes for plain values and for `Code` inside of them."""
+  """Opcodes for a plain value, which may contain `Code`."""
   if isinstance(value, Code):
     return value
   if isinstance(value, (tuple, list)):
@@ -90,7 +90,7 @@ def checkpoint(
   entries |= {f'data/{key}': data for key, data in storages.items()} | {'version': '3\n'}
   buffer = io.BytesIO()
   with zipfile.ZipFile(buffer, 'w') as archive:
-    for entry, data in entries.items():  # a ZipInfo of its own has no time in it
+    for entry, data in entries.items():  # a new ZipInfo contains no time
       archive.writestr(zipfile.ZipInfo(top + entry), data, pack)
   return buffer.getvalue()
 
@@ -99,7 +99,7 @@ def checkpoint(
 
 
 def refusal(function, *args):
-  """The one line with which it says no."""
+  """The one line of the UserError that `function` raises."""
   with pytest.raises(UserError) as caught:
     function(*args)
   line = str(caught.value)
@@ -108,7 +108,7 @@ def refusal(function, *args):
 
 
 def opened(folder, value, storages={}, **options):
-  """The tensors of a checkpoint by hand."""
+  """Writes a checkpoint and opens it."""
   path = folder / 'a.ckpt'
   path.write_bytes(checkpoint(value, storages, **options))
   return open_tensors(path)

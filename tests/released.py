@@ -1,4 +1,4 @@
-"""Tiny models of the released architecture in every layout, for tests of how weights are named."""
+"""Tiny models of the published architecture in every layout, for tests of weights."""
 
 import functools
 import json
@@ -57,7 +57,7 @@ def abstracted(model: str) -> tuple:
 
 
 def params(model=SMALL, seed=0) -> dict[str, np.ndarray]:
-  """Every parameter random, those that one token leaves dead too."""
+  """Random parameters, also for those that have no effect with one token."""
   rng = np.random.default_rng(seed)
   shapes = abstracted(json.dumps(model))[1]
   return {
@@ -71,13 +71,13 @@ def tensors(arrays) -> dict[str, Tensor]:
 
 
 def export(path, model=SMALL, seed=0):
-  """Our own layout."""
+  """Writes exedit's own layout."""
   own.write(path, config(model), params(model, seed), step=7)
   return path
 
 
 def write_pipeline(path, model=SMALL, seed=0):
-  """The diffusers layout."""
+  """Writes the diffusers layout."""
   path.mkdir()
   complete = dict(config(model), model=pbe.complete(model))
   diffusers.write(path, complete, tensors(params(model, seed)))
@@ -85,7 +85,7 @@ def write_pipeline(path, model=SMALL, seed=0):
 
 
 def checkpoint(model=SMALL, seed=0) -> dict[str, np.ndarray]:
-  """The state dict of the original layout, without a note of ours."""
+  """The state dict of the original layout, without exedit's note."""
   complete = pbe.complete(model)
   table = [*original.networks(complete['unet'], complete['autoencoder'])]
   table += original.conditioner.ORIGINAL
@@ -98,13 +98,13 @@ def write_checkpoint(path, arrays=None):
 
 
 def change_json(file, **changes):
-  """Change entries of a json file; None takes one away."""
+  """Changes entries of a JSON file; None removes one."""
   value = json.loads(file.read_text()) | changes
   file.write_text(json.dumps({n: v for n, v in value.items() if v is not None}))
 
 
 def to_text_pipeline(path, channels=4):
-  """Make a pipeline's folder one of Stable Diffusion, for text."""
+  """Turns a pipeline's folder into one of Stable Diffusion for text."""
   for file in (path / 'image_encoder').iterdir():
     file.unlink()
   (path / 'image_encoder').rmdir()
@@ -133,7 +133,7 @@ def text_checkpoint(channels=4) -> dict[str, np.ndarray]:
 
 
 def write_clip(path, seed=3, text=True):
-  """The folder of transformers' CLIPModel, or of its image tower alone."""
+  """Writes the folder of transformers' CLIPModel, or of its image tower alone."""
   path.mkdir()
   arrays = {n: a for n, a in params(seed=seed).items() if n.startswith('clip.')}
   table = translate.under('', 'clip.', diffusers.conditioner.clip.TABLE)
@@ -152,7 +152,7 @@ def write_clip(path, seed=3, text=True):
 
 
 def assert_same(weights, expected=None, where=''):
-  """What was found are these parameters, by default those of the small model, to the bit."""
+  """Checks that `weights` are these parameters bit by bit, by default the small model's."""
   expected = params() if expected is None else expected
   assert weights.tensors.keys() == expected.keys()
   for name, array in expected.items():
@@ -162,6 +162,6 @@ def assert_same(weights, expected=None, where=''):
 
 
 def rewrite(file, change):
-  """Replace a file's tensors by what `change(arrays)` makes of them."""
+  """Replaces a file's tensors by `change(arrays)`."""
   arrays = {name: tensor.read() for name, tensor in open_tensors(file).items()}
   save_tensors(file, change(arrays))

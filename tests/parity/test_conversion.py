@@ -1,10 +1,9 @@
-"""Pipelines that diffusers wrote load here, ours load in diffusers, and no bit changes on the way.
+"""diffusers' pipelines load in exedit and exedit's load in diffusers, bit by bit.
 
 The numbers that they compute are compared elsewhere; here every tensor is compared by its name.
 """
 
 import json
-import os
 import sys
 import types
 
@@ -16,7 +15,6 @@ from exedit.convert import convert
 from exedit.models import parameters
 from exedit.weights import find
 from exedit.weights.formats.files import open_tensors
-from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.layouts import original
 from tests import released
 from tests.parity import references
@@ -39,7 +37,7 @@ SHAPES = {
 
 
 def build(mult, attends, layers, clip_layers, dim, heads=2):
-  """A small pipeline of diffusers' with random weights."""
+  """A small pipeline of diffusers with random weights."""
   unet = diffusers.UNet2DConditionModel(
     in_channels=9,
     out_channels=4,
@@ -94,7 +92,7 @@ def theirs(request):
 
 
 def open_pipeline(path):
-  """`from_pretrained`, which since the pipeline's move no longer finds the encoder by itself."""
+  """Calls `from_pretrained`, which does not find the encoder since diffusers moved the pipeline."""
   if not hasattr(diffusers.pipelines, 'paint_by_example'):
     diffusers.pipelines.paint_by_example = image_encoder
   return diffusers.PaintByExamplePipeline.from_pretrained(path, low_cpu_mem_usage=False)
@@ -109,7 +107,7 @@ def assert_same_modules(a, b):
 
 
 def sharded(folder, state_dict, stem):
-  """As torch's .bin in two shards with an index."""
+  """Writes torch's .bin in two shards with an index."""
   names, index = sorted(state_dict), {}
   for i, own in enumerate((names[::2], names[1::2])):
     shard = f'{stem}-0000{i + 1}-of-00002.bin'
@@ -119,7 +117,7 @@ def sharded(folder, state_dict, stem):
 
 
 def save(pipeline, path, how):
-  """The pipeline's folder as diffusers writes it, and as it wrote it in other years."""
+  """Writes the pipeline's folder as diffusers does now, or as earlier versions did."""
   pipeline.save_pretrained(path, **dict(max_shard_size='100KB') if how == 'shards' else {})
   if how in ('bin', 'bin shards'):
     for part, stem in (
@@ -130,7 +128,7 @@ def save(pipeline, path, how):
       for file in (path / part).glob('*.safetensors'):
         file.unlink()
       arrays = getattr(pipeline, part).state_dict()
-      if part == 'image_encoder':  # the names that transformers wrote until its version 5
+      if part == 'image_encoder':  # the names that transformers wrote before version 5
         old = lambda n: n.replace('model.', 'model.vision_model.', 1) if n[:6] == 'model.' else n
         arrays = {old(n): a for n, a in arrays.items()}
         positions = torch.arange(17)[None]
@@ -149,7 +147,7 @@ def test_their_folder_loads_here_and_comes_back_the_same(theirs, how, tmp_path):
   weights = find.weights(tmp_path / 'theirs')
   assert weights.layout == 'diffusers' and weights.config['model']['autoencoder']['scale'] == 0.2
   assert weights.config['data'] == dict(size=8 * theirs.vae_scale_factor, exemplar_size=32)
-  pbe.load(weights)  # every name and shape is a network's
+  pbe.load(weights)  # all names and shapes are those of the network
   convert(str(tmp_path / 'theirs'), str(tmp_path / 'ours'), layout='diffusers', say=str)
   back = open_pipeline(tmp_path / 'ours')
   assert_same_modules(theirs, back)
@@ -171,7 +169,7 @@ def test_our_folder_loads_there(tmp_path):
   released.export(tmp_path / 'ours')
   convert(str(tmp_path / 'ours'), str(tmp_path / 'theirs'), layout='diffusers', say=str)
   back = open_pipeline(tmp_path / 'theirs')
-  kernel = released.params()['unet.down.0.attentions.0.attn2.to_k.kernel']  # a dead one
+  kernel = released.params()['unet.down.0.attentions.0.attn2.to_k.kernel']  # one without effect
   there = back.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight
   np.testing.assert_array_equal(there.detach().numpy().T, kernel)
   back.save_pretrained(tmp_path / 'again')
@@ -181,7 +179,7 @@ def test_our_folder_loads_there(tmp_path):
 
 
 def test_the_original_layout_is_what_their_converter_reads(theirs, tmp_path, monkeypatch):
-  """Their converter of LDM checkpoints (convert_from_ckpt.py) is an independent reading."""
+  """Compares with diffusers' own converter of LDM checkpoints (convert_from_ckpt.py)."""
   reference = pytest.importorskip('diffusers.pipelines.stable_diffusion.convert_from_ckpt')
   save(theirs, tmp_path / 'theirs', 'safetensors')
   convert(str(tmp_path / 'theirs'), str(tmp_path / 'ours.safetensors'), layout='original', say=str)
@@ -207,11 +205,11 @@ def test_the_original_layout_is_what_their_converter_reads(theirs, tmp_path, mon
 
 
 class Callback:
-  """An object in a checkpoint that belongs to the trainer's library."""
+  """A class of the trainer's library whose object is in a checkpoint."""
 
 
 def lightning_checkpoint(path, monkeypatch):
-  """What pytorch_lightning 1.4 saved: weights among counters, callbacks and optimizer states."""
+  """Writes what pytorch_lightning 1.4 saved: weights, counters, callbacks and optimizer states."""
   module = types.ModuleType('pytorch_lightning.callbacks.model_checkpoint')
   Callback.__module__, Callback.__qualname__ = module.__name__, 'ModelCheckpoint'
   module.ModelCheckpoint = Callback
@@ -253,12 +251,3 @@ def test_a_lightning_checkpoint_is_read_without_torch(tmp_path, monkeypatch):
   assert tensors.keys() == expected.keys()
   for name, array in expected.items():
     np.testing.assert_array_equal(tensors[name].read(), array, err_msg=name)
-
-
-def test_torch_reads_what_we_write(tmp_path):
-  from safetensors.torch import load_file
-
-  arrays = {'a': np.arange(6, dtype=np.float32).reshape(2, 3)}
-  save_tensors(tmp_path / 'a.safetensors', arrays)
-  assert torch.equal(load_file(tmp_path / 'a.safetensors')['a'], torch.arange(6.0).reshape(2, 3))
-  assert os.listdir(tmp_path) == ['a.safetensors']

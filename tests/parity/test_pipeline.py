@@ -1,4 +1,4 @@
-"""The whole edit against diffusers' PaintByExamplePipeline, from the files that diffusers wrote.
+"""The whole edit agrees with diffusers' PaintByExamplePipeline, from files that diffusers wrote.
 
 Random weights, float32, the same initial latents and posterior noise: final latents within 1e-3 of
 their largest, images within 2/255.
@@ -33,7 +33,7 @@ SHAPES = {
     conditioner=dict(layers=1),
     context_dim=40,
   ),
-  'four-levels': dict(  # the published plan, a tenth as wide
+  'four-levels': dict(  # as published, but a tenth as wide
     unet=dict(
       channels=32, mult=(1, 2, 4, 4), layers=2, attention_levels=(0, 1, 2), heads=8, groups=32
     ),
@@ -52,7 +52,7 @@ SCHEDULERS = dict(
 
 @pytest.fixture(scope='module')
 def pairs(tmp_path_factory):
-  """(ours, theirs) by name, each made once, ours read from the folder that theirs wrote."""
+  """(ours, theirs) by name, each made once; ours is read from the folder that theirs wrote."""
   made = {}
 
   def get(name):
@@ -77,13 +77,13 @@ def load(name, path):
 
 
 def inputs(model, b, h, w):
-  """(source, mask, exemplar, noise, posterior_noise), the mask drawn at random."""
+  """(source, mask, exemplar, noise, posterior_noise), with a random mask."""
   random = np.random.default_rng(7)
   size, f = model.clip.image_size, model.autoencoder.factor
   mask = np.zeros((b, h, w, 1))
   for one in mask:
     (y, y_end), (x, x_end) = (np.sort(random.integers(0, n, 2)) for n in (h, w))
-    one[y : y_end + 3, x : x_end + 5] = 1  # edges that fall within the latents' pixels
+    one[y : y_end + 3, x : x_end + 5] = 1  # edges inside the latents' pixels
   return [
     np.asarray(a, np.float32)
     for a in (
@@ -103,12 +103,12 @@ def test_same_context_and_null(pair):
     expected, null = theirs.image_encoder(references.pixels(exemplar), return_uncond_vector=True)
   np.testing.assert_allclose(jitted(model, 'context')(exemplar), expected, atol=2e-5, rtol=0)
   np.testing.assert_array_equal(model.conditioner.null[...], null.detach())
-  assert expected.abs().max() > 0.5  # it could have failed
+  assert expected.abs().max() > 0.5  # the comparison is not of zeros
 
 
 @pytest.mark.parametrize('scale', [1.0, 5.0])
 def test_same_guided_prediction(pair, scale):
-  """One evaluation as the sampler makes it, with all shortcuts, against two plain calls."""
+  """One guided prediction, with all exact shortcuts, agrees with two plain calls."""
   model, theirs = pair
   random = np.random.default_rng(8)
   side, width = 2 * model.unet.multiple, theirs.unet.config.cross_attention_dim
@@ -133,7 +133,7 @@ def test_same_guided_prediction(pair, scale):
 
 
 class Seen(nnx.Module):
-  """An autoencoder that shows what it is given to decode."""
+  """An autoencoder that shows the latents that it decodes."""
 
   def __init__(self, inner, show):
     self.inner, self.show = inner, show
@@ -187,7 +187,7 @@ def test_same_edit(pairs, monkeypatch, name):
   np.testing.assert_allclose(z, expected[0], atol=1e-3 * np.abs(expected[0]).max(), rtol=0)
   bytes_ = [np.clip(np.asarray(a) * 127.5 + 127.5, 0, 255) for a in (image, expected[1])]
   np.testing.assert_allclose(*bytes_, atol=2, rtol=0)
-  assert bytes_[1].std() > 10 and np.abs(expected[0]).max() > 0.5  # it could have failed
+  assert bytes_[1].std() > 10 and np.abs(expected[0]).max() > 0.5  # the comparison is not of zeros
 
 
 def reference(
@@ -202,7 +202,7 @@ def reference(
 
   monkeypatch.setattr(DiagonalGaussianDistribution, 'sample', drawn)
   nearest = torch.nn.functional.interpolate
-  if resize == 'bilinear':  # the original's, which diffusers does not offer: for its mask only
+  if resize == 'bilinear':  # as in the original; diffusers has only nearest
 
     def resized(mask, *args, **kwargs):
       if mask.shape[1] == 1:

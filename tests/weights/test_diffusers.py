@@ -1,4 +1,4 @@
-"""Folders of pipelines: of every age, in shards, and with settings that mean another network."""
+"""Pipeline folders of all diffusers versions are read; settings of other networks are refused."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture
 def folder(pipeline, tmp_path):
-  """A copy of the pipeline that a test may spoil."""
+  """A copy of the pipeline that a test may change."""
   return shutil.copytree(pipeline, tmp_path / 'pipeline')
 
 
@@ -44,7 +44,9 @@ def test_pipelines_of_every_age_are_read(folder):
   released.rewrite(
     folder / 'image_encoder' / 'model.safetensors', lambda arrays: arrays | positions
   )
-  released.change_json(folder / 'vae' / 'config.json', scaling_factor=None)  # an old file has none
+  released.change_json(
+    folder / 'vae' / 'config.json', scaling_factor=None
+  )  # old files do not have it
   released.assert_same(find.weights(folder))
   released.rewrite(
     folder / 'image_encoder' / 'model.safetensors',

@@ -1,4 +1,4 @@
-"""SHA-256 of weight files: right, and not computed twice."""
+"""The SHA-256 of a weight file is right, and is not computed twice."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from exedit.weights import digests
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-  """The user's cache folder, where digests are remembered."""
+  """A cache folder of its own for each test, because digests are stored there."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
 
 
@@ -21,7 +21,7 @@ def test_a_digest_is_remembered_by_place_size_and_time(tmp_path, monkeypatch):
   expected = digests.sha256(file)
   monkeypatch.setattr(hashlib, 'file_digest', None)
   assert digests.sha256(file) == expected
-  with pytest.raises(TypeError):  # it must be read again
+  with pytest.raises(TypeError):  # the file is read again
     os.utime(file, (2e9, 1.5e9))
     digests.sha256(file)
 

@@ -1,4 +1,4 @@
-"""Hub ids against a server of the hub's own interface on this machine; nothing leaves it."""
+"""Hub ids, tested with a local server that has the hub's interface; no request leaves the machine."""
 
 import errno
 import hashlib
@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from exedit.runtime.errors import UserError
-from exedit.weights import fetch
 from exedit.weights.fetch import local_path, wanted
 
 
@@ -29,7 +28,7 @@ def refusal(call, *args, **kwargs):
 
 # which files
 
-MAIN = [  # of the published repository
+MAIN = [  # the files of the published repository
   '.gitattributes',
   'README.md',
   'model_index.json',
@@ -244,7 +243,7 @@ for src in sys.argv[1:]:
 
 
 def ask(home, endpoint, *sources, **environment):
-  """What a fresh process makes of these names: [(found or refused, the rest of the line)]."""
+  """Runs `local_path` for these names in a new process: [('found' or 'refused', the rest)]."""
   kept = {k: v for k, v in os.environ.items() if not k.startswith('HF_')}
   environment = kept | dict(HF_HOME=str(home), HF_ENDPOINT=endpoint, **environment)
   done = subprocess.run(
@@ -254,8 +253,8 @@ def ask(home, endpoint, *sources, **environment):
   return [tuple(line.split(' ', 1)) for line in done.stdout.splitlines()], done.stderr
 
 
-def held(folder):
-  """{file: its content} below a folder."""
+def contents(folder):
+  """{file: its content} for all files below a folder."""
   return {
     p.relative_to(folder).as_posix(): p.read_text()
     for p in Path(folder).rglob('*.*')
@@ -268,10 +267,10 @@ def test_fetch_once_then_from_the_cache_online_and_offline(tmp_path, server):
   answers, progress = ask(tmp_path, server, 'owner/name', 'owner/name@refs/pr/3')
   (said, main), (_, pr3) = answers
   assert said == 'found' and main.endswith('a' * 40) and pr3.endswith('b' * 40)
-  assert held(main) == {file: file for file in wanted(MAIN, '')}
-  assert held(pr3) == {file: file for file in wanted(PR3, '')}
+  assert contents(main) == {file: file for file in wanted(MAIN, '')}
+  assert contents(pr3) == {file: file for file in wanted(PR3, '')}
   assert not any('model.ckpt' in line or 'README' in line for line in Server.asked)
-  assert '%' in progress  # a bar
+  assert '%' in progress  # the bar was shown
 
   Server.asked.clear()
   assert ask(tmp_path, server, 'owner/name')[0] == [('found', main)]
@@ -308,8 +307,3 @@ def test_offline_and_unreachable_with_an_empty_cache(tmp_path):
   assert said == 'refused' and 'HF_HUB_OFFLINE' in line
   [(said, line)], _ = ask(tmp_path, nobody, 'owner/name')
   assert said == 'refused' and 'check the connection' in line
-
-
-def test_one_checkpoint_and_nothing_else_is_the_file_itself(tmp_path):
-  assert fetch._entry(tmp_path, ['model.ckpt']) == tmp_path / 'model.ckpt'
-  assert fetch._entry(tmp_path, ['config.json', 'model.ckpt']) == tmp_path

@@ -1,4 +1,4 @@
-"""Weight files of any kind are told by their bytes; shards are found through their index."""
+"""The kind of a weight file is told by its bytes; shards are found through their index."""
 
 import errno
 import json
@@ -67,7 +67,7 @@ def test_the_kind_is_told_by_the_bytes_not_by_the_ending(tmp_path):
 
 
 def sharded(folder, ending='safetensors'):
-  """An index over two shards: (path, the arrays in them)."""
+  """Writes two shards and their index: (path of the index, the arrays in the shards)."""
   parts = {'one': {'a': np.arange(3.0), 'b': np.ones(2)}, 'two': {'c': np.zeros((2, 2))}}
   for part, values in parts.items():
     data = (

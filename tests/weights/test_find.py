@@ -1,4 +1,4 @@
-"""Weights of every layout are found out for what they are; all others are refused in words."""
+"""The layout of weights is recognised; unknown weights are refused with one line."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ KERNEL = 'unet.down.0.attentions.0.attn1.to_q.kernel'
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-  """The user's cache folder, where digests are remembered."""
+  """A cache folder of its own for each test, because digests are stored there."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
 
 
@@ -32,7 +32,7 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture
 def folder(pipeline, tmp_path):
-  """A copy of the pipeline that a test may spoil."""
+  """A copy of the pipeline that a test may change."""
   return shutil.copytree(pipeline, tmp_path / 'pipeline')
 
 
@@ -49,7 +49,7 @@ def test_every_layout_is_found(pipeline, tmp_path):
     assert weights.layout == layout
     released.assert_same(weights, where=layout)
     own = pbe.complete(weights.config['model'])
-    if layout == 'original':  # one number of groups for all that its file does not say
+    if layout == 'original':  # the given number of groups holds for all networks
       own['unet']['groups'] = 8
     assert own == model
     assert weights.config['data']['exemplar_size'] == 32
@@ -66,18 +66,14 @@ def test_a_folder_with_one_checkpoint_means_it(tmp_path):
     find.weights(tmp_path / 'download')
 
 
-def test_the_config_alone(pipeline, tmp_path):
-  small.workdir(tmp_path / 'run', steps=(1,))
-  shutil.rmtree(tmp_path / 'run' / 'checkpoints')  # it is not needed
-  assert find.config(tmp_path / 'run')['model']['context_dim'] == 16
-  assert find.config(pipeline)['model']['context_dim'] == 12
-
-
-def test_a_workdir_gives_each_array_away_and_can_be_asked_again(tmp_path):
+def test_a_workdir_gives_each_array_away_and_can_be_asked_again(pipeline, tmp_path):
   weights = find.weights(small.workdir(tmp_path / 'run', steps=(3,)))
-  assert weights.step == 3
+  assert weights.step == 3 and weights.kind == 'paint_by_example'
   for _ in range(2):
     released.assert_same(weights, small.params())
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints')  # the config alone does not need it
+  assert find.config(tmp_path / 'run')['model']['context_dim'] == 16
+  assert find.config(pipeline)['model']['context_dim'] == 12
 
 
 def test_a_path_that_is_not_there():
@@ -127,7 +123,7 @@ def test_the_digest_is_the_files_own_and_follows_it(tmp_path):
 
 def test_digests_tell_which_and_every_part(pipeline, folder, tmp_path):
   one = find.weights(pipeline).digest()
-  assert find.weights(folder).digest() == one  # the place does not count
+  assert find.weights(folder).digest() == one  # the place has no influence
   vae = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
   released.rewrite(vae, lambda arrays: {n: 2 * a for n, a in arrays.items()})
   assert find.weights(folder).digest() != one
@@ -188,7 +184,7 @@ def test_whole_numbers_are_no_weights(folder):
 
 def test_stable_diffusion_cannot_edit(folder, tmp_path):
   text = released.to_text_pipeline(folder)
-  (text / 'text_encoder').rmdir()  # of a hub only what is needed is fetched
+  (text / 'text_encoder').rmdir()  # the hub gives only the needed files
   for src in (
     text,
     released.write_checkpoint(tmp_path / 'sd.safetensors', released.text_checkpoint()),
@@ -198,7 +194,7 @@ def test_stable_diffusion_cannot_edit(folder, tmp_path):
 
 
 def test_an_inpainting_model_is_not_mistaken_for_paint_by_example(folder, tmp_path):
-  """Nine channels as well, in another order and with the opposite mask."""
+  """It has nine channels too, in another order and with the opposite mask."""
   for src in (
     released.to_text_pipeline(folder, channels=9),
     released.write_checkpoint(tmp_path / 'sd.safetensors', released.text_checkpoint(channels=9)),

@@ -1,4 +1,4 @@
-"""What a training can start from, and what must not be mistaken for it."""
+"""The weights that a training can start from, and those that it must refuse."""
 
 import json
 
@@ -11,7 +11,7 @@ from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
 from tests import released
 
-SETTINGS = {**released.SMALL, 'dtype': 'bfloat16', 'p_drop': 0.5}  # these two do not matter
+SETTINGS = {**released.SMALL, 'dtype': 'bfloat16', 'p_drop': 0.5}  # these two change no weight
 NAME = 'unet.conv_in.kernel'
 
 
@@ -34,7 +34,7 @@ def text_source(layout, tmp_path):
   if layout == 'diffusers':
     return str(released.to_text_pipeline(released.write_pipeline(tmp_path / 'sd')))
   arrays = released.text_checkpoint()
-  note = tmp_path / 'sd.yaml'  # heads and groups are not the published ones
+  note = tmp_path / 'sd.yaml'  # the numbers of heads and groups are not the published ones
   note.write_text(
     json.dumps(
       dict(
@@ -55,10 +55,10 @@ def text_source(layout, tmp_path):
 
 @pytest.mark.parametrize('layout', ['diffusers', 'original'])
 def test_from_stable_diffusion_and_clip(layout, clip, tmp_path, monkeypatch):
-  """PbE scripts/modify_checkpoints.py: five channels of zeros behind the four; the rest is new."""
+  """Five channels of zeros follow the four, as in PbE scripts/modify_checkpoints.py."""
   settings = SETTINGS
-  if layout == 'original':  # one number of groups for the whole file
-    monkeypatch.setattr('exedit.weights.layouts.original.GROUPS', 4)
+  if layout == 'original':  # the given number of groups holds for all networks
+    monkeypatch.setattr('exedit.weights.layouts.original_config.GROUPS', 4)
     settings = {**SETTINGS, 'unet': {**released.UNET, 'groups': 4}}
   given = read(pbe.start(text_source(layout, tmp_path), clip, settings))
   plain, tower = released.params(), released.params(seed=3)
@@ -74,8 +74,8 @@ def test_from_stable_diffusion_and_clip(layout, clip, tmp_path, monkeypatch):
 
 
 def test_from_what_the_original_training_started_from(clip, tmp_path, monkeypatch):
-  """sd-v1-4-modified-9channel.ckpt: nine channels, of which the last five are zeros."""
-  monkeypatch.setattr('exedit.weights.layouts.original.GROUPS', 4)
+  """sd-v1-4-modified-9channel.ckpt: the last five of its nine channels are zeros."""
+  monkeypatch.setattr('exedit.weights.layouts.original_config.GROUPS', 4)
   settings = {**SETTINGS, 'unet': {**released.UNET, 'groups': 4}}
   src = text_source('original', tmp_path)
   arrays = released.text_checkpoint(channels=9)

@@ -1,4 +1,4 @@
-"""Checkpoints in the original layout, which have no config: what is taken from where."""
+"""Original checkpoints have no config: sizes come from shapes, a .yaml and the published values."""
 
 import os
 
@@ -31,7 +31,7 @@ def test_buffers_and_the_discriminator_are_passed_over(tmp_path):
 
 
 def with_average(arrays):
-  """LitEma's buffers: the UNet's names without their dots."""
+  """Adds the buffers of LDM's LitEma: the UNet's names without dots."""
   names = [name for name in arrays if name.startswith('model.')]
   strip = lambda name: 'model_ema.' + name.removeprefix('model.').replace('.', '')
   counts = {'model_ema.decay': np.array(0.9), 'model_ema.num_updates': np.array(3)}
@@ -151,7 +151,7 @@ def test_half_a_checkpoint_says_what_is_missing(tmp_path):
 
 
 def nested_aliases(depth=9, width=9):
-  """A few hundred bytes that mean width**depth strings."""
+  """A few hundred bytes that stand for width**depth strings."""
   anchors = [f'x0: &x0 [{", ".join(["lol"] * width)}]']
   for i in range(1, depth):
     anchors.append(f'x{i}: &x{i} [{", ".join([f"*x{i - 1}"] * width)}]')

@@ -1,4 +1,4 @@
-"""The interpreter, and what torch's names mean to it; parity/test_pickles.py asks torch itself."""
+"""The pickle reader calls nothing; parity/test_pickles.py compares it with torch."""
 
 import os
 import pickle
@@ -34,7 +34,7 @@ NOTHING = Names({}, (), (), lambda pid: pid)
 
 
 def plain(value):
-  """Pairs as dicts, all the way down."""
+  """Converts all Pairs in a value to dicts."""
   if isinstance(value, Pairs):
     return {plain(key): plain(item) for key, item in value.items}
   if isinstance(value, (list, tuple)):
@@ -54,7 +54,7 @@ VALUES['shared'] = [VALUES['numbers']] * 2
 
 
 @pytest.mark.parametrize(
-  'kind, protocol',  # bytes were calls of a codec before protocol 3
+  'kind, protocol',  # before protocol 3, bytes are calls of a codec
   [(k, p) for k in VALUES for p in range(6) if k != 'bytes' or p > 2],
 )
 def test_plain_values_of_every_protocol(kind, protocol):
@@ -78,7 +78,7 @@ def test_python_2_text_and_protocol_0_opcodes():
 
 
 def canaries(marker):
-  """Pickles that Python's own unpickler would obey: opcodes by route, for one command."""
+  """Pickles that make Python's own unpickler run a command, by the way in which they do it."""
   command = f'touch {marker}'
   system = name('os', 'system')
   new = Code(name('builtins', 'eval') + code((f'__import__("os").system({command!r})',)))
@@ -117,7 +117,7 @@ def test_nothing_is_ever_called(tmp_path, route):
     )
     assert any(word in line for word in named), line
   assert not (tmp_path / 'sung').exists()
-  if route in OBEYED:  # the pickles do mean it
+  if route in OBEYED:  # Python's unpickler does run it
     pickle.loads(b'\x80\x04' + hostile + b'.')
     assert (tmp_path / 'sung').exists()
 
@@ -250,9 +250,7 @@ def test_a_pickle_that_never_stops_is_refused():
 def test_the_number_of_steps_is_bounded(monkeypatch):
   monkeypatch.setattr(pickles, 'MOST_STEPS', 10_000)
   assert 'more than 10000 steps' in refusal(unpickle, b']' * 20_000 + b'.', 'a', NOTHING)
-  builders = {
-    'a.walk': lambda items: len(items)
-  }  # a long list, handed to a builder again and again
+  builders = {'a.walk': lambda items: len(items)}  # a builder gets a long list many times
   again = b'](' + b'N' * 1000 + b'e\x85q\0ca\nwalk\nq\1' + b'h\1h\0R' * 100 + b'.'
   line = refusal(unpickle, again, 'a', Names(builders, (), (), lambda pid: pid))
   assert 'more than 10000 steps' in line

@@ -1,4 +1,4 @@
-"""safetensors files: the bytes are the library's, memory is one tensor, damage is refused."""
+"""safetensors files are written as the library writes them, and damaged ones are refused."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from tests.pickled import checkpoint, refusal, state_dict
 
 
 def arrays():
-  """One array of every dtype of the format, and shapes at the edges."""
+  """An array of every type of the format, and arrays of unusual shapes."""
   rng = np.random.default_rng(0)
   every = {
     code: np.frombuffer(rng.bytes(6 * dtype.itemsize), dtype).reshape(2, 3)
@@ -112,13 +112,13 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path):
   assert (tmp_path / 'a.safetensors').stat().st_size > 12 * 2**24
   assert (
     grown(tmp_path, tmp_path / 'a.safetensors')[0] < 40
-  )  # two: a new one before the last is let go
+  )  # two tensors: the new one is read before the last one is freed
   zeros = {f't{i}': np.zeros(2**22, np.float32) for i in range(4)}
   (tmp_path / 'a.ckpt').write_bytes(checkpoint(*state_dict(zeros)))
   assert grown(tmp_path, tmp_path / 'a.ckpt')[0] < 40
 
 
-# headers that lie: the library checks them, and its words reach the user on one line
+# headers that lie: the library refuses them, and the user gets its words on one line
 
 
 def raw(header, data=b'', length=None):

@@ -1,4 +1,4 @@
-"""Torch's old file format by hand: what is read, and that nothing else is believed or done."""
+"""Files of torch before 1.6, written byte by byte: tensors are read, anything else is refused."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def stored(arrays=ARRAYS) -> dict[str, bytes]:
 
 
 def whole(value=None, storages=None, *, magic=torch.MAGIC, version=1001, system=SYSTEM, keys=None):
-  """The bytes of a file; `value` is the code of its state dict."""
+  """The bytes of a file; `value` are the opcodes of its state dict."""
   value = ordered(weights()) if value is None else value
   storages = stored() if storages is None else storages
   number = Code(b'\x8a\x0a' + magic.to_bytes(10, 'little'))
@@ -142,7 +142,7 @@ def test_two_kinds_of_one_storage_are_refused(opened):
 
 
 def test_damage_anywhere_is_a_refusal_or_other_numbers(tmp_path, opened):
-  """Never a traceback, never a hang: a thousand files with one byte changed or cut off."""
+  """A thousand files with a changed byte or a missing end raise UserError or give other numbers."""
   random = np.random.default_rng(0)
   good = whole()
   for i in range(1000):

@@ -1,4 +1,4 @@
-"""Checkpoints by hand, as torch and Lightning write them; parity/test_pickles.py asks torch."""
+"""Checkpoints as torch and Lightning write them; parity/test_pickles.py compares with torch."""
 
 import struct
 import sys
@@ -112,7 +112,7 @@ def test_parameters_and_tensors_with_attributes(tmp_path):
 
 
 def lightning(weights):
-  """What Lightning 1.x leaves around the weights: callbacks by class, optimizer, settings."""
+  """What Lightning 1.x stores around the weights: callbacks by class, optimizer, settings."""
   callback = name('pytorch_lightning.callbacks.model_checkpoint', 'ModelCheckpoint')
   scalar = call(
     name('numpy.core.multiarray', 'scalar'),
@@ -150,6 +150,6 @@ def lightning(weights):
 def test_a_lightning_checkpoint_opens_without_lightning_and_only_its_weights_are_read(tmp_path):
   weights, storages = state_dict({'learnable_vector': np.ones((1, 1, 4), np.float32)})
   before = set(sys.modules)
-  tensors = opened(tmp_path, lightning(weights), storages)  # the moments' storage is not even there
+  tensors = opened(tmp_path, lightning(weights), storages)  # without the storage of the moments
   assert list(tensors) == ['learnable_vector'] and tensors['learnable_vector'].read().sum() == 4
   assert set(sys.modules) - before == set()

@@ -60,7 +60,7 @@ def test_entries_and_parts_of_them_are_read(path, pack, monkeypatch):
 
 
 def test_large_offsets_are_read(path):
-  """Zip64 fields, which files above 4 GB need, without a file above 4 GB."""
+  """Files above 4 GB have Zip64 fields; this small file has them too."""
   with zipfile.ZipFile(path, 'w') as file, file.open('a', 'w', force_zip64=True) as out:
     out.write(DATA)
   assert read_all(path) == [DATA]

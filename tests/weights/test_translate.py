@@ -1,4 +1,4 @@
-"""The engine of the weight tables: both directions, and one listing of everything that is wrong."""
+"""Tables translate tensors both ways, and one list shows everything that does not fit."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,9 @@ def test_writing_is_the_inverse_of_reading():
   assert a.keys() == b.keys()
   for name in a:
     np.testing.assert_array_equal(a[name], b[name])
-    assert b[name].flags['C_CONTIGUOUS']  # safetensors writes others wrongly, and silently
+    assert b[name].flags[
+      'C_CONTIGUOUS'
+    ]  # the safetensors library writes others wrongly, without an error
 
 
 def test_other_spellings_are_read_as_the_same():
@@ -150,7 +152,7 @@ def test_parts_that_do_not_fit_are_listed_once():
     to_ours(FUSED, {}, like=parts)
   assert error.value.listing == ('- block.7.qkv.bias', '- block.7.qkv.weight')
   del parts['7.k.kernel']
-  with pytest.raises(UserError) as error:  # also where nobody says what has to come out
+  with pytest.raises(UserError) as error:  # also without `like`
     to_theirs(FUSED, parts)
   assert error.value.listing == ('- 7.k.kernel',)
 
