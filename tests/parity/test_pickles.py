@@ -82,9 +82,7 @@ def test_through_safetensors_and_back_to_torch(tmp_path):
   from safetensors.torch import load_file
 
   values = every_dtype() | views()
-  values = {
-    k: v for k, v in values.items() if v.dtype != torch.complex128
-  }  # safetensors does not have it
+  values = {k: v for k, v in values.items() if v.dtype != torch.complex128}  # not in safetensors
   torch.save(values, tmp_path / 'a.pt')
   save_tensors(tmp_path / 'a.safetensors', open_tensors(tmp_path / 'a.pt'))
   assert_same(

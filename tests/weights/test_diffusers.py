@@ -44,9 +44,7 @@ def test_pipelines_of_every_age_are_read(folder):
   released.rewrite(
     folder / 'image_encoder' / 'model.safetensors', lambda arrays: arrays | positions
   )
-  released.change_json(
-    folder / 'vae' / 'config.json', scaling_factor=None
-  )  # old files do not have it
+  released.change_json(folder / 'vae' / 'config.json', scaling_factor=None)  # as in old files
   released.assert_same(find.weights(folder))
   released.rewrite(
     folder / 'image_encoder' / 'model.safetensors',

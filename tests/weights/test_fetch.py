@@ -1,4 +1,4 @@
-"""Hub ids, tested with a local server that has the hub's interface; no request leaves the machine."""
+"""Hub ids, tested with a local server that speaks as the hub does; no request leaves the machine."""
 
 import errno
 import hashlib

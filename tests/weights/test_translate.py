@@ -64,9 +64,7 @@ def test_writing_is_the_inverse_of_reading():
   assert a.keys() == b.keys()
   for name in a:
     np.testing.assert_array_equal(a[name], b[name])
-    assert b[name].flags[
-      'C_CONTIGUOUS'
-    ]  # the safetensors library writes others wrongly, without an error
+    assert b[name].flags['C_CONTIGUOUS']  # the library writes others wrongly
 
 
 def test_other_spellings_are_read_as_the_same():
