@@ -1,4 +1,4 @@
-"""Hub ids, tested with a local server that speaks as the hub does; no request leaves the machine."""
+"""Hub ids, tested with a local server that speaks as the hub does; no request goes out."""
 
 import errno
 import hashlib
