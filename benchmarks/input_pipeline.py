@@ -10,6 +10,7 @@ which moves no pixel by more than 0.02. Times are processor seconds of one threa
 programs disturb them little.
 """
 
+import contextlib
 import io
 import os
 import random
@@ -17,6 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -75,24 +77,21 @@ def ours(
 
 def our_laps(records: list[bytes], batch_size: int, **settings) -> Laps:
   """Returns seconds by stage; a watch wraps the functions that make_example calls."""
-  watch, homes = Watch(), []
-  stages = {
-    'decode': [(codec, 'decode')],
-    'crop': [(crops, 'square_window'), (crops, 'exemplar'), (crops, 'cut'), (crops, 'resize')],
-    'masks': [(masks, 'extend_box'), (masks, 'sample')],
-    'augmentation': [(augment, 'exemplar')],
-  }
-  for stage, functions in stages.items():
-    for module, name in functions:
-      homes.append((module, name, getattr(module, name)))
-      setattr(module, name, watch.wrap(stage, getattr(module, name)))
-  try:
+  watch = Watch()
+  stages = dict(
+    decode=[(codec, 'decode')],
+    crop=[(crops, name) for name in ('square_window', 'exemplar', 'cut', 'resize')],
+    masks=[(masks, 'extend_box'), (masks, 'sample')],
+    augmentation=[(augment, 'exemplar')],
+  )
+  with contextlib.ExitStack() as patches:
+    for stage, functions in stages.items():
+      for module, name in functions:
+        timed = watch.wrap(stage, getattr(module, name))
+        patches.enter_context(mock.patch.object(module, name, timed))
     for _ in ours(records, batch_size, watch, **settings):
       pass
-  finally:
-    for module, name, function in homes:
-      setattr(module, name, function)
-  return dict(watch.laps)
+  return watch.laps
 
 
 def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
@@ -111,21 +110,21 @@ def plain(
   draw, square = watch.wrap('masks', _draw_mask), watch.wrap('crop', _square)
   tensors, stack = watch.wrap('crop', _full_size_tensors), watch.wrap('batching', _stack)
   parse = watch.wrap('parsing', tf_example.parse_example)
-  draws = random.Random(0)
+  rng = random.Random(0)
   batch = []
   for record in records:
     features = parse(record)
     bgr, picture = decode(features['image'][0])
     width, height = picture.size
-    y0, x0, y1, x1 = draws.choice(features['bobjects/bbox'].reshape(-1, 4).tolist())
+    y0, x0, y1, x1 = rng.choice(features['bobjects/bbox'].reshape(-1, 4).tolist())
     box = [int(x0 * width), int(y0 * height), int(x1 * width), int(y1 * height)]
-    exemplar = reference(bgr, box, draws, exemplar_size)
+    exemplar = reference(bgr, box, rng, exemplar_size)
     free = (box[0], box[1], width - box[2], height - box[3])
-    moved = [draws.randint(0, int(0.4 * f)) for f in free]
+    moved = [rng.randint(0, int(0.4 * f)) for f in free]
     extended = [box[0] - moved[0], box[1] - moved[1], box[2] + moved[2], box[3] + moved[3]]
-    mask = draw(width, height, box, extended, draws)
+    mask = draw(width, height, box, extended, rng)
     image, mask = tensors(picture, mask)
-    image, mask = square(image, mask, extended, draws, size)
+    image, mask = square(image, mask, extended, rng, size)
     batch.append(dict(image=image, masked=image * mask, mask=mask, exemplar=exemplar))
     if len(batch) == batch_size:
       yield stack(batch)
@@ -139,23 +138,23 @@ def _decode_twice(data: bytes) -> tuple[np.ndarray, PIL.Image.Image]:
   return bgr, PIL.Image.open(io.BytesIO(data)).convert('RGB')
 
 
-def _augment(bgr: np.ndarray, box: list[int], draws: random.Random, size: int) -> np.ndarray:
+def _augment(bgr: np.ndarray, box: list[int], rng: random.Random, size: int) -> np.ndarray:
   """Cuts, resizes, flips, rotates, blurs and warps the exemplar; returns a normalised tensor."""
   height, width = bgr.shape[:2]
   x0, y0, x1, y1 = box
   cut = bgr[max(0, y0 - 10) : min(height, y1 + 10), max(0, x0 - 10) : min(width, x1 + 10)]
   image = cv2.cvtColor(cut, cv2.COLOR_BGR2RGB)
   image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-  if draws.random() < 0.5:
+  if rng.random() < 0.5:
     image = np.ascontiguousarray(image[:, ::-1])
-  if draws.random() < 0.5:
-    turn = cv2.getRotationMatrix2D((size / 2, size / 2), draws.uniform(-20, 20), 1.0)
+  if rng.random() < 0.5:
+    turn = cv2.getRotationMatrix2D((size / 2, size / 2), rng.uniform(-20, 20), 1.0)
     image = cv2.warpAffine(image, turn, (size, size), borderMode=cv2.BORDER_REFLECT_101)
-  if draws.random() < 0.3:
-    kernel = draws.choice([3, 5, 7])
+  if rng.random() < 0.3:
+    kernel = rng.choice([3, 5, 7])
     image = cv2.blur(image, (kernel, kernel))
-  if draws.random() < 0.3:
-    numbers = np.random.RandomState(draws.randint(0, 10000))
+  if rng.random() < 0.3:
+    numbers = np.random.RandomState(rng.randint(0, 10000))
     middle, third = size // 2, size // 3
     anchors = np.float32(
       [[middle + third] * 2, [middle + third, middle - third], [middle - third] * 2]
@@ -169,10 +168,10 @@ def _augment(bgr: np.ndarray, box: list[int], draws: random.Random, size: int) -
 
 
 def _draw_mask(
-  width: int, height: int, box: list, extended: list, draws: random.Random
+  width: int, height: int, box: list, extended: list, rng: random.Random
 ) -> np.ndarray:
   """Returns a polygon from four Bezier curves or the extended box, float32 [h w], 1 = keep."""
-  if draws.uniform(0, 1) >= 0.5:
+  if rng.uniform(0, 1) >= 0.5:
     mask = np.ones((height, width), np.float32)
     mask[extended[1] : extended[3], extended[0] : extended[2]] = 0
     return mask
@@ -188,7 +187,7 @@ def _draw_mask(
     for i in range(1, 19):
       t = 0.05 * i
       x, y = ((1 - t) ** 2 * p + 2 * t * (1 - t) * q + t * t * r for p, q, r in zip(a, b, c))
-      points.append((x + draws.randint(-5, 5), y + draws.randint(-5, 5)))
+      points.append((x + rng.randint(-5, 5), y + rng.randint(-5, 5)))
   picture = PIL.Image.new('L', (width, height), 255)
   PIL.ImageDraw.Draw(picture).polygon(points, fill=0)
   return np.asarray(picture).astype(np.float32) / 255
@@ -200,7 +199,7 @@ def _full_size_tensors(picture: PIL.Image.Image, mask: np.ndarray) -> tuple[np.n
   return (image - np.float32(0.5)) / np.float32(0.5), mask[None]
 
 
-def _square(image, mask, extended: list, draws: random.Random, size: int):
+def _square(image, mask, extended: list, rng: random.Random, size: int):
   """Cuts a square around the extended box and resizes each channel bilinearly."""
   height, width = mask.shape[1:]
   wide = width > height
@@ -208,9 +207,9 @@ def _square(image, mask, extended: list, draws: random.Random, size: int):
   (a0, b0, a1, b1) = extended if wide else [extended[i] for i in (1, 0, 3, 2)]
   first, last = max(0, a1 - short), min(long, a0 + short) - short
   if width != height and first < last:
-    left = draws.randint(first, last)
+    left = rng.randint(first, last)
     free = min(b0, a0 - left, left + short - a1, short - b1)
-    r = draws.randint(0, int(0.6 * free))
+    r = rng.randint(0, int(0.6 * free))
     along, across = slice(left + r, left + short - r), slice(r, short - r)
     cut = (slice(None), across, along) if wide else (slice(None), along, across)
     image, mask = image[cut], mask[cut]

@@ -1,1 +1,1 @@
-"""Bytes in, batches of numpy out: shards, masks, crops, augmentation, loader; never imports jax."""
+"""Turns shards of records into batches of numpy arrays. This package never imports jax."""

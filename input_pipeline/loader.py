@@ -72,7 +72,7 @@ def batches(
   latent_shards.check(root, split, {**defaults(make_example), **example_settings})
   source = Source(shard_paths(root, split))
   if not len(source):
-    raise DataError(f'split {split!r} in {root!r} holds no whole record')
+    raise DataError(f'split {split!r} in {root!r} holds no complete record')
   for error in source.damaged:
     _corrupt(error, on_corrupt)
 

@@ -173,7 +173,7 @@ def readable(source: tfrecord.Source, say: Callable[[str], None]) -> Iterator[by
 
 
 def report_damage(source: tfrecord.Source, fatal: bool, say: Callable[[str], None]) -> None:
-  """Says that a shard is truncated, or raises the error if that is fatal."""
+  """Reports that a shard is truncated, or raises the error if that is fatal."""
   for error in source.damaged:
     if fatal:
       raise error

@@ -1,1 +1,1 @@
-"""Benchmarks in the layout of COCOEE: read, validate, build."""
+"""Benchmarks in the layout of COCOEE: read, validate, build, and results without training."""

@@ -251,7 +251,7 @@ def test_a_record_that_makes_no_example_is_replaced(tmp_path, caplog):
 
 @pytest.mark.parametrize(
   'numbers, message',
-  [([2000, 1000, 2000], 'no usable record among 3'), ([], 'no whole record')],
+  [([2000, 1000, 2000], 'no usable record among 3'), ([], 'no complete record')],
 )
 def test_shards_without_a_usable_record_end_the_run(tmp_path, numbers, message):
   write(tmp_path, numbers, shards=1)
