@@ -1,4 +1,4 @@
-"""Work in threads: results in order, read ahead of their use."""
+"""Work in threads: results in order, computed ahead of their use."""
 
 import collections
 import contextlib
@@ -14,20 +14,14 @@ from exedit.runtime.errors import explain
 def in_parallel(
   function: Callable[[Any], Any], items: Iterable[Any], threads: int = 0
 ) -> Generator[Any, None, None]:
-  """`map` over threads (0: by the machine), in order, two results a thread early.
+  """Like `map`, in threads, at most two results per thread ahead.
 
-  An error comes where its result would have.
+  An error is raised in the place of its result. threads: 0 for one per processor, at most 16.
   """
   threads = threads or min(16, os.cpu_count() or 1)
   pool = ThreadPoolExecutor(threads)
-  futures: collections.deque[Future] = collections.deque()
   try:
-    for item in items:
-      futures.append(pool.submit(function, item))
-      if len(futures) >= 2 * threads:
-        yield futures.popleft().result()
-    while futures:
-      yield futures.popleft().result()
+    yield from _map(pool, function, items, 2 * threads - 1)
   finally:
     pool.shutdown(cancel_futures=True)
 
@@ -35,27 +29,31 @@ def in_parallel(
 def ahead(
   pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], depth: int
 ) -> Iterator[Any]:
-  """function(item) for each item in order, up to `depth` of them begun before they are wanted.
+  """Like `map`, in the pool, up to `depth` results ahead.
 
-  What a person can mend comes out as its one line (str) instead of a value.
+  The result of an item with an error that the user can fix is its line, a str.
   """
+
+  def attempt(item):
+    try:
+      return function(item)
+    except Exception as error:
+      line = explain(error)
+      if line is None:
+        raise
+      return line
+
+  return _map(pool, attempt, items, depth)
+
+
+def _map(pool, function, items, depth) -> Iterator[Any]:
   waiting: collections.deque[Future] = collections.deque()
   for item in items:
     waiting.append(pool.submit(function, item))
     if len(waiting) > depth:
-      yield _outcome(waiting.popleft())
+      yield waiting.popleft().result()
   while waiting:
-    yield _outcome(waiting.popleft())
-
-
-def _outcome(future):
-  try:
-    return future.result()
-  except Exception as error:
-    why = explain(error)
-    if why is None:
-      raise
-    return why
+    yield waiting.popleft().result()
 
 
 class PixelBudget:
