@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from exedit import systems
 from exedit.evaluation import benchmark, make_edits, report, resources, scores, vectors
@@ -81,25 +80,16 @@ def evaluate(
   scored = benchmark.results(edits, folder)
   if others := benchmark.strangers(edits, folder):
     say(f'{folder}: {len(others)} pictures are of no edit and are not scored, as {others[0]}')
-  reader = benchmark.Reader(bench)
   several = jax.process_count() > 1
   kept = cache or (os.path.join(output, FEATURES) if several else vectors.default_folder())
+  reader = benchmark.Reader(bench)
   scorer = scores.Scorer(kept, scored, reader, given)
   vectors.fill_together(kept, [column for plan in scorer.plans() for column in plan.columns])
   results = {}
   if not jax.process_index():
-    metrics = list(scorer.metrics())
-    results = dict(
-      format=FORMAT,
-      benchmark=dict(root=bench.root, edits=len(edits), sha256=benchmark.digest(edits)),
-      **made,
-      networks={role: _named(network, features) for role, network in given.networks.items()},
-      reference=_reference(given.real),
-      gmm=dict(path=gmm, sha256=given.gmm_sha256) if gmm else None,
-      versions=versions.versions(),
-      metrics={metric.plan.name: metric.summary() for metric in metrics},
-      edits=_per_edit(scored, metrics),
-    )
+    about = dict(root=bench.root, edits=len(edits), sha256=benchmark.digest(edits))
+    results = dict(format=FORMAT, benchmark=about, **made, **given.summary())
+    results |= dict(versions=versions.versions(), **scorer.summary())
     say(report.table(results))
     page = report.write(output, results, scored, reader)
     files.write_json(os.path.join(output, RESULTS), results)
@@ -192,26 +182,3 @@ def writable_folder(path: str) -> str:
   if not os.access(existing, os.W_OK):
     raise UserError(f'cannot write to the folder {path}: no permission to write {existing}')
   return path
-
-
-def _named(network, paths):
-  path = next(p for name, p in paths.items() if p and network.name.startswith(name.split('_')[0]))
-  return dict(name=network.name, path=path, sha256=network.digest)
-
-
-def _reference(real):
-  if real is None:
-    return None
-  return dict(root=real.root, images=len(real.paths), side=real.side, sha256=real.digest)
-
-
-def _per_edit(scored, metrics):
-  plain = lambda x: float(x) if np.isfinite(x) else None
-  return [
-    dict(
-      id=item.edit.id,
-      sha256=item.sha256,
-      metrics={m.plan.name: plain(m.scores[i]) for m in metrics if not m.missing},
-    )
-    for i, item in enumerate(scored)
-  ]

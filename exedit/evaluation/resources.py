@@ -41,6 +41,21 @@ class Resources:
   gmm: quality_score.GMM | None = None
   gmm_sha256: str = ''
   real: Real | None = None
+  paths: Mapping[str, str] = dataclasses.field(default_factory=dict)  # by role; and 'gmm'
+
+  def summary(self) -> dict[str, Any]:
+    """Return what results.json says about them."""
+    named = lambda role, network: dict(
+      name=network.name, path=self.paths[role], sha256=network.digest
+    )
+    found: dict[str, Any] = dict(networks={r: named(r, n) for r, n in self.networks.items()})
+    found |= dict(reference=None, gmm=None)
+    if self.real:
+      found['reference'] = dict(root=self.real.root, images=len(self.real.paths))
+      found['reference'] |= dict(side=self.real.side, sha256=self.real.digest)
+    if self.gmm:
+      found['gmm'] = dict(path=self.paths['gmm'], sha256=self.gmm_sha256)
+    return found
 
 
 def load(
@@ -52,8 +67,12 @@ def load(
     UserError: for anything that cannot be used.
   """
   found = networks(features)
-  mixture, digest = load_mixture(gmm, found.get('clip')) if gmm else (None, '')
-  return Resources(found, mixture, digest, real_images(real, edits) if real else None)
+  paths = {name.split('_')[0]: path for name, path in features.items() if path}
+  mixture, digest = None, ''
+  if gmm:
+    paths['gmm'] = gmm
+    mixture, digest = load_mixture(gmm, found.get('clip'))
+  return Resources(found, mixture, digest, real_images(real, edits) if real else None, paths)
 
 
 def networks(paths: Mapping[str, str | None]) -> dict[str, Any]:

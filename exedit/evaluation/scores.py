@@ -103,6 +103,20 @@ class Scorer:
       except ValueError as error:
         yield Metric(plan, none, {}, f'undefined: {one_line(error)}')
 
+  def summary(self) -> dict[str, Any]:
+    """Return what results.json says about all metrics, and about every edit."""
+    metrics = list(self.metrics())
+    plain = lambda score: float(score) if np.isfinite(score) else None
+    edits = [
+      dict(
+        id=item.edit.id,
+        sha256=item.sha256,
+        metrics={m.plan.name: plain(m.scores[i]) for m in metrics if not m.missing},
+      )
+      for i, item in enumerate(self.scored)
+    ]
+    return dict(metrics={m.plan.name: m.summary() for m in metrics}, edits=edits)
+
   def plans(self) -> list[Plan]:
     """Every metric; `missing` is set for those whose network or file is not given."""
     return [

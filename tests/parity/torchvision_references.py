@@ -157,7 +157,7 @@ def views():
       results[f'{name}/{kind}'] = T.Compose(steps)(picture).permute(1, 2, 0).numpy()
     squashed = CLIP(T.ToTensor()(picture.resize((224, 224), 3)))
     results[f'{name}/squash'] = squashed.permute(1, 2, 0).numpy()
-    y0, x0, y1, x1 = 5, 7, 33, 38  # first and last white pixel; facts 6.4: both ends as they are
+    y0, x0, y1, x1 = 5, 7, 33, 38  # first and last white pixel, as the published code cuts
     crop = CLIP(T.ToTensor()(picture))[:, y0:y1, x0:x1]
     region = T.Resize([224, 224], antialias=False)(crop)
     results[f'{name}/region'] = region.permute(1, 2, 0).numpy()
