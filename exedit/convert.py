@@ -20,8 +20,8 @@ from absl import flags
 from exedit import latent_diffusion, systems
 from exedit.runtime import doors, files, progress
 from exedit.runtime.errors import UserError
-from exedit.weights import find, translate
-from exedit.weights.formats.tensor import Tensor
+from exedit.weights import find
+from exedit.weights.formats.tensor import Tensor, to_dtype
 from exedit.weights.found import Weights
 
 LAYOUTS = ('exedit', 'diffusers', 'original')
@@ -62,7 +62,7 @@ def convert(
   system, model = systems.of(weights), dict(weights.config['model'])
   _, shapes = latent_diffusion.abstract(system.build, model, weights.where)
   check_layout(weights, layout)
-  tensors = translate.cast(weights.fit(shapes), dtype)
+  tensors = to_dtype(weights.fit(shapes), dtype)
   types = ', '.join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
   size = sum(map(size_of, tensors.values()))
   with counted(tensors, size) as reading:

@@ -25,7 +25,7 @@ from exedit.models.parameters import Graph
 from exedit.models.unet import UNet
 from exedit.runtime import compilation
 from exedit.runtime.errors import UserError, one_line
-from exedit.weights import translate
+from exedit.weights.formats.tensor import to_dtype
 from exedit.weights.found import Weights
 
 AUTOENCODERS = {'kl': AutoencoderKL, 'space_to_depth': SpaceToDepth}
@@ -94,7 +94,7 @@ def load(
 
   def place(name):
     stored = dtype if dtype is not None and name.endswith('.kernel') else 'float32'
-    tensor = translate.cast({name: tensors[name]}, stored)[name]
+    tensor = to_dtype({name: tensors[name]}, stored)[name]
     # device_put does not compile by shape as jnp.asarray does. Waiting frees the host's copy.
     return jax.device_put(tensor.read()).block_until_ready()
 

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from exedit.runtime.errors import UserError
@@ -277,32 +276,3 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _safe(name: str) -> str:
   """A name from a file, safe to print on one line."""
   return ascii(name)[1:-1][:200]
-
-
-def cast(tensors: Mapping[str, Tensor | np.ndarray], dtype: str | None) -> dict[str, Tensor]:
-  """Returns the tensors in another type, converted when they are read; None keeps the type.
-
-  Reading a tensor whose numbers are too large for the type raises UserError.
-  """
-  return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
-
-
-def _cast(name: str, tensor: Tensor | np.ndarray, dtype: str | None) -> Tensor:
-  read = tensor.read if isinstance(tensor, Tensor) else lambda: tensor
-  target = jnp.dtype(dtype or tensor.dtype)
-  shape = tuple(tensor.shape)
-  if target == tensor.dtype:
-    return Tensor(shape, target, read)
-
-  def convert():
-    old = read()
-    with np.errstate(over='ignore'):
-      new = old.astype(target)
-    if not np.isfinite(new.max(initial=0) - new.min(initial=0)) and np.isfinite(old).all():
-      raise UserError(
-        f'{name} holds numbers up to {np.abs(old).max():.3g}, more than {target} can: store the'
-        ' weights in bfloat16 or float32'
-      )
-    return new
-
-  return Tensor(shape, target, convert)

@@ -55,7 +55,7 @@ VALUES['shared'] = [VALUES['numbers']] * 2
 
 @pytest.mark.parametrize(
   'kind, protocol',  # before protocol 3, bytes are calls of a codec
-  [(k, p) for k in VALUES for p in range(6) if k != 'bytes' or p > 2],
+  [(k, p) for k in VALUES for p in range(2, 6) if k != 'bytes' or p > 2],
 )
 def test_plain_values_of_every_protocol(kind, protocol):
   data = pickle.dumps(VALUES[kind], protocol)
@@ -69,9 +69,9 @@ def test_a_list_that_holds_itself():
   assert found[0] is found
 
 
-def test_python_2_text_and_protocol_0_opcodes():
-  data = b"(S'a\\x41'\nU\x01bT\x01\0\0\0cI01\nI7\nL8L\nF0.5\nV\\u00e9\n(dI1\n2lp0\n0g0\n."
-  assert plain(unpickle(data, 'a', NOTHING)) == ['aA', 'b', 'c', True, 7, 8, 0.5, 'é', {}, 1, 1]
+def test_python_2_text():
+  data = b']q\0(U\x01bT\x01\0\0\0ce.'
+  assert unpickle(data, 'a', NOTHING) == ['b', 'c']
 
 
 # what is refused
@@ -86,8 +86,6 @@ def canaries(marker):
     'REDUCE': call(system, command),
     'eval': Code(new + b'R'),
     'STACK_GLOBAL': Code(code('os') + code('system') + b'\x93' + code((command,)) + b'R'),
-    'INST': Code(b'(' + code(command) + b'ios\nsystem\n'),
-    'OBJ': Code(b'(' + system + code(command) + b'o'),
     'getattr': call(call(name('builtins', 'getattr'), name('os', 'path'), 'os'), command),
     'partial': call(call(name('functools', 'partial'), system, command)),
     'map': Code(call(name('builtins', 'list'), call(name('builtins', 'map'), system, [command]))),
@@ -98,7 +96,7 @@ def canaries(marker):
   }
 
 
-OBEYED = ('REDUCE', 'eval', 'STACK_GLOBAL', 'INST', 'OBJ', 'partial', 'map', 'popped')
+OBEYED = ('REDUCE', 'eval', 'STACK_GLOBAL', 'partial', 'map', 'popped')
 
 
 @pytest.mark.parametrize('route', canaries(''))
@@ -176,22 +174,20 @@ BAD = {
   'the extension registry': (b'\x82\x01', '0x82'),
   'a buffer': (b'\x97', '0x97'),
   'a persistent id in text': (b'Pstorage\n', '0x50'),
+  'an instance of protocol 0': (b'(ios\nsystem\n', '0x69'),
+  'an object of protocol 1': (b'(' + name('typing', 'A') + b'o', '0x6f'),
   'an unknown opcode': (b'\xff', '0xff'),
   'nothing left': (b'', 'nothing there'),
   'an empty stack': (b'R', 'nothing there'),
   'no mark': (b't', 'nothing there'),
   'no memo': (b'h\x07', 'nothing there'),
-  'a memo out of range': (b'Np99999999999\n', 'memo'),
-  'a memo of endless digits': (b'Np' + b'9' * 5000 + b'\n', 'digits'),
   'a long string that is not there': (b'X\xff\xff\xff\xff', '4294967295 bytes asked for'),
   'a longer one': (b'\x8d' + b'\xff' * 8, 'bytes asked for'),
   'a negative length': (b'\x8b\xff\xff\xff\xff', 'bytes asked for'),
   'a huge integer': (b'\x8b' + struct.pack('<I', 2000) + bytes(2000), 'integer of 2000 bytes'),
-  'a huge decimal': (b'I' + b'9' * 5000 + b'\n', 'digits'),
-  'no number': (b'Iseven\n', 'int'),
   'bad UTF-8': (b'X\x01\0\0\0\xff', 'utf-8'),
-  'a line without an end': (b'I7', 'without an end'),
-  'a call of a list': (b')(lR', 'a call of'),
+  'a line without an end': (b'ctyping', 'without an end'),
+  'a call of a list': (b'])R', 'a call of'),
   'a call of a call': (call(call(name('typing', 'A'))), 'a call of'),
   'arguments that are no tuple': (name('typing', 'A') + b'NR', 'a call of'),
   'a thousand arguments': (name('typing', 'A') + b'(' + b'N' * 1000 + b'tR', 'a call of'),

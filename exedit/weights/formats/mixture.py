@@ -10,7 +10,7 @@ import numpy as np
 
 from exedit.runtime.errors import UserError
 from exedit.weights.formats import pickles
-from exedit.weights.formats.pickles import Name, Names, Object, Pairs, kind
+from exedit.weights.formats.pickles import Names, Object, Pairs, kind
 from exedit.weights.formats.tensor import damaged
 
 LARGEST = 2**31  # bytes; 20 components of width 512 have 130 million
@@ -79,27 +79,18 @@ def _names(where):
     **dict.fromkeys(CLASSES, lambda *_: _Mixture()),
     **{f'{core}.multiarray._reconstruct': lambda *_: _Array() for core in cores},
     **{f'{core}.numeric._frombuffer': _Array.of_buffer for core in cores},
-    **{f'{module}._reconstructor': _reconstructed for module in ('copyreg', 'copy_reg')},
     'numpy.dtype': _Type,
     '_codecs.encode': _encoded,
     'joblib.numpy_pickle.NumpyArrayWrapper': joblib,
   }
-  builtins = ('builtins', '__builtin__')
   inert = {f'{core}.multiarray.scalar' for core in cores}
-  inert |= {'numpy.ndarray', *(f'{b}.object' for b in builtins)}
-  builders |= {f'{b}.bytes': lambda *_: b'' for b in builtins}
+  inert |= {'numpy.ndarray', 'builtins.object'}
+  builders |= {f'{b}.bytes': lambda *_: b'' for b in ('builtins', '__builtin__')}
 
   def persistent(_):
     raise ValueError('a persistent id')
 
   return Names(builders, inert, ('numpy.random',), persistent)
-
-
-def _reconstructed(cls, *_):
-  """An object in the protocols 0 and 1."""
-  if isinstance(cls, Name) and str(cls) in CLASSES:
-    return _Mixture()
-  raise ValueError(f'an object of {kind(cls)}')
 
 
 def _encoded(text, encoding='latin1'):

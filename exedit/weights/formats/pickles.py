@@ -5,7 +5,6 @@ Python's unpickler imports and calls whatever a file names. This one knows the o
 it builds objects for, and the names that become inert placeholders; any other name is refused.
 """
 
-import codecs
 import struct
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -166,8 +165,6 @@ class _Machine:
 
   def put(self, index: int) -> None:
     """Stores the top of the stack in the memo."""
-    if not 0 <= index < 2**32:
-      raise ValueError(f'memo {quoted(index)}')
     self.memo[index] = self.stack[-1]
 
   # containers
@@ -189,11 +186,6 @@ class _Machine:
       target.items.extend(zip(items[::2], items[1::2]))
     elif not isinstance(target, Placeholder):
       raise ValueError(f'keys set in {kind(target)}')
-
-  def push_dict(self) -> None:
-    items = self.pop_mark()
-    self.push(Pairs([]))
-    self.set_items(items)
 
   def push_frozenset(self) -> None:
     self.pop_mark()
@@ -223,9 +215,8 @@ class _Machine:
       raise ValueError(f'a call of {kind(function)} with {kind(args)}')
     if (build := self.names.builders.get(str(function))) is None:
       return self.push(Placeholder(str(function)))
-    self.steps_left -= sum(
-      len(a) for a in args if type(a) in (list, tuple)
-    )  # a builder may walk through them
+    # A builder may walk through its arguments.
+    self.steps_left -= sum(len(a) for a in args if type(a) in (list, tuple))
     try:
       self.push(build(*args))
     except TypeError:
@@ -234,15 +225,6 @@ class _Machine:
   def reduce(self) -> None:
     args, function = self.stack.pop(), self.stack.pop()
     self.call(function, args)
-
-  def push_instance(self) -> None:
-    self.push_name(_text(self.line()), _text(self.line()))
-    function = self.stack.pop()
-    self.call(function, tuple(self.pop_mark()))
-
-  def push_object(self) -> None:
-    function, *args = self.pop_mark()
-    self.call(function, tuple(args))
 
   def push_global(self) -> None:
     name, module = self.stack.pop(), self.stack.pop()
@@ -261,8 +243,8 @@ class _Machine:
     self.push(self.names.persistent(self.stack.pop()))
 
 
-# Opcodes (pickletools.opcodes). The extension registry, out-of-band buffers and persistent ids in
-# text are missing and so are refused.
+# The opcodes of protocols 2 to 5 (pickletools.opcodes), also as Python 2 writes them. The extension
+# registry and out-of-band buffers are missing and so are refused.
 
 
 def _text(data: bytes) -> str:
@@ -277,14 +259,6 @@ def _integer(data: bytes) -> int:
   if len(data) > LONGEST_INTEGER:
     raise ValueError(f'an integer of {len(data)} bytes')
   return int.from_bytes(data, 'little', signed=True)
-
-
-def _decimal(line: bytes) -> int | bool:
-  return line == b'01' if line in (b'00', b'01') else int(line.removesuffix(b'L'))
-
-
-def _unquoted(line: bytes) -> str:
-  return codecs.escape_decode(line[1:-1])[0].decode('latin-1')
 
 
 _Step = Callable[[_Machine], None]
@@ -303,31 +277,22 @@ def _sized(code: str, convert: Callable[[bytes], Any]) -> _Step:
   return lambda m: m.push(convert(m.take(m.number(code))))
 
 
-def _line(convert: Callable[[bytes], Any]) -> _Step:
-  return lambda m: m.push(convert(m.line()))
-
-
 _BY_CHARACTER: dict[str, _Step] = {
   # values
   **{'N': _constant(None), '\x88': _constant(True), '\x89': _constant(False)},
   **{'J': _number('i'), 'K': _number('B'), 'M': _number('H'), 'G': _number('d')},
-  **{'I': _line(_decimal), 'L': _line(_decimal), 'F': _line(float)},
   **{'\x8a': _sized('B', _integer), '\x8b': _sized('I', _integer)},
   **{'X': _sized('I', _text), '\x8c': _sized('B', _text), '\x8d': _sized('Q', _text)},
-  **{'T': _sized('I', _latin), 'U': _sized('B', _latin), 'S': _line(_unquoted)},
-  'V': _line(lambda line: line.decode('raw-unicode-escape')),
+  **{'T': _sized('I', _latin), 'U': _sized('B', _latin)},
   **{'B': _sized('I', bytes), 'C': _sized('B', bytes), '\x8e': _sized('Q', bytes)},
   '\x96': _sized('Q', bytes),
   # stack and memo
   '(': _Machine.mark,
   '0': _Machine.pop,
   '1': lambda m: m.pop_mark().clear(),
-  '2': lambda m: m.push(m.stack[-1]),
-  'p': lambda m: m.put(int(m.line())),
   'q': lambda m: m.put(m.number('B')),
   'r': lambda m: m.put(m.number('I')),
   '\x94': lambda m: m.put(len(m.memo)),
-  'g': lambda m: m.push(m.memo[int(m.line())]),
   'h': lambda m: m.push(m.memo[m.number('B')]),
   'j': lambda m: m.push(m.memo[m.number('I')]),
   # containers
@@ -337,11 +302,9 @@ _BY_CHARACTER: dict[str, _Step] = {
   '\x87': lambda m: m.pop_tuple(3),
   't': lambda m: m.push(tuple(m.pop_mark())),
   ']': lambda m: m.push([]),
-  'l': lambda m: m.push(m.pop_mark()),
   'a': lambda m: m.append([m.stack.pop()]),
   'e': lambda m: m.append(m.pop_mark()),
   '}': lambda m: m.push(Pairs([])),
-  'd': _Machine.push_dict,
   's': lambda m: m.set_items([m.stack.pop(), m.stack.pop()][::-1]),
   'u': lambda m: m.set_items(m.pop_mark()),
   '\x8f': lambda m: m.push(Placeholder('set')),
@@ -353,8 +316,6 @@ _BY_CHARACTER: dict[str, _Step] = {
   'R': _Machine.reduce,
   '\x81': _Machine.reduce,
   '\x92': lambda m: (m.stack.pop(), m.reduce())[1],
-  'i': _Machine.push_instance,
-  'o': _Machine.push_object,
   'b': _Machine.set_state,
   'Q': _Machine.push_persistent,
   # protocol and frame

@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -20,6 +21,35 @@ class Tensor(NamedTuple):
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
+
+
+def to_dtype(tensors: Mapping[str, Tensor | np.ndarray], dtype: str | None) -> dict[str, Tensor]:
+  """Returns the tensors in another type, converted when they are read; None keeps the type.
+
+  Reading a tensor whose numbers are too large for the type raises UserError.
+  """
+  return {name: _in_dtype(name, tensor, dtype) for name, tensor in tensors.items()}
+
+
+def _in_dtype(name: str, tensor: Tensor | np.ndarray, dtype: str | None) -> Tensor:
+  read = tensor.read if isinstance(tensor, Tensor) else lambda: tensor
+  target = jnp.dtype(dtype or tensor.dtype)
+  shape = tuple(tensor.shape)
+  if target == tensor.dtype:
+    return Tensor(shape, target, read)
+
+  def convert():
+    old = read()
+    with np.errstate(over='ignore'):
+      new = old.astype(target)
+    if not np.isfinite(new.max(initial=0) - new.min(initial=0)) and np.isfinite(old).all():
+      raise UserError(
+        f'{name} holds numbers up to {np.abs(old).max():.3g}, more than {target} can: store the'
+        ' weights in bfloat16 or float32'
+      )
+    return new
+
+  return Tensor(shape, target, convert)
 
 
 class File:

@@ -10,7 +10,7 @@ from exedit.weights import settings
 from exedit.weights.formats.files import INDEX, open_tensors
 from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.tensor import Tensor, read_json
-from exedit.weights.found import Weights
+from exedit.weights.found import Weights, system_of
 from exedit.weights.tables import autoencoder, conditioner, unet
 from exedit.weights.translate import Row, to_theirs, under
 
@@ -75,7 +75,7 @@ def _config(path: Path, by_text: bool) -> tuple[dict[str, Any], str]:
   net, vae = translated('unet', settings.unet), translated('vae', settings.autoencoder)
   scheduler = read_json(file('scheduler', 'scheduler_config.json'))
   schedule = settings.schedule(scheduler, str(file('scheduler', 'scheduler_config.json')))
-  kind = settings.system(net, vae['z_channels'], by_text, str(path))
+  kind = system_of(net, vae['z_channels'], by_text, str(path))
   net = {name: value for name, value in net.items() if name not in ('in_channels', 'out_channels')}
   model = dict(unet=net, autoencoder=vae, schedule=schedule, context_dim=net.pop('context_dim'))
   size = read_json(file('unet')).get('sample_size')

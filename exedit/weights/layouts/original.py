@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from exedit.runtime.errors import UserError
-from exedit.weights import settings
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import read_metadata, save_tensors
 from exedit.weights.formats.tensor import Tensor
-from exedit.weights.found import Weights
+from exedit.weights.found import Weights, system_of
 from exedit.weights.layouts import original_config, own
 from exedit.weights.layouts.original_config import MALFORMED, MAPPER, NET, TOWER, VAE, shape_of
 from exedit.weights.tables import autoencoder, conditioner, unet
@@ -76,7 +75,7 @@ def read(file: Path, which: str, *, heads: int | None = None, groups: int | None
   )
   if by_text and stem.shape[1] == 2 * z + 1 and not stem.read()[:, z:].any():
     channels['in_channels'] = z  # PbE scripts/modify_checkpoints.py has added channels of zeros
-  kind = settings.system(channels, z, by_text, str(file))
+  kind = system_of(channels, z, by_text, str(file))
   rest = ignored('cond_stage_model.*') if by_text else conditioner.ORIGINAL
   table = [*networks(net, vae), *rest, *IGNORED]
   return Weights(config, tensors, table, (file,), kind=kind, which=taken, notes=notes)

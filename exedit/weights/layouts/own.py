@@ -15,9 +15,9 @@ from exedit.weights import digests, settings
 from exedit.weights.formats import run
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
-from exedit.weights.formats.tensor import Tensor, read_small
+from exedit.weights.formats.tensor import Tensor, read_small, to_dtype
 from exedit.weights.found import Weights
-from exedit.weights.translate import cast, identity
+from exedit.weights.translate import identity
 
 CONFIG, MODEL = 'config.json', 'model.safetensors'
 LONGEST_CONFIG = 2**22  # bytes; a config has some thousands
@@ -164,7 +164,7 @@ def write(
   """
   files.check_new(path)
   with files.new_folder(path) as folder:
-    stored = cast(params, dtype)
+    stored = to_dtype(params, dtype)
     save_tensors(folder / MODEL, stored)
     exported = dict(
       step=step,
