@@ -1,9 +1,9 @@
-"""Samplers: functions of a denoiser, from noise to latents, each one compiled scan.
+"""Samplers: functions of a denoiser that turn noise into latents, each by one compiled scan.
 
-A denoiser is any `denoise(x, t) -> eps`, x [b ...], t [b] int32. Whatever else changes from step to
-step is `per_step`, a pytree whose leaves have a leading axis as long as `timesteps`; its slice for
-the timestep at hand is then the denoiser's third argument. Samplers run in x's dtype, with
-coefficients computed in float64 beforehand. `timesteps` are descending and on the host.
+A denoiser is any `denoise(x, t) -> eps`, x [b ...], t [b] int32. `per_step` is for other values
+that change from step to step: a pytree whose leaves have a leading axis as long as `timesteps`. The
+slice for the current timestep becomes the denoiser's third argument. Samplers compute in x's dtype,
+with coefficients that were computed in float64. `timesteps` are descending numbers on the host.
 """
 
 from collections.abc import Callable
@@ -26,19 +26,19 @@ def ddim(
   key: Key[Array, ''] | None = None,
   per_step: PyTree[Shaped[Array, 'steps ...']] | None = None,
 ) -> Float[Array, 'b ...']:
-  """DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12), with LDM's last step, to ᾱ[0] and not to 1.
+  """DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12); as in LDM, its last step ends at ᾱ[0].
 
-  `eta` in [0, 1] goes from deterministic to ancestral (their eq. 16) and needs a `key`.
+  eta: from 0, deterministic, to 1, ancestral (their eq. 16). key: of the noise, if eta is not 0.
   """
   if not 0 <= eta <= 1:
     raise ValueError(f'eta={eta} must be between 0 and 1')
   if eta and key is None:
-    raise ValueError(f'eta={eta} draws noise: give a key')
+    raise ValueError(f'eta={eta} needs random noise: give a key')
   coefficients = [jnp.asarray(c, x.dtype) for c in _ddim_coefficients(timesteps, schedule, eta)]
   keys = None if key is None or eta == 0 else jax.random.split(key, len(timesteps))
 
-  def step(x, now):
-    t, (keep, add, spread), key, extra = now
+  def step(x, inputs):
+    t, (keep, add, spread), key, extra = inputs
     x_next = keep * x + add * _eps(denoise, x, t, extra)
     if key is not None:
       x_next += spread * jax.random.normal(key, x.shape, x.dtype)
@@ -55,25 +55,25 @@ def plms(
   *,
   per_step: PyTree[Shaped[Array, 'steps ...']] | None = None,
 ) -> Float[Array, 'b ...']:
-  """PLMS (Liu et al. 2022, arXiv 2202.09778): DDIM steps along Adams-Bashforth means of eps.
+  """PLMS (Liu et al. 2022, arXiv 2202.09778): DDIM steps with Adams-Bashforth means of eps.
 
-  The first step is taken twice (Heun: tentatively to the second timestep, then again from the start
-  with the mean of both eps), as in the original's plms.py: 50 timesteps cost 51 evaluations, at
-  981, 961, 961, 941, ..., 1.
+  The first step is a Heun step, as in LDM's plms.py: it goes to the second timestep, and then again
+  from the start with the mean of both eps. So 50 timesteps need 51 evaluations, at 981, 961, 961,
+  941, ..., 1.
   """
   steps = len(timesteps)
-  evaluated = np.r_[0, min(1, steps - 1), 1:steps]  # which timestep each evaluation sees
-  taken = np.r_[0, 0, 1:steps]  # which step it then takes
+  evaluated = np.r_[0, min(1, steps - 1), 1:steps]  # the timestep of each evaluation
+  taken = np.r_[0, 0, 1:steps]  # the DDIM step after it
   keep, add, _ = (jnp.asarray(c[taken], x.dtype) for c in _ddim_coefficients(timesteps, schedule))
   weights = jnp.asarray(_adams_bashforth(steps + 1), x.dtype)
   extras = jax.tree.map(lambda leaf: leaf[evaluated], per_step)
 
-  def step(carry, now):
+  def step(carry, inputs):
     origin, x, history = carry
-    k, t, keep, add, weights, extra = now
+    k, t, keep, add, weights, extra = inputs
     history = (_eps(denoise, x, t, extra), *history)
     x_next = keep * origin + add * sum(w * e for w, e in zip(weights, history, strict=True))
-    origin = jnp.where(k == 0, origin, x_next)  # the tentative step leaves from where it was
+    origin = jnp.where(k == 0, origin, x_next)  # the second step starts from the same x again
     return (origin, x_next, history[:-1]), None
 
   carry = x, x, (jnp.zeros_like(x),) * 4
@@ -89,15 +89,15 @@ def dpm_solver_pp(
   *,
   per_step: PyTree[Shaped[Array, 'steps ...']] | None = None,
 ) -> Float[Array, 'b ...']:
-  """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), to noise level zero.
+  """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), down to noise level zero.
 
-  First-order in the first and the last step; its timesteps are `dpm_timesteps`.
+  The first and the last step are of first order. Its timesteps come from `dpm_timesteps`.
   """
   coefficients = [jnp.asarray(c, x.dtype) for c in _dpm_coefficients(timesteps, schedule)]
 
-  def step(carry, now):
+  def step(carry, inputs):
     x, z_before = carry
-    t, (signal, noise, keep, add, ahead), extra = now
+    t, (signal, noise, keep, add, ahead), extra = inputs
     z = (x - noise * _eps(denoise, x, t, extra)) / signal
     x = keep * x + add * (z + ahead * (z - z_before))
     return (x, z), None
@@ -115,7 +115,7 @@ def dpm_timesteps(steps: int, schedule: Schedule) -> Int[np.ndarray, ' steps']:
 
 
 def _eps(denoise, x, t, extra):
-  """One evaluation at a scalar timestep, in x's dtype whatever the network computes in."""
+  """One evaluation at a scalar timestep, converted to x's dtype."""
   t = jnp.full(x.shape[:1], t)
   eps = denoise(x, t) if extra is None else denoise(x, t, extra)
   return eps.astype(x.dtype)
@@ -127,16 +127,16 @@ def _int32(timesteps):
 
 def _ddim_coefficients(timesteps, schedule, eta=0.0):
   """(keep, add, spread) [steps] each: x_next = keep x + add eps + spread noise."""
-  towards = np.append(timesteps[1:], 0)
+  following = np.append(timesteps[1:], 0)
   signal, noise = schedule.signal_rate[timesteps], schedule.noise_rate[timesteps]
-  signal_next, noise_next = schedule.signal_rate[towards], schedule.noise_rate[towards]
+  signal_next, noise_next = schedule.signal_rate[following], schedule.noise_rate[following]
   keep = signal_next / signal
   spread = eta * noise_next / noise * np.sqrt(1 - keep**-2)
   return keep, np.sqrt(noise_next**2 - spread**2) - keep * noise, spread
 
 
 def _adams_bashforth(evaluations):
-  """Weights [evaluations, 5] of eps, newest first; the second eps (see plms) is used only once."""
+  """Weights [evaluations, 5] of eps, newest first; only the first step uses the second eps."""
   weights = np.zeros([evaluations, 5])
   weights[0, :1] = 1
   weights[1, :2] = np.array([1, 1]) / 2

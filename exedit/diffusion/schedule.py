@@ -1,4 +1,4 @@
-"""The forward process: betas, timesteps, and what a network's output says of noise and image."""
+"""The noise schedule: betas, timesteps, and the conversion between noise, image and output."""
 
 import dataclasses
 import functools
@@ -8,18 +8,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 PREDICTIONS = ('eps', 'v', 'x0')
-SPACINGS = ('leading', 'ldm')
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
   """Latent diffusion's discrete schedule (Rombach et al. 2022), x_t = √ᾱ_t z + √(1-ᾱ_t) noise.
 
-  Betas are linear in their square root ("linear" in LDM's configs, "scaled_linear" in diffusers);
-  what follows from them is computed in float64, and the methods work in their arrays' own dtype.
-  `prediction` is what the network's output means: the noise ('eps'), the image ('x0') or the
-  velocity √ᾱ_t noise - √(1-ᾱ_t) z ('v'; Salimans & Ho 2022, arXiv 2202.00512, appendix D).
-  A timestep `t` is an index in [0, num_steps), one per example, broadcast over the other axes.
+  The square roots of the betas are linear ("linear" in LDM's configs, "scaled_linear" in diffusers;
+  docs/facts.md, "Schedule and timesteps"). The tables are computed in float64; the methods compute
+  in the dtype of their arrays. `prediction` is the meaning of the network's output: the noise
+  ('eps'), the image ('x0') or the velocity √ᾱ_t noise - √(1-ᾱ_t) z ('v'; Salimans & Ho 2022, arXiv
+  2202.00512, appendix D). A timestep `t` is one index in [0, num_steps) per example.
   """
 
   num_steps: int = 1000
@@ -55,7 +54,7 @@ class Schedule:
 
   @functools.cached_property
   def alphas_cumprod(self) -> Float[np.ndarray, ' steps']:
-    """ᾱ, a float64 product rounded once to float32 as in the original (ddpm.py)."""
+    """ᾱ: a float64 product rounded once to float32, as in LDM's ddpm.py."""
     return np.cumprod(1 - self.betas).astype(np.float32)
 
   def add_noise(
@@ -67,7 +66,7 @@ class Schedule:
   def target(
     self, z: Float[Array, 'b ...'], noise: Float[Array, 'b ...'], t: Int[Array, ' b']
   ) -> Float[Array, 'b ...']:
-    """What the network is trained to output."""
+    """The output that the network is trained to give."""
     if self.prediction == 'eps':
       return noise
     if self.prediction == 'x0':
@@ -94,31 +93,19 @@ class Schedule:
       return output
     return _at(self.signal_rate, t, x_t) * x_t - _at(self.noise_rate, t, x_t) * output
 
-  def snr(self, t: Int[Array, ' b']) -> Float[Array, ' b']:
-    """Signal-to-noise ratio ᾱ / (1-ᾱ)."""
-    return jnp.asarray((self.signal_rate / self.noise_rate) ** 2, jnp.float32)[t]
+  def timesteps(self, steps: int) -> Int[np.ndarray, ' steps']:
+    """Descending timesteps for DDIM and PLMS, `num_steps // steps` apart, the last one 1.
 
-  def timesteps(self, steps: int, spacing: str = 'leading') -> Int[np.ndarray, ' steps']:
-    """Descending timesteps for DDIM and PLMS, `num_steps // steps` apart and ending at 1.
-
-    'leading' gives exactly `steps` of them (diffusers' name and rule). 'ldm' goes on to the end of
-    the schedule (the original's make_ddim_timesteps): the same where steps divides num_steps,
-    more than `steps` where it does not (30 -> 31).
+    This is diffusers' 'leading' rule. The original's make_ddim_timesteps gives the same if `steps`
+    divides `num_steps`, and more timesteps otherwise.
     """
     if not 1 <= steps <= self.num_steps:
       raise ValueError(f'steps={steps} must be between 1 and {self.num_steps}')
-    stride = self.num_steps // steps
-    if spacing == 'leading':
-      ascending = np.arange(steps) * stride + 1
-    elif spacing == 'ldm':
-      ascending = np.arange(0, self.num_steps, stride) + 1
-    else:
-      raise ValueError(f'spacing={spacing!r} is unknown: use one of {SPACINGS}')
+    ascending = np.arange(steps) * (self.num_steps // steps) + 1
     if ascending[-1] >= self.num_steps:
       raise ValueError(
-        f'steps={steps} with spacing={spacing!r} would start at t={ascending[-1]}, '
-        f'but the schedule ends at {self.num_steps - 1}: use another number of steps'
-        + (" or spacing='leading'" if spacing == 'ldm' else '')
+        f'steps={steps} would start at t={ascending[-1]}, but the schedule ends at '
+        f'{self.num_steps - 1}: use another number of steps'
       )
     return ascending[::-1].astype(np.int32)
 

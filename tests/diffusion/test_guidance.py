@@ -1,104 +1,30 @@
-"""Guidance as algebra, dropping as a distribution."""
+"""The formula of guidance, and the distribution of dropped contexts."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exedit.diffusion.guidance import classifier_free, drop
-from exedit.diffusion.sampling import ddim
-from exedit.diffusion.schedule import Schedule
+from exedit.diffusion.guidance import combined, doubled, drop
 
-X = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
-T = jnp.asarray([7, 9], jnp.int32)
 CONTEXT = jax.random.normal(jax.random.key(1), (2, 1, 3))
 NULL = jax.random.normal(jax.random.key(2), (1, 1, 3))
 
 
-def denoise(x, t, context):
-  """Nonlinear in everything, so that no mix-up cancels."""
-  return jnp.tanh(x * context[:, :, None, :]) + t.reshape(-1, 1, 1, 1) / 10
-
-
-def counted(calls):
-  def wrapped(x, t, context):
-    calls.append((x, t, context))
-    return denoise(x, t, context)
-
-  return wrapped
+def test_doubled_puts_the_null_first():
+  both = doubled(CONTEXT.astype(jnp.bfloat16), NULL)
+  assert both.dtype == jnp.bfloat16
+  expected = np.concatenate([NULL, NULL, CONTEXT]).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(both, expected)
 
 
 @pytest.mark.parametrize('scale', [0.0, 0.5, 5, 7.5])
 def test_guidance_is_its_formula(scale):
-  eps, eps_null = denoise(X, T, CONTEXT), denoise(X, T, jnp.repeat(NULL, 2, 0))
-  guided = classifier_free(denoise, CONTEXT, NULL, scale)(X, T)
+  eps_null, eps = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 3)).astype(np.float32)
+  both = jnp.concatenate([eps_null, eps])
+  guided = combined(both, scale)
   np.testing.assert_allclose(guided, eps_null + scale * (eps - eps_null), atol=1e-5)
-
-
-def test_guidance_is_one_batched_call_null_first():
-  calls = []
-  classifier_free(counted(calls), CONTEXT, NULL, 5.0)(X, T)
-  ((x, t, context),) = calls
-  np.testing.assert_array_equal(x, np.concatenate([X, X]))
-  np.testing.assert_array_equal(t, [7, 9, 7, 9])
-  np.testing.assert_array_equal(context, np.concatenate([NULL, NULL, CONTEXT]))
-
-
-@pytest.mark.parametrize('scale', [1.0, 1])
-def test_guidance_is_off_at_one(scale):
-  calls = []
-  eps = classifier_free(counted(calls), CONTEXT, NULL, scale)(X, T)
-  ((x, t, context),) = calls
-  assert x is X and t is T and context is CONTEXT
-  np.testing.assert_array_equal(eps, denoise(X, T, CONTEXT))
-
-
-@pytest.mark.parametrize('scale', [0.9, 1.0, 5.0])
-def test_scale_may_be_traced(scale):
-  calls = []
-  run = jax.jit(lambda scale: classifier_free(counted(calls), CONTEXT, NULL, scale)(X, T))
-  guided = run(scale)
-  assert [len(x) for x, _, _ in calls] == [4]  # the value is unknown, so even 1.0 is guided
-  np.testing.assert_allclose(
-    guided, classifier_free(denoise, CONTEXT, NULL, scale)(X, T), atol=1e-5
-  )
-
-
-@pytest.mark.parametrize('null_batch', [1, 2])
-def test_context_may_be_a_pytree(null_batch):
-  """As with the constants of the one-token cross-attentions, computed once per image."""
-  split = lambda c: {'first': c[..., :1], 'rest': (c[..., 1:], c)}
-  join = lambda tree: jnp.concatenate([tree['first'], tree['rest'][0]], -1)
-  null = jnp.repeat(NULL, null_batch, 0)
-  guided = classifier_free(
-    lambda x, t, tree: denoise(x, t, join(tree)), split(CONTEXT), split(null), 5.0
-  )(X, T)
-  np.testing.assert_array_equal(guided, classifier_free(denoise, CONTEXT, NULL, 5.0)(X, T))
-
-
-def test_halves_are_combined_in_the_dtype_of_x():
-  network = lambda x, t, context: denoise(x, t, context).astype(jnp.bfloat16)
-  guided = classifier_free(network, CONTEXT.astype(jnp.bfloat16), NULL, 5.0)(X, T)
-  both = [network(X, T, c.astype(jnp.bfloat16)) for c in (jnp.repeat(NULL, 2, 0), CONTEXT)]
-  eps_null, eps = (np.asarray(e, np.float32) for e in both)
-  assert guided.dtype == jnp.float32
-  np.testing.assert_allclose(guided, eps_null + 5 * (eps - eps_null), atol=1e-5)
-
-
-def test_guidance_inside_a_sampler_with_a_null_per_step():
-  """How null-text inversion composes: the sampler hands each step its own null."""
-  schedule, steps = Schedule(), 4
-  timesteps = schedule.timesteps(steps)
-  nulls = jnp.repeat(NULL[None], steps, 0)
-  fixed = ddim(classifier_free(denoise, CONTEXT, NULL, 5.0), X, timesteps, schedule)
-  stepped = ddim(
-    lambda x, t, null: classifier_free(denoise, CONTEXT, null, 5.0)(x, t),
-    X,
-    timesteps,
-    schedule,
-    per_step=nulls,
-  )
-  np.testing.assert_allclose(fixed, stepped, rtol=1e-5)
+  np.testing.assert_allclose(jax.jit(combined)(both, float(scale)), guided, atol=1e-5)  # a traced scale
 
 
 def contexts(b):

@@ -1,4 +1,4 @@
-"""Attention by parts is attention, and its gradient; the whole of it where there is little."""
+"""Every form of attention gives the same result and gradient, and each device gets its form."""
 
 import functools
 
@@ -12,7 +12,7 @@ from exedit.models import kernels
 from exedit.training import flops
 from tests import on_devices
 
-SHAPES = [(2, 700, 900, 2, 8), (1, 1100, 520, 1, 20)]  # neither is a multiple of any part
+SHAPES = [(2, 700, 900, 2, 8), (1, 1100, 520, 1, 20)]  # not multiples of any block
 
 
 def random(b, n, m, heads, d, dtype=jnp.float32):
@@ -22,19 +22,19 @@ def random(b, n, m, heads, d, dtype=jnp.float32):
 
 
 def with_gradient(function, qkv):
-  """What an attention gives, and the gradient of the sum of its squares."""
+  """The result of an attention, and the gradient of the sum of its squares."""
   loss = lambda *qkv: (function(*qkv).astype(jnp.float32) ** 2).sum()
   return function(*qkv), *jax.jit(jax.grad(loss, (0, 1, 2)))(*qkv)
 
 
 whole = jax.nn.dot_product_attention
-by_queries = functools.partial(kernels.in_blocks, 512, whole)
-WAYS = {'by head': kernels.on_cpu, 'by queries': by_queries, 'chosen': kernels.attend}
+in_blocks = functools.partial(kernels.in_blocks, 512, whole)
+WAYS = {'on cpu': kernels.on_cpu, 'in blocks': in_blocks, 'chosen': kernels.attend}
 
 
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('way', WAYS)
-def test_parts_give_the_whole_and_its_gradient(way, shape):
+def test_blocks_give_the_whole_and_its_gradient(way, shape):
   qkv = random(*shape)
   for part, expected in zip(with_gradient(WAYS[way], qkv), with_gradient(whole, qkv)):
     np.testing.assert_allclose(part, expected, atol=2e-5 * float(abs(expected).max()))
@@ -55,7 +55,7 @@ def test_huge_logits_do_not_overflow():
 
 
 def biggest(function, *args) -> int:
-  """Elements of the largest array anywhere in what a platform would run."""
+  """Elements of the largest array in the program of any platform."""
 
   def inside(jaxpr):
     for eqn in jaxpr.eqns:
@@ -67,16 +67,15 @@ def biggest(function, *args) -> int:
 
 
 @pytest.mark.parametrize('heads', [1, 8])
-def test_logits_of_a_large_image_are_never_all_there(heads):
-  """A 1024x1024 picture guided: 2 x 8 x 16384 x 16384 of them would be 17 GB."""
+def test_logits_of_a_large_image_never_exist_all_at_once(heads):
+  """All logits of a guided 1024x1024 picture, 2 x 8 x 16384 x 16384, would need 17 GB."""
   q = jax.ShapeDtypeStruct((2, 16384, heads, 40), jnp.float32)
   assert biggest(kernels.attend, q, q, q) <= max(kernels.MAX_LOGITS, 2 * heads * 512 * 16384)
   gradient = jax.grad(lambda q, k, v: kernels.attend(q, k, v).sum(), (0, 1, 2))
   assert biggest(gradient, q, q, q) <= max(kernels.MAX_LOGITS, 2 * heads * 512 * 16384)
 
 
-def test_few_tokens_take_the_plain_path():
-  """Small models, training's included, are not slowed down by loops."""
+def test_few_tokens_are_computed_without_loops():
   q = jax.ShapeDtypeStruct((8, 512, 4, 14), jnp.float32)
   text = str(jax.make_jaxpr(kernels.attend)(q, q, q))
   assert 'scan' not in text and 'cond' not in text
@@ -91,7 +90,7 @@ def test_few_tokens_take_the_plain_path():
     ((1, 640, 640, 2, 40), 'bfloat16', 2e-2),
   ],
 )
-def test_a_tpus_kernel_gives_the_same_and_the_gradient(shape, dtype, tolerance):
+def test_the_tpu_kernel_gives_the_same_result_and_gradient(shape, dtype, tolerance):
   qkv = random(*shape, dtype=jnp.dtype(dtype))
   kernel = functools.partial(kernels.splash, interpret=True)
   for part, expected in zip(with_gradient(kernel, qkv), with_gradient(whole, qkv)):
@@ -100,7 +99,7 @@ def test_a_tpus_kernel_gives_the_same_and_the_gradient(shape, dtype, tolerance):
     np.testing.assert_allclose(part, expected, atol=tolerance * abs(expected).max())
 
 
-def test_a_tpus_kernel_runs_on_several_devices():
+def test_the_tpu_kernel_runs_on_several_devices():
   (found,) = on_devices.with_devices(2, on_devices.shared, [[]])
   assert found == dict(same=True, devices=2)
 
@@ -120,14 +119,14 @@ TPU = kernels.Device('tpu')
     ('float16', (4096, 4096), 40, 'xla'),
   ],
 )
-def test_splash_is_chosen_where_it_pays(dtype, tokens, d, expected):
+def test_splash_is_chosen_for_many_bfloat16_logits(dtype, tokens, d, expected):
   assert kernels.choose(dtype, tokens, d, TPU) == expected
   assert kernels.choose(dtype, tokens, d, TPU, 'xla') == 'xla'
   with pytest.raises(ValueError, match="attention is 'cudnn', which needs"):
     kernels.choose(dtype, tokens, d, TPU, 'cudnn')
 
 
-def test_what_is_planned_for_a_tpu_is_traced_with_its_kernel():
+def test_a_trace_for_a_tpu_has_its_kernel():
   q = jax.ShapeDtypeStruct((1, 1024, 2, 40), jnp.bfloat16)
   products = 2 * 2 * 1024 * 1024 * 2 * 40
   loss = lambda q: kernels.attend(q, q, q).astype(jnp.float32).sum()
@@ -135,8 +134,10 @@ def test_what_is_planned_for_a_tpu_is_traced_with_its_kernel():
     forward, both = (jax.make_jaxpr(f)(q).jaxpr for f in (loss, jax.grad(loss)))
     assert 'pallas_call' in str(forward)
   assert flops.count(forward) == products
-  assert flops.count(both) == pytest.approx(3.5 * products, rel=0.01)  # logits once more
-  here = jax.make_jaxpr(lambda q: loss(q))(q)  # another function: traces are remembered
+  assert flops.count(both) == pytest.approx(
+    3.5 * products, rel=0.01
+  )  # the backward pass computes the logits again
+  here = jax.make_jaxpr(lambda q: loss(q))(q)  # another function, because JAX caches traces
   assert 'pallas_call' not in str(here)
 
 
@@ -158,7 +159,7 @@ AMPERE, HOPPER = kernels.Device('gpu', (8, 0)), kernels.Device('gpu', (9, 0))
     ('bfloat16', 40, kernels.Device('cpu'), 'xla'),
   ],
 )
-def test_cudnn_is_chosen_where_it_can_be(dtype, d, on, expected):
+def test_cudnn_is_chosen_if_it_can_compute(dtype, d, on, expected):
   assert kernels.choose(dtype, (4096, 4096), d, on) == expected
   assert kernels.choose(dtype, (4096, 4096), d, on, 'xla') == 'xla'
   if expected == 'cudnn':
@@ -168,7 +169,7 @@ def test_cudnn_is_chosen_where_it_can_be(dtype, d, on, expected):
       kernels.choose(dtype, (4096, 4096), d, on, 'cudnn')
 
 
-def test_to_be_counted_it_is_products_whatever_was_asked_for():
+def test_plain_attention_is_countable_products():
   q = jax.ShapeDtypeStruct((1, 64, 2, 40), jnp.bfloat16)
   loss = lambda q: kernels.attend(q, q, q, 'cudnn').astype(jnp.float32).sum()
   with kernels.traced_for(kernels.PLAIN):

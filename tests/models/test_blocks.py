@@ -1,4 +1,4 @@
-"""Norms and convolutions give what nnx's and JAX's do, and their gradients."""
+"""Norms and convolutions give the results and gradients of nnx and JAX."""
 
 from typing import Any, cast
 
@@ -36,7 +36,7 @@ def test_group_norm_is_that_of_nnx(channels, groups, dtype):
 
 
 def test_group_norm_keeps_a_small_deviation_beside_a_large_mean():
-  """E[x^2] - E[x]^2 would lose it (engineering facts 1.5)."""
+  """E[x^2] - E[x]^2 would lose it (docs/facts.md, "JAX and XLA")."""
   norm = blocks.group_norm(8, eps=1e-6, groups=2, rngs=nnx.Rngs(0))
   x = np.random.default_rng(0).normal(50, 0.1, (1, 16, 16, 8)).astype(np.float32)
   exact = x.astype(np.float64).reshape(1, 256, 2, 4)
@@ -45,7 +45,7 @@ def test_group_norm_keeps_a_small_deviation_beside_a_large_mean():
 
 
 def convolution(shape, outputs, dtype=jnp.float32):
-  """(ours, JAX's) as functions of input and kernel, and the two; random numbers."""
+  """(ours, JAX's, arguments): two functions of input and kernel, and random arguments."""
   layer = blocks.conv(shape[-1], outputs, dtype=dtype, rngs=nnx.Rngs(0))
   graph, params = cast(Any, nnx.split(layer))
 
@@ -84,7 +84,7 @@ def test_a_convolution_and_its_gradient_are_jaxs(shape, outputs, dtype, within):
     np.testing.assert_allclose(own, other, atol=within * float(abs(other).max()))
 
 
-def test_the_gradient_is_products_of_matrices_on_a_cpu_and_of_few_pixels_alone():
+def test_only_on_a_cpu_and_for_few_pixels_is_the_gradient_two_matrix_products():
   def products(shape, outputs, device):
     ours, _, given = convolution(shape, outputs)
     with kernels.traced_for(device):
@@ -97,7 +97,7 @@ def test_the_gradient_is_products_of_matrices_on_a_cpu_and_of_few_pixels_alone()
   assert products(*MANY, kernels.Device('cpu')) == 0
 
 
-def test_to_be_counted_it_is_convolutions():
+def test_a_plain_trace_has_countable_convolutions():
   ours, _, (x, kernel) = convolution(*FEW)
   with kernels.traced_for(kernels.PLAIN):
     counted = flops.training(lambda given: ours(*given).sum(), (x, kernel))

@@ -1,4 +1,4 @@
-"""CLIP's image tower: published counts, shapes, its own constants, precision, remat."""
+"""CLIP's image tower: published sizes, constants, precision, recomputation."""
 
 import jax
 import jax.numpy as jnp
@@ -77,23 +77,11 @@ def test_images_are_normalised_as_clip_was_trained():
   )
 
 
-def test_quick_gelu_is_not_gelu():
-  x = jnp.linspace(-4, 4, 33)
-  np.testing.assert_allclose(clip.quick_gelu(x), x / (1 + np.exp(-1.702 * x)), rtol=1e-5)
-  assert float(jnp.abs(clip.quick_gelu(x) - jax.nn.gelu(x, approximate=False)).max()) > 0.01
-
-
 def test_where_a_patch_lies_matters(tower):
   x = image()
   moved = jnp.roll(x, 8, axis=2)  # the same patches in other places
   call = jitted(tower)
   assert float(jnp.abs(call(x) - call(moved)).max()) > 1e-4  # rounding: 1e-6
-
-
-def test_images_do_not_see_their_neighbours(tower):
-  x = image()
-  call = jitted(tower)
-  np.testing.assert_allclose(call(x)[:1], call(x[:1]), rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_exemplar_size_names_both(tower):
@@ -145,9 +133,9 @@ def test_bfloat16_keeps_norms_and_softmax_in_float32():
 
 @pytest.mark.parametrize('settings', [dict(layers=1), dict(layers=8), dict(width=128)])
 def test_fresh_towers_are_well_scaled(settings):
-  """Neither depth nor width moves the stream's scale, so that small towers train from scratch."""
+  """The scale does not depend on depth and width, so that small towers train from scratch."""
   model = fresh(lambda: CLIPVision(**(SMALL | settings), rngs=nnx.Rngs(0)))
   assert 0.7 < float(jitted(model, 'tokens')(image()).std()) < 2.0
   red = jnp.broadcast_to(jnp.array([1.0, -1, -1]), (1, 32, 32, 3))
   pooled = jitted(model)(jnp.concatenate([red, -red]))
-  assert float(jnp.abs(pooled[0] - pooled[1]).mean()) > 0.05  # it tells images apart from step 0
+  assert float(jnp.abs(pooled[0] - pooled[1]).mean()) > 0.05  # fresh weights distinguish images

@@ -1,4 +1,4 @@
-"""The bottleneck: published counts, and the value-only shortcut."""
+"""The bottleneck at its published size, its shortcut, and the formulas of the layers."""
 
 import math
 
@@ -10,23 +10,20 @@ from flax import nnx
 
 from exedit.models.attention import GEGLU, Attention
 from exedit.models.conditioner import ExemplarConditioner
-from tests.models.test_unet import count, randomised
+from tests.networks import count, with_random_weights
 
 
 def test_published_parameter_counts():
   model = nnx.eval_shape(lambda: ExemplarConditioner(rngs=nnx.Rngs(0)))
-  parts = {
-    name: sum(x.size for x in jax.tree.leaves(nnx.state(getattr(model, name), nnx.Param)))
-    for name in ('mapper', 'final_norm', 'proj_out')
-  }
+  parts = {n: count(getattr(model, n)) for n in ('mapper', 'final_norm', 'proj_out')}
   assert parts == dict(mapper=62_981_120, final_norm=2_048, proj_out=787_200)
-  total = count(lambda: ExemplarConditioner(rngs=nnx.Rngs(0)))
-  assert total == sum(parts.values()) + 768  # the null vector
+  assert count(model) == sum(parts.values()) + 768  # the null vector
 
 
 @pytest.fixture(scope='module')
 def conditioner():
-  return randomised(ExemplarConditioner(width=16, layers=3, context_dim=12, rngs=nnx.Rngs(0)))
+  settings = dict(width=16, layers=3, context_dim=12)
+  return with_random_weights(lambda: ExemplarConditioner(**settings, rngs=nnx.Rngs(0)))
 
 
 def test_value_path_equals_general_attention(conditioner):
@@ -51,7 +48,9 @@ def test_query_and_key_of_the_bottleneck_get_no_gradient(conditioner):
 
 
 def test_attention_equals_the_written_formula():
-  attention = randomised(Attention(8, heads=2, context_features=6, rngs=nnx.Rngs(0)))
+  attention = with_random_weights(
+    lambda: Attention(8, heads=2, context_features=6, rngs=nnx.Rngs(0))
+  )
   x = jax.random.normal(jax.random.key(0), (1, 5, 8))
   context = jax.random.normal(jax.random.key(1), (1, 3, 6))
   q, k, v = (
@@ -66,7 +65,7 @@ def test_attention_equals_the_written_formula():
 
 
 def test_feed_forward_is_value_times_exact_gelu_of_gate():
-  ff = randomised(GEGLU(2, rngs=nnx.Rngs(0)))
+  ff = with_random_weights(lambda: GEGLU(2, rngs=nnx.Rngs(0)))
   x = jnp.array([[[2.0, -1.0]]])
   w = {
     k: np.asarray(v)
