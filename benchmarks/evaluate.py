@@ -25,8 +25,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import evaluate_pytorch_fid as peer
-from benchmarks import workers
-from benchmarks.sampling_diffusers import peak_bytes
+from benchmarks import harness
 from exedit import images, systems
 from exedit.evaluation import benchmark, make_edits, networks
 from exedit.input_pipeline.coco_ee.bench import Bench
@@ -103,7 +102,7 @@ def exedit(spec: Mapping[str, Any]) -> dict[str, Any]:
   paths = sorted(Path(spec['pictures']).iterdir())
   vectors = lambda: network(images.read(path) for path in paths)
   np.save(spec['output'], vectors())
-  memory = peak_bytes()
+  memory = harness.peak_bytes()
   batch = np.random.default_rng(0).uniform(-1, 1, (spec['batch'], SIZE, SIZE, 3)).astype(np.float32)
   alone = lambda: np.asarray(network.batch(batch))
   alone()
@@ -128,7 +127,7 @@ def edits(spec: Mapping[str, Any]) -> dict[str, Any]:
 
   first, _ = peer.best(make, 1)
   seconds, _ = peer.best(make, spec['rounds'])
-  return dict(seconds=seconds, first=first, peak_bytes=peak_bytes(), settings=settings)
+  return dict(seconds=seconds, first=first, peak_bytes=harness.peak_bytes(), settings=settings)
 
 
 WORKERS = {'exedit': exedit, 'edits': edits}
@@ -136,7 +135,7 @@ WORKERS = {'exedit': exedit, 'edits': edits}
 
 def measured(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Run the worker of spec['system'] in a process of its own."""
-  return workers.measured(spec, WORKERS, 'benchmarks.evaluate', peer.__name__)
+  return harness.measured(spec, WORKERS, 'benchmarks.evaluate', peer.__name__)
 
 
 # The parts of the report
@@ -212,7 +211,7 @@ def table(report: Mapping[str, Any]) -> str:
   for name, (_, lines_of) in PARTS.items():
     if name in report:
       lines += [*lines_of(report[name]), '']
-  return '\n'.join(lines + workers.conditions(report))
+  return '\n'.join(lines + harness.conditions(report))
 
 
 FLAGS = (
@@ -237,7 +236,7 @@ def main(output: str, parts: str, worker: str, **given: Any) -> None:
   if wrong := set(names) - set(PARTS):
     raise UserError(f'--parts={parts}: {min(wrong)!r} is none of {", ".join(PARTS)}')
   given['packages'] = given['packages'] or os.environ.get('EXEDIT_TORCHVISION', '')
-  report: dict[str, Any] = dict(settings=dict(given, batch=BATCH), machine=workers.machine())
+  report: dict[str, Any] = dict(settings=dict(given, batch=BATCH), machine=harness.machine())
   for name in names:
     with tempfile.TemporaryDirectory() as folder:
       report[name] = PARTS[name][0](Path(folder), given)

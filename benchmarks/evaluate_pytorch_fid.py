@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sampling_diffusers import peak_bytes
+from benchmarks import harness
 
 
 def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
     return model(batch)[0].cpu()
 
   np.save(spec['output'], features())  # the first run, which warms up, does not count
-  memory = peak_bytes()
+  memory = harness.peak_bytes()
   network()
   found = dict(features=best(features, 1)[0], network=best(network, 3)[0])
   first, second = np.load(spec['vectors'])

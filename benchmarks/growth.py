@@ -3,271 +3,214 @@
   python -m benchmarks.growth --output=growth.json
   python -m benchmarks.growth --only=shards --shards=10,100,1000,10000 --records=100000
 
-devices: one batch over 1, 2, 4 and 8 simulated devices of one CPU, parameters whole everywhere
-('data') or split ('fsdp'): bytes per device as the compiler counts them, and seconds per step. The
-devices share the processor, so the best that a step can do is to take as long as on one.
-shards: the same records in ever more shards: listing and indexing them for the first time, again
-from the indexes kept beside them, then until the first batch, as a training run does it.
-images: ever more records in one shard: bytes of its index, the first walk, the kept index, reading.
-edits: a benchmark of ever more edits, its files looked through and the results' too, as
-exedit.evaluate does before it scores them; sampling and networks are benchmarks/sampling.py's.
+devices: one batch over 1, 2, 4 and 8 simulated devices of one CPU, with parameters replicated
+('data') or split ('fsdp'): bytes per device from the compiler, and seconds per step. The devices
+share the processor, so at best a step takes as long as on one device.
+shards: the same records in more and more shards: listing them, indexing them for the first time and
+from the kept index, and the time until the first batch.
+images: more and more records in one shard: its index, and reading.
+edits: a benchmark of more and more edits: opening it, checking its files, finding the results.
 """
 
-import json
 import os
-import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-DEVICES = 8
-if __name__ == '__main__':  # fixed once JAX has started
-  known = os.environ.get('XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = f'{known} --xla_force_host_platform_device_count={DEVICES}'
-if not __package__:  # run by its path: its own folder would be the first to be searched
-  sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+import numpy as np
+import PIL.Image
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import PIL.Image  # noqa: E402
-
-from benchmarks import sampling, train_step, workers  # noqa: E402
-from exedit import paint_by_example as pbe  # noqa: E402
-from exedit.evaluation import benchmark as benches  # noqa: E402
-from exedit.input_pipeline import loader, synthetic, tfrecord  # noqa: E402
-from exedit.input_pipeline.coco_ee import bench as coco_ee  # noqa: E402
-from exedit.input_pipeline.coco_ee import layout as coco_ee_layout  # noqa: E402
-from exedit.input_pipeline.errors import DataError  # noqa: E402
-from exedit.runtime import doors  # noqa: E402
-from exedit.training.sharding import batch_sharding  # noqa: E402
-from exedit.training.step import make_program  # noqa: E402
+from benchmarks import harness, networks
+from exedit.evaluation import benchmark as benches
+from exedit.input_pipeline import loader, synthetic, tfrecord
+from exedit.input_pipeline.coco_ee import bench, layout
+from exedit.runtime.doors import Flag
+from exedit.runtime.errors import DataError
 
 SPLIT = 'train'
-Rows = list[dict[str, Any]]
+FLAGS = (
+  Flag('only', 'devices,shards,images,edits', 'some of these'),
+  Flag('rounds', 3, 'the fastest counts', least=1),
+  Flag('devices', '1,2,4,8', 'numbers of devices'),
+  Flag('width', 'tiny', 'of the networks', [*networks.WIDTHS]),
+  Flag('size', 32, 'of the images for the devices', least=1),
+  Flag('batch', 16, 'of all devices together', least=1),
+  Flag('shards', '10,100,1000,10000', 'numbers of shards of one split'),
+  Flag('records', 20_000, 'in all shards together', least=1),
+  Flag('images', '100,1000,10000,100000', 'numbers of images in one shard'),
+  Flag('edits', '10,100,1000,3500', 'numbers of edits of a benchmark'),
+)
 
 
-def grow_devices(counts: list[int], width: str, size: int, batch: int, rounds: int) -> Rows:
-  """Bytes per device and seconds per step over so many simulated devices."""
-  if max(counts) > jax.device_count():
-    raise DataError(f'there are {jax.device_count()} devices, not {max(counts)}')
-  settings = pbe.complete(sampling.WIDTHS[width])
-  rows = []
+def devices(spec: Mapping[str, Any]) -> dict[str, Any]:
+  """Bytes per device and seconds per step, on simulated devices."""
+  import jax
+
+  from benchmarks import train_step
+  from benchmarks.memory import bytes_per_device
+  from exedit import paint_by_example as pbe
+  from exedit.training.sharding import batch_sharding
+  from exedit.training.step import make_program
+
+  program = make_program(
+    pbe.SYSTEM,
+    model=pbe.complete(networks.WIDTHS[spec['width']]),
+    optimizer=dict(lr=1e-5),
+    ema=dict(decay=0.9999),
+    mesh=dict(sharding=spec['sharding']),
+    trainable='unet|conditioner',
+    batch_size=spec['batch'],
+    accumulate=1,
+    seed=0,
+    steps=10**6,
+  )
+  # A step with zeros takes as long, and the random initialisation would compile for half a minute.
+  state, frozen = train_step.zeros((program.state, program.frozen))
+  rows = networks.training_batch(spec['width'], spec['size'], spec['batch']).items()
+  batch = {name: jax.device_put(a, batch_sharding(program.mesh)) for name, a in rows}
+  step = program.step.lower(state, frozen, batch).compile()
+
+  def run():
+    nonlocal state
+    state, metrics = step(state, frozen, batch)
+    return state, metrics
+
+  seconds = harness.best_in_turns(dict(step=run), spec['rounds'], jax.block_until_ready)
+  memory = step.memory_analysis()
+  return dict(
+    sharding=spec['sharding'],
+    devices=spec['devices'],
+    state_bytes=bytes_per_device(program.state),
+    argument_bytes=memory.argument_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes,
+    **seconds,
+  )
+
+
+def grow_devices(counts: list[int], width: str, size: int, batch: int, rounds: int):
+  """One row per sharding and number of devices, each from a process of its own."""
   for sharding in ('data', 'fsdp'):
     for count in counts:
-      over = dict(sharding=sharding)
-      program = make_program(
-        pbe.SYSTEM,
-        model=settings,
-        optimizer=dict(lr=1e-5),
-        ema=dict(decay=0.9999),
-        mesh=over,
-        trainable='unet|conditioner',
-        batch_size=batch,
-        accumulate=1,
-        seed=0,
-        steps=10**6,
-        devices=jax.devices()[:count],
-      )
-      # Of zeros a step takes as long, and drawing weights would compile for half a minute.
-      now, frozen = train_step.zeros((program.state, program.frozen))
-      put = batch_sharding(program.mesh)
-      given = train_step.arrays(width, size, batch)
-      given = {name: jax.device_put(a, put) for name, a in given.items()}
-      step = program.step.lower(now, frozen, given).compile()
-      seconds = []
-      for _ in range(rounds + 1):
-        start = time.perf_counter()
-        now, metrics = step(now, frozen, given)
-        jax.block_until_ready((now, metrics))
-        seconds.append(time.perf_counter() - start)
-      memory = step.memory_analysis()
-      rows.append(
-        dict(
-          sharding=sharding,
-          devices=count,
-          state_bytes=held_bytes(now),
-          argument_bytes=memory.argument_size_in_bytes,
-          temporary_bytes=memory.temp_size_in_bytes,
-          step=min(seconds[1:]),
-        )
-      )
-  return rows
+      spec = dict(system='devices', width=width, size=size, batch=batch, rounds=rounds)
+      spec |= dict(sharding=sharding, devices=count)
+      xla = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count}'
+      own = dict(XLA_FLAGS=xla, JAX_PLATFORMS='cpu')
+      yield harness.measured(spec, WORKERS, 'benchmarks.growth', **own)
 
 
-def held_bytes(tree: Any) -> int:
-  """Bytes of a tree's arrays on the first device."""
-  first = jax.tree.leaves(tree)[0].sharding.mesh.devices.flat[0]
-  shards = (s for a in jax.tree.leaves(tree) for s in a.addressable_shards)
-  return sum(s.data.nbytes for s in shards if s.device == first)
-
-
-def grow_shards(counts: list[int], records: int, rounds: int) -> Rows:
-  """Seconds until a split of so many shards is listed, indexed and gives its first batch."""
-  rows = []
+def grow_shards(counts: list[int], records: int, rounds: int) -> Iterator[dict[str, Any]]:
+  """Seconds until a split of this number of shards is listed, indexed and gives a batch."""
   example = synthetic.record(0, SPLIT, 0)
   for count in counts:
     with tempfile.TemporaryDirectory() as folder:
       for i, part in enumerate(np.array_split(np.arange(records), count)):
-        path = os.path.join(folder, f'{SPLIT}.tfrecord-{i:05d}-of-{count:05d}')
-        with open(path, 'wb') as file:
-          file.write(tfrecord.framed(example) * len(part))
+        path = Path(folder, f'{SPLIT}.tfrecord-{i:05d}-of-{count:05d}')
+        path.write_bytes(tfrecord.framed(example) * len(part))
       paths = tfrecord.shard_paths(folder, SPLIT)
-      first = seconds(lambda paths=paths: tfrecord.Source(paths))
 
       def batch(folder=folder):
         stream = loader.batches(folder, SPLIT, 8, workers=0, size=32, exemplar_size=32)
         next(stream)
         stream.close()
 
-      rows.append(
-        dict(
-          shards=count,
-          records=records,
-          list=best(lambda folder=folder: tfrecord.shard_paths(folder, SPLIT), rounds),
-          first_index=first,
-          kept_index=best(lambda paths=paths: tfrecord.Source(paths), rounds),
-          survey=best(lambda folder=folder: loader.survey(folder, SPLIT), rounds),
-          first_batch=best(batch, rounds),
-        )
+      first = harness.seconds(lambda paths=paths: tfrecord.Source(paths))
+      runs = dict(
+        list=lambda folder=folder: tfrecord.shard_paths(folder, SPLIT),
+        kept_index=lambda paths=paths: tfrecord.Source(paths),
+        survey=lambda folder=folder: loader.survey(folder, SPLIT),
+        first_batch=batch,
       )
-  return rows
+      found = harness.best_in_turns(runs, rounds)
+      yield dict(shards=count, records=records, first_index=first, **found)
 
 
-def grow_images(counts: list[int], rounds: int) -> Rows:
-  """Seconds to index and to read a shard of so many images."""
-  rows = []
-  whole = tfrecord.framed(synthetic.record(0, SPLIT, 0))
+def grow_images(counts: list[int], rounds: int) -> Iterator[dict[str, Any]]:
+  """Seconds to index and to read a shard of this number of images."""
+  record = tfrecord.framed(synthetic.record(0, SPLIT, 0))
   for count in counts:
     with tempfile.TemporaryDirectory() as folder:
       path = os.path.join(folder, f'{SPLIT}.tfrecord-00000-of-00001')
-      Path(path).write_bytes(whole * count)
-      first = seconds(lambda path=path: tfrecord.Source([path]))
+      Path(path).write_bytes(record * count)
+      first = harness.seconds(lambda path=path: tfrecord.Source([path]))
       source = tfrecord.Source([path])
       picks = np.random.default_rng(0).integers(0, count, 1000).tolist()
-
-      def read(source=source, picks=picks):
-        for i in picks:
-          source[i]
-
-      rows.append(
-        dict(
-          images=count,
-          shard_bytes=os.path.getsize(path),
-          index_bytes=os.path.getsize(path + '.idx.npy'),
-          first_index=first,
-          kept_index=best(lambda path=path: tfrecord.Source([path]), rounds),
-          per_read=best(read, rounds) / len(picks),
-        )
+      runs = dict(
+        kept_index=lambda path=path: tfrecord.Source([path]),
+        reads=lambda source=source, picks=picks: [source[i] for i in picks],
       )
-  return rows
+      found = harness.best_in_turns(runs, rounds)
+      yield dict(
+        images=count,
+        shard_bytes=os.path.getsize(path),
+        index_bytes=os.path.getsize(path + '.idx.npy'),
+        first_index=first,
+        kept_index=found['kept_index'],
+        per_read=found['reads'] / len(picks),
+      )
 
 
-def grow_edits(counts: list[int], rounds: int) -> Rows:
-  """Seconds to look through a benchmark of so many edits, and the results for it."""
-  rows = []
+def grow_edits(counts: list[int], rounds: int) -> Iterator[dict[str, Any]]:
+  """Seconds to open a benchmark of this number of edits, to check it, and to find its results."""
   random = np.random.default_rng(0)
   picture = PIL.Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8))
   mask = PIL.Image.fromarray(np.uint8(255) * (np.arange(64) > 32)[:, None].repeat(64, 1))
   for count in counts:
     with tempfile.TemporaryDirectory() as folder:
       for kind, image in dict(source=picture, mask=mask, exemplar=picture).items():
-        place = Path(folder, coco_ee_layout.folder_name(kind, count))
-        place.mkdir()
-        copies(image, [place / coco_ee_layout.file_name(kind, i) for i in range(count)])
-      np.save(Path(folder, coco_ee_layout.IDS), np.arange(count))
+        place = Path(folder, layout.folder_name(kind, count))
+        copies(image, [place / layout.file_name(kind, i) for i in range(count)])
+      np.save(Path(folder, layout.IDS), np.arange(count))
       results = Path(folder, 'results')
-      results.mkdir()
       copies(picture, [results / f'{i:012d}.png' for i in range(count)])
-      opened = coco_ee.Bench(folder, exemplar_size=None)
+      opened = bench.Bench(folder, exemplar_size=None)
       found = benches.survey(opened)
-      rows.append(
-        dict(
-          edits=count,
-          open=best(lambda folder=folder: coco_ee.Bench(folder, exemplar_size=None), rounds),
-          survey=best(lambda opened=opened: benches.survey(opened), rounds),
-          results=best(
-            lambda found=found, results=results: benches.results(found, str(results)), rounds
-          ),
-        )
+      runs = dict(
+        open=lambda folder=folder: bench.Bench(folder, exemplar_size=None),
+        survey=lambda opened=opened: benches.survey(opened),
+        results=lambda found=found, results=results: benches.results(found, str(results)),
       )
-  return rows
+      yield dict(edits=count, **harness.best_in_turns(runs, rounds))
 
 
 def copies(image: PIL.Image.Image, paths: list[Path]) -> None:
-  """The same picture under many names."""
+  """Writes the same picture to all paths, in a new folder."""
+  paths[0].parent.mkdir()
   image.save(paths[0])
-  data = paths[0].read_bytes()
   for path in paths[1:]:
-    path.write_bytes(data)
+    path.write_bytes(paths[0].read_bytes())
 
 
-def seconds(function: Callable[[], Any]) -> float:
-  start = time.perf_counter()
-  function()
-  return time.perf_counter() - start
-
-
-def best(function: Callable[[], Any], rounds: int) -> float:
-  """The fastest of some calls."""
-  return min(seconds(function) for _ in range(rounds))
-
-
-# The door.
+WORKERS = {'devices': devices}
 
 
 def main(
-  output: str, only: list[str], rounds: int, devices: list[str], width: str, size: int, batch: int,
-  shards: list[str], records: int, images: list[str], edits: list[str],
+  output: str, only: str, rounds: int, devices: str, width: str, size: int, batch: int,
+  shards: str, records: int, images: str, edits: str,
 ) -> None:  # fmt: skip
-  """Measure, print the tables, write the JSON."""
-  if unknown := set(only) - set(TABLES):
-    raise DataError(f'--only={",".join(sorted(unknown))}: some of {",".join(TABLES)}')
-  if min(rounds, size, batch, records) < 1:
-    raise DataError('rounds, size, batch and records must be at least 1')
-  report: dict[str, Any] = dict(settings=dict(rounds=rounds, width=width, size=size, batch=batch))
-  measured = dict(
+  """Measures, prints the tables and writes the JSON."""
+  numbers = harness.numbers
+  tables = dict(
     devices=lambda: grow_devices(numbers('devices', devices), width, size, batch, rounds),
     shards=lambda: grow_shards(numbers('shards', shards), records, rounds),
     images=lambda: grow_images(numbers('images', images), rounds),
     edits=lambda: grow_edits(numbers('edits', edits), rounds),
   )
-  for name in only or TABLES:
-    report[name] = measured[name]()
-  report['machine'] = workers.machine()
-  print(table(report))
-  if output:
-    Path(output).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
-
-
-def numbers(flag: str, values: list[str]) -> list[int]:
-  try:
-    found = [int(value) for value in values]
-  except ValueError:
-    found = []
-  if not found or min(found) < 1:
-    raise DataError(f'--{flag}={",".join(values)}: numbers such as 1,10')
-  return found
-
-
-TABLES = ('devices', 'shards', 'images', 'edits')
-
-
-def table(report: dict[str, Any]) -> str:
-  """The report as text."""
+  if unknown := set(only.split(',')) - set(tables):
+    raise DataError(f'--only={",".join(sorted(unknown))}: give some of {",".join(tables)}')
+  report: dict[str, Any] = dict(settings=dict(rounds=rounds, width=width, size=size, batch=batch))
   lines = []
-  for name in TABLES:
-    rows = report.get(name, [])
-    if rows:
-      lines.append(''.join(f'{column.replace("_", " "):>16}' for column in rows[0]))
-    for row in rows:
-      lines.append(''.join(f'{text(key, value):>16}' for key, value in row.items()))
-    lines += [''] * bool(rows)
-  return '\n'.join(lines + workers.conditions(report))
+  for name in only.split(','):
+    rows = report[name] = list(tables[name]())
+    columns = [column.replace('_', ' ') for column in rows[0]]
+    cells = [[text(key, value) for key, value in row.items()] for row in rows]
+    lines += [*harness.table(columns, ((cell, rest) for cell, *rest in cells)), '']
+  report['machine'] = harness.machine()
+  harness.finish(report, lines, output)
 
 
 def text(key: str, value: Any) -> str:
+  """A cell of a table, with its unit."""
   if key.endswith('bytes'):
     return f'{value / 1e6:.2f} MB'
   if isinstance(value, float):
@@ -275,26 +218,5 @@ def text(key: str, value: Any) -> str:
   return str(value)
 
 
-def _flags():
-  from absl import flags
-
-  values = flags.FlagValues()
-  for define, name, value, about in (
-    (flags.DEFINE_string, 'output', '', 'the JSON to write'),
-    (flags.DEFINE_list, 'only', '', f'some of {",".join(TABLES)}'),
-    (flags.DEFINE_integer, 'rounds', 3, 'of which the fastest counts'),
-    (flags.DEFINE_list, 'devices', '1,2,4,8', 'of devices'),
-    (flags.DEFINE_integer, 'size', 32, 'of the images that the devices are given'),
-    (flags.DEFINE_integer, 'batch', 16, 'of all devices together'),
-    (flags.DEFINE_list, 'shards', '10,100,1000,10000', 'of one split'),
-    (flags.DEFINE_integer, 'records', 20_000, 'in all shards together'),
-    (flags.DEFINE_list, 'images', '100,1000,10000,100000', 'in one shard'),
-    (flags.DEFINE_list, 'edits', '10,100,1000,3500', 'of a benchmark'),
-  ):
-    define(name, value, about, flag_values=values)
-  flags.DEFINE_enum('width', 'tiny', list(sampling.WIDTHS), 'of the networks', flag_values=values)
-  return values
-
-
 if __name__ == '__main__':
-  doors.call(main, _flags(), __doc__, sys.argv)
+  harness.door(main, FLAGS, __doc__, WORKERS)

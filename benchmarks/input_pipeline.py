@@ -28,7 +28,7 @@ import PIL.ImageDraw
 if not __package__:  # run by its path: this file would hide the package of the same name
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from benchmarks import workers
+from benchmarks import harness
 from exedit.input_pipeline import augment, codec, crops, masks, open_images, tf_example
 from exedit.input_pipeline.errors import DataError
 from exedit.runtime import doors, files
@@ -262,7 +262,7 @@ def main(output: str, count: int, rounds: int, batch_size: int, **sizes: int) ->
   cv2.setNumThreads(0)  # one core
   settings = dict(count=count, batch_size=batch_size, **sizes)
   records = pictures(count, *(sizes.pop(name) for name in ('width', 'height', 'quality')))
-  machine, watch = workers.machine(), Watch()
+  machine, watch = harness.machine(), Watch()
 
   def empty(batches: Iterator) -> None:
     for _ in batches:
@@ -297,7 +297,7 @@ def _table(report: dict) -> str:
     f'{"images/s/core":14}{rate["ours"]:10.1f}{rate["plain"]:12.1f}',
     f'{report["ratio"]:.2f} times the plain loop',
   ]
-  return '\n'.join(lines + workers.conditions(report))
+  return '\n'.join(lines + harness.conditions(report))
 
 
 FLAGS = (

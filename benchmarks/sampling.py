@@ -1,30 +1,25 @@
-"""Seconds, steps per second and memory of an edit: exedit and diffusers, on the same weights.
+"""Seconds, steps per second and memory of an edit: exedit and diffusers with the same weights.
 
   python -m benchmarks.sampling --output=sampling.json                 # full size, 512x512, PLMS 50
   python -m benchmarks.sampling --width=tiny --size=32 --steps=3 --batch=1
   python -m benchmarks.sampling --plan --precision=bfloat16            # memory, without running
 
-Random weights are written once, and every system loads them from that folder in a process of its
-own, in turns, so that times and peaks are its own. An edit is the whole of it: both encoders, PLMS
-with guidance 5, the decode; `--steps` of them cost steps + 1 evaluations of the guided network. The
-second edit is timed; what the first took longer is compilation. `evaluation` is one guided
-prediction, timed alone. On a GPU diffusers runs eagerly and through torch.compile. The second table
-takes exedit's exact shortcuts (and what else makes it fast) away one at a time. `--plan` asks the
-compiler what memory an edit needs, here and on one TPU v5e chip where libtpu can be imported.
-Nothing is extrapolated: steps per second are those of the steps that ran.
+Each system loads the same random weights in a process of its own, in turns. An edit includes both
+encoders, PLMS with guidance 5 and the decoder; `--steps` steps are steps + 1 evaluations of the
+guided network. The second edit is timed; the first edit's additional time is the compilation.
+`evaluation` is one guided prediction, timed alone. On a GPU diffusers runs eagerly and through
+torch.compile. The second table removes exedit's shortcuts one at a time. `--plan` asks the compiler
+for the memory of an edit, here and on a TPU v5e chip if libtpu is installed. Nothing is
+extrapolated: steps per second are those of the steps that ran.
 """
 
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import os
-import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,124 +27,100 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-if not __package__:  # run by its path: its own folder would be the first to be searched
-  sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-from benchmarks import sampling_diffusers, workers  # noqa: E402
+from benchmarks import harness, networks
 from exedit import paint_by_example as pbe
 from exedit.diffusion import guidance
-from exedit.input_pipeline.errors import DataError
 from exedit.models import kernels, parameters
 from exedit.planning import topology
-from exedit.runtime import compilation, doors
-from exedit.weights import find
-from exedit.weights.formats.tensor import Tensor
-from exedit.weights.layouts import diffusers
+from exedit.runtime import compilation
+from exedit.runtime.doors import Flag
 
 SCALE = 5.0
-THEIRS = 'benchmarks.sampling_diffusers'  # a module without JAX, for its own memory's sake
-LEVELS = dict(mult=(1, 2, 4, 4), layers=2)
-WIDTHS: dict[str, dict[str, Any]] = {
-  'tiny': dict(
-    unet=dict(channels=16, mult=(1, 2), layers=1, attention_levels=(0,), heads=2, groups=8),
-    autoencoder=dict(channels=16, mult=(1, 2), layers=1, groups=8),
-    clip=dict(width=32, layers=4, heads=4, mlp=64, patch=8, image_size=32),
-    conditioner=dict(layers=1),
-    context_dim=12,
-  ),
-  'quarter': dict(
-    unet=dict(channels=80, groups=16, **LEVELS),
-    autoencoder=dict(channels=32, **LEVELS),
-    clip=dict(width=256, layers=24, heads=4, mlp=1024),
-    context_dim=192,
-  ),
-  'full': {},  # the published sizes
-}
+EDIT: dict[str, Any] = dict(scale=SCALE, sampler='plms', paste=False, mask_resize='nearest')
+FLAGS = (
+  Flag('width', 'full', 'of the networks', [*networks.WIDTHS]),
+  Flag('size', 512, 'height and width of the source', least=1),
+  Flag('steps', 50, 'steps of PLMS', least=1),
+  Flag('batch', '1,4', 'numbers of edits at once'),
+  Flag('precision', 'float32', 'of the networks', ['float32', 'bfloat16']),
+  Flag('rounds', 1, 'turns of each system; the fastest counts', least=1),
+  Flag('shortcut_rounds', 3, 'turns of each shortcut; 0: no such table', least=0),
+  Flag('compiled', False, 'torch.compile on a CPU too'),
+  Flag('plan', False, 'only ask the compiler for memory'),
+  Flag('weights', '', 'a diffusers pipeline, or the folder to keep the random one in'),
+)
 
 
-# The same weights and inputs for every system.
-
-
-def write_weights(width: str, folder: Path) -> None:
-  """A diffusers folder of random weights, each tensor a function of its name alone."""
-  settings = pbe.complete(WIDTHS[width])
-  _, shapes = pbe.abstract(settings)
-
-  def draw(name, shape):
-    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
-    if len(shape) > 1 and name != 'conditioner.null':
-      return values * np.float32((values.size / shape[-1]) ** -0.5)
-    return np.float32(0.1) * values + np.float32(name.endswith('.scale'))
-
-  tensors = {
-    name: Tensor(a.shape, np.dtype(np.float32), lambda name=name, a=a: draw(name, a.shape))
-    for name, a in shapes.items()
-  }
-  folder.mkdir(parents=True, exist_ok=True)
-  diffusers.write(folder, dict(model=settings), tensors)
-
-
-def arrays(width: str, size: int, batch: int) -> dict[str, np.ndarray]:
-  """source, mask (a quarter of it to repaint), exemplar, noise, posterior_noise; channels last."""
-  random = np.random.default_rng(0)
-  settings = pbe.complete(WIDTHS[width])
-  latent = size // 2 ** (len(settings['autoencoder']['mult']) - 1)
-  s = settings['clip']['image_size']
-  mask = np.zeros((batch, size, size, 1))
-  mask[:, size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = 1
-  made = dict(
-    source=random.uniform(-1, 1, (batch, size, size, 3)),
-    mask=mask,
-    exemplar=random.uniform(-1, 1, (batch, s, s, 3)),
-    noise=random.normal(size=(batch, latent, latent, 4)),
-    posterior_noise=random.normal(size=(batch, latent, latent, 4)),
-  )
-  return {name: a.astype(np.float32) for name, a in made.items()}
-
-
-# exedit.
-
-
-def load(folder: str, precision: str) -> pbe.PaintByExample:
-  """Ours, with cuDNN's attention where there is a GPU and bfloat16."""
-  weights = find.weights(folder)
-  if jax.default_backend() == 'gpu' and precision == 'bfloat16':
-    weights.config['model']['unet']['attention'] = 'cudnn'
-  return pbe.load(weights, dtype=None if precision == 'float32' else precision)
+def load(spec: Mapping[str, Any]) -> pbe.PaintByExample:
+  """The model of a worker."""
+  precision = spec['precision']
+  return pbe.load(spec['folder'], dtype=None if precision == 'float32' else precision)
 
 
 def exedit(spec: Mapping[str, Any]) -> dict[str, float]:
-  """Times and memory of ours."""
+  """Times and memory of exedit."""
+  from benchmarks import sampling_diffusers
+
   start = time.perf_counter()
-  model = load(spec['folder'], spec['precision'])
+  model = load(spec)
   loaded = time.perf_counter() - start
   given = {name: jnp.asarray(a) for name, a in np.load(spec['inputs']).items()}
-  noises = {name: given.pop(name) for name in ('noise', 'posterior_noise')}
-  settings: dict[str, Any] = dict(steps=spec['steps'], scale=SCALE, sampler='plms', paste=False)
-  settings['mask_resize'] = 'nearest'  # diffusers'
 
   def edit():
-    images = given['source'], given['mask'], given['exemplar']
-    return pbe.edit(model, *images, jax.random.key(0), **noises, **settings)
+    return pbe.edit(model, key=jax.random.key(0), steps=spec['steps'], **given, **EDIT)
 
-  step, _ = evaluation(model, given | noises)
-  found = sampling_diffusers.timed(edit, step, jax.block_until_ready)
+  found = sampling_diffusers.timed(edit, evaluation(model, given)[0], jax.block_until_ready)
   stats = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
-  peak = stats.get('peak_bytes_in_use', sampling_diffusers.peak_bytes())
+  peak = stats.get('peak_bytes_in_use', harness.peak_bytes())
   return dict(load=loaded, **found, peak_bytes=peak)
 
 
+def compiler_options() -> dict[str, Any]:
+  """The compiler options of `pbe.edit` here."""
+  return compilation.compiler_options(jax.default_backend())
+
+
+# One evaluation of the network, with one of exedit's shortcuts removed.
+
+SHORTCUTS = {
+  'as it is': '',
+  'cross-attentions in full': 'constants of the one-token context',
+  "still channels' conv_in again": 'conv_in of the still channels, once per edit',
+  'both halves from the start': 'one stem for both halves of guidance',
+  'none of these three': 'all three above',
+  'all logits at once': 'attention in parts',
+  "XLA's own choice of library": 'Eigen on CPUs',
+}
+
+
 def evaluation(model, given, name='as it is') -> tuple[Callable[[], jax.Array], Any]:
-  """(one guided prediction, its compiled program), with one of SHORTCUTS taken away."""
+  """One guided prediction and its compiled program, without the shortcut of this name."""
   graphdef, params = nnx.split(model)
   still = jnp.concatenate([given['posterior_noise'], given['noise'][..., :1]], -1)
   context = jax.jit(lambda p: nnx.merge(graphdef, p).context(given['exemplar']))(params)
-  step, prepared = variant(name, graphdef, params, still, context)
+  both = guidance.doubled(context, model.conditioner.null[...])
+  prepared = jax.jit(lambda p: nnx.merge(graphdef, p).unet.prepare(still, both))(params)
+  twice = lambda a: jnp.concatenate([a, a])
+  if name in ('cross-attentions in full', 'none of these three'):
+    prepared = dataclasses.replace(prepared, context=both)
+  elif name == 'both halves from the start':
+    prepared = dataclasses.replace(prepared, stem=twice(prepared.stem))
   x, t = given['noise'], jnp.full(len(still), 501)
-  leaves, tree = jax.tree.flatten(prepared)  # arguments are looked at leaf by leaf
+  leaves, tree = jax.tree.flatten(prepared)  # jit looks at arguments, and a Prepared checks types
 
   def call(params, leaves, x, t):
-    return step(params, jax.tree.unflatten(tree, leaves), x, t)
+    unet, prepared = nnx.merge(graphdef, params).unet, jax.tree.unflatten(tree, leaves)
+    if name == 'cross-attentions in full':
+      eps = unet.denoise(x, t, prepared, shortcut=False)
+    elif name == "still channels' conv_in again":
+      eps = unet(pbe.join(x, still), t, prepared.context)
+    elif name == 'both halves from the start':
+      eps = unet.denoise(twice(x), twice(t), prepared)
+    elif name == 'none of these three':
+      eps = unet(twice(pbe.join(x, still)), twice(t), prepared.context, shortcut=False)
+    else:
+      eps = unet.denoise(x, t, prepared)
+    return guidance.combined(eps, SCALE)
 
   with whole_attention() if name == 'all logits at once' else contextlib.nullcontext():
     lowered = jax.jit(call).lower(params, leaves, x, t)
@@ -158,73 +129,9 @@ def evaluation(model, given, name='as it is') -> tuple[Callable[[], jax.Array], 
   return lambda: program(params, leaves, x, t), program
 
 
-def compiler_options() -> dict[str, Any]:
-  """Those that `edit` compiles with here."""
-  return compilation.compiler_options(jax.default_backend())
-
-
-# exedit's shortcuts, taken away one at a time.
-
-SHORTCUTS = {
-  'as it is': '',
-  'cross-attentions in full': '1: constants of the one-token context',
-  "still's share of conv_in again": '3: conv_in of what is still, once per edit',
-  'both halves from the start': '5: guidance shares what comes before the context',
-  'none of these three': '1, 3, 5',
-  'all logits at once': 'attention by parts',
-  "XLA's own choice of library": 'Eigen on CPUs',
-}
-
-
-def variant(name, graphdef, params, still, context) -> tuple[Callable, Any]:
-  """(step(params, prepared, x, t) -> guided eps, prepared) with one of SHORTCUTS taken away."""
-  unet = lambda params: nnx.merge(graphdef, params).unet
-  null = nnx.merge(graphdef, params).conditioner.null[...]
-  both = guidance.doubled(context, null)
-  twice = lambda a: jnp.concatenate([a, a])
-  prepared = jax.jit(lambda p: unet(p).prepare(still, both))(params)
-
-  def step(params, prepared, x, t):
-    net = unet(params)
-    if name == 'cross-attentions in full':
-      eps = net.denoise(x, t, prepared, shortcut=False)
-    elif name == "still's share of conv_in again":
-      eps = net(pbe.join(x, still), t, prepared.context)
-    elif name == 'both halves from the start':
-      eps = net.denoise(twice(x), twice(t), prepared)
-    elif name == 'none of these three':
-      eps = net(twice(pbe.join(x, still)), twice(t), prepared.context, shortcut=False)
-    else:
-      eps = net.denoise(x, t, prepared)
-    return guidance.combined(eps, SCALE)
-
-  if name in ('cross-attentions in full', 'none of these three'):
-    prepared = dataclasses.replace(prepared, context=both)
-  elif name == 'both halves from the start':
-    prepared = dataclasses.replace(prepared, stem=twice(prepared.stem))
-  return step, prepared
-
-
-def shortcuts(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """Seconds of one evaluation with each taken away, in turns; of the conditioner, without 2."""
-  model = load(spec['folder'], spec['precision'])
-  graphdef, params = nnx.split(model)
-  given = {name: jnp.asarray(a) for name, a in np.load(spec['inputs']).items()}
-  runs, temporary = {}, {}
-  for name in SHORTCUTS:
-    runs[name], program = evaluation(model, given, name)
-    temporary[name] = program.memory_analysis().temp_size_in_bytes
-  features = jnp.ones((len(given['noise']), 1, model.clip.width))
-  for name, shortcut in (('conditioner', True), ('conditioner, attention in full', False)):
-    call = lambda p, f, shortcut=shortcut: nnx.merge(graphdef, p).conditioner(f, shortcut=shortcut)
-    program = jax.jit(call, compiler_options=compiler_options()).lower(params, features).compile()
-    runs[name] = lambda program=program: program(params, features)
-  return dict(seconds=best_in_turns(runs, spec['rounds']), temporary_bytes=temporary)
-
-
 @contextlib.contextmanager
 def whole_attention() -> Iterator[None]:
-  """While tracing, attention as it was: all logits of all heads in memory."""
+  """Trace attention with all logits of all heads in memory."""
   attend = kernels.attend
   kernels.attend = lambda q, k, v, implementation=None: jax.nn.dot_product_attention(
     q, k, v, implementation=implementation
@@ -235,32 +142,32 @@ def whole_attention() -> Iterator[None]:
     kernels.attend = attend
 
 
-def best_in_turns(runs: Mapping[str, Callable], rounds: int) -> dict[str, float]:
-  """The fastest of `rounds` calls of each, A B A B, after one call that does not count."""
-  best = dict.fromkeys(runs, float('inf'))
-  for turn in range(rounds + 1):
-    for name, run in runs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(run())
-      if turn:
-        best[name] = min(best[name], time.perf_counter() - start)
-  return best
+def shortcuts(spec: Mapping[str, Any]) -> dict[str, Any]:
+  """Seconds and temporary memory of one evaluation without each shortcut, in turns."""
+  model = load(spec)
+  given = {name: jnp.asarray(a) for name, a in np.load(spec['inputs']).items()}
+  runs, temporary = {}, {}
+  for name in SHORTCUTS:
+    runs[name], program = evaluation(model, given, name)
+    temporary[name] = program.memory_analysis().temp_size_in_bytes
+  seconds = harness.best_in_turns(runs, spec['rounds'], jax.block_until_ready)
+  return dict(seconds=seconds, temporary_bytes=temporary)
 
 
 # The plan.
 
 
 def memory_plan(width: str, size: int, batch: int, precision: str, steps: int) -> dict[str, Any]:
-  """What the compiler says an edit keeps in memory, by platform; a string where it cannot say."""
-  result: dict[str, Any] = {jax.default_backend(): planned(width, size, batch, precision, steps)}
+  """The memory of an edit by platform, from the compiler; text if the compiler fails."""
+  arguments = width, size, batch, precision, steps
+  result: dict[str, Any] = {jax.default_backend(): planned(*arguments)}
   if topology.compiler():
     os.environ |= {n: v for n, v in topology.environment().items() if n not in os.environ}
     try:
-      devices = topology.devices(topology.parse('v5e:2x2'))
-      chip = jax.sharding.SingleDeviceSharding(devices[0])
-      jax.clear_caches()  # the edit as traced for the device here
+      chip = jax.sharding.SingleDeviceSharding(topology.devices(topology.parse('v5e:2x2'))[0])
+      jax.clear_caches()  # the caches contain the edit as traced for this machine
       with kernels.traced_for(kernels.Device('tpu')):
-        result['tpu v5e'] = planned(width, size, batch, precision, steps, chip)
+        result['tpu v5e'] = planned(*arguments, chip)
       jax.clear_caches()
     except (RuntimeError, ValueError, NotImplementedError) as error:
       result['tpu v5e'] = ' '.join(str(error).split())[:300]
@@ -268,31 +175,27 @@ def memory_plan(width: str, size: int, batch: int, precision: str, steps: int) -
 
 
 def planned(width, size, batch, precision, steps, sharding=None) -> dict[str, int]:
-  """Bytes of weights, other arguments, results and temporaries of one compiled edit."""
-  graph, shapes = pbe.abstract(WIDTHS[width] | dict(dtype=precision))
-
-  def like(shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-  kept = lambda name: precision if name.endswith('.kernel') else 'float32'  # as pbe.load does
-  params = {name: like(a.shape, kept(name)) for name, a in shapes.items()}
+  """Bytes of weights, inputs, outputs and temporaries of one compiled edit."""
+  graph, shapes = pbe.abstract(networks.WIDTHS[width] | dict(dtype=precision))
+  like = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+  stored = lambda name: precision if name.endswith('.kernel') else 'float32'  # as pbe.load does
+  params = {name: like(a.shape, stored(name)) for name, a in shapes.items()}
   graphdef, params = nnx.split(parameters.merge(graph, params))
-  given = [like(a.shape, a.dtype) for a in arrays(width, size, batch).values()]
-  options = {} if sharding is not None else compiler_options()
+  inputs = networks.edit_inputs(width, size, batch)
+  given = {name: like(a.shape, a.dtype) for name, a in inputs.items()}
 
-  def edit(params, source, mask, exemplar, noise, posterior):
+  def edit(params, given):
     model: Any = nnx.merge(graphdef, params)
-    noises = dict(noise=noise, posterior_noise=posterior)
-    settings: dict[str, Any] = dict(steps=steps, scale=SCALE, sampler='plms', paste=False)
-    return pbe.edit(model, source, mask, exemplar, jax.random.key(0), **noises, **settings)
+    return pbe.edit(model, key=jax.random.key(0), steps=steps, **given, **EDIT)
 
-  compiled = jax.jit(edit).lower(params, *given).compile(compiler_options=options)
+  options = {} if sharding is not None else compiler_options()
+  compiled = jax.jit(edit).lower(params, given).compile(compiler_options=options)
   found = compiled.memory_analysis()
-  assert found is not None  # every platform of the plan has it
-  size = lambda tree: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+  assert found is not None  # CPUs and TPUs have it
+  total = lambda tree: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
   parts = dict(
-    weights=size(params),  # also those that the program does not read: they are there
-    inputs=size(given),
+    weights=total(params),  # all of them, because weights that the program ignores need memory too
+    inputs=total(given),
     outputs=found.output_size_in_bytes,
     temporaries=found.temp_size_in_bytes,
   )
@@ -301,48 +204,33 @@ def planned(width, size, batch, precision, steps, sharding=None) -> dict[str, in
 
 # The door.
 
-
-def main(
-  output: str, width: str, size: int, steps: int, batch: list[str], precision: str, rounds: int,
-  shortcut_rounds: int, compiled: bool, plan: bool, worker: str, weights: str,
-) -> None:  # fmt: skip
-  """Measure every system, print the tables, write the JSON."""
-  if worker:
-    spec = json.loads(worker)
-    print(json.dumps(WORKERS[spec['system']](spec)))
-    return
-  try:
-    batches = [int(b) for b in batch]
-  except ValueError:
-    raise DataError(f'--batch={",".join(batch)}: numbers such as 1,4') from None
-  if min(size, steps, rounds, *batches) < 1 or shortcut_rounds < 0:
-    raise DataError('size, steps, batch and rounds must be at least 1')
-  report: dict[str, Any] = dict(settings=dict(width=width, size=size, precision=precision))
-  report['settings'] |= dict(steps=steps, sampler='plms', scale=SCALE, rounds=rounds)
-  report['machine'] = workers.machine()
-  if plan:
-    report['plan'] = {f'batch {b}': memory_plan(width, size, b, precision, steps) for b in batches}
-  else:
-    with tempfile.TemporaryDirectory() as folder:
-      folder = weights or folder
-      if not (Path(folder) / 'model_index.json').exists():
-        write_weights(width, Path(folder))
-      spec = dict(width=width, size=size, steps=steps, precision=precision, folder=folder)
-      spec |= dict(scale=SCALE)
-      report['systems'] = compare(spec, batches, rounds, systems(compiled))
-      if shortcut_rounds:
-        spec |= dict(system='shortcuts', batch=batches[0], rounds=shortcut_rounds)
-        report['shortcuts'] = in_own_process(spec)
-  print(table(report))
-  if output:
-    Path(output).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
-
-
 WORKERS = {'exedit': exedit, 'shortcuts': shortcuts}
 
 
+def main(
+  output: str, width: str, size: int, steps: int, batch: str, precision: str, rounds: int,
+  shortcut_rounds: int, compiled: bool, plan: bool, weights: str,
+) -> None:  # fmt: skip
+  """Measures every system, prints the tables and writes the JSON."""
+  batches = harness.numbers('batch', batch)
+  settings = dict(width=width, size=size, precision=precision, steps=steps, rounds=rounds)
+  report: dict[str, Any] = dict(settings=settings, machine=harness.machine())
+  if plan:
+    report['plan'] = {f'batch {b}': memory_plan(width, size, b, precision, steps) for b in batches}
+  else:
+    with tempfile.TemporaryDirectory() as temporary:
+      folder = weights or temporary
+      networks.write_weights(width, folder)
+      spec = settings | dict(folder=folder, scale=SCALE)
+      report['systems'] = compare(spec, batches, rounds, systems(compiled))
+      if shortcut_rounds:
+        own = dict(system='shortcuts', batch=batches[0], rounds=shortcut_rounds)
+        report['shortcuts'] = in_own_process(spec | own)
+  harness.finish(report, lines(report), output)
+
+
 def systems(compiled: bool) -> list[str]:
-  """Which systems run here: diffusers only where it is installed, compiled on GPUs or if asked."""
+  """The systems that can run here; torch.compile only on GPUs, or if asked for."""
   if not (importlib.util.find_spec('diffusers') and importlib.util.find_spec('torch')):
     return ['exedit']
   import torch
@@ -352,7 +240,7 @@ def systems(compiled: bool) -> list[str]:
 
 
 def compare(spec, batches, rounds, names) -> list[dict[str, Any]]:
-  """One row per system and batch: of `rounds` turns the fastest edit, and the highest peak."""
+  """One row per system and batch: the fastest times and the highest peak of all rounds."""
   rows = []
   for batch in batches:
     turns = [
@@ -362,75 +250,63 @@ def compare(spec, batches, rounds, names) -> list[dict[str, Any]]:
     for name in names:
       found = [turn[name] for turn in turns]
       row = {key: min(f[key] for f in found) for key in found[0]}
-      row |= dict(peak_bytes=max(f['peak_bytes'] for f in found))
-      rows.append(dict(system=name, batch=batch, **row))
-      rows[-1]['steps_per_second'] = spec['steps'] / row['edit']
-    ours = rows[-len(names)]
-    for row in rows[-len(names) :]:
+      row |= dict(system=name, batch=batch, peak_bytes=max(f['peak_bytes'] for f in found))
+      ours = row if name == 'exedit' else rows[-names.index(name)]
       row |= {f'{key}_ratio': row[key] / ours[key] for key in ('edit', 'evaluation')}
+      rows.append(row | dict(steps_per_second=spec['steps'] / row['edit']))
   return rows
 
 
 def in_own_process(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """What a worker measured on the shared inputs; JAX keeps no compiled programs there."""
-  inputs = arrays(spec['width'], spec['size'], spec['batch'])
-  door, fresh = 'benchmarks.sampling', dict(JAX_ENABLE_COMPILATION_CACHE='false')
-  return workers.measured(spec, WORKERS, door, THEIRS, inputs, **fresh)
+  """What a worker measured on the shared inputs, without cached programs."""
+  inputs = networks.edit_inputs(spec['width'], spec['size'], spec['batch'])
+  theirs, cache = 'benchmarks.sampling_diffusers', dict(JAX_ENABLE_COMPILATION_CACHE='false')
+  return harness.measured(spec, WORKERS, 'benchmarks.sampling', theirs, inputs, **cache)
 
 
-def table(report: Mapping[str, Any]) -> str:
-  """The report as text."""
-  lines = []
+def lines(report: Mapping[str, Any]) -> Iterator[str]:
+  """The tables of the report."""
   if 'systems' in report:
-    columns = ('s/edit', 'steps/s', 's/evaluation', 's compile', 'peak GB', 'edit', 'evaluation')
-    lines.append(f'{"system":20}{"batch":>6}' + ''.join(f'{c:>13}' for c in columns))
-  for row in report.get('systems', ()):
-    values = [row[k] for k in ('edit', 'steps_per_second', 'evaluation', 'compile')]
-    values += [row['peak_bytes'] / 1e9, row['edit_ratio'], row['evaluation_ratio']]
-    lines.append(f'{row["system"]:20}{row["batch"]:6}' + ''.join(f'{v:13.3f}' for v in values))
-  if 'shortcuts' in report:
-    seconds, temporary = (report['shortcuts'][k] for k in ('seconds', 'temporary_bytes'))
-    lines.append(
-      f'\n{"one evaluation":34}{"s":>8}{"more":>8}{"MB temporary":>14}  without shortcut'
+    columns = ('system', 'batch', 's/edit', 'steps/s', 's/evaluation', 's compile', 'peak GB')
+    keys = ('edit', 'steps_per_second', 'evaluation', 'compile')
+    rows = (
+      (
+        row['system'],
+        [str(row['batch']), *(row[key] for key in keys), row['peak_bytes'] / 1e9]
+        + [row['edit_ratio'], row['evaluation_ratio']],
+      )
+      for row in report['systems']
     )
-    for name, what in SHORTCUTS.items():
-      more = f'{100 * (seconds[name] / seconds["as it is"] - 1):+.1f}%'
-      megabytes = temporary[name] / 1e6
-      lines.append(f'{name:34}{seconds[name]:8.3f}{more:>8}{megabytes:14.0f}  {what}')
-    for name in list(seconds)[-2:]:
-      what = '2: value path of the mapper (once per edit)' if 'full' in name else ''
-      lines.append(f'{name:34}{seconds[name]:8.4f}{"":22}  {what}')
+    yield from harness.table((*columns, 'edit ratio', 'evaluation'), rows)
+  if 'shortcuts' in report:
+    seconds, temporary = report['shortcuts']['seconds'], report['shortcuts']['temporary_bytes']
+    yield ''
+    yield from removed(SHORTCUTS, seconds, temporary, 'one evaluation')
   for batch, platforms in report.get('plan', {}).items():
     for name, found in platforms.items():
       text = found if isinstance(found, str) else ', '.join(
         f'{key} {value / 1e9:.2f}' for key, value in found.items()
       )  # fmt: skip
-      lines.append(f'{batch}, {name}, GB: {text}')
-  return '\n'.join(lines + workers.conditions(report))
+      yield f'{batch}, {name}, GB: {text}'
 
 
-def _flags():
-  from absl import flags
-
-  values = flags.FlagValues()
-  for define, name, value, about in (
-    (flags.DEFINE_string, 'output', '', 'the JSON to write'),
-    (flags.DEFINE_integer, 'size', 512, 'height and width of the source'),
-    (flags.DEFINE_integer, 'steps', 50, 'of PLMS'),
-    (flags.DEFINE_list, 'batch', '1,4', 'edits at once'),
-    (flags.DEFINE_integer, 'rounds', 1, 'turns of each system; the fastest counts'),
-    (flags.DEFINE_integer, 'shortcut_rounds', 3, 'turns of each shortcut; 0: without that table'),
-    (flags.DEFINE_bool, 'compiled', False, 'torch.compile on a CPU too'),
-    (flags.DEFINE_bool, 'plan', False, 'only ask the compiler for memory'),
-    (flags.DEFINE_string, 'weights', '', 'a diffusers pipeline, or where to keep the random one'),
-    (flags.DEFINE_string, 'worker', '', 'used inside'),
-  ):
-    define(name, value, about, flag_values=values)
-  flags.DEFINE_enum('width', 'full', list(WIDTHS), 'of the networks', flag_values=values)
-  precisions = ['float32', 'bfloat16']
-  flags.DEFINE_enum('precision', 'float32', precisions, 'of the networks', flag_values=values)
-  return values
+def removed(
+  names: Mapping[str, str], seconds: Mapping[str, float], temporary: Mapping[str, int], what: str
+) -> Iterator[str]:
+  """A table of what each technique gives: times with one of them removed."""
+  rows = (
+    (
+      f'{name} (without: {about})' if about else name,
+      [
+        seconds[name],
+        f'{100 * (seconds[name] / seconds["as it is"] - 1):+.1f}%',
+        f'{temporary[name] / 1e6:.0f}',
+      ],
+    )
+    for name, about in names.items()
+  )
+  return harness.table((what, 's', 'more', 'MB temporary'), rows)
 
 
 if __name__ == '__main__':
-  doors.call(main, _flags(), __doc__, sys.argv)
+  harness.door(main, FLAGS, __doc__, WORKERS)

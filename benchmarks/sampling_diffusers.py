@@ -4,7 +4,6 @@ python -m benchmarks.sampling_diffusers '{"system": "diffusers", "folder": ..., 
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import harness
+
 
 def measure(spec: Mapping[str, Any]) -> dict[str, float]:
-  """Times and memory of diffusers' own pipeline, eager or with its networks compiled."""
+  """Times and memory of diffusers' own pipeline, eager or with compiled networks."""
   import torch
   from diffusers.utils import logging
 
@@ -55,13 +56,13 @@ def measure(spec: Mapping[str, Any]) -> dict[str, float]:
     return null + spec['scale'] * (conditional - null)
 
   if device == 'cpu':
-    return dict(load=loaded, **timed(edit, evaluation), peak_bytes=peak_bytes())
+    return dict(load=loaded, **timed(edit, evaluation), peak_bytes=harness.peak_bytes())
   found = timed(edit, evaluation, lambda _: torch.cuda.synchronize())
   return dict(load=loaded, **found, peak_bytes=torch.cuda.max_memory_allocated())
 
 
 def load(folder: str, dtype):
-  """The pipeline, part by part: since it moved, `from_pretrained` does not find its encoder."""
+  """The pipeline, loaded part by part because `from_pretrained` no longer finds its encoder."""
   import diffusers
 
   try:
@@ -83,29 +84,12 @@ def load(folder: str, dtype):
 
 
 def timed(
-  edit: Callable, evaluation: Callable, wait: Callable = lambda _: None
+  edit: Callable, evaluation: Callable, wait: Callable = lambda result: result
 ) -> dict[str, float]:
-  """Seconds of the first and the second edit, and of the best of three evaluations."""
-
-  def seconds(call):
-    start = time.perf_counter()
-    wait(call())
-    return time.perf_counter() - start
-
-  first, second = seconds(edit), seconds(edit)
-  seconds(evaluation)
-  return dict(
-    first_edit=first,
-    edit=second,
-    compile=max(0.0, first - second),
-    evaluation=min(seconds(evaluation) for _ in range(3)),
-  )
-
-
-def peak_bytes() -> int:
-  """The most memory that this process has had."""
-  used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return used if sys.platform == 'darwin' else 1024 * used
+  """Seconds of the first and the second edit, and of the fastest of three evaluations."""
+  first, second = harness.seconds(edit, wait), harness.seconds(edit, wait)
+  evaluations = harness.best_in_turns(dict(evaluation=evaluation), 3, wait)
+  return dict(first_edit=first, edit=second, compile=max(0.0, first - second), **evaluations)
 
 
 if __name__ == '__main__':

@@ -1,16 +1,15 @@
-"""Kill a training again and again at moments chosen on purpose; nothing may come of it.
+"""Kill a training again and again at chosen moments; it must end as an undisturbed training does.
 
   python -m benchmarks.soak --output=soak.json                 # 50 kills
   python -m benchmarks.soak --kills=4 --seed=3 --folder=/tmp/soak
 
-A tiny Paint by Example (`get_config` below: this file is its own config file) is trained once
-undisturbed and then, in rounds, killed: SIGKILL, SIGTERM and SIGTERM to its whole process group, in
-turns, at each of MOMENTS, which are seen in the run's files, output and children. Every kill is
-followed by the same command again, until the run is at its end; then every logged number, the
-grids, the parameters, their average and the optimizer's state must be those of the undisturbed run
-to the bit, each step logged once, no checkpoint lost, and no temporary file, process or shared
-memory left. The exit status is 1 where anything differs. `--module` and `--config` put another
-training in its place; the moments are drawn from `--seed`, though not what the machine makes of it.
+A tiny Paint by Example (`get_config` below; this file is its config file) is trained once
+undisturbed. Then it is trained in rounds and killed by SIGKILL, SIGTERM, or SIGTERM to its whole
+process group, at each of MOMENTS, and started again with the same command. At the end of a round
+all logged numbers, grids, parameters, averages and the optimizer's state must be equal to the
+undisturbed run's to the bit. No step may be logged twice, no checkpoint lost, and no temporary
+file, process or shared memory left. The exit status is 1 if anything differs. `--seed` chooses the
+order of the moments, and `--module` and `--config` another training.
 """
 
 import collections
@@ -29,22 +28,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).absolute().parent.parent
-if not __package__:  # run by its path: its own folder would be the first to be searched
-  sys.path[0] = str(ROOT)
-
-from exedit.input_pipeline.errors import DataError  # noqa: E402
-from exedit.runtime import doors  # noqa: E402
+from benchmarks import harness
+from exedit.runtime.doors import Flag
+from exedit.runtime.errors import DataError
 
 TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu', 'goodput')
 SIGNALS = ('SIGKILL', 'SIGTERM', 'SIGTERM to the group')
-MARK = 'EXEDIT_SOAK'  # in the environment of every process that is ours
-PATIENCE = 3600.0  # seconds that a start, or the answer to SIGTERM, may take on a busy machine
-PATIENCE_AFTER = 300.0  # seconds in which the processes of a dead run must be gone
+MARK = 'EXEDIT_SOAK'  # an environment variable of every process of this soak
+PATIENCE = 3600.0  # seconds for a start, or for the answer to SIGTERM, on a busy machine
+PATIENCE_AFTER = 300.0  # seconds until all processes of an ended run must be gone
+FLAGS = (
+  Flag('kills', 50, 'number of kills', least=1),
+  Flag('seed', 0, 'of the moments and signals'),
+  Flag('module', 'exedit.train', 'the door of the training'),
+  Flag(
+    'config', 'benchmarks/soak.py', 'its config file, which takes the data folder after a colon'
+  ),
+  Flag('folder', '', 'an empty folder to work in, which is kept'),
+)
 
 
 def get_config(root: str):
-  """The smallest real training: configs/pbe.py:tiny with 32,000 parameters; data go to `root`."""
+  """configs/pbe.py:tiny with 32,000 parameters; `root` is the folder of its data."""
   from configs import pbe
 
   config = pbe.get_config('tiny')
@@ -60,132 +65,98 @@ def get_config(root: str):
   return config
 
 
-# One start of the run, and what can be seen of it.
+# One start of the run, as its files, output and processes show it.
 
 
 @dataclasses.dataclass
 class Start:
-  """A started training: `words` is what it said so far, `seen` the steps that it found saved."""
+  """A started training. `saved` and `logged`: the checkpoints and log lines that it found."""
 
   process: subprocess.Popen
   workdir: Path
   data: Path
   output: Path
+  mark: str
   began: float
-  seen: set[int]
+  saved: set[int]
   logged: int
 
   def words(self) -> str:
     return self.output.read_text(errors='replace')
 
   def checkpoints(self) -> set[int]:
-    return saved(self.workdir)
-
-  def writing(self) -> bool:
-    return any('tmp' in name for name in listed(self.workdir / 'checkpoints'))
+    return checkpoints(self.workdir)
 
   def lines(self) -> int:
-    return line_count(self.workdir / 'metrics.jsonl') - self.logged
+    return line_count(self.workdir) - self.logged
 
   def has_lock(self) -> bool:
     path = self.workdir / 'lock'
     return path.exists() and f'"pid": {self.process.pid},' in path.read_text()
 
   def has_worker(self) -> bool:
-    return any('spawn_main' in command_line(pid) for pid in children(self.process.pid))
+    return any('spawn_main' in read(f'{pid}/cmdline') for pid in processes(self.mark))
+
+  def makes_grid(self) -> bool:
+    """Whether the step before the next grid is logged."""
+    try:
+      config = json.loads((self.workdir / 'config.json').read_text())
+    except FileNotFoundError:
+      return False
+    every = config['edit_every']
+    return bool(every) and self.lines() >= every - max(self.saved, default=0) % every
 
 
-MOMENTS: dict[str, tuple[Callable[[Start], bool], float]] = {  # what is seen, and seconds beyond it
+MOMENTS: dict[str, tuple[Callable[[Start], bool], float]] = {  # (it has come, seconds after it)
   'any moment': (lambda start: True, 8.0),
   'drawing data': (lambda start: any(n.startswith('.') for n in listed(start.data)), 0.2),
   'restoring': (Start.has_lock, 0.5),
   'compiling': (lambda start: 'compiling the step' in start.words(), 2.0),
   'data-worker start': (Start.has_worker, 1.0),
   'a step': (lambda start: start.lines() > 1, 0.1),
-  'checkpoint write': (Start.writing, 0.05),
-  'checkpoint clean-up': (lambda start: bool(start.checkpoints() - start.seen), 0.02),
-  'a grid of edits': (lambda start: start.lines() >= edit_in(start), 1.0),
+  'checkpoint write': (
+    lambda start: any('tmp' in name for name in listed(start.workdir / 'checkpoints')),
+    0.05,
+  ),
+  'checkpoint clean-up': (lambda start: bool(start.checkpoints() - start.saved), 0.02),
+  'a grid of edits': (Start.makes_grid, 1.0),
   'the end': (lambda start: '\ngoodput' in start.words(), 0.3),
 }
 
 
-def edit_in(start: Start) -> int:
-  """Lines until the next grid is made."""
-  try:
-    config = json.loads((start.workdir / 'config.json').read_text())
-  except FileNotFoundError:  # a new run that has not come so far
-    return 10**9
-  every = config['edit_every'] or 10**9
-  return every - max(start.seen, default=0) % every
-
-
-def saved(workdir: Path) -> set[int]:
+def checkpoints(workdir: Path) -> set[int]:
   """The steps of the finished checkpoints."""
   return {int(name) for name in listed(workdir / 'checkpoints') if name.isdigit()}
 
 
+def line_count(workdir: Path) -> int:
+  path = workdir / 'metrics.jsonl'
+  return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
 def listed(folder: Path) -> list[str]:
+  return os.listdir(folder) if folder.is_dir() else []
+
+
+def processes(mark: str) -> list[int]:
+  """All live processes of a soak."""
+  pids = [int(name) for name in listed(Path('/proc')) if name.isdigit()]
+  return [pid for pid in pids if f'{MARK}={mark}' in read(f'{pid}/environ')]
+
+
+def read(name: str) -> str:
+  """A file of /proc, with spaces for zero bytes; '' for processes that have ended."""
   try:
-    return os.listdir(folder)
-  except FileNotFoundError:
-    return []
-
-
-def line_count(path: Path) -> int:
-  try:
-    return path.read_bytes().count(b'\n')
-  except FileNotFoundError:
-    return 0
-
-
-# Processes, by what /proc says of them.
-
-
-def children(pid: int) -> list[int]:
-  try:
-    return [int(p) for p in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()] + [
-      int(p)
-      for task in listed(Path(f'/proc/{pid}/task'))
-      if int(task) != pid
-      for p in Path(f'/proc/{pid}/task/{task}/children').read_text().split()
-    ]
-  except (FileNotFoundError, ProcessLookupError):
-    return []
-
-
-def command_line(pid: int) -> str:
-  try:
-    return Path(f'/proc/{pid}/cmdline').read_text().replace('\0', ' ')
-  except (FileNotFoundError, ProcessLookupError):
-    return ''
-
-
-def ours(mark: str) -> list[int]:
-  """The processes alive that carry the mark."""
-  found = []
-  for name in listed(Path('/proc')):
-    try:
-      if name.isdigit() and f'{MARK}={mark}'.encode() in Path(f'/proc/{name}/environ').read_bytes():
-        found.append(int(name))
-    except OSError:  # gone by now, or a zombie
-      continue
-  return found
-
-
-def shared_memory(pid: int) -> set[str]:
-  """The segments of shared memory that a process has mapped."""
-  try:
-    text = Path(f'/proc/{pid}/maps').read_text()
+    return Path('/proc', name).read_bytes().replace(b'\0', b' ').decode(errors='replace')
   except OSError:
-    return set()
-  return set(re.findall(r'/dev/shm/psm_\w+', text))
+    return ''
 
 
 # The soak.
 
 
 class Soak:
-  """Starts, kills and compares; `faults` are the sentences about what should not be."""
+  """Starts, kills and compares trainings; `faults` are sentences about what is wrong."""
 
   def __init__(self, folder: Path, module: str, config: str, seed: int, say: Callable = print):
     self.folder, self.module, self.config, self.say = folder, module, config, say
@@ -193,91 +164,81 @@ class Soak:
     self.mark = f'{os.getpid()}-{time.time_ns()}'
     self.faults: list[str] = []
     self.kills: list[dict[str, Any]] = []
-    self.segments: set[str] = set()
+    self.segments: set[str] = set()  # shared memory of all killed processes
     self.starts = 0
-    self.waiting: list[tuple[str, str]] = []  # moments and signals that are still to come
+    self.waiting: list[tuple[str, str]] = []  # (moment, signal) of the next kills
 
   def start(self, name: str, cold: bool = False) -> Start:
-    """The same command as ever; `cold`: with an empty compile cache."""
+    """Starts the run with the same command; `cold`: with an empty compile cache."""
     self.starts += 1
     workdir, data = self.folder / name, self.folder / f'{name}-data'
     output = self.folder / f'{name}.{self.starts}.out'
-    cache = self.folder / (f'cache-{self.starts}' if cold else 'cache')
-    env = {
-      **os.environ,
+    env = os.environ | {
       MARK: self.mark,
       'JAX_PLATFORMS': 'cpu',
-      'JAX_COMPILATION_CACHE_DIR': str(cache),
+      'JAX_COMPILATION_CACHE_DIR': str(self.folder / (f'cache-{self.starts}' if cold else 'cache')),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
-    config = f'--config={self.config}:{data}'
+    command = ['-m', self.module, f'--config={self.config}:{data}', f'--workdir={workdir}']
     with open(output, 'wb') as file:
       process = subprocess.Popen(
-        [sys.executable, '-m', self.module, config, f'--workdir={workdir}'],
-        cwd=ROOT,
+        [sys.executable, *command],
+        cwd=Path(__file__).absolute().parent.parent,
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=file,
         stderr=subprocess.STDOUT,
         start_new_session=True,
       )
-    logged = line_count(workdir / 'metrics.jsonl')
-    return Start(process, workdir, data, output, time.monotonic(), saved(workdir), logged)
+    found = checkpoints(workdir), line_count(workdir)
+    return Start(process, workdir, data, output, self.mark, time.monotonic(), *found)
 
   def fault(self, start: Start, what: str) -> None:
-    line = f'start {start.output.stem}: {what}'
-    self.faults.append(line)
-    self.say(f'FAULT {line}')
+    self.faults.append(f'start {start.output.stem}: {what}')
+    self.say(f'FAULT {self.faults[-1]}')
 
   def whole(self) -> Start:
     """The undisturbed run."""
     start = self.start('whole')
-    start.process.wait()
-    if start.process.returncode:
+    if start.process.wait():
       raise SystemExit(f'the undisturbed run failed:\n{start.words()}')
     return start
 
-  def turn(self) -> tuple[str, str]:
-    """The next moment and signal; all pairs come before one comes again."""
-    if not self.waiting:
-      self.waiting = [(moment, name) for moment in MOMENTS for name in SIGNALS]
-      self.random.shuffle(self.waiting)
-    return self.waiting.pop()
-
   def round(self, name: str, kills: int) -> Start:
-    """One run to its end, killed up to `kills` times on the way."""
+    """One run to its end, with up to `kills` kills."""
     for _ in range(kills):
-      moment, how = self.turn()
-      if moment == 'drawing data':  # again; it is the same to the bit
+      if not self.waiting:  # every pair comes once before any pair comes again
+        self.waiting = [(moment, how) for moment in MOMENTS for how in SIGNALS]
+        self.random.shuffle(self.waiting)
+      moment, how = self.waiting.pop()
+      if moment == 'drawing data':  # the run draws equal data again
         shutil.rmtree(self.folder / f'{name}-data', ignore_errors=True)
       start = self.start(name, cold=moment == 'compiling' and self.random.random() < 0.3)
       hit = self.kill(start, moment, how)
-      self.after(start, moment, how, hit)
+      self.check(start, moment, how, hit)
       if not hit:
         self.waiting.insert(0, (moment, how))
       if 'done: ' in start.words() or 'nothing to do' in start.words():
         return start
     start = self.start(name)
     self.wait(start)
-    self.after(start, 'undisturbed', '', False)
+    self.check(start, 'undisturbed', '', False)
     return start
 
   def kill(self, start: Start, moment: str, how: str) -> bool:
-    """Wait for the moment, then send the signal; False where the run ended before it came."""
-    seen, beyond = MOMENTS[moment]
-    delay = self.random.uniform(0, beyond)
-    while not seen(start):
+    """Sends the signal at the moment; False if the run ended before."""
+    come, after = MOMENTS[moment]
+    delay = self.random.uniform(0, after)
+    while not come(start):
       if start.process.poll() is not None:
         return False
       if time.monotonic() - start.began > PATIENCE:
         self.fault(start, f'did not come to: {moment}')
         break
       time.sleep(0.005)
-    ahead = time.monotonic() + delay
-    while time.monotonic() < ahead and start.process.poll() is None:
-      time.sleep(0.001)
-    for pid in [start.process.pid, *children(start.process.pid)]:
-      self.segments |= shared_memory(pid)
+    time.sleep(delay)
+    for pid in processes(self.mark):
+      self.segments |= set(re.findall(r'/dev/shm/psm_\w+', read(f'{pid}/maps')))
     if start.process.poll() is not None:
       return False
     if how == 'SIGTERM to the group':
@@ -295,40 +256,40 @@ class Soak:
       os.killpg(start.process.pid, signal.SIGKILL)
       start.process.wait()
 
-  def after(self, start: Start, moment: str, how: str, hit: bool) -> None:
-    """What must hold when a start has ended."""
-    status, words, steps = start.process.returncode, start.words(), start.checkpoints()
-    step = max(steps, default=0)
+  def check(self, start: Start, moment: str, how: str, hit: bool) -> None:
+    """Checks the status, the output and the checkpoints of a start that has ended."""
+    status, words, newest = start.process.returncode, start.words(), max(start.saved, default=0)
+    step = max(start.checkpoints(), default=0)
     if hit:
       self.kills.append(dict(moment=moment, signal=how, status=status, step=step))
       self.say(f'{len(self.kills)}: {how} at {moment}, status {status}, saved step {step}')
-    expected = {0}
+    allowed = {0}  # SIGTERM saves; after SIGKILL, the run had just ended
     if hit and how == 'SIGKILL':
-      expected = {-signal.SIGKILL, 0}  # 0: it had just ended
+      allowed.add(-signal.SIGKILL)
     elif hit and moment == 'any moment':
-      expected = {0, -signal.SIGTERM}  # while Python imports, before the door is open
-    if status not in expected:
+      allowed.add(-signal.SIGTERM)  # while Python imports
+    if status not in allowed:
       self.fault(start, f'{how} at {moment}: status {status}, its last words: {words[-800:]!r}')
     if hit and status == 0 and not re.search(r'^(stopped|done|.*nothing to do)', words, re.M):
-      self.fault(start, f'{how} at {moment}: no word of its end')
+      self.fault(start, f'{how} at {moment}: it does not say how it ended')
     if 'Traceback' in words or 'is damaged' in words:
       self.fault(start, f'{how} at {moment}: {words[-800:]!r}')
-    went_on = re.search(r'^going on from step (\d+)', words, re.M)
-    if start.seen and went_on and int(went_on[1]) != max(start.seen):
-      self.fault(start, f'went on from step {went_on[1]} though {max(start.seen)} was saved')
+    resumed = re.search(r'^going on from step (\d+)', words, re.M)
+    if start.saved and resumed and int(resumed[1]) != newest:
+      self.fault(start, f'went on from step {resumed[1]} although {newest} was saved')
     stopped = re.search(r'^stopped and saved at step (\d+)', words, re.M)
     if stopped and int(stopped[1]) != step:
       self.fault(start, f'said it saved step {stopped[1]}, but the newest is {step}')
-    if step < max(start.seen, default=0):
-      self.fault(start, f'lost the checkpoint of step {max(start.seen)}')
+    if step < newest:
+      self.fault(start, f'lost the checkpoint of step {newest}')
     self.no_processes(start)
 
   def no_processes(self, start: Start) -> None:
-    """All that the start began must end by itself, soon after it."""
+    """Checks that all processes of the start end by themselves."""
     deadline = time.monotonic() + PATIENCE_AFTER
-    while left := ours(self.mark):
+    while left := processes(self.mark):
       if time.monotonic() > deadline:
-        lines = [f'{pid} {command_line(pid)[:80]}' for pid in left]
+        lines = [f'{pid} {read(f"{pid}/cmdline")[:80]}' for pid in left]
         self.fault(start, f'left processes behind: {"; ".join(lines)}')
         for pid in left:
           os.kill(pid, signal.SIGKILL)
@@ -336,9 +297,9 @@ class Soak:
       time.sleep(0.02)
 
   def compare(self, start: Start, whole: Start) -> None:
-    """The run that was killed against the one that was not."""
-    for what, reader in FOUND.items():
-      if reader(start) != reader(whole):
+    """Checks that a killed run is equal to the undisturbed run, and that it left nothing."""
+    for what, result in RESULTS.items():
+      if result(start) != result(whole):
         self.fault(start, f'{what} differ from the undisturbed run')
     left = [str(p) for p in start.workdir.rglob('*') if re.search(r'tmp|partial', p.name)]
     left += [str(p) for p in start.data.rglob('.*')]
@@ -348,13 +309,13 @@ class Soak:
 
 
 def numbers(start: Start) -> list[dict]:
-  """metrics.jsonl without what depends on the clock."""
+  """metrics.jsonl without the values that depend on the clock."""
   lines = (start.workdir / 'metrics.jsonl').read_text().splitlines()
   return [{n: v for n, v in json.loads(line).items() if n not in TIMED} for line in lines]
 
 
 def state(start: Start) -> dict:
-  """Checksums of parameters, average and optimizer state, after reading them again."""
+  """The parameters, the averages, and the checksums of the whole state."""
   from exedit.runtime import checksums
   from exedit.weights.formats import run
 
@@ -367,101 +328,62 @@ def state(start: Start) -> dict:
 
 
 def names(start: Start) -> list[str]:
-  """The files of the workdir, TensorBoard's and a checkpoint's own names left out."""
+  """The files of the workdir, without those whose names differ: TensorBoard's, checkpoints'."""
   files = (p.relative_to(start.workdir) for p in start.workdir.rglob('*') if p.is_file())
   return sorted(str(p) for p in files if p.parts[0] not in ('tb', 'checkpoints'))
 
 
-FOUND: dict[str, Callable[[Start], Any]] = {
+RESULTS: dict[str, Callable[[Start], Any]] = {
   'logged numbers': numbers,
   'parameters or optimizer state': state,
   'grids': lambda start: [p.read_bytes() for p in sorted(start.workdir.glob('samples/*'))],
   'files': names,
-  'checkpoints that are kept': lambda start: len(listed(start.workdir / 'checkpoints')),
+  'checkpoints that are kept': lambda start: len(start.checkpoints()),
   'data files': lambda start: sorted(listed(start.data)),
 }
 
 
-def soak(
-  folder: Path, kills: int, seed: int, module: str, config: str, say: Callable = print
-) -> dict[str, Any]:
-  """Kill so many times; what was done, and the faults that were found."""
-  began = time.monotonic()
+def soak(folder: Path, kills: int, seed: int, module: str, config: str) -> dict[str, Any]:
+  """Kills this number of times; the report."""
+  began, say, rounds = time.monotonic(), lambda line: print(line, flush=True), 0
   run = Soak(folder, module, config, seed, say)
   whole = run.whole()
   say(f'undisturbed: {time.monotonic() - began:.0f} s')
-  rounds = 0
-  goodput = []
   while len(run.kills) < kills:
     rounds += 1
-    last = run.round(f'round{rounds}', kills - len(run.kills))
-    run.compare(last, whole)
-    goodput += re.findall(r'^goodput.*', last.words(), re.M)[-1:]
-    say(f'round {rounds}: compared, {len(run.faults)} faults so far; {"".join(goodput[-1:])}')
+    run.compare(run.round(f'round{rounds}', kills - len(run.kills)), whole)
+    say(f'round {rounds}: compared, {len(run.faults)} faults so far')
     if not run.faults:
       for path in folder.glob(f'round{rounds}*'):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
   counts = collections.Counter((k['moment'], k['signal']) for k in run.kills)
   return dict(
-    kills=len(run.kills),
-    seed=seed,
-    rounds=rounds,
-    starts=run.starts,
+    settings=dict(kills=len(run.kills), seed=seed, rounds=rounds, starts=run.starts),
     seconds=round(time.monotonic() - began, 1),
-    by_moment={m: {s: counts[m, s] for s in SIGNALS} for m in MOMENTS},
+    by_moment={moment: [str(counts[moment, how]) for how in SIGNALS] for moment in MOMENTS},
     faults=run.faults,
-    goodput=goodput,
     each=run.kills,
+    machine=harness.machine(),
   )
 
 
-def table(result: dict[str, Any]) -> str:
-  """The kills by moment and signal, and the verdict."""
-  width = max(map(len, MOMENTS))
-  rows = [f'{"":<{width}}' + ''.join(f'  {name:>20}' for name in SIGNALS)]
-  for moment, row in result['by_moment'].items():
-    rows.append(f'{moment:<{width}}' + ''.join(f'  {row[name]:>20}' for name in SIGNALS))
-  faults = len(result['faults'])
-  rows.append(
-    f'{result["kills"]} kills, {result["starts"]} starts, {result["rounds"]} runs to the end in '
-    f'{result["seconds"]:.0f} s: ' + (f'{faults} FAULTS' if faults else 'all as undisturbed')
-  )
-  return '\n'.join(rows)
-
-
-def main(
-  kills: int, seed: int, module: str, config: str, output: str | None, folder: str | None
-) -> None:
-  """Soak in a folder that is kept where one is named, or where something was wrong."""
+def main(output: str, kills: int, seed: int, module: str, config: str, folder: str) -> None:
+  """Soaks in a folder; keeps it if `folder` names one, or if there were faults."""
   place = Path(folder or tempfile.mkdtemp(prefix='soak.')).absolute()
   if folder and listed(place):
     raise DataError(f'{folder} is not empty: name another folder')
   place.mkdir(parents=True, exist_ok=True)
-  result = soak(place, kills, seed, module, config, lambda line: print(line, flush=True))
-  print(table(result))
-  if output:
-    Path(output).write_text(json.dumps(result, indent=2) + '\n')
-  if result['faults']:
+  report = soak(place, kills, seed, module, config)
+  verdict = f'{len(report["faults"])} FAULTS' if report['faults'] else 'all equal to undisturbed'
+  lines = [*harness.table(('', *SIGNALS), report['by_moment'].items())]
+  harness.finish(report, [*lines, f'{report["seconds"]:.0f} s: {verdict}'], output)
+  if report['faults']:
     print(f'look into {place}')
     sys.exit(1)
   if not folder:
     shutil.rmtree(place)
 
 
-def _flags():
-  from absl import flags
-
-  values = flags.FlagValues()
-  given = dict(flag_values=values)
-  flags.DEFINE_integer('kills', 50, 'how often', 1, **given)
-  flags.DEFINE_integer('seed', 0, 'of the moments and signals', **given)
-  flags.DEFINE_string('module', 'exedit.train', 'the door of the training', **given)
-  flags.DEFINE_string('config', 'benchmarks/soak.py', 'takes the data folder behind :', **given)
-  flags.DEFINE_string('output', None, 'JSON of all that was done and found', **given)
-  flags.DEFINE_string('folder', None, 'an empty folder to work in, kept at the end', **given)
-  return values
-
-
 if __name__ == '__main__':
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  doors.call(main, _flags(), __doc__, sys.argv)
+  harness.door(main, FLAGS, __doc__)

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks import sampling_diffusers
+from benchmarks import harness, sampling_diffusers
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 Lap = Callable[[str], None]
 
 
 class Step:
-  """One training step of Paint by Example, put together from diffusers and transformers.
+  """One training step of Paint by Example, built from diffusers and transformers.
 
-  What it computes is what exedit's step does: both encodes in one call, CLIP and the autoencoder
-  without gradients, one coin per example, AdamW on every parameter of the UNet and the bottleneck,
-  a moving average of them. On a GPU bfloat16 autocast over float32 parameters, channels last.
+  It computes the same as exedit's step: both encodes in one call, CLIP and the autoencoder without
+  gradients, one coin per example, AdamW for the UNet and the bottleneck, and a moving average of
+  them. On a GPU it uses bfloat16 autocast over float32 parameters, and channels last.
   """
 
   def __init__(self, spec: Mapping[str, Any]):
@@ -54,12 +54,12 @@ class Step:
       self.vae.encoder = torch.compile(self.vae.encoder)
 
   def autocast(self):
-    """bfloat16 where it was asked for; parameters stay float32."""
+    """bfloat16 if the spec says so; parameters stay float32."""
     on = self.dtype != torch.float32
     return torch.autocast(self.device, dtype=self.dtype, enabled=on)
 
   def latents(self, image, mask, noises):
-    """Latents of image and masked image, each drawn with its noise; one call of the encoder."""
+    """Latents of image and masked image with these noises, by one call of the encoder."""
     with torch.no_grad():
       both = torch.cat([image, image * (1 - mask)])
       moments = self.vae.quant_conv(self.vae.encoder(both.to(self.dtype))).float()
@@ -75,13 +75,13 @@ class Step:
       return self.clip(pixel_values=pixels).pooler_output[:, None].float()
 
   def context(self, features, dropped):
-    """The bottleneck's token, or the learned null where the coin says so."""
+    """The bottleneck's token, or the learned null for dropped examples."""
     mapped = self.encoder.final_layer_norm(self.encoder.mapper(features))
     token = self.encoder.proj_out(mapped).float()
     return torch.where(dropped[:, None, None], self.encoder.uncond_vector, token)
 
   def draw(self, batch: int, latent: tuple[int, int, int]) -> dict[str, torch.Tensor]:
-    """What a step draws: two posterior draws, noise, timesteps, coins."""
+    """The random numbers of a step: noises of both posteriors, noise, timesteps, coins."""
     own = dict(device=self.device)
     return dict(
       noises=torch.randn(2 * batch, *latent, **own),
@@ -123,7 +123,7 @@ class Step:
 
 
 def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """Seconds of the first step and of the later ones, by part, and memory."""
+  """Seconds of the first and of the later steps, seconds by part, and memory."""
   torch.manual_seed(0)
   step = Step(spec)
   arrays = np.load(spec['inputs'])
@@ -160,7 +160,7 @@ def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
     parts=parts,
     busy_cores=busy,
     trained=sum(p.numel() for p in step.trained),
-    peak_bytes=torch.cuda.max_memory_allocated() if cuda else sampling_diffusers.peak_bytes(),
+    peak_bytes=torch.cuda.max_memory_allocated() if cuda else harness.peak_bytes(),
   )
 
 

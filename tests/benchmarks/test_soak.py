@@ -1,3 +1,5 @@
+"""benchmarks.soak kills a training, and it finds what a kill could spoil."""
+
 import shutil
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from benchmarks import soak
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A soak of two kills of tests/toy.py: (the soak, the run that was killed, the undisturbed)."""
+  """(soak, killed run, undisturbed run) of tests/toy.py, with two kills."""
   lines = []
   folder = tmp_path_factory.mktemp('soak')
   run = soak.Soak(folder, 'tests.toy', 'tests/toy_soak_config.py', 0, lines.append)
@@ -19,7 +21,7 @@ def run(tmp_path_factory):
 
 
 def test_a_killed_run_ends_as_the_undisturbed_one(run):
-  """SIGTERM to trainer and data worker as that starts, then SIGKILL as a checkpoint is written."""
+  """SIGTERM while a data worker starts, then SIGKILL while a checkpoint is written."""
   run, killed, whole = run
   run.compare(killed, whole)
   assert run.faults == []
@@ -35,12 +37,6 @@ def other_loss(start):
   path.write_text(path.read_text().replace('"loss": 0.', '"loss": 1.', 1))
 
 
-def step_twice(start):
-  path = start.workdir / 'metrics.jsonl'
-  lines = path.read_text().splitlines(keepends=True)
-  path.write_text(''.join(lines[:5] + lines[4:]))
-
-
 def other_parameters(start):
   newest = start.workdir / 'checkpoints' / '60' / 'digest' / 'metadata'
   newest.write_text(newest.read_text().replace('"digest": ', '"digest": 1', 1))
@@ -50,21 +46,15 @@ def temporary_file(start):
   (start.workdir / 'checkpoints' / '63.orbax-checkpoint-tmp').mkdir()
 
 
-def torn_shard(start):
-  (start.data / '.synthetic-train.tfrecord-00000-of-00001.abcdefgh').write_text('')
-
-
 @pytest.mark.parametrize(
   'spoil, words',
   [
     (other_loss, 'logged numbers differ'),
-    (step_twice, 'logged numbers differ'),
     (other_parameters, 'parameters or optimizer state differ'),
     (temporary_file, 'left behind: .*63.orbax-checkpoint-tmp'),
-    (torn_shard, 'left behind: .*abcdefgh'),
   ],
 )
-def test_it_would_see_what_a_kill_had_spoiled(run, tmp_path, spoil, words):
+def test_spoiled_results_are_found(run, tmp_path, spoil, words):
   run, _, whole = run
   other = soak.Soak(run.folder, run.module, run.config, 0, lambda line: None)
   start = soak.dataclasses.replace(whole, workdir=tmp_path / 'run', data=tmp_path / 'data')
@@ -76,7 +66,7 @@ def test_it_would_see_what_a_kill_had_spoiled(run, tmp_path, spoil, words):
   assert any(soak.re.search(words, fault) for fault in other.faults), other.faults
 
 
-def test_it_would_see_a_process_that_was_left(run, monkeypatch):
+def test_a_process_that_is_left_is_found(run, monkeypatch):
   run, _, whole = run
   other = soak.Soak(run.folder, run.module, run.config, 0, lambda line: None)
   monkeypatch.setattr(soak, 'PATIENCE_AFTER', 0.2)

@@ -24,7 +24,9 @@ def test_guidance_is_its_formula(scale):
   both = jnp.concatenate([eps_null, eps])
   guided = combined(both, scale)
   np.testing.assert_allclose(guided, eps_null + scale * (eps - eps_null), atol=1e-5)
-  np.testing.assert_allclose(jax.jit(combined)(both, float(scale)), guided, atol=1e-5)  # a traced scale
+  np.testing.assert_allclose(
+    jax.jit(combined)(both, float(scale)), guided, atol=1e-5
+  )  # a traced scale
 
 
 def contexts(b):

@@ -14,18 +14,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks import sampling
+from benchmarks import networks, sampling
 
 SCALE = 5.0
 
 
 def given(size: int) -> dict[str, np.ndarray]:
   """The inputs of every part, channels last."""
-  arrays = sampling.arrays('full', size, 1)
+  arrays = networks.edit_inputs('full', size, 1)
   random = np.random.default_rng(1)
   latent = (1, size // 8, size // 8)
   keep = 1 - arrays['mask'][:, ::8, ::8]
@@ -151,8 +150,7 @@ def main() -> None:
     return
   with tempfile.TemporaryDirectory() as scratch:
     folder = given_.folder or scratch
-    if not (Path(folder) / 'model_index.json').exists():
-      sampling.write_weights('full', Path(folder))
+    networks.write_weights('full', folder)
     found = []
     for side in ('ours', 'theirs'):
       output = f'{scratch}/{side}.npz'

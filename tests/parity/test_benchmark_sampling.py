@@ -1,9 +1,9 @@
-"""The benchmark's other side runs: diffusers edits the weights that exedit wrote, and is timed."""
+"""benchmarks.sampling measures diffusers on the weights that exedit has written."""
 
 import numpy as np
 import pytest
 
-from benchmarks import sampling, sampling_diffusers
+from benchmarks import networks, sampling, sampling_diffusers
 
 pytest.importorskip('torch')
 pytest.importorskip('diffusers')
@@ -13,9 +13,8 @@ pytest.importorskip('transformers')
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_diffusers_is_measured(tmp_path, precision):
   assert 'diffusers' in sampling.systems(compiled=False)
-  (tmp_path / 'weights').mkdir()
-  sampling.write_weights('tiny', tmp_path / 'weights')
-  np.savez(tmp_path / 'inputs.npz', allow_pickle=False, **sampling.arrays('tiny', 16, 2))
+  networks.write_weights('tiny', tmp_path / 'weights')
+  np.savez(tmp_path / 'inputs.npz', allow_pickle=False, **networks.edit_inputs('tiny', 16, 2))
   spec = dict(system='diffusers', precision=precision, steps=2, scale=sampling.SCALE)
   spec |= dict(folder=str(tmp_path / 'weights'), inputs=str(tmp_path / 'inputs.npz'))
   found = sampling_diffusers.measure(spec)
