@@ -1,12 +1,13 @@
-"""The paper's benchmark (COCOEE, arXiv 2211.13227 section 4.1), or one's own in its layout.
+"""The paper's benchmark (COCOEE, arXiv 2211.13227 section 4.1), or another one in its layout.
 
   python -m exedit.evaluate --config=configs/coco_ee.py --weights=Paint-by-Example --output=eval \
       --config.data.root=test_bench --config.reference.root=test2017 --config.gmm=gmm.npz \
       --config.features.clip_b32=openai/clip-vit-base-patch32
 
-3,500 edits of 512x512. Published for Paint by Example: FID 3.18 (over CLIP ViT-B/32 features:
-`fid_clip_b32` here), QS 77.80, CLIP score 84.97. `--images=DIR` instead of `--weights` scores the
-pictures of any other system, {id:012d}.png. Killed, it goes on; run again, it computes nothing.
+COCOEE has 3,500 edits of 512x512. Published for Paint by Example: FID 3.18 (over CLIP ViT-B/32
+features: `fid_clip_b32` here), QS 77.80, CLIP score 84.97. `--images=DIR` instead of `--weights`
+scores the pictures {id:012d}.png of any other system. A repeated run continues a stopped one, and
+computes nothing again.
 """
 
 import ml_collections
@@ -19,16 +20,16 @@ def get_config() -> ml_collections.ConfigDict:
     dict(
       bench='coco_ee',  # which benchmark this config is for
       data=dict(root='test_bench'),  # GT_n, Ref_n, Mask_bbox_n, id_list.npy; or packed as TFRecord
-      # The edits. Settings that are None are the weights' own, else 50 steps, scale 5, PLMS.
+      # How to make the edits. None means the weights' own setting, else 50 steps, scale 5, PLMS.
       seed=42,
-      batch_size=config_dict.placeholder(int),  # over this process's devices; 8 a device
+      batch_size=config_dict.placeholder(int),  # for all devices of a process; None: 8 per device
       steps=config_dict.placeholder(int),
       scale=config_dict.placeholder(float),
       sampler=config_dict.placeholder(str),
       precision=path(),
       paste=True,  # False: the raw decode, as the paper's pictures were
-      # The feature networks: files, folders or hub ids. Those of a name are the published ones;
-      # `clip` and `dino` take any of that kind, and the metrics are named after what was found.
+      # The feature networks: files, folders or hub ids. clip_b32, inception and dino_s16 must be
+      # the published ones. clip and dino may be any of their kind, and the metrics tell which.
       features=dict(
         clip_b32=path(),
         clip=path(),
@@ -37,9 +38,9 @@ def get_config() -> ml_collections.ConfigDict:
         dino_s16=path(),
         dino=path(),
       ),
-      # The Frechet distances' real images; the paper's: COCO test2017, 40,670 of them.
+      # The real images of the Frechet distances; the paper used COCO test2017 (40,670 images).
       reference=dict(root=path()),
-      gmm=path(),  # the quality score's mixture: `python -m exedit.gmm` makes it
-      cache=path(),  # folder of the features; None: in the user's cache folder
+      gmm=path(),  # the quality score's mixture, made by `python -m exedit.gmm`
+      cache=path(),  # folder of the features; None: one in the user's cache folder
     )
   )

@@ -1,10 +1,10 @@
-"""Identification on held-out synthetic edits, against the right exemplar and a shuffled one.
+"""Identification on held-out synthetic edits, with the right exemplars and with shuffled ones.
 
   python -m exedit.evaluate --config=configs/synthetic_bench.py --weights=weights/tiny
 
-Scenes and objects that training never drew, at the size the weights were trained at. Chance is
-1 / truths. 256 edits give a 95 % interval of about +-0.06; on two CPU cores `pbe.py:tiny` takes
-about a minute. Settings that are None here are the weights' own (the group `edit` of their config).
+The scenes and objects are held out from training, at the size that the weights were trained at.
+Chance is 1 / truths. 256 edits give a 95 % interval of about +-0.06. On two CPU cores `pbe.py:tiny`
+takes about a minute. None means the weights' own setting (the group `edit` of their config).
 """
 
 import ml_collections

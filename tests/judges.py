@@ -1,4 +1,4 @@
-"""Small feature networks with random weights, in files as their publishers lay them out."""
+"""Small feature networks with random weights, in the layouts of their publishers."""
 
 import jax
 import numpy as np
@@ -14,11 +14,11 @@ from tests.networks import with_random_weights
 
 TOWER = dict(width=64, layers=2, heads=1, mlp=96, patch=8, image_size=32)
 DIM = 12  # of the CLIP's features
-CLIP, VIT = 'clip_64x2p8s32', 'dino_64x2p8s32'  # the names that are found for these sizes
+CLIP, VIT = 'clip_64x2p8s32', 'dino_64x2p8s32'  # the names of networks of these sizes
 
 
 def write(folder, seed=0) -> dict[str, str]:
-  """The files of a CLIP, a DINO and an LPIPS: paths by the names of `config.features`."""
+  """Write a CLIP, a DINO and an LPIPS; return their paths by the names of `config.features`."""
   folder.mkdir(parents=True)
   build = lambda cls, *args, **sizes: (
     lambda: cls(*args, **sizes, rngs=parameters.Keys(jax.random.key(0)))

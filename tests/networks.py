@@ -1,4 +1,4 @@
-"""What the tests of networks share: random weights without compiling, jitted calls, jaxprs."""
+"""Helpers of the tests of networks: random weights without compiling, jitted calls, jaxprs."""
 
 import re
 

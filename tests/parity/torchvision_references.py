@@ -1,9 +1,9 @@
-"""What the published feature networks say about random weights and images, written to a folder.
+"""Writes what the published feature networks compute from random weights and images to a folder.
 
   python tests/parity/torchvision_references.py FOLDER_OF_PACKAGES OUT
 
-A process of its own, so that torchvision comes into no other test's imports. The packages are those
-of requirements-torchvision.txt. Weight files are written in their publishers' formats.
+It runs in its own process, so that no other test imports torchvision. The packages are those of
+requirements-torchvision.txt. Weight files are written in their publishers' formats.
 """
 
 import json
@@ -12,13 +12,13 @@ import sys
 import numpy as np
 
 OUT, SIZES = sys.argv[2], [(40, 60), (75, 75), (301, 224), (97, 300)]
-sys.path.append(sys.argv[1])  # the last: one of the packages brings a `tests` along
+sys.path.append(sys.argv[1])  # at the end, because one of the packages contains a `tests`
 
 import torch  # noqa: E402
 
 
 def import_torchvision():
-  """Beside a torch without CUDA its operators do not load; two names of them are enough."""
+  """Import it beside a torch without CUDA, which needs two of its operators' names defined."""
   try:
     import torchvision
   except RuntimeError:
@@ -44,7 +44,7 @@ IMAGENET = T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def randomised(module):
-  """Every weight and statistic random, of a scale that keeps activations near 1."""
+  """Make every weight and statistic random, at a scale that keeps activations near 1."""
   generator = torch.Generator().manual_seed(0)
   with torch.no_grad():
     for name, p in [*module.named_parameters(), *module.named_buffers()]:
@@ -59,13 +59,13 @@ def randomised(module):
 
 
 def pictures(count, size):
-  """Noise and pictures that are none by turns: networks tell them apart."""
+  """Alternate noise and smooth pictures, which the networks tell apart."""
   noise = np.random.default_rng(1).integers(0, 256, (count, *size, 3), dtype=np.uint8)
   return np.stack([smooth(size, i) if i % 2 else noise[i] for i in range(count)])
 
 
 def smooth(size, seed=0):
-  """A picture that is not noise, so that resizing has something to keep."""
+  """Draw a smooth picture, which survives resizing."""
   coarse = torch.rand((1, 3, 9, 9), generator=torch.Generator().manual_seed(seed))
   fine = torch.nn.functional.interpolate(coarse, size, mode='bicubic').clamp(0, 1)
   return (255 * fine[0]).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -118,11 +118,6 @@ def clip():
   others |= {'transformer.resblocks.0.ln_1.weight': torch.ones(3)}
   torch.save(weights | others, f'{OUT}/clip.pt')
   batch = pictures(3, (40, 40))
-  whole = torch.nn.Module()  # the parts of OpenAI's archive
-  whole.visual, whole.logit_scale = network, torch.nn.Parameter(torch.ones(()))
-  whole.register_buffer('input_resolution', torch.tensor(40))
-  whole.forward = lambda image: whole.visual(image) * whole.logit_scale
-  torch.jit.trace(whole, floats(batch)).save(f'{OUT}/clip_scripted.pt')
   with torch.no_grad():
     features = network(CLIP(floats(batch)))
   np.savez(f'{OUT}/clip.npz', pictures=batch, features=features)
@@ -140,7 +135,7 @@ def dino():
 
 
 def views():
-  """Every preprocessing of the published code, on pictures of several shapes."""
+  """Apply every preprocessing of the published code to pictures of several shapes."""
   bicubic = T.InterpolationMode.BICUBIC
   results: dict[str, np.ndarray] = {}
   for size in SIZES:
@@ -165,7 +160,7 @@ def views():
 
 
 def published_shapes():
-  """Names and shapes of the networks at their published sizes, which the meta device costs."""
+  """Write the names and shapes of the networks at their published sizes, without weights."""
   with torch.device('meta'):
     networks = dict(
       inception=torchvision.models.inception_v3(
