@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The paper's ablation in small: trains its five rows on drawn scenes, edits, scores, draws the table.
+# The paper's ablation in small: trains its five rows on drawn scenes, scores them, makes the table.
 #
-#   launch/ablation.sh              three seeds: some hours on two CPU cores
+#   launch/ablation.sh              three seeds; takes some hours on two CPU cores
 #   SEEDS="0 1 2 3 4" STEPS=3000 JOBS=4 OUT=/data/ablation launch/ablation.sh
 #   STEPS=600 BATCH=32 EDITS=96 FLAGS=--config.model.unet.channels=24 launch/ablation.sh
 #
-# Leaves in OUT: data/, bench/ (held-out edits in the layout of COCOEE) with truths.npz, references/,
-# seed-N/ROW/ (the workdirs, the generator that is the tiny prior among them), in each evaluation/,
-# and report/ (table.md, table.json, bars.png, sheet.png). Run again, it goes on from where it
-# stopped and does nothing twice; other settings need another OUT.
+# It writes into OUT: data/, bench/ (held-out edits in the layout of COCOEE) with truths.npz,
+# references/, seed-N/ROW/ (workdirs with evaluation/; `generator` is the tiny prior), and report/
+# (table.md, table.json, bars.png, sheet.png). The same command continues where it stopped. Other
+# settings need another OUT.
 set -euo pipefail
 
 main() {
@@ -18,15 +18,15 @@ main() {
   # shellcheck disable=SC2318
   export OUT=${OUT:-ablation} STEPS=${STEPS:-1800} GENERATOR_STEPS=${GENERATOR_STEPS:-${STEPS:-1800}}
   export BATCH=${BATCH:-64} SCENES=${SCENES:-20000} EDITS=${EDITS:-256} SCALES=${SCALES:-1 5}
-  export FLAGS=${FLAGS:-} # more for the trainings
+  export FLAGS=${FLAGS:-} # more flags for the trainings
   export -f train rate row reference
   local seeds=${SEEDS:-0 1 2} jobs=${JOBS:-1} seed rows=() name
 
   python -m input_pipeline.synthetic --output="$OUT/data" --scenes="$SCENES" --val_scenes=512
   python -m launch.ablation bench --output="$OUT" --edits="$EDITS"
-  # xargs ends with what went wrong, after the jobs that run beside it.
+  # After a failure, xargs waits for the other running jobs and fails.
   tr ' ' '\n' <<<"$seeds" | xargs -P "$jobs" -I{} bash -euc 'train {} generator'
-  # Seeds side by side, rows one after the other: the first three rows share a compiled step.
+  # All seeds of a row before the next row, because the first three rows share a compiled step.
   for name in baseline prior augmentation bottleneck guidance; do
     for seed in $seeds; do rows+=("$seed $name"); done
   done
@@ -47,14 +47,14 @@ train() { # seed, variant, more flags
     --config.steps="$steps" --config.batch_size="$BATCH" --config.edit_every=0 "${flags[@]}" "$@"
 }
 
-rate() { # output, more flags: the edits as the network leaves them, without the source pasted over
+rate() { # output, more flags: scores the raw edits, without pasting the source's background
   local output=$1
   shift
   python -m exedit.evaluate --config=configs/coco_ee.py --output="$output" \
     --config.data.root="$OUT/bench" --config.cache="$OUT/cache" --config.paste=False "$@"
 }
 
-row() { # seed, name: the workdir and its evaluation
+row() { # seed, name: trains a row and scores it
   local run="$OUT/seed-$1/$2" prior=() scale
   [ "$2" = baseline ] || prior=("--config.init_from=$OUT/seed-$1/generator")
   train "$1" "$2" "${prior[@]}"
@@ -67,9 +67,9 @@ row() { # seed, name: the workdir and its evaluation
   done
 }
 
-reference() { # kind: pictures that need no training, through the same scoring
+reference() { # kind: scores pictures that need no training
   local pictures="$OUT/references/$1"
-  if [ "$1" != truth ]; then # those were drawn with the benchmark
+  if [ "$1" != truth ]; then # `bench` has drawn the truths
     python -m input_pipeline.references --bench="$OUT/bench" --kind="$1" --output="$pictures"
   fi
   rate "$pictures-evaluation" --images="$pictures"

@@ -1,13 +1,15 @@
 # shellcheck shell=bash
-# Sourced by the launchers: a training that fails is started again, and goes on where it stood.
+# Sourced by the launchers: restarts a training that fails. The training continues from its last
+# checkpoint.
 #
 #   again LIMIT COMMAND...
 #
-# Ends when the command does with 0 (done) or 2 (a mistake that no repetition mends), after LIMIT
-# failures in a row, or when it is told to: SIGTERM and Ctrl-C are passed on, and the command is
-# waited for. Status 75 is a training that was told to stop and has saved (--stopped_status=75):
-# unless it came from here, it begins again at once. One that lasted ten minutes was no failure in
-# a row. RESTART_PAUSE: seconds between a failure and the next start (10).
+# It returns when the command ends with 0 (done) or 2 (a mistake that a restart cannot fix), after
+# LIMIT failures in a row, or on SIGTERM or Ctrl-C. It passes these signals on as SIGTERM and waits
+# for the command. Status 75 means that the training saved and stopped on request
+# (--stopped_status=75). If the request did not come from here, it restarts at once. A run of ten
+# minutes or more resets the count of failures. RESTART_PAUSE is the number of seconds between a
+# failure and the next start (10).
 
 again() {
   local limit=$1 failures=0 status begin child='' stopped='' signalled=''
@@ -17,11 +19,11 @@ again() {
     begin=$SECONDS
     "$@" &
     child=$!
-    [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null || : # asked before it had a number
+    [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null || : # the signal came before $! was set
     while :; do
       signalled='' status=0
       wait "$child" || status=$?
-      [ -n "$signalled" ] || break # else only the waiting ended, not the command
+      [ -n "$signalled" ] || break # otherwise the signal ended `wait`, not the command
     done
     child=''
     if [ -n "$stopped" ] || [ "$status" = 0 ] || [ "$status" = 2 ]; then
@@ -31,7 +33,7 @@ again() {
     [ $((SECONDS - begin)) -lt 600 ] || failures=0
     failures=$((failures + 1))
     if [ "$failures" -gt "$limit" ]; then
-      echo "error: given up after $failures failures in a row; the last status was $status" >&2
+      echo "error: gave up after $failures failures in a row; the last status was $status" >&2
       break
     fi
     echo "status $status: starting again ($failures of $limit)" >&2

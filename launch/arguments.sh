@@ -1,19 +1,20 @@
 # shellcheck shell=bash
-# Sourced by the launchers: flags as --name=value, words for what is wrong, and the dry run.
+# Sourced by the launchers: reads flags --name=value, reports mistakes in one line, and provides the
+# dry run.
 #
 #   USAGE='...'
-#   read_arguments "name zone spot!" "$@"   # sets $name, $zone and, to 1 or nothing, $spot; train_arguments
+#   read_arguments "name zone spot!" "$@"   # sets $name, $zone, $spot (1 or empty), train_arguments
 #   need name zone
-#   run gcloud ...                          # prints with --dry-run, else does
+#   run gcloud ...                          # with --dry-run, prints the command instead
 #
-# --config and --workdir, which every launcher has, and what follows -- go to exedit.train.
+# Every launcher has --config and --workdir. exedit.train gets them and all arguments behind `--`.
 
 fail() {
   printf 'error: %s\n' "$*" >&2
   exit 2
 }
 
-# read_arguments NAMES ARGUMENTS: a name with an exclamation mark is a flag without a value.
+# read_arguments NAMES ARGUMENTS: an exclamation mark behind a name marks a flag without a value.
 read_arguments() {
   local known_flags=" ${1//$'\n'/ } config workdir dry_run! " flag_name flag_value
   shift
@@ -30,7 +31,7 @@ read_arguments() {
         break
         ;;
       --*) ;;
-      *) fail "'$1' is not a flag: flags are written --name=value; what exedit.train is to get follows --" ;;
+      *) fail "'$1' is not a flag: flags are written --name=value; arguments for exedit.train follow --" ;;
     esac
     flag_name=${1#--} flag_value=''
     case $flag_name in
@@ -44,14 +45,14 @@ read_arguments() {
       *" ${flag_name//-/_} "*)
         [ -n "$flag_value" ] || fail "--$flag_name needs a value: --$flag_name=..."
         ;;
-      *) fail "there is no flag --$flag_name; see --help. What exedit.train is to get follows --" ;;
+      *) fail "there is no flag --$flag_name; see --help. Arguments for exedit.train follow --" ;;
     esac
     printf -v "${flag_name//-/_}" %s "$flag_value"
     shift
   done
 }
 
-# need NAMES: one line about the first of them that was not given.
+# need NAMES: fails for the first of these flags that was not given.
 need() {
   local flag_name
   for flag_name in "$@"; do
@@ -59,23 +60,24 @@ need() {
   done
 }
 
-# matches NAME PATTERN WORDS: one line where the flag's value is not of that kind.
+# matches NAME PATTERN WORDS: fails if the flag's value does not match; WORDS describe the pattern.
 matches() {
   [[ ${!1} =~ ^($2)$ ]] || fail "--${1//_/-} is '${!1}': it must be $3"
 }
 
-# The workdir as every machine sees it: a whole path, in the mounted bucket or on a shared disk.
+# check_workdir MOUNT: the workdir must be an absolute path that all machines see, or gs://... MOUNT is
+# the folder where --bucket is mounted, or empty.
 check_workdir() {
   local remedy='of a folder that all machines see'
-  [ -z "${1:-}" ] || remedy+="; with --bucket=NAME that is $1/..."
+  [ -z "${1:-}" ] || remedy+="; with --bucket=NAME this is $1/..."
   case ${workdir:?} in
     gs://*/* | /*) ;;
-    *://*) fail "--workdir is '$workdir': it must be gs://... or a folder, so give the whole path $remedy" ;;
-    *) fail "--workdir is '$workdir': give the whole path $remedy" ;;
+    *://*) fail "--workdir is '$workdir': give gs://... or the absolute path $remedy" ;;
+    *) fail "--workdir is '$workdir': give the absolute path $remedy" ;;
   esac
 }
 
-# A command as one line that a shell reads the same way.
+# Prints a command as one line that a shell reads back as the same words.
 quoted() {
   local out='' word
   for word in "$@"; do

@@ -1,37 +1,38 @@
 #!/usr/bin/env bash
-# Trains on Kubernetes (GKE): one JobSet, on TPU slices or on nodes with GPUs.
+# Trains on Kubernetes (GKE) as one JobSet, on TPU slices or on nodes with GPUs.
 set -euo pipefail
-USAGE='Trains on Kubernetes (GKE) as one JobSet; needs kubectl and the JobSet controller.
+USAGE='Trains on Kubernetes (GKE) as one JobSet. This needs kubectl and the JobSet controller.
 
   launch/gke.sh --name=pbe --image=REGISTRY/exedit:TAG --config=configs/pbe.py \
       --workdir=gs://BUCKET/run --tpu=tpu-v5-lite-podslice --topology=4x4 [-- ...]
   launch/gke.sh ... --gpu=nvidia-h100-80gb --gpus=8 --nodes=2
 
-  --bucket=NAME      of Cloud Storage, mounted at /gcs; not needed where workdir and data are
+  --bucket=NAME      mount this Cloud Storage bucket at /gcs; not needed if workdir and data are
                      gs://...
-  --image            made from launch/Dockerfile, or any with exedit in its working folder
-  --tpu, --topology  kind and shape of the slices, as GKE labels its nodes; --chips of each node (4)
-  --slices=N         that train together (1)
-  --gpu, --gpus, --nodes  kind of GPU, how many on a node, and nodes
-  --spot             on spot nodes
-  --service-account=NAME  of Kubernetes, allowed to use the bucket
-  --namespace=NAME   (default)
-  --queue=NAME       a LocalQueue of Kueue, to be admitted by
-  --restarts=N       of the whole set (100)
-  --grace=SECONDS    from SIGTERM to SIGKILL, to save in (300; spot nodes grant less)
-  --dry-run          print the manifest, and apply nothing
+  --image            built from launch/Dockerfile, or any image with exedit in its working folder
+  --tpu, --topology  kind and shape of the TPU slices, as in the labels of GKE nodes
+  --chips=N          TPU chips on each node (4)
+  --slices=N         number of slices that train together (1)
+  --gpu, --gpus, --nodes  kind of GPU, GPUs on each node, and number of nodes
+  --spot             use spot nodes
+  --service-account=NAME  the Kubernetes service account that may use the bucket
+  --namespace=NAME   the Kubernetes namespace (default)
+  --queue=NAME       the LocalQueue of Kueue that admits the job
+  --restarts=N       restart the whole set at most N times (100)
+  --grace=SECONDS    time to save between SIGTERM and SIGKILL (300; spot nodes allow less)
+  --dry-run          print the manifest instead of applying it
 
-When a pod fails or its node goes, all are started again and go on from the last checkpoint; a
-mistake (status 2) ends the set at once.'
+If a pod or its node fails, all pods restart and continue from the last checkpoint. A mistake
+(status 2) ends the set at once.'
 cd "$(dirname "$0")/.."
 source launch/arguments.sh
 
-name='' image='' config='' workdir='' tpu='' topology='' chips=4 slices=1 gpu='' gpus='' nodes='' spot='' service_account='' bucket='' queue=''
-namespace=default restarts=100 grace=300 dry_run=''
+name='' image='' config='' workdir='' tpu='' topology='' chips=4 slices=1 gpu='' gpus='' nodes=''
+spot='' service_account='' bucket='' queue='' namespace=default restarts=100 grace=300 dry_run=''
 read_arguments 'name image tpu topology chips slices gpu gpus nodes spot! service_account bucket
  namespace queue restarts grace' "$@"
 need name image config workdir
-matches name '[a-z]([-a-z0-9]{0,30}[a-z0-9])?' 'small letters, digits and hyphens, 32 at most'
+matches name '[a-z]([-a-z0-9]{0,30}[a-z0-9])?' 'lowercase letters, digits and hyphens, at most 32'
 matches restarts '[0-9]+' 'a number'
 matches grace '[1-9][0-9]*' 'a number of seconds'
 matches slices '[1-9][0-9]*' 'a number from 1 on'
@@ -46,16 +47,16 @@ if [ -n "$tpu" ]; then
   matches topology '[1-9][0-9]*(x[1-9][0-9]*){1,2}' 'a shape such as 4x4 or 2x2x4'
   matches chips '1|2|4|8' '1, 2, 4 or 8'
   all=$((${topology//x/ * }))
-  [ $((all % chips)) = 0 ] || fail "$topology has $all chips, which --chips=$chips of each node do not divide"
+  [ $((all % chips)) = 0 ] || fail "$topology has $all chips, which is not a multiple of --chips=$chips for each node"
   nodes=$((all / chips))
 else
   need gpu gpus nodes
   matches gpus '[1-9][0-9]*' 'a number from 1 on'
   matches nodes '[1-9][0-9]*' 'a number from 1 on'
-  [ "$slices" = 1 ] || fail '--slices are of TPUs: give --nodes'
+  [ "$slices" = 1 ] || fail '--slices is for TPUs: give --nodes instead'
 fi
 
-# A string as JSON, which YAML reads.
+# Prints a string as JSON, which is also YAML.
 json() {
   local text=${1//\\/\\\\}
   text=${text//\"/\\\"}
@@ -74,7 +75,7 @@ YAML
   [ -z "$queue" ] || printf '  labels:\n    kueue.x-k8s.io/queue-name: %s\n' "$queue"
   [ -z "$tpu" ] || cat <<YAML
   annotations:
-    # every slice on a node pool of its own: its chips are wired together there
+    # puts each slice on one node pool, because its chips are connected only there
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 YAML
   cat <<YAML
@@ -103,7 +104,7 @@ spec:
                   values: [2]
           template:
 YAML
-  # The mount's own container is added to pods that say so.
+  # GKE adds the container that mounts the bucket to pods with this annotation.
   [ -z "$bucket" ] || printf '%s\n' '            metadata:' '              annotations:' \
     '                gke-gcsfuse/volumes: "true"'
   cat <<YAML
@@ -147,21 +148,21 @@ YAML
   done
   cat <<YAML
                   env:
-                    - name: EXEDIT_JOIN_TIMEOUT # nodes come back one after the other
+                    - name: EXEDIT_JOIN_TIMEOUT # restarted nodes do not come back at the same time
                       value: "1800"
                     - name: PYTHONUNBUFFERED
                       value: "1"
 YAML
-  # On TPUs GKE itself tells every pod its place, and JAX knows where to ask.
+  # On TPUs, GKE tells every pod its index, and JAX reads it.
   [ -z "$gpu" ] || cat <<YAML
                     - name: JAX_COORDINATOR_ADDRESS
                       value: $name-node-0-0.$name:12345
-                    - name: JAX_NUM_PROCESSES # JOB_COMPLETION_INDEX is the pod's own
+                    - name: JAX_NUM_PROCESSES # the process index is JOB_COMPLETION_INDEX
                       value: "$nodes"
 YAML
   cat <<YAML
                   volumeMounts:
-                    - name: shm # the data workers' batches
+                    - name: shm # batches from the data workers
                       mountPath: /dev/shm
 YAML
   [ -z "$bucket" ] || printf '%s\n' '                    - name: bucket' '                      mountPath: /gcs'
@@ -180,6 +181,6 @@ if [ -n "$dry_run" ]; then
   manifest
   exit 0
 fi
-command -v kubectl >/dev/null || fail 'there is no kubectl: install it, and log in to the cluster'
+command -v kubectl >/dev/null || fail 'kubectl was not found: install it, and log in to the cluster'
 manifest | kubectl apply -f -
 echo "follow it with: kubectl --namespace=$namespace logs -f -l jobset.sigs.k8s.io/jobset-name=$name"

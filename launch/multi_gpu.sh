@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of this machine, and starts again what fails.
+# Trains on the GPUs of this machine and restarts a training that fails.
 set -euo pipefail
-USAGE='Trains on the GPUs of this machine; the same command again goes on where it stopped.
+USAGE='Trains on the GPUs of this machine. The same command continues a stopped training.
 
   launch/multi_gpu.sh --config=configs/pbe.py --workdir=/data/run [-- --config.batch_size=64 ...]
 
-  --gpus=0,1,2,3   only these (default: all)
-  --processes=N    one process for all GPUs (1, the default), or one for each of N
-  --restarts=N     failures in a row until it gives up (20)
+  --gpus=0,1,2,3   use only these GPUs (default: all)
+  --processes=N    1: one process for all GPUs (default); N: one process for each of N GPUs
+  --restarts=N     give up after N failures in a row (20)
   --python=PYTHON  the interpreter that has exedit (python)
-  --dry-run        print what would be started, and start nothing
+  --dry-run        print the commands instead of running them
 
-SIGTERM and Ctrl-C save a checkpoint and end it. 2 is the exit status of a mistake, 75 of a training
-that was told to stop before its end.'
+SIGTERM and Ctrl-C save a checkpoint and stop the training. The exit status is 0 for a finished
+training, 2 for a mistake, and 75 for a training that was stopped before its end.'
 cd "$(dirname "$0")/.."
 source launch/arguments.sh
 source launch/again.sh
@@ -23,7 +23,7 @@ need config workdir
 matches processes '[1-9][0-9]*' 'a number from 1 on'
 matches restarts '[0-9]+' 'a number'
 if [ -n "$gpus" ]; then
-  matches gpus '[0-9]+(,[0-9]+)*' 'numbers as nvidia-smi has them, such as 0,1,2,3'
+  matches gpus '[0-9]+(,[0-9]+)*' 'the numbers that nvidia-smi shows, such as 0,1,2,3'
   export CUDA_VISIBLE_DEVICES=$gpus
   count=$(tr ',' '\n' <<<"$gpus" | sort -u | wc -l)
   if [ "$processes" -gt 1 ] && [ "$processes" -ne "$count" ]; then
@@ -34,7 +34,7 @@ fi
 train=("$python" -m exedit.train "--config=$config" "--workdir=$workdir" --stopped_status=75)
 train+=("${train_arguments[@]}")
 
-# One process for each GPU: all are started, and all are waited for; the worst of their statuses.
+# Starts one process for each GPU and waits for all of them. Returns the most severe status.
 one_each() {
   local port i pid worst=0 status stopped='' pids=()
   trap 'stopped=1; kill -TERM "${pids[@]}" 2>/dev/null || :' TERM INT
@@ -50,9 +50,9 @@ one_each() {
     while :; do
       status=0
       wait "$pid" || status=$?
-      kill -0 "$pid" 2>/dev/null || break # a signal ends the waiting alone
+      kill -0 "$pid" 2>/dev/null || break # otherwise a signal interrupted `wait`
     done
-    # What is to be mended goes before what may be tried again, and that before having stopped.
+    # 2 (a mistake) is more severe than a failure, and a failure is more severe than 75 (stopped).
     case $worst/$status in
       */0 | 2/*) ;;
       */2 | 0/* | 75/*) worst=$status ;;
@@ -71,10 +71,10 @@ if [ -n "$dry_run" ]; then
         "--num_processes=$processes" "--process_id=$i"
     done
   fi
-  echo "# again after a failure, $restarts times in a row at most; not after status 0 or 2"
+  echo "# restarted after a failure, at most $restarts times in a row, but not after status 0 or 2"
   exit 0
 fi
-command -v "$python" >/dev/null || fail "there is no $python: give --python=..."
+command -v "$python" >/dev/null || fail "$python was not found: give --python=..."
 if [ "$processes" = 1 ]; then
   again "$restarts" "${train[@]}"
 else

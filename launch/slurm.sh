@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Submits a training to Slurm: one process for each node, with all GPUs of it.
+# Submits a training to Slurm, with one process on each node that uses all GPUs of the node.
 set -euo pipefail
-USAGE='Submits a training to Slurm: one process for each node, with all the GPUs of it.
+USAGE='Submits a training to Slurm, with one process on each node that uses all GPUs of the node.
 
   launch/slurm.sh --nodes=4 --gpus=8 --config=configs/pbe.py --workdir=/shared/run \
       [--partition=P] [--account=A] [--time=24:00:00] [-- --config.batch_size=256 ...]
 
-  --nodes, --gpus    how many nodes, and GPUs of each
-  --cpus=N           cores of each node (all of an --exclusive node, unless given)
-  --setup=FILE       sourced on each node beforehand: modules, the environment (default: none)
+  --nodes, --gpus    number of nodes, and of GPUs on each node
+  --cpus=N           CPU cores on each node (default: all cores of an --exclusive node)
+  --setup=FILE       file to source on each node first, for modules and the environment
   --python=PYTHON    the interpreter that has exedit (python)
   --name=NAME        of the job (exedit)
-  --restarts=N       times that the job is queued again after a failure (100)
-  --grace=SECONDS    before the time limit, to save in (300)
-  --dry-run          print the job script, and submit nothing
+  --restarts=N       queue the job again after a failure at most N times (100)
+  --grace=SECONDS    time to save before the time limit (300)
+  --dry-run          print the job script instead of submitting it
 
-At the time limit, when preempted and when a node fails the job goes back into the queue and goes on
-from its last checkpoint, with one exception: a mistake (status 2) ends it.'
+The job returns to the queue at the time limit, after a preemption and after a failure, and continues
+from its last checkpoint. A mistake (status 2) ends it.'
 cd "$(dirname "$0")/.."
 source launch/arguments.sh
 
@@ -29,9 +29,9 @@ for number in nodes gpus; do
 done
 matches restarts '[0-9]+' 'a number'
 matches grace '[1-9][0-9]*' 'a number of seconds'
-matches time '([0-9]+-)?[0-9]+(:[0-9]+){0,2}' "a time as Slurm writes it, such as 24:00:00"
+matches time '([0-9]+-)?[0-9]+(:[0-9]+){0,2}' 'a time in the format of Slurm, such as 24:00:00'
 [ -z "$cpus" ] || matches cpus '[1-9][0-9]*' 'a number from 1 on'
-[ -z "$setup" ] || [ -r "$setup" ] || fail "--setup is '$setup': there is no such file"
+[ -z "$setup" ] || [ -r "$setup" ] || fail "--setup is '$setup': the file was not found"
 check_workdir ''
 
 train=("$python" -m exedit.train "--config=$config" "--workdir=$workdir" --stopped_status=75)
@@ -60,12 +60,12 @@ JOB
 status=0
 srun --kill-on-bad-exit=0 $(quoted "${train[@]}") || status=\$?
 case \$status in
-  0 | 2) exit "\$status" ;; # done; or a mistake, which stays one
-  75) ;;                   # told to stop, and saved
+  0 | 2) exit "\$status" ;; # done, or a mistake that a restart cannot fix
+  75) ;;                   # stopped on request, and saved
   *) echo "status \$status, after \${SLURM_RESTART_COUNT:-0} restarts" ;;
 esac
 if [ "\${SLURM_RESTART_COUNT:-0}" -ge $restarts ]; then
-  echo 'error: given up, queued again $restarts times' >&2
+  echo 'error: gave up after $restarts restarts' >&2
   exit "\$status"
 fi
 scontrol requeue "\$SLURM_JOB_ID"
@@ -76,5 +76,5 @@ if [ -n "$dry_run" ]; then
   job
   exit 0
 fi
-command -v sbatch >/dev/null || fail 'there is no sbatch: run this on a login node of the cluster'
+command -v sbatch >/dev/null || fail 'sbatch was not found: run this on a login node of the cluster'
 job | sbatch

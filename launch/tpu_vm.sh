@@ -1,33 +1,34 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of Google Cloud: asks for it, sets it up, starts, and begins again.
+# Trains on a TPU slice of Google Cloud: requests it, sets it up, starts the training, restarts it.
 set -euo pipefail
-USAGE='Trains on a TPU slice of Google Cloud (a queued resource): asks for it, waits until it is there, copies
-this checkout to all its hosts, installs, starts there what goes on without this machine, and watches.
+USAGE='Trains on a TPU slice of Google Cloud (a queued resource). It requests the slice, waits for it, copies
+this checkout to all hosts, installs the requirements, starts the training and watches it. The
+training does not depend on this machine.
 
   launch/tpu_vm.sh --name=pbe --zone=us-west4-a --type=v5litepod-16 \
       --config=configs/pbe.py --workdir=gs://BUCKET/run [-- --config.batch_size=256 ...]
 
-  --bucket=NAME      of Cloud Storage, mounted at /gcs of every host; not needed where workdir and
-                     data are gs://...
-  --project=P        (default: that of gcloud)
-  --runtime=VERSION  of the TPU software (default: by --type)
-  --spot             a spot slice: when it is taken away, another one is asked for
-  --restarts=N       failures in a row on a host until it gives up (20)
-  --poll=SECONDS     between two looks (60)
-  --no-watch         end when the training runs; the same command watches again
-  --dry-run          print what would be done, and do nothing
+  --bucket=NAME      mount this Cloud Storage bucket at /gcs of every host; not needed if workdir
+                     and data are gs://...
+  --project=P        the Google Cloud project (default: as configured in gcloud)
+  --runtime=VERSION  version of the TPU software (default: depends on --type)
+  --spot             use a spot slice, and request another one when it is taken away
+  --restarts=N       give up after N failures in a row on a host (20)
+  --poll=SECONDS     time between two checks (60)
+  --no-watch         end as soon as the training runs; the same command watches it again
+  --dry-run          print the commands instead of running them
 
-Each host starts a failed training again, and it goes on from the last checkpoint. Ends with the
-status of the training: 0 done, 2 a mistake. The slice stays; delete it with
+Each host restarts a training that fails, and it continues from the last checkpoint. The exit status
+is that of the training: 0 done, 2 a mistake. The slice is kept. To delete it:
   gcloud compute tpus queued-resources delete NAME --zone=ZONE --force'
 cd "$(dirname "$0")/.."
 source launch/arguments.sh
 
-name='' zone='' type='' config='' workdir='' project='' runtime='' spot='' bucket='' no_watch='' dry_run=''
-restarts=20 poll=60
+name='' zone='' type='' config='' workdir='' project='' runtime='' spot='' bucket='' no_watch=''
+restarts=20 poll=60 dry_run=''
 read_arguments 'name zone type project runtime spot! bucket restarts poll no_watch!' "$@"
 need name zone type config workdir
-matches name '[a-z]([-a-z0-9]{0,60}[a-z0-9])?' 'small letters, digits and hyphens'
+matches name '[a-z]([-a-z0-9]{0,60}[a-z0-9])?' 'lowercase letters, digits and hyphens'
 matches zone '[a-z]+-[a-z]+[0-9]+-[a-z]' 'a zone such as us-west4-a'
 matches type '(v[2-4]|v5litepod|v5p|v6e)-[0-9]+' 'a type such as v5litepod-16, v5p-8, v6e-16 or v4-8'
 matches restarts '[0-9]+' 'a number'
@@ -63,14 +64,14 @@ create() {
     ${spot:+--spot}
 }
 
-# Until the slice is there. One that was taken away or failed is deleted and asked for again.
+# Waits for the slice. A slice that was taken away or failed is deleted and requested again.
 obtain() {
   local now
   if [ -n "$dry_run" ]; then
     queue describe '--format=value(state.state)'
-    echo '# where there is none:'
+    echo '# if there is none:'
     create
-    echo '# where it was SUSPENDED or FAILED: deleted (--force --quiet) and created; and until it is ACTIVE:'
+    echo '# if it is SUSPENDED or FAILED, it is deleted (--force --quiet) and created; until it is ACTIVE:'
     echo "sleep $poll"
     return
   fi
@@ -80,7 +81,7 @@ obtain() {
       ACTIVE) return ;;
       ABSENT) create ;;
       SUSPENDED | FAILED)
-        echo "the slice is $now: asking for another" >&2
+        echo "the slice is $now: requesting another one" >&2
         queue delete --force --quiet
         ;;
       *) sleep "$poll" ;;
@@ -88,8 +89,8 @@ obtain() {
   done
 }
 
-# What every host does; safe to repeat. The images' own Python may be older than 3.11. `setsid`: the
-# training stays when this connection ends.
+# The commands for every host; they are safe to repeat. The Python of the image may be older than 3.11.
+# `setsid` keeps the training alive when this connection ends.
 # shellcheck disable=SC2016
 install='mkdir -p exedit && tar -xzf exedit.tar.gz -C exedit && cd exedit && python=python3 &&
 { python3 -c "import sys; sys.exit(sys.version_info < (3, 11))" ||
@@ -128,20 +129,21 @@ if [ -n "$dry_run" ]; then
   obtain
   start
   [ -n "$no_watch" ] || {
-    echo "# every $poll seconds, until that says a status; all of the above again where the slice is gone:"
+    echo "# every $poll seconds until it prints a status; if the slice is gone, all of this again:"
     on_hosts 0 "$look"
   }
   exit 0
 fi
-command -v gcloud >/dev/null || fail 'there is no gcloud: install the Google Cloud CLI, and log in'
+command -v gcloud >/dev/null || fail 'gcloud was not found: install the Google Cloud CLI, and log in'
 while :; do
   obtain
   start
-  echo "training; its words: gcloud compute tpus tpu-vm ssh $name ${where[*]} --worker=0 --command='tail -F exedit/train.log'"
+  echo "the training runs; its log: gcloud compute tpus tpu-vm ssh $name ${where[*]} --worker=0 \\
+  --command='tail -F exedit/train.log'"
   [ -z "$no_watch" ] || exit 0
   while status=$(on_hosts 0 "$look" 2>/dev/null) || [ "$(state)" = ACTIVE ]; do
     case $status in
-      running | '') sleep "$poll" ;; # nothing: a connection that failed
+      running | '') sleep "$poll" ;; # empty: the connection failed
       *)
         on_hosts 0 'tail -n 5 exedit/train.log' || :
         exit "$status"

@@ -19,7 +19,7 @@ CHEAP = dict(steps=2, sampler='ddim')
 @contextlib.contextmanager
 def quickly():
   """Load and compile the model and each set of networks once."""
-  with small.quickly(), pytest.MonkeyPatch.context() as patch:
+  with small.loaded_once(), pytest.MonkeyPatch.context() as patch:
     networks = resources.networks
     load = functools.cache(lambda items: networks(dict(items)))
     patch.setattr(resources, 'networks', lambda paths: load(tuple(paths.items())))

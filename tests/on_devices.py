@@ -234,8 +234,7 @@ def shared():
 
 def with_devices(count, function, cases):
   """A function of this module for each list of arguments, with `count` simulated devices."""
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-  env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={count}'
+  env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
   command = [sys.executable, '-m', 'tests.on_devices', function.__name__, json.dumps(cases)]
   root = os.path.dirname(os.path.dirname(__file__))
   done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -50,8 +49,8 @@ def export(path) -> str:
 
 
 @contextlib.contextmanager
-def quickly():
-  """Around tests of what stands around a model: each is loaded once, and XLA optimises little."""
+def loaded_once():
+  """In this block, weights that are loaded again are the model of the first time."""
   models, load = {}, latent_diffusion.load
 
   def once(build, weights, dtype=None):
@@ -59,17 +58,9 @@ def quickly():
     models[key] = models.get(key) or load(build, weights, dtype)
     return models[key]
 
-  with pytest.MonkeyPatch.context() as patch, compiled_quickly():
+  with pytest.MonkeyPatch.context() as patch:
     patch.setattr(latent_diffusion, 'load', once)
     yield
-
-
-@contextlib.contextmanager
-def compiled_quickly():
-  """XLA optimises little."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def workdir(path, steps) -> str:

@@ -11,7 +11,7 @@ from tests import small
 
 @pytest.fixture(scope='module', autouse=True)
 def quickly():
-  with small.quickly():
+  with small.loaded_once():
     yield
 
 

@@ -6,8 +6,7 @@ from benchmarks import growth as benchmark
 from benchmarks import harness
 
 
-def test_every_table_is_measured(tmp_path, capsys, monkeypatch):
-  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+def test_every_table_is_measured(tmp_path, capsys):
   path = tmp_path / 'report.json'
   few = '--devices=2 --size=16 --batch=4 --shards=2,5 --records=20 --images=10,20 --edits=2,3'
   argv = ['benchmark', '--rounds=1', *few.split(), f'--output={path}']

@@ -4,19 +4,11 @@ import json
 
 import jax
 import numpy as np
-import pytest
 
 from benchmarks import harness, networks
 from benchmarks import sampling as benchmark
 from exedit import paint_by_example as pbe
 from exedit.planning import topology
-from tests import small
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quickly():
-  with small.compiled_quickly():
-    yield
 
 
 def test_every_variant_predicts_the_same(tmp_path):

@@ -29,16 +29,10 @@ from exedit.input_pipeline.errors import DataError
 from exedit.runtime.errors import UserError
 from exedit.training import encode_latents, latent_encoder
 from exedit.weights.layouts import own
-from tests import released, runs, small
+from tests import released, runs
 from tests.runs import ROOT, end, free_port, lines
 
 SCENES = dict(scenes=20, val_scenes=4, seed=0, shards=3, size=64)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_quickly():
-  with small.compiled_quickly():
-    yield
 
 
 @pytest.fixture(scope='module')

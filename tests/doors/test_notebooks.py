@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, shortened through their parameter cell alone."""
+"""Both notebooks run from top to bottom, with smaller values in their cell of parameters."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ COLAB = ROOT / 'launch' / 'colab'
 
 
 def shortened(path: pathlib.Path, **parameters):
-  """The notebook with other values in its parameter cell."""
+  """The notebook with other values in its cell of parameters."""
   notebook = nbformat.read(path, as_version=4)
   [cell] = [c for c in notebook.cells if 'parameters' in c.metadata.get('tags', [])]
   names = {line.split(' = ')[0] for line in cell.source.splitlines()}
@@ -38,31 +38,28 @@ def said(notebook):
   return ''.join(output.get('text', '') for output in outputs(notebook))
 
 
-def test_train_tiny(tmp_path, monkeypatch):
+def run(notebook, tmp_path, monkeypatch):
+  """Runs every cell in a kernel of its own."""
   monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path / 'jupyter'))
-  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-  notebook = shortened(
-    COLAB / 'train_tiny.ipynb', STEPS=4, SCENES=40, EDITS=4, WORKDIR=str(tmp_path / 'run')
-  )
-  client = nbclient.NotebookClient(
-    notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(COLAB)}}
-  )
-  client.execute()
+  resources = {'metadata': {'path': str(COLAB)}}
+  nbclient.NotebookClient(
+    notebook, timeout=600, kernel_name='python3', resources=resources
+  ).execute()
+  return notebook
+
+
+def test_train_tiny(tmp_path, monkeypatch):
+  workdir = tmp_path / 'run'
+  few = dict(STEPS=4, SCENES=40, EDITS=4, WORKDIR=str(workdir))
+  notebook = run(shortened(COLAB / 'train_tiny.ipynb', **few), tmp_path, monkeypatch)
   assert len(pictures(notebook)) == 5  # the data, the losses, the edit, the benchmark, guidance
-  assert (tmp_path / 'run' / 'evaluation' / 'results.json').exists()
+  assert (workdir / 'evaluation' / 'results.json').exists()
 
 
 def test_edit(tmp_path, monkeypatch):
-  monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path / 'jupyter'))
-  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
   output = str(tmp_path / 'edited.png')
-  notebook = shortened(
-    COLAB / 'edit.ipynb', STEPS=4, SCALES=[1.0, 3.0], SEEDS=[0, 1], OUTPUT=output
-  )
-  client = nbclient.NotebookClient(
-    notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(COLAB)}}
-  )
-  client.execute()
+  few = dict(STEPS=4, SCALES=[1.0, 3.0], SEEDS=[0, 1], OUTPUT=output)
+  notebook = run(shortened(COLAB / 'edit.ipynb', **few), tmp_path, monkeypatch)
   assert len(pictures(notebook)) == 6  # inputs, result, noise, guesses, decoded, the sweep
   [line] = re.findall(r'largest difference of a pixel: (\S+)', said(notebook))
   assert float(line) < 1e-3
@@ -72,7 +69,7 @@ def test_edit(tmp_path, monkeypatch):
   np.testing.assert_array_equal(images.read(output), images.read(door[0]))
 
 
-def test_the_first_half_of_the_edit_notebook_has_six_cells():
+def test_the_first_part_of_the_edit_notebook_has_six_cells():
   notebook = nbformat.read(COLAB / 'edit.ipynb', as_version=4)
   kinds = [cell.cell_type for cell in notebook.cells]
   assert kinds[1:8] == ['code'] * 6 + ['markdown']

@@ -22,13 +22,12 @@ from exedit.runtime import parallel
 from exedit.runtime.errors import UserError
 from tests import ROOT, small
 
-QUICK = dict(JAX_PLATFORMS='cpu', JAX_DISABLE_MOST_OPTIMIZATIONS='1')
 PLAIN = dict(feather=0.0, match='none')  # stitched as `edit` pastes
 
 
 @pytest.fixture(scope='module', autouse=True)
 def quickly():
-  with small.quickly():
+  with small.loaded_once():
     yield
 
 
@@ -532,7 +531,7 @@ def test_an_output_is_no_input_and_not_written_twice(files, listed, tmp_path):
 def start(arguments, devices=1, **env):
   """The door in a process of its own."""
   flags = [f'--{name}={value}' for name, value in arguments.items()]
-  env = {**os.environ, **QUICK, 'PYTHONPATH': str(ROOT), **env}
+  env = {**os.environ, 'PYTHONPATH': str(ROOT), **env}
   env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
   return subprocess.Popen(
     [sys.executable, '-m', 'exedit.sample', *flags],
@@ -560,7 +559,7 @@ for name, count in ('four', 4), ('one', 1):
   edit_files.edit_list({files['weights']!r}, {listed!r}, {str(tmp_path)!r} + '/' + name,
                      num_samples=4, batch_size=2 * count - (count > 1))
 """
-  env = {**os.environ, **QUICK, 'PYTHONPATH': str(ROOT)}
+  env = {**os.environ, 'PYTHONPATH': str(ROOT)}
   env['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=env)
   assert done.returncode == 0, done.stderr

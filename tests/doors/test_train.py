@@ -19,14 +19,8 @@ from exedit.training import checkpoint, log, prefetch, sharding
 from exedit.training.initial import place
 from exedit.training.step import make_program
 from exedit.weights.formats import run
-from tests import disks, on_devices, released, runs, small, toy, toy_config
+from tests import disks, on_devices, released, runs, toy, toy_config
 from tests.runs import at_line, digests, end, export, lines, start
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_quickly():
-  with small.compiled_quickly():
-    yield
 
 
 @pytest.fixture(scope='session')

@@ -22,7 +22,7 @@ SIZES = small.CONFIG['data']
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
-  with small.quickly():
+  with small.loaded_once():
     yield small.export(tmp_path_factory.mktemp('weights') / 'small')
 
 

@@ -47,9 +47,7 @@ def random_orders(key, seed, questions=('quality', 'consistency'), share=1.0):
 
 
 def used(*people):
-  return [
-    dict(participant=str(i), saved='', ranks=ranks, path='') for i, ranks in enumerate(people)
-  ]
+  return [dict(participant=str(i), ranks=ranks) for i, ranks in enumerate(people)]
 
 
 def test_means_are_those_counted_by_hand():
@@ -88,16 +86,6 @@ def test_people_who_agree_tell_no_more_than_one():
   for a, b in zip(alone, crowd):
     np.testing.assert_allclose(a['mean_rank_interval'], b['mean_rank_interval'], atol=0.06)
     assert (a['n'], b['n']) == (12, 360)
-
-
-def test_a_clear_order_is_found_with_its_intervals():
-  key = made_key(edits=8)
-  always = {('quality', e): ['s1', 's2', 's0'] for e in range(8)}
-  rows = answers.summarise(used(always, always), key, 500)
-  assert [(r['system'], r['mean_rank'], r['firsts']) for r in rows] == [
-    ('s0', 3, 0), ('s1', 1, 1), ('s2', 2, 0),
-  ]  # fmt: skip
-  assert rows[1]['mean_rank_interval'] == [1, 1] and rows[1]['firsts_interval'] == [1, 1]
 
 
 @pytest.fixture
@@ -144,17 +132,12 @@ def spoil_row(path, **changes):
   'spoil, line',
   [
     (lambda p: p.write_text(p.read_text()[:50]), '1.json is not JSON'),
-    (lambda p: p.write_bytes(b'\xff\xfe\x00'), '1.json is not JSON'),
     (lambda p: p.write_text('[]'), '1.json contains no answers of a user study'),
     (lambda p: change(p, study='else'), '1.json is of study else, the key of toy'),
     (lambda p: change(p, participant=''), '1.json is damaged: it names no participant'),
-    (lambda p: change(p, answers={}), '1.json is damaged: it names no participant or has no'),
     (lambda p: change(p, answers=[3]), 'damaged: answer 1 does not rank each result'),
     (lambda p: spoil_row(p, ranks=['4-s0', '4-s0', '4-s1']), 'answer 5 does not rank each'),
-    (lambda p: spoil_row(p, ranks=['4-s0', '4-s1']), 'answer 5 does not rank each result'),
-    (lambda p: spoil_row(p, ranks=7), 'answer 5 does not rank each result'),
     (lambda p: spoil_row(p, edit=99), 'answer 5 does not rank each result'),
-    (lambda p: spoil_row(p, edit=[4]), 'answer 5 does not rank each result'),
     (lambda p: spoil_row(p, question='beauty'), 'answer 5 does not rank each result'),
     (
       lambda p: spoil_row(p, edit=3, ranks=['3-s0', '3-s1', '3-s2']),
@@ -203,7 +186,6 @@ def test_a_participant_counts_once(sent, capsys):
   [
     (lambda r: (r / 'toy.key.json').unlink(), [], '0 keys of this study were found'),
     (lambda r: shutil.copy('toy.key.json', 'b.key.json'), [], '2 keys of this study were found'),
-    (lambda r: None, ['--key=none.json'], 'none.json cannot be read (No such file'),
     (lambda r: None, ['--key=answers/0.json'], 'answers/0.json is not the key of a user study'),
     (lambda r: change(r / 'toy.key.json', systems=['a']), [], 'toy.key.json is damaged'),
     (lambda r: change(r / 'toy.key.json', edits=3), ['--key=toy.key.json'], 'is damaged'),

@@ -20,6 +20,8 @@ from exedit.training import sharding
 from tests import ROOT
 from tests.doors import test_doors
 
+pytestmark = pytest.mark.optimised  # the programs that run, not quickly compiled ones
+
 GIB = topology.GIB
 NO_COMPILER = "the TPU's compiler is not installed: pip install -r requirements-plan.txt"
 
