@@ -51,7 +51,7 @@ class Object:
 
 
 class Pairs:
-  """A dict of the pickle as a list of (key, value), because hashing a foreign key runs code."""
+  """A dict of the pickle as a list of (key, value). Keys are not hashed: they could all collide."""
 
   __slots__ = ('items',)
 
