@@ -175,6 +175,8 @@ def call(
     given = {name: own[name].value for name in names} | ({words: rest[1:]} if words else {})
     try:
       main(**given)
+    except BrokenPipeError:
+      raise
     except OSError as error:
       raise UserError(explain(error) or one_line(error)) from error
 
@@ -193,7 +195,8 @@ def call_one(
     return
   listing = '\n'.join(f'  {name}: {command.help}' for name, command in commands.items())
   if any(word in HELP for word in rest):
-    print(f'{about}\nCommands (COMMAND --help tells more):\n{listing}')
+    with quiet_pipe():
+      print(f'{about}\nCommands (COMMAND --help tells more):\n{listing}', flush=True)
     return
 
   def refuse(_):
