@@ -9,7 +9,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.core
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from exedit import images
 from exedit.diffusion import guidance, sampling
 from exedit.diffusion.schedule import Schedule
 from exedit.models import parameters
@@ -212,6 +213,48 @@ def sample(
   return SAMPLERS[sampler](denoise, noise, timesteps, schedule)
 
 
+def repaint(
+  function: Callable[..., Any],
+  model: Any,
+  source: Float[Array, 'b h w 3'],
+  mask: Float[Array, 'm mh mw 1'],
+  *conditions: Any,
+  key: Key[Array, ''] | Key[Array, ' b'],
+  noise: Float[Array, 'b lh lw z'] | None,
+  posterior_noise: Float[Array, 'b lh lw z'] | None,
+  paste: bool,
+  **settings: Any,
+) -> Float[Array, 'b h w 3']:
+  """Call a system's compiled edit on padded images, and crop and paste the result.
+
+  function(graphdef, params, source, mask, *conditions, noise, posterior_noise, **settings): the
+    edit of images whose sides are multiples of `model.multiple()`. It is compiled once for each
+    value of the settings.
+  key: one key, from which picture i takes `fold_in(key, i)`, or one key for each picture.
+  noise, posterior_noise: the two noises of each edit. None: they are drawn with the keys.
+  paste: every pixel outside the mask is the source's own.
+
+  Raises:
+    ValueError: for an unknown sampler, and a mask of another size than the source.
+  """
+  if settings['sampler'] not in SAMPLERS:
+    raise ValueError(f"sampler is '{settings['sampler']}'; use one of {', '.join(SAMPLERS)}")
+  b, h, w, _ = source.shape
+  if mask.shape != (b, h, w, 1):
+    raise ValueError(f'mask has shape {mask.shape}; the source needs {(b, h, w, 1)}')
+  padded = [images.pad_to_multiple(array, model.multiple()) for array in (source, mask)]
+  shape = latent_shape(model, padded[0].shape)
+  keys = jax.vmap(jax.random.split)(picture_keys(key, b))
+  noise = normal(keys[:, 0], shape) if noise is None else noise
+  posterior_noise = normal(keys[:, 1], shape) if posterior_noise is None else posterior_noise
+  # Inside another compiled function the options of that one count.
+  platform = None if isinstance(source, jax.core.Tracer) else jax.default_backend()
+  run = compiled(function, platform, tuple(settings))
+  result = run(*nnx.split(model), *padded, *conditions, noise, posterior_noise, **settings)
+  result = result[:, :h, :w]
+  return images.paste(result, source, mask) if paste else result
+
+
 @functools.cache
 def compiled(function: Callable[..., Any], platform: str | None, static: tuple[str, ...]) -> Any:
   """`function(graphdef, ...)` compiled with the options of a platform.
@@ -221,8 +264,3 @@ def compiled(function: Callable[..., Any], platform: str | None, static: tuple[s
   """
   options = compilation.compiler_options(platform) if platform else None
   return jax.jit(function, static_argnames=('graphdef', *static), compiler_options=options)
-
-
-def platform_of(array: Any) -> str | None:
-  """The platform that will compute with this array; None while JAX traces it."""
-  return None if isinstance(array, jax.core.Tracer) else cast(str, jax.default_backend())

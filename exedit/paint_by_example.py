@@ -6,6 +6,7 @@ functions of its id.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any, cast
@@ -33,7 +34,6 @@ from exedit.weights.formats.tensor import Tensor
 from exedit.weights.found import Weights
 
 MASK_RESIZES = ('bilinear', 'nearest')
-STATIC = ('steps', 'scale', 'sampler', 'mask_resize')  # arguments of `_edit` that select a program
 CAPTIONS = ('source', 'hole', 'exemplar', 'edit', 'another', 'edit')
 
 
@@ -240,6 +240,8 @@ def keep(
   antialiasing is the original's resize, 'nearest' is diffusers' (docs/facts.md, Mask and channel
   order).
   """
+  if method not in MASK_RESIZES:
+    raise ValueError(f"mask_resize is '{method}'; use 'bilinear' or 'nearest'")
   shape = (mask.shape[0], *size, 1)
   if method == 'nearest':
     rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape[1:3]))
@@ -303,34 +305,25 @@ def edit(
     ValueError: for an unknown sampler or mask_resize, a mask of another size than the source, and
       another number of exemplars than of sources.
   """
-  if sampler not in latent_diffusion.SAMPLERS:
-    known = ', '.join(latent_diffusion.SAMPLERS)
-    raise ValueError(f"sampler is '{sampler}'; use one of {known}")
-  if mask_resize not in MASK_RESIZES:
-    raise ValueError(f"mask_resize is '{mask_resize}'; use 'bilinear' or 'nearest'")
-  b, h, w, _ = source.shape
-  if mask.shape != (b, h, w, 1):
-    raise ValueError(f'mask has shape {mask.shape}; the source needs {(b, h, w, 1)}')
-  if len(exemplar) != b:
-    raise ValueError(f'{len(exemplar)} exemplars for {b} sources: give one exemplar per source')
-  padded = [images.pad_to_multiple(a, model.multiple()) for a in (source, mask)]
-  shape = latent_shape(model, padded[0].shape)
-  keys = jax.vmap(jax.random.split)(latent_diffusion.picture_keys(key, b))
-  noise = normal(keys[:, 0], shape) if noise is None else noise
-  posterior_noise = normal(keys[:, 1], shape) if posterior_noise is None else posterior_noise
-  run = latent_diffusion.compiled(_edit, latent_diffusion.platform_of(source), STATIC)
-  result = run(
-    *nnx.split(model),
-    *padded,
+  if len(exemplar) != len(source):
+    raise ValueError(
+      f'{len(exemplar)} exemplars for {len(source)} sources: give one exemplar per source'
+    )
+  return latent_diffusion.repaint(
+    _edit,
+    model,
+    source,
+    mask,
     images.squash(exemplar, model.clip.image_size),
-    noise,
-    posterior_noise,
+    key=key,
+    noise=noise,
+    posterior_noise=posterior_noise,
+    paste=paste,
     steps=steps,
     scale=float(scale),
     sampler=sampler,
     mask_resize=mask_resize,
-  )[:, :h, :w]
-  return images.paste(result, source, mask) if paste else result
+  )
 
 
 def _edit(
@@ -383,23 +376,11 @@ def edit_photo(
     ValueError: for an unknown `zoom`, `match` or `fit`, an empty mask, and as `edit`.
     UserError: for a window that is too long, and a result that is not finite.
   """
-  if mask.shape[1:3] != source.shape[1:3]:
-    raise ValueError(f'mask has shape {mask.shape}; the source needs {source.shape[:3]} and 1')
-  framing.check(feather, match)
-  pixels, hole = images.to_uint8(source[0]), np.asarray(mask[0, ..., 0] >= 0.5)
-  given = dict(image=pixels, mask=hole, exemplar=images.to_uint8(exemplar[0]))
-  if exemplar_mask is not None:
-    given['exemplar_mask'] = np.asarray(exemplar_mask[0, ..., 0] >= 0.5)
+  given = dict(image=source, mask=mask, exemplar=exemplar, exemplar_mask=exemplar_mask)
   how = Settings(zoom=zoom, feather=feather, match=match, exemplar_fit=fit)
+  run = functools.partial(_edit_arrays, model, keys=key, **settings)
   size = model.clip.image_size
-  seen = photo.prepare(SYSTEM.inputs, given, how, trained=trained, picture_size=size)
-  window, part, square = (
-    jnp.asarray(seen.arrays[name])[None] for name in ('image', 'mask', 'exemplar')
-  )
-  raw = np.asarray(edit(model, window, part, square, key, **settings, paste=False)[0])
-  original = images.Photo(pixels, None, None)
-  result = photo.finish(seen.frame, raw, original, hole, how, name='the edit')
-  return images.paste(jnp.asarray(images.from_uint8(result))[None], source, mask)
+  return photo.edit_photo(SYSTEM.inputs, given, how, run, trained=trained, picture_size=size)
 
 
 # The system
@@ -425,7 +406,7 @@ class Settings(photo.PhotoSettings):
   )  # fmt: skip
 
 
-def _edit_arrays(model, arrays, keys, size, **settings):
+def _edit_arrays(model, arrays, keys, size=None, **settings):
   """`System.edit`; the arrays have the size already."""
   source, mask, exemplar = arrays['image'], arrays['mask'], arrays['exemplar']
   return edit(model, source, mask, exemplar, keys, **settings, paste=False)

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -157,3 +159,44 @@ def finish(
     return rgb
   opaque = np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], -1)
   return np.where(region[..., None], opaque, photo.rgba)
+
+
+def edit_photo(
+  inputs: Sequence[Input],
+  given: Mapping[str, Any],
+  settings: Any,
+  run: Callable[[dict[str, jax.Array]], Any],
+  *,
+  trained: int,
+  picture_size: int = 0,
+) -> Float[jax.Array, '1 h w 3']:
+  """A finished edit of one photo of any size, at its own resolution, over float arrays.
+
+  Args:
+    inputs: the system's. given: their values by name: photo and picture [1 h w 3] in [-1, 1], mask
+      and cutout [1 h w 1]. None: not given.
+    settings: see `prepare` and `finish`.
+    run: the arrays that the network sees [1 ...] -> its answer [1 h w 3], without pasting.
+    trained, picture_size: see `prepare`.
+  Raises:
+    ValueError: as `prepare`.
+    UserError: for a window that is too long, and a result that is not finite.
+  """
+  framing.check(settings.feather, settings.match)
+  pixels = {}
+  for entry in inputs:
+    value = given.get(entry.name)
+    if value is not None and entry.kind in ('mask', 'cutout'):
+      pixels[entry.name] = np.asarray(value[0, ..., 0] >= 0.5)
+    elif value is not None:
+      pixels[entry.name] = images.to_uint8(value[0])
+  names = {entry.kind: entry.name for entry in inputs}
+  source, mask = given[names['photo']], given[names['mask']]
+  if mask.shape[1:3] != source.shape[1:3]:
+    raise ValueError(f'mask has shape {mask.shape}; the source needs {source.shape[:3]} and 1')
+  seen = prepare(inputs, pixels, settings, trained=trained, picture_size=picture_size)
+  arrays = {name: jnp.asarray(array)[None] for name, array in seen.arrays.items()}
+  original = images.Photo(pixels[names['photo']], None, None)
+  raw, region = np.asarray(run(arrays)[0]), pixels[names['mask']]
+  result = finish(seen.frame, raw, original, region, settings, name='the edit')
+  return images.paste(jnp.asarray(images.from_uint8(result))[None], source, mask)

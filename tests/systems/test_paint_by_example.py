@@ -247,7 +247,7 @@ def test_exported_weights_come_back(model, tmp_path, dtype, tolerance):
     np.testing.assert_allclose(back[name], array, atol=tolerance, rtol=tolerance)
     assert back[name].dtype == np.float32
   assert own.read(tmp_path / 'out').step == 7
-  with pytest.raises(UserError, match='is there already'):
+  with pytest.raises(UserError, match='remove it or name another'):
     own.write(tmp_path / 'out', config, params, step=7)
 
 
