@@ -1,7 +1,7 @@
 """Autoencoders between images and latents; `encode` and `decode` apply the latents' scale."""
 
-import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +39,11 @@ class AutoencoderKL(nnx.Module):
     self.z_channels = z_channels
     self.scale = scale
     widths = [channels * m for m in mult]
-    self.encoder = Encoder(
-      widths, 2 * z_channels, layers=layers, groups=groups, dtype=dtype, rngs=rngs
-    )
+    common: dict[str, Any] = dict(groups=groups, dtype=dtype, rngs=rngs)
+    self.encoder = Encoder(widths, 2 * z_channels, layers=layers, **common)
     self.quant_conv = blocks.conv(2 * z_channels, 2 * z_channels, 1, dtype=dtype, rngs=rngs)
     self.post_quant_conv = blocks.conv(z_channels, z_channels, 1, dtype=dtype, rngs=rngs)
-    self.decoder = Decoder(
-      widths[::-1], z_channels, layers=layers + 1, groups=groups, dtype=dtype, rngs=rngs
-    )
+    self.decoder = Decoder(widths[::-1], z_channels, layers=layers + 1, **common)
 
   def encode(
     self, image: Float[Array, 'b h w 3'], noise: Float[Array, 'b lh lw z'] | None = None
@@ -129,31 +126,25 @@ class SpaceToDepth(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Image to moments [b h/f w/f outputs] by convolutions (LDM model.py Encoder)."""
+  """Image to moments [b h/f w/f outputs] by convolutions (LDM model.py Encoder).
 
-  def __init__(
-    self,
-    widths: Sequence[int],
-    outputs: int,
-    *,
-    layers: int,
-    groups: int,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-  ):
-    level = functools.partial(Level, layers=layers, groups=groups, dtype=dtype, rngs=rngs)
-    self.conv_in = blocks.conv(3, widths[0], dtype=dtype, rngs=rngs)
+  `common` are the arguments groups, dtype and rngs of all layers, here and in the next classes.
+  """
+
+  def __init__(self, widths: Sequence[int], outputs: int, *, layers: int, **common: Any):
+    conv = {name: common[name] for name in ('dtype', 'rngs')}
+    norm = {name: common[name] for name in ('groups', 'rngs')}
+    self.conv_in = blocks.conv(3, widths[0], **conv)
     last = len(widths) - 1
-    inputs = [widths[0], *widths[:-1]]
     self.down = nnx.List(
       [
-        level(i, o, resize=_down(o, dtype, rngs) if n < last else None)
-        for n, (i, o) in enumerate(zip(inputs, widths))
+        Level(i, o, layers=layers, resize=_down(o, **conv) if n < last else None, **common)
+        for n, (i, o) in enumerate(zip([widths[0], *widths], widths))
       ]
     )
-    self.mid = Middle(widths[-1], groups=groups, dtype=dtype, rngs=rngs)
-    self.norm_out = blocks.group_norm(widths[-1], eps=EPS, groups=groups, rngs=rngs)
-    self.conv_out = blocks.conv(widths[-1], outputs, dtype=dtype, rngs=rngs)
+    self.mid = Middle(widths[-1], **common)
+    self.norm_out = blocks.group_norm(widths[-1], eps=EPS, **norm)
+    self.conv_out = blocks.conv(widths[-1], outputs, **conv)
 
   def __call__(self, image: Float[Array, 'b h w 3']) -> Float[Array, 'b lh lw z']:
     h = self.conv_in(image)
@@ -165,29 +156,20 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
   """Latents to image by convolutions; `widths` go from coarse to fine (LDM model.py Decoder)."""
 
-  def __init__(
-    self,
-    widths: Sequence[int],
-    inputs: int,
-    *,
-    layers: int,
-    groups: int,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-  ):
-    level = functools.partial(Level, layers=layers, groups=groups, dtype=dtype, rngs=rngs)
-    self.conv_in = blocks.conv(inputs, widths[0], dtype=dtype, rngs=rngs)
-    self.mid = Middle(widths[0], groups=groups, dtype=dtype, rngs=rngs)
+  def __init__(self, widths: Sequence[int], inputs: int, *, layers: int, **common: Any):
+    conv = {name: common[name] for name in ('dtype', 'rngs')}
+    norm = {name: common[name] for name in ('groups', 'rngs')}
+    self.conv_in = blocks.conv(inputs, widths[0], **conv)
+    self.mid = Middle(widths[0], **common)
     last = len(widths) - 1
-    coarser = [widths[0], *widths[:-1]]
     self.up = nnx.List(
       [
-        level(i, o, resize=blocks.Up(o, dtype=dtype, rngs=rngs) if n < last else None)
-        for n, (i, o) in enumerate(zip(coarser, widths))
+        Level(i, o, layers=layers, resize=blocks.Up(o, **conv) if n < last else None, **common)
+        for n, (i, o) in enumerate(zip([widths[0], *widths], widths))
       ]
     )
-    self.norm_out = blocks.group_norm(widths[-1], eps=EPS, groups=groups, rngs=rngs)
-    self.conv_out = blocks.conv(widths[-1], 3, dtype=dtype, rngs=rngs)
+    self.norm_out = blocks.group_norm(widths[-1], eps=EPS, **norm)
+    self.conv_out = blocks.conv(widths[-1], 3, **conv)
 
   def __call__(self, z: Float[Array, 'b lh lw z']) -> Float[Array, 'b h w 3']:
     h = self.mid(self.conv_in(z))
@@ -199,24 +181,9 @@ class Decoder(nnx.Module):
 class Level(nnx.Module):
   """The ResBlocks of one resolution, then the change to the next resolution."""
 
-  def __init__(
-    self,
-    inputs: int,
-    outputs: int,
-    *,
-    layers: int,
-    resize: nnx.Conv | blocks.Up | None,
-    groups: int,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-  ):
+  def __init__(self, inputs: int, outputs: int, *, layers: int, resize: Any, **common: Any):
     widths = [inputs] + [outputs] * layers
-    self.resnets = nnx.List(
-      [
-        blocks.ResBlock(i, o, eps=EPS, groups=groups, zero=False, dtype=dtype, rngs=rngs)
-        for i, o in zip(widths, widths[1:])
-      ]
-    )
+    self.resnets = nnx.List([_res(i, o, **common) for i, o in zip(widths, widths[1:])])
     self.resize = resize
 
   def __call__(self, h: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 d']:
@@ -229,18 +196,19 @@ class Middle(nnx.Module):
   """ResBlock, one-head attention over all positions, ResBlock (LDM model.py AttnBlock)."""
 
   def __init__(self, width: int, *, groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
-    res = functools.partial(
-      blocks.ResBlock, width, width, eps=EPS, groups=groups, zero=False, dtype=dtype, rngs=rngs
-    )
-    self.res1 = res()
+    self.res1 = _res(width, width, groups=groups, dtype=dtype, rngs=rngs)
     self.norm = blocks.group_norm(width, eps=EPS, groups=groups, rngs=rngs)
     self.attn = Attention(width, heads=1, qkv_bias=True, dtype=dtype, rngs=rngs)
-    self.res2 = res()
+    self.res2 = _res(width, width, groups=groups, dtype=dtype, rngs=rngs)
 
   def __call__(self, h: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
     h = self.res1(h)
     tokens = self.norm(h).reshape(h.shape[0], -1, h.shape[-1])
     return self.res2(h + self.attn(tokens).reshape(h.shape))
+
+
+def _res(inputs: int, outputs: int, **common: Any) -> blocks.ResBlock:
+  return blocks.ResBlock(inputs, outputs, eps=EPS, zero=False, **common)
 
 
 def _down(channels: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
