@@ -1,1 +1,1 @@
-"""Turns shards of records into batches of numpy arrays. This package never imports jax."""
+"""Turns shards of records into batches of numpy arrays. It imports no jax."""

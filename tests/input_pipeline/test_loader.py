@@ -121,13 +121,6 @@ def test_the_held_out_examples_are_the_first_of_validation_and_not_augmented(tmp
 # Determinism.
 
 
-def test_the_seed_decides_everything(root):
-  same(take(root, 6, seed=3), take(root, 6, seed=3))
-  a, b = rows(take(root, 4, seed=3)), rows(take(root, 4, seed=4))
-  assert [value[0] for value in a.values()] != [value[0] for value in b.values()]
-  assert not {value[1] for value in a.values()} & {value[1] for value in b.values()}
-
-
 @pytest.mark.parametrize('how', [dict(threads=7, prefetch=20), dict(workers=2, threads=1)])
 def test_threads_and_workers_change_nothing(flipped, how):
   same(take(flipped[0], 12), take(flipped[0], 12, **how))
@@ -168,6 +161,8 @@ def test_every_record_comes_once_in_an_epoch_in_another_order_in_the_next(root):
   numbers = [stream[i][0] for i in range(2 * RECORDS)]
   assert sorted(numbers[:RECORDS]) == sorted(numbers[RECORDS:]) == list(range(RECORDS))
   assert numbers[:RECORDS] != numbers[RECORDS:]
+  other = rows(take(root, 2 * RECORDS // 2, batch_size=2, seed=4))
+  assert [other[i][0] for i in range(2 * RECORDS)] != numbers
   assert numbers[:RECORDS] != sorted(numbers[:RECORDS])
   assert len({value[1] for value in stream.values()}) == 2 * RECORDS  # no random number comes twice
 

@@ -1,6 +1,5 @@
 """Synthetic data: equal bytes, held-out looks, tight boxes, truths that differ in masks only."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -12,22 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
-from exedit.input_pipeline import codec, open_images, scenes, synthetic, tf_example, tfrecord
+from exedit.input_pipeline import scenes, synthetic, tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError
 from exedit.runtime import doors
 from tests import ROOT
 
 SMALL = dict(scenes=7, val_scenes=3, shards=2)
-
-
-def test_records_have_the_schema_and_make_examples():
-  features = tf_example.parse_example(synthetic.record(3, 'train', 0, size=128))
-  assert {'image', 'image/filename', 'bobjects/bbox', 'bobjects/label'} <= features.keys()
-  assert codec.decode(features['image'][0]).shape == (128, 128, 3)
-  boxes = np.asarray(features['bobjects/bbox'])
-  assert boxes.dtype == np.float32 and len(boxes) == 4 * len(features['bobjects/label'])
-  example = open_images.make_example(features, np.random.default_rng(0), size=32, exemplar_size=32)
-  assert example['image'].shape == (32, 32, 3)
 
 
 def test_every_scene_has_a_usable_box_and_most_are_large():
@@ -67,13 +56,6 @@ def test_looks_of_training_and_the_rest_are_disjoint():
     assert {look.pattern for look in part} == set(scenes.PATTERNS)
 
 
-def test_the_light_falls_on_object_and_background_alike():
-  scene, looks = synthetic.scene_at(0, 'train', 2)
-  dim = dataclasses.replace(scene, light_level=scene.light_level / 2)
-  bright, dark = (scenes.draw(s, looks).astype(float) for s in (scene, dim))
-  assert np.abs(dark - bright / 2).max() <= 1
-
-
 def test_write_is_deterministic_complete_and_described_by_the_manifest(tmp_path):
   run = subprocess.run(
     [sys.executable, '-m', 'input_pipeline.synthetic', '--output=a', '--scenes=7']
@@ -92,6 +74,10 @@ def test_write_is_deterministic_complete_and_described_by_the_manifest(tmp_path)
   assert len(paths) == 2
   records = [tfrecord.Source(paths)[i] for i in range(7)]
   assert records == [synthetic.record(0, 'train', i) for i in range(7)]
+  features = tf_example.parse_example(records[0])
+  assert {'image', 'image/filename', 'bobjects/bbox', 'bobjects/label'} <= features.keys()
+  assert features['bobjects/bbox'].dtype == np.float32
+  assert len(features['bobjects/bbox']) == 4 * len(features['bobjects/label'])
   assert len(tfrecord.Source(tfrecord.shard_paths(str(tmp_path / 'a'), 'validation'))) == 3
 
 
