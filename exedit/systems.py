@@ -62,8 +62,9 @@ class System:
   inputs: the inputs of an edit, in the order of the columns.
   settings: a frozen dataclass of the settings of one edit. Its fields are made by `setting`. It is
     a subclass of `editing.photo.EditSettings`, or of `PhotoSettings` if the system has a photo.
-  build(**model, rngs): the model. It has `schedule`, `multiple()` (its pictures have sides that
-    are multiples of this number of pixels) and, if `moments` is given, `autoencoder`.
+  build(**model, rngs): the model; one of the settings is `dtype`, the name of the type that it
+    computes in. The model has `schedule`, `multiple()` (its pictures have sides that are multiples
+    of this number of pixels) and, if `moments` is given, `autoencoder`.
   complete(model): the same model settings with every default value, without the settings that only
     say how to compute. Two models with equal complete settings compute the same function.
   start(init_from, init_clip, model): the weights to start a training from, {path: unread Tensor}.

@@ -1,8 +1,7 @@
-"""Where in a photo the network works, and how its result goes back.
+"""Geometry of an edit: the window of a photo that the network sees, and the way back.
 
-Everything here is numpy on the host and touches the window alone, never a float copy of the photo.
-Photo pixels are uint8, masks are bool with True = repaint. A window and what the network sees of it
-cover the same ground, pixel area to pixel area, so nothing moves on the way there and back.
+Everything here is numpy on the host. Photo pixels are uint8, masks are bool with True = repaint.
+The window and the network's picture of it cover the same area, so nothing moves on the way.
 """
 
 import dataclasses
@@ -19,33 +18,33 @@ ZOOMS = ('auto', 'off', 'context')
 MATCHES = ('none', 'colour')
 FITS = ('squash', 'crop', 'pad')
 
-LONGEST = 4  # times the shorter side: beyond it the network sees nothing that it was trained on
-GAIN = 2  # 'auto' zooms in where the hole gets at least so many times the pixels across
-FEATHER = 2.0  # of the network's pixels, see `stitch`
-SHALLOW = 4  # times the feather: a hole less deep than that fades in over less
-ENLARGE = 4  # a window grows at most so much: beyond it the network sees a blur
-MARGIN = 0.05  # of the subject's longer side is left around it; training left 10 pixels
+LONGEST = 4  # limit of long side / short side; the network was not trained on longer pictures
+GAIN = 2  # 'auto' zooms in if the hole then gets at least this many times the pixels across
+FEATHER = 2.0  # pixels of the network, see `stitch`
+SHALLOW = 4  # a hole that is less deep than 4 feathers fades in over a quarter of its depth
+ENLARGE = 4  # limit of the enlargement of a window; beyond it the network sees a blur
+MARGIN = 0.05  # of the subject's longer side, around it; training leaves 10 pixels
 GREY = 128  # the fill around an exemplar
 
-CELLS = 64  # across the shorter side: colours are compared by cells, each a latent pixel at 512
-RING = 4  # cells: how far from the hole the decode and the source are compared
-STIFFNESS = 4.0  # of the membrane against one cell's measurement, at least
-STEEP = 1 / 127.5  # a shift changes by about so much from cell to cell; more is taken for noise
-TRUSTED = 4 / 127.5  # a cell this near to the membrane is never called an outlier
-SIGMA = 1.4826  # standard deviations in the median of absolute deviations
-LIMIT = 40 / 127.5  # what differs by more is another picture, not another colour
-STRIP = 2**22  # pixels stitched at a time
+CELLS = 64  # cells across the shorter side for the comparison of colours; latent pixels at 512
+RING = 4  # cells; the width of the ring around the hole where the colours are compared
+STIFFNESS = 4.0  # the least stiffness of the membrane, relative to one measurement
+STEEP = 1 / 127.5  # expected change of the shift from cell to cell; more counts as noise
+TRUSTED = 4 / 127.5  # a measurement this near to the membrane is never an outlier
+SIGMA = 1.4826  # standard deviation / median of absolute deviations
+LIMIT = 40 / 127.5  # a larger difference is another picture, not another colour
+STRIP = 2**22  # pixels that are stitched at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """A window of the photo, in the photo's pixels, and the size at which the network sees it."""
+  """A window in the photo's pixels, and the (height, width) `size` at which the network sees it."""
 
   top: int
   left: int
   height: int
   width: int
-  size: tuple[int, int]  # height and width of what the network sees
+  size: tuple[int, int]
 
   @property
   def bottom(self) -> int:
@@ -64,19 +63,18 @@ def choose(
 ) -> Frame:
   """The window of a photo in which the network repaints this mask.
 
-  'off' is the whole photo, its shorter side at the `trained` one. 'context' is a square around the
-  mask's bounding box, `context` times its longer side, seen at trained x trained: all such windows
-  go in one batch. It holds at least trained / 4 pixels, so that nothing is enlarged more than four
-  times. In a photo narrower than that square it spans the photo's whole narrow side, and its long
-  one is a whole number of eighths of it, for few different shapes. 'auto' is 'context' where this
-  at least doubles the hole's pixels across, else 'off': at 512, roughly for holes of less than 128
-  pixels, 16 latent cells; also for a photo too long to be seen whole. With context 2 the hole fills
-  about a quarter of the window, the middle of what the released weights were trained on (boxes of 2
-  to 80 percent: facts 4.1). Separate islands share one window.
+  'off' is the whole photo, with its shorter side at the `trained` size. 'context' is a square
+  around the mask's bounding box with `context` times its longer side, seen at trained x trained, so
+  that all such windows share a batch. It has at least trained / 4 pixels a side. In a photo that is
+  narrower than the square it spans the narrow side, and its long side is a whole number of eighths
+  of it, so that there are few shapes. 'auto' is 'context' if it at least doubles the hole's pixels
+  across (at 512, for holes below about 128 pixels), or if the photo is too long, else 'off'. With
+  context 2 the hole fills about a quarter of the window; the released weights were trained on boxes
+  of 2 to 80 percent (docs/facts.md, Open Images, crops and masks).
 
   Raises:
-    ValueError: for another zoom, a context below 1, and a mask that repaints nothing.
-    UserError: for a window more than LONGEST times as long as wide.
+    ValueError: for another zoom, a context below 1, and an empty mask.
+    UserError: for a window that is more than LONGEST times as long as wide.
   """
   _known('zoom', zoom, ZOOMS)
   if context < 1:
@@ -93,7 +91,7 @@ def choose(
 
 
 def bounds(mask: Bool[np.ndarray, 'h w']) -> tuple[int, int, int, int]:
-  """Top, left, bottom, right of what is True; ValueError where nothing is."""
+  """Top, left, bottom, right of the True pixels; ValueError if there are none."""
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
   if not len(rows):
     raise ValueError('the mask is empty: it repaints nothing')
@@ -135,16 +133,16 @@ def _checked(frame):
   return frame
 
 
-# There
+# Photo to network
 
 
 def cut(frame: Frame, image: UInt8[np.ndarray, 'h w 3']) -> Float[np.ndarray, 'sh sw 3']:
-  """The window as the network sees it, in [-1, 1]; bicubic on bytes, as `images.resize`."""
+  """The window as the network sees it, in [-1, 1], resized as in `images.resize`."""
   return images.from_uint8(_resize(image[_part(frame)], frame.size))
 
 
 def cut_mask(frame: Frame, mask: Bool[np.ndarray, 'h w']) -> Float[np.ndarray, 'sh sw 1']:
-  """The window's mask as the network sees it: 1 where any part of the pixel is to be repainted."""
+  """The window's mask as the network sees it: 1 if any part of the pixel is repainted."""
   part = mask[_part(frame)]
   for seen in frame.size:  # rows, then columns
     spans = ((i * len(part) // seen, -(-(i + 1) * len(part) // seen)) for i in range(seen))
@@ -156,7 +154,7 @@ def _part(frame):
   return slice(frame.top, frame.bottom), slice(frame.left, frame.right)
 
 
-# And back
+# Network to photo
 
 
 def stitch(
@@ -168,16 +166,15 @@ def stitch(
   feather: float = FEATHER,
   match: str = 'colour',
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """The photo with the result inside the mask; outside it the source's own bytes, always.
+  """The photo with the result inside the mask, and the source's own bytes outside it.
 
   Args:
-    result: the raw decode of what `cut` gave, in [-1, 1].
-    feather: over how many of the network's pixels the result fades in from the mask's edge, inside
-      it, see `fade`; 0 is a hard edge. What shines through at the rim is the old content, which a
-      tight mask means to be gone, so it is small: looked at, 2 hide the edge where texture or
-      sharpness differ, and from 6 on objects grow a halo.
-    match: 'colour' takes out the difference in colour that the decode shows against the source in a
-      ring outside the mask, see `colour_shift`.
+    result: the raw decode for the window of `cut`, in [-1, 1].
+    feather: the result fades in over this many of the network's pixels, from the mask's edge
+      inwards (see `fade`); 0 is a hard edge. The old content shows through there, so keep it small:
+      2 hide the edge, and from 6 on objects get a visible halo.
+    match: 'colour' subtracts the difference in colour that the decode shows in a ring around the
+      mask (see `colour_shift`).
   Raises:
     ValueError: for another match, a negative feather, and a mask that leaves the window.
     UserError: for a result that is not finite.
@@ -203,26 +200,26 @@ def stitch(
 
 
 def check(feather: float, match: str) -> None:
-  """ValueError for what `stitch` could not do: for those who have long work to do before it."""
+  """Raises ValueError for arguments that `stitch` does not take, so that no work is lost."""
   _known('match', match, MATCHES)
   if not 0 <= feather < math.inf:
     raise ValueError(f'feather is {feather}: it must be a number from 0 up')
 
 
 def _native(frame, result, part):
-  """A part (rows, columns) of the photo, out of the result at the network's size."""
+  """The result for a part (rows, columns) of the photo, at the photo's size."""
   (sh, sw), (rows, columns) = frame.size, part
   top, bottom = ((y - frame.top) * sh / frame.height for y in (rows.start, rows.stop))
   left, right = ((x - frame.left) * sw / frame.width for x in (columns.start, columns.stop))
   size = rows.stop - rows.start, columns.stop - columns.start
-  if size == (bottom - top, right - left):  # nothing to resample: exact
+  if size == (bottom - top, right - left):  # exact, without resampling
     return result[int(top) : int(bottom), int(left) : int(right)]
   box = left, top, min(right, sw), min(bottom, sh)
   return _scale(result, size, Image.Resampling.BICUBIC, box)
 
 
 def _fade_part(mask, part, pixels):
-  """A part (rows, columns) of the mask's `fade`, from no more of the mask than that looks at."""
+  """`fade` for a part (rows, columns) of the mask; it computes only what influences the part."""
   seen = 2 * math.ceil(SHALLOW * pixels) + 2
   rows, columns = (slice(max(s.start - seen, 0), s.stop + seen) for s in part)
   alpha = fade(mask[rows, columns], pixels)[part[0].start - rows.start :]
@@ -231,13 +228,12 @@ def _fade_part(mask, part, pixels):
 
 
 def fade(mask: Bool[np.ndarray, 'h w'], pixels: float) -> Float[np.ndarray, 'h w']:
-  """0 outside the mask, rising inside it to 1 at a depth of so many pixels; smooth at both ends.
+  """0 outside the mask; inside it rises smoothly to 1 at a depth of `pixels`.
 
-  Where the mask is nowhere deep (a thin line, a small island) it rises over a quarter of its depth
-  there, so that little of the old content is left. The photo's border is no edge: there is nothing
-  beyond it to fade into.
+  If the mask is nowhere that deep (a thin line, a small island), it rises over a quarter of the
+  local depth, so that little of the old content is left. The photo's border is not an edge.
   """
-  import cv2  # here, because the package imports without it
+  import cv2  # the package can be imported without it
 
   if pixels <= 0.5:
     return mask.astype(np.float32)
@@ -249,7 +245,7 @@ def fade(mask: Bool[np.ndarray, 'h w'], pixels: float) -> Float[np.ndarray, 'h w
   deepest = np.zeros(count, np.float32)
   np.maximum.at(deepest, island.ravel(), depth.ravel())
   reach = 2 * math.ceil(SHALLOW * pixels) + 1
-  # how deep it gets: not far from here, and in this island
+  # The greatest depth in the neighbourhood, and in this island.
   nearby = cv2.dilate(depth, np.ones((reach, reach), np.uint8))
   width = np.minimum(nearby, deepest[island]) / SHALLOW
   share = np.minimum(depth / np.maximum(width, 0.5), 1)
@@ -261,15 +257,15 @@ def colour_shift(
   source: Float[np.ndarray, 'h w 3'],
   mask: Float[np.ndarray, 'h w 1'],
 ) -> Float[np.ndarray, 'h w 3']:
-  """By how much the result's colours are off, as a smooth field over the window, in [-1, 1] units.
+  """The error of the result's colours, as a smooth field over the window, in units of [-1, 1].
 
-  Outside the mask both show the same thing, so in a ring around it their difference is measured, by
-  cells whose mean leaves texture and blur out. A membrane through these measurements carries it
-  into the hole: f minimises sum w (f - d)^2 + k sum |grad f|^2, the stiffer the noisier they are.
-  Cells far off it, such as where the subject or its shadow spills over the mask, lose their weight,
-  and it is fitted again. A shift that is the same everywhere, or bends slowly, goes; a change of
-  contrast goes by half. Gains fitted to the ring would take that out too, but a blurred texture
-  passes for lost contrast, and they do harm where nothing is wrong.
+  Outside the mask both pictures show the same content. There, in a ring around the mask, the mean
+  difference of each cell is measured; means ignore texture and blur. A membrane through the
+  measurements continues them into the hole: f minimises sum w (f - d)^2 + k sum |grad f|^2, with
+  a larger k for noisier measurements. Cells that are far off, for example because the subject's
+  shadow leaves the mask, lose their weight, and the membrane is fitted again. A constant or slowly
+  changing shift is removed, a change of contrast by half. Gains fitted to the ring would remove it
+  too, but they mistake blur for lost contrast.
   """
   import cv2
 
@@ -281,7 +277,7 @@ def colour_shift(
   known = _scale(ring, grid, Image.Resampling.BOX)
   d = _scale((result - source) * ring, grid, Image.Resampling.BOX) / np.maximum(known, 1e-6)
   known = np.where(known > 0.25, known, 0)
-  if (known > 0).sum() < 2 * RING:  # hardly anything of the source in view: nothing to compare
+  if (known > 0).sum() < 2 * RING:  # too little of the source is in view
     return np.zeros_like(result)
   measured = known[..., 0] > 0
   stiffness = np.maximum((_noise(d, measured) / STEEP) ** 2, STIFFNESS)
@@ -296,7 +292,7 @@ def colour_shift(
 
 
 def _noise(d, measured):
-  """The standard deviation of the measurements, per channel, from neighbours' differences."""
+  """The standard deviation of the measurements for each channel, from neighbours' differences."""
   down = np.abs(np.diff(d, axis=0))[measured[1:] & measured[:-1]]
   across = np.abs(np.diff(d, axis=1))[measured[:, 1:] & measured[:, :-1]]
   pairs = np.concatenate([down, across])
@@ -304,10 +300,10 @@ def _noise(d, measured):
 
 
 def _membrane(f, d, weight, stiffness, tolerance=1e-7):
-  """Minimise sum weight (f - d)^2 + stiffness sum |grad f|^2 by conjugate gradients, from f.
+  """Minimises sum weight (f - d)^2 + stiffness sum |grad f|^2 by conjugate gradients, from f.
 
-  The tolerance is tight so that the last bits of a result, which depend on how it was batched, do
-  not decide when to stop, which would show.
+  The tolerance is small, because the last bits of a result depend on its batch and must not decide
+  visibly when the iteration ends.
   """
   residual = weight * (d - f) + stiffness * _laplace(f)
   scale = 1 / (weight + 4 * stiffness)
@@ -326,7 +322,7 @@ def _membrane(f, d, weight, stiffness, tolerance=1e-7):
 
 
 def _laplace(f):
-  """The sum of the differences to the neighbours; nothing flows over the border."""
+  """The sum of the differences to the neighbours, without flow over the border."""
   down, across = np.diff(f, axis=0), np.diff(f, axis=1)
   out = np.zeros_like(f)
   out[:-1] += down
@@ -345,18 +341,16 @@ def fit_exemplar(
   size: int = 224,
   how: str = 'squash',
 ) -> Float[np.ndarray, '{size} {size} 3']:
-  """The exemplar as the exemplar tower sees it, in [-1, 1].
+  """The exemplar as CLIP sees it, in [-1, 1].
 
   Args:
-    mask: True on the subject. Its background becomes mid-grey, within 0.4 standard deviations of
-      CLIP's mean in every channel, where black and white are 1.5 to 2.1 off: the least that a
-      background can say. (With weights/tiny the context keeps a cosine of 0.84 to the exemplar's
-      own, as with another picture's background, 0.86; on black or white it is 0.40.) What is left
-      is cropped to the subject and a margin.
-    how: 'squash' (as in training: the sides' ratio is lost), 'crop' (the largest square in the
-      middle) or 'pad' (to a square, with the same grey: mirroring would double the subject).
+    mask: True on the subject. The background becomes mid-grey, which is within 0.4 standard
+      deviations of CLIP's mean in every channel (black and white are 1.5 to 2.1 away), and the
+      picture is cropped to the subject and a margin.
+    how: 'squash' (as in training; it loses the proportions), 'crop' (the largest square in the
+      middle) or 'pad' (to a square, with the same grey).
   Raises:
-    ValueError: for another `how`, a mask of another size than the exemplar, and an empty one.
+    ValueError: for another `how`, a mask of another size than the exemplar, and an empty mask.
   """
   _known('how', how, FITS)
   if mask is not None:
@@ -380,17 +374,17 @@ def fit_exemplar(
   return images.from_uint8(_resize(pixels, (size, size)))
 
 
-# Resampling: Pillow's, which aligns pixel areas and filters when it makes smaller
+# Resampling by Pillow, which aligns pixel areas and filters when it reduces
 
 
 def _resize(pixels, size):
-  """Bytes to (height, width), bicubic."""
+  """Bicubic resize of bytes to (height, width)."""
   image = Image.fromarray(np.ascontiguousarray(pixels))
   return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def _scale(array, size, how, box=None):
-  """Floats [h w c], or their part in a box (left, top, right, bottom), to (height, width)."""
+  """Resize of floats [h w c], or of their part (left, top, right, bottom), to (height, width)."""
   planes = (Image.fromarray(np.ascontiguousarray(p)) for p in np.moveaxis(array, -1, 0))
   return np.stack([np.asarray(p.resize(size[::-1], how, box)) for p in planes], -1)
 

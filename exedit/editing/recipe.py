@@ -154,63 +154,65 @@ def _from_json(path):
 
 def parse(found: Any) -> Recipe:
   """The recipe of this JSON value; ValueError if something is missing or impossible."""
-  names = [field.name for field in dataclasses.fields(Recipe)]
-  dicts = {name: dict for name in names if name not in ('batch', 'precision')}
-  top = _take(found, '', dict(exedit=int, batch=int, precision=str, **dicts))
-  if top['exedit'] > FORMAT:
-    raise ValueError(f'it is of format {top["exedit"]}, this exedit knows {FORMAT}: update it')
-  weights = _take(top['weights'], 'weights', dict(source=str, which=str, digest=str))
-  for name, entry in top['inputs'].items():
-    _take(entry, f'inputs.{name}', dict(sha256=str))
-    content = 'text' if 'text' in entry else 'path'
-    _take(entry, f'inputs.{name}', {content: str})
-  output = dict(ending=str, height=int, width=int, channels=int, sha256=str)
-  ending = _take(top['output'], 'output', output)['ending']
+  _check_kind(found, KINDS, '')
+  if found['exedit'] > FORMAT:
+    raise ValueError(f'it is of format {found["exedit"]}, this exedit knows {FORMAT}: update it')
+  for name, entry in found['inputs'].items():
+    content = 'text' if isinstance(entry, dict) and 'text' in entry else 'path'
+    _check_kind(entry, {content: str, 'sha256': str}, f'inputs.{name}')
+  ending, batch = found['output']['ending'], found['batch']
   if ending not in images.FORMATS:  # it becomes part of a path
     raise ValueError(f'output.ending is {ending!r:.40}')
-  return Recipe(
-    weights=weights | {n: v for n, v in dict(revision=None, step=0).items() if n not in weights},
-    inputs=top['inputs'],
-    settings=top['settings'],
-    precision=top['precision'],
-    frame=_frame(top['frame'], top['output']),
-    batch=_within('batch', top['batch'], 1, LARGEST_BATCH),
-    versions=top['versions'],
-    output=top['output'],
-  )
+  if not 1 <= batch <= LARGEST_BATCH:
+    raise ValueError(f'batch is {batch}, not from 1 to {LARGEST_BATCH}')
+  values = {field.name: found[field.name] for field in dataclasses.fields(Recipe)}
+  for name, default in dict(revision=None, step=0).items():
+    found['weights'].setdefault(name, default)
+  return Recipe(**{**values, 'frame': _frame(found['frame'], found['output'])})
 
 
-def _take(found, where, kinds):
-  """The mapping; ValueError unless it has every key of `kinds` with a value of its kind."""
+KINDS = dict(
+  exedit=int,
+  weights=dict(source=str, which=str, digest=str),
+  inputs=dict,
+  settings=dict,
+  precision=str,
+  frame=dict(top=int, left=int, height=int, width=int, size=list),
+  batch=int,
+  versions=dict,
+  output=dict(ending=str, height=int, width=int, channels=int, sha256=str),
+)
+
+
+def _check_kind(found, kind, path):
+  """ValueError unless the value is of its kind: a type, or kinds by the names of an object."""
+  if not isinstance(kind, dict):
+    if not isinstance(found, kind) or isinstance(found, bool):
+      raise ValueError(f'{path} is {found!r:.40}')
+    return
   if not isinstance(found, dict):
-    raise ValueError(f'{where or "it"} is no object')
-  for name, kind in kinds.items():
-    path = f'{where}.{name}' if where else name
+    raise ValueError(f'{path or "it"} is no object')
+  for name, inner in kind.items():
+    place = f'{path}.{name}' if path else name
     if name not in found:
-      raise ValueError(f'{path} is missing')
-    if not isinstance(found[name], kind) or isinstance(found[name], bool):
-      raise ValueError(f'{path} is {found[name]!r:.40}')
-  return found
+      raise ValueError(f'{place} is missing')
+    _check_kind(found[name], inner, place)
 
 
 def _frame(found, output):
-  names = ('top', 'left', 'height', 'width')
-  _take(found, 'frame', dict.fromkeys(names, int) | dict(size=list))
-  height, width = (_within(f'output.{n}', output[n], 1, 10**5) for n in ('height', 'width'))
-  _within('frame.height', found['height'], 1, height)
-  _within('frame.width', found['width'], 1, width)
-  _within('frame.top', found['top'], 0, height - found['height'])
-  _within('frame.left', found['left'], 0, width - found['width'])
+  """The frame; ValueError unless it lies in the output."""
+  height, width = output['height'], output['width']
+  limits = dict(
+    height=(1, height), top=(0, height - found['height']),
+    width=(1, width), left=(0, width - found['width']),
+  )  # fmt: skip
+  for name, (low, high) in limits.items():
+    if not low <= found[name] <= min(high, 10**5):
+      raise ValueError(f'frame.{name} is {found[name]}, not from {low} to {high}')
   size = found['size']
   if len(size) != 2 or not all(type(n) is int and 1 <= n <= 2**14 for n in size):
     raise ValueError(f'frame.size is {size!r:.40}')
-  return framing.Frame(**{name: found[name] for name in names}, size=tuple(size))
-
-
-def _within(name, value, low, high):
-  if not low <= value <= high:
-    raise ValueError(f'{name} is {value}, not from {low} to {high}')
-  return value
+  return framing.Frame(**{name: found[name] for name in limits}, size=(size[0], size[1]))
 
 
 def settings_of(recipe: Recipe, system: System, path: str) -> Any:

@@ -231,7 +231,7 @@ def write_grid(
 ) -> None:
   """Writes one grid of the system's preview of the held-out examples: samples/STEP.png."""
   step = int(state.step)
-  edit = {name: value for name, value in config.edit.items() if name != 'count'}
+  edit = systems.edit_settings(program.system, config.as_dict())
   model = parameters.merge(program.graph, {**(state.ema or state.params), **frozen})
   captions, rows = program.system.preview(model, examples, **edit)
   if jax.process_index() != 0:

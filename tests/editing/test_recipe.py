@@ -270,7 +270,7 @@ def test_nothing_that_went_in_is_overwritten(folder):
     (dict(exedit=True), 'exedit is True'),
     (dict(batch=0), 'batch is 0'),
     (dict(batch=10**9), 'batch is 1000000000'),
-    (dict(weights=[]), 'weights is []'),
+    (dict(weights=[]), 'weights is no object'),
     (dict(weights__digest=3), 'weights.digest is 3'),
     (dict(inputs__mask='m.png'), 'inputs.mask is no object'),
     (dict(inputs__mask__sha256=None), 'inputs.mask.sha256 is missing'),
