@@ -130,6 +130,9 @@ def test_what_was_stopped_goes_on_and_nothing_is_made_twice(config, tmp_path, mo
     next(loader.batches(str(torn), 'train', 2, size=32, exemplar_size=32))
   monkeypatch.setattr(tfrecord, 'write_shard', lambda *a: count.append('') or write(*a))
   before = len(count)
+  (torn / '.synthetic-train.tfrecord-00001-of-00003.12345.0.tmp').write_bytes(
+    b'of a killed process'
+  )
   encode_latents.encode(config, str(torn), say=said.append)
   assert said == ['1 of 3 shards are there already'] and len(count) - before == 2
   assert sorted(os.listdir(torn)) == sorted(os.listdir(whole))
