@@ -43,11 +43,47 @@ def train(workdir: str, config: Config, began: float | None = None) -> TrainStat
   if config.compile_cache:
     compilation.cache_compiled()
   prepared = prepare(workdir, config)
-  place = Workdir(workdir, jax.process_index())
+  program, place = prepared.program, Workdir(workdir, jax.process_index())
   with processes.together():
     place.open()
   with place:
-    return run(prepared, place, began)
+    checkpoints = Checkpoints(workdir, **config.checkpoint, say=say)
+    checkpoints.require_space(program.state)
+    state, frozen = initial_state(program, config, place, checkpoints, prepared.tensors, say)
+    start = int(state.step)
+    if start >= config.steps:
+      checkpoints.tidy()
+      at = f'{workdir} is at step {start} of {config.steps}'
+      say(f'{at}: nothing to do; raise --config.steps to go on')
+      return state
+    record(place, program, config, start)
+    with signals.Stop() as stop:  # to the end, so that a second SIGTERM does not interrupt writing
+      log = Log(
+        place.folder,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        start=start,
+        log_every=config.log_every,
+        max_bad_steps=config.max_bad_steps,
+        peak=program.peak(),
+        account=Account(began),
+      )
+      feed = Prefetch(batches(config, start), batch_sharding(program.mesh))
+      try:
+        state = take_steps(prepared, state, frozen, feed, log, checkpoints, place, stop)
+        with log.pause('checkpoint'):
+          checkpoints.wait()
+      finally:
+        feed.close()
+        log.close()
+        checkpoints.close()
+        say(log.account.line())
+  end, took = int(state.step), duration(time.perf_counter() - began)
+  if end < config.steps:
+    say(f'stopped and saved at step {end} of {config.steps}: the same command goes on from there')
+  else:
+    say(f'done: {end} steps, {took} here, in {workdir}')
+  return state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,54 +134,6 @@ def prepare(workdir: str, config: Config) -> Prepared:
   return Prepared(config, program, tensors, examples, survey)
 
 
-def run(prepared: Prepared, workdir: Workdir, began: float) -> TrainState:
-  """Trains in an open workdir, from where it stands to the last step or a request to stop."""
-  config, program = prepared.config, prepared.program
-  checkpoints = Checkpoints(workdir.name, **config.checkpoint, say=say)
-  checkpoints.require_space(program.state)
-  state, frozen = initial_state(program, config, workdir, checkpoints, prepared.tensors, say)
-  start = int(state.step)
-  if start >= config.steps:
-    checkpoints.tidy()
-    say(
-      f'{workdir.name} is at step {start} of {config.steps}: nothing to do; raise --config.steps to'
-      ' go on'
-    )
-    return state
-  record(workdir, program, config, start)
-  account = Account(began)
-  with signals.Stop() as stop:  # to the end, so that a second SIGTERM does not interrupt writing
-    log = Log(
-      workdir.folder,
-      steps=config.steps,
-      batch_size=config.batch_size,
-      start=start,
-      log_every=config.log_every,
-      max_bad_steps=config.max_bad_steps,
-      peak=program.peak(),
-      account=account,
-    )
-    account.loop_begins()
-    feed = Prefetch(batches(config, start), batch_sharding(program.mesh))
-    try:
-      state = take_steps(prepared, state, frozen, feed, log, checkpoints, workdir, stop)
-      with log.pause('checkpoint'):
-        checkpoints.wait()
-    finally:
-      feed.close()
-      log.close()
-      checkpoints.close()
-      say(account.line())
-    workdir.push()
-  end = int(state.step)
-  if end < config.steps:
-    say(f'stopped and saved at step {end} of {config.steps}: the same command goes on from there')
-  else:
-    took = duration(time.perf_counter() - began)
-    say(f'done: {end} steps, {took} here, in {workdir.name}')
-  return state
-
-
 def take_steps(
   prepared: Prepared,
   state: TrainState,
@@ -159,6 +147,7 @@ def take_steps(
   """Takes one step after the other; the last checkpoint may still be being written at the end."""
   config, program, examples = prepared.config, prepared.program, prepared.examples
   first = int(state.step) + 1
+  log.account.loop_begins()
   for step in range(first, config.steps + 1):
     with log.account.spend('data'):
       batch = next(feed)

@@ -31,7 +31,6 @@ class Program:
     ones, and their memory is reused.
   step(state, frozen, batch) -> (state, metrics): `train_step`, compiled; it reuses the memory of
     the state.
-  loss(params, frozen, batch, key): `loss_of_parameters` of this system.
   accumulate: the number of parts of a batch.
   """
 
@@ -42,8 +41,13 @@ class Program:
   frozen: Params
   init: Callable
   step: Callable
-  loss: Callable
   accumulate: int
+
+  def loss(
+    self, params: Params, frozen: Params, batch: Mapping[str, Array], key: Key[Array, '']
+  ) -> tuple[Float[Array, ''], dict[str, Array]]:
+    """`System.loss` as a function of the parameters."""
+    return self.system.loss(parameters.merge(self.graph, {**params, **frozen}), batch, key)
 
   def flops(self, batch: Mapping[str, Any]) -> float:
     """Model FLOPs of one step, counted on one part, because a loop's body is counted once."""
@@ -105,10 +109,10 @@ def make_program(
   shapes, frozen = jax.eval_shape(begin, params)
   layout, updated = sharding.layouts(shapes, over, mesh.get('sharding', sharding.DEFAULT))
   everywhere = sharding.replicated(over)
-  loss = functools.partial(loss_of_parameters, loss=system.loss, graph=graph)
   step = functools.partial(
     train_step,
-    loss=loss,
+    system=system,
+    graph=graph,
     tx=tx,
     ema=average,
     seed=seed,
@@ -131,7 +135,6 @@ def make_program(
       init, out_shardings=(layout, everywhere), donate_argnames='given', compiler_options=quick
     ),
     step=compiled(step, layout, over),
-    loss=loss,
     accumulate=accumulate,
   )
 
@@ -160,7 +163,8 @@ def train_step(
   frozen: Params,
   batch: Mapping[str, Array],
   *,
-  loss: Callable,
+  system: System,
+  graph: Graph,
   tx: optax.GradientTransformationExtraArgs,
   ema: state.Ema,
   seed: int,
@@ -183,7 +187,7 @@ def train_step(
   """
   key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), old.step)
   whole = sharding.gather(old.params, specs, mesh, dtypes)
-  value, aux, grads = gradients(loss, whole, frozen, batch, key, accumulate)
+  value, aux, grads = gradients(system, graph, whole, frozen, batch, key, accumulate)
   grads = sharding.mean(grads, updated, mesh)
   grad_norm = sharding.norm(grads, updated, mesh)
 
@@ -217,7 +221,8 @@ def train_step(
 
 
 def gradients(
-  loss: Callable,
+  system: System,
+  graph: Graph,
   params: Params,
   frozen: Params,
   batch: Mapping[str, Array],
@@ -226,35 +231,26 @@ def gradients(
 ) -> tuple[Float[Array, ''], dict[str, Array], Params]:
   """(loss, its auxiliary values by example, gradient): means over this device's part of the batch.
 
-  loss: `loss_of_parameters`. The batch is computed in `accumulate` equal parts, one after the
-  other; their gradients are summed in float32 and sent once per step.
+  The batch is computed in `accumulate` equal parts, one after the other; their gradients are summed
+  in float32 and sent once per step.
   """
+
+  def loss(params, part):
+    return system.loss(parameters.merge(graph, {**params, **frozen}), part, key)
+
   grad = jax.value_and_grad(loss, has_aux=True)
   if accumulate == 1:
-    (value, aux), grads = grad(params, frozen, batch, key)
+    (value, aux), grads = grad(params, batch)
     return value, aux, grads
 
   def split(rows):  # example i goes to part i % accumulate
     return rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
 
   def add(total, part):
-    (value, aux), grads = grad(params, frozen, part, key)
+    (value, aux), grads = grad(params, part)
     return jax.tree.map(jnp.add, total, (value, grads)), aux
 
   zeros = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
   total, aux = jax.lax.scan(add, zeros, jax.tree.map(split, dict(batch)))
   value, grads = jax.tree.map(lambda x: x / accumulate, total)
   return value, jax.tree.map(lambda x: x.reshape(-1), aux), grads
-
-
-def loss_of_parameters(
-  params: Params,
-  frozen: Params,
-  batch: Mapping[str, Array],
-  key: Key[Array, ''],
-  *,
-  loss: Callable,
-  graph: Graph,
-) -> tuple[Float[Array, ''], dict[str, Array]]:
-  """`System.loss` as a function of the trainable parameters."""
-  return loss(parameters.merge(graph, {**params, **frozen}), batch, key)
