@@ -10,7 +10,6 @@ type.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def convert(
   check_layout(weights, layout)
   tensors = to_dtype(weights.fit(shapes), dtype)
   types = ', '.join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
-  size = sum(map(size_of, tensors.values()))
+  size = sum(tensor.nbytes for tensor in tensors.values())
   with counted(tensors, size) as reading:
     if layout == 'exedit':
       from exedit.weights.layouts import own
@@ -111,18 +110,13 @@ def counted(tensors: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tens
 
     def read(tensor):
       array = tensor.read()
-      bar.update(size_of(tensor))
+      bar.update(tensor.nbytes)
       return array
 
     yield {
       name: tensor._replace(read=lambda tensor=tensor: read(tensor))
       for name, tensor in tensors.items()
     }
-
-
-def size_of(tensor: Tensor) -> int:
-  """The bytes of a tensor."""
-  return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def define_flags() -> None:

@@ -66,6 +66,13 @@ def test_a_folder_with_one_checkpoint_means_it(tmp_path):
     find.weights(tmp_path / 'download')
 
 
+def test_the_system_of_our_own_layout_is_in_its_config(tmp_path):
+  released.export(tmp_path / 'a')
+  assert find.weights(tmp_path / 'a').kind == 'paint_by_example'  # old configs do not name it
+  released.change_json(tmp_path / 'a' / 'config.json', system='another')
+  assert find.weights(tmp_path / 'a').kind == 'another'
+
+
 def test_a_workdir_gives_each_array_away_and_can_be_asked_again(pipeline, tmp_path):
   weights = find.weights(small.workdir(tmp_path / 'run', steps=(3,)))
   assert weights.step == 3 and weights.kind == 'paint_by_example'

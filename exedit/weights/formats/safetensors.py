@@ -111,7 +111,7 @@ def save_tensors(
   order = list(CODES)
   names = sorted(tensors, key=lambda name: (order.index(_native(tensors[name].dtype)), name))
   header = _header(names, tensors, metadata)
-  size = len(header) + sum(_bytes(tensors[name]) for name in names)
+  size = len(header) + sum(tensors[name].nbytes for name in names)
   folder = os.path.dirname(os.path.abspath(path))
   if os.path.isdir(folder) and (free := shutil.disk_usage(folder).free) < size:
     raise _no_space(path, size, free)
@@ -134,10 +134,6 @@ def _native(dtype: np.dtype) -> np.dtype:
   return native
 
 
-def _bytes(tensor: np.ndarray | Tensor) -> int:
-  return math.prod(tensor.shape) * tensor.dtype.itemsize
-
-
 def _header(names: list[str], tensors: Mapping, metadata: Mapping[str, str]) -> bytes:
   """The header's length and its JSON, padded so that the data begin at a multiple of 8."""
   entries: dict[str, Any] = {'__metadata__': dict(metadata)} if metadata else {}
@@ -146,7 +142,7 @@ def _header(names: list[str], tensors: Mapping, metadata: Mapping[str, str]) -> 
     if name == '__metadata__':
       raise ValueError('no tensor can be called __metadata__')
     tensor, begin = tensors[name], at
-    at += _bytes(tensor)
+    at += tensor.nbytes
     code = CODES[_native(tensor.dtype)]
     entries[name] = dict(dtype=code, shape=list(tensor.shape), data_offsets=[begin, at])
   text = json.dumps(entries, ensure_ascii=False, separators=(',', ':')).encode('utf-8')

@@ -1,6 +1,7 @@
 """An unread tensor of a file, the open file behind it, and how readers refuse a file."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,11 @@ class Tensor(NamedTuple):
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
+
+  @property
+  def nbytes(self) -> int:
+    """The number of bytes."""
+    return math.prod(self.shape) * self.dtype.itemsize
 
 
 def to_dtype(tensors: Mapping[str, Tensor | np.ndarray], dtype: str | None) -> dict[str, Tensor]:
