@@ -4,14 +4,13 @@ Every edit is made twice, with its own exemplar and with the exemplar of another
 is compared inside the mask with several drawn truths, of which one shows the right subject.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import UInt8
 
 from exedit import images, systems
 from exedit.editing.engine import Engine, Work
@@ -25,35 +24,6 @@ from exedit.weights import find
 
 SHOWN = 12  # rows of the picture
 COLUMNS = ('source', 'hole', 'exemplar', 'result', 'truth', 'other one', 'its result')
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-  """The scores of one pass over the edits, in the order of the benchmark."""
-
-  distances: Float[np.ndarray, 'n k']
-  identified: Bool[np.ndarray, ' n']
-  psnr: Float[np.ndarray, ' n']
-  untouched: Bool[np.ndarray, ' n']  # no pixel outside the mask has changed
-
-  def summary(self) -> dict[str, Any]:
-    n, hits = len(self.identified), int(self.identified.sum())
-    low, high = confidence.wilson(hits, n)
-    return dict(
-      identification=hits / n,
-      interval=[low, high],
-      n=n,
-      psnr=float(self.psnr.mean()),
-      untouched=int(self.untouched.sum()),
-    )
-
-  def of_edit(self, i: int) -> dict[str, Any]:
-    return dict(
-      identified=bool(self.identified[i]),
-      psnr=float(self.psnr[i]),
-      untouched=bool(self.untouched[i]),
-      distances=self.distances[i].tolist(),
-    )
 
 
 def main(
@@ -120,7 +90,7 @@ def evaluate(
   scores = {name: score(result, bench) for name, result in passes.items()}
   per_edit = [
     dict(answer=int(edit['answer']), shuffled_exemplar_of=int(others[i]))
-    | {name: s.of_edit(i) for name, s in scores.items()}
+    | {name: {k: values[i].tolist() for k, values in s.items()} for name, s in scores.items()}
     for i, edit in enumerate(bench)
   ]
   results = dict(
@@ -129,7 +99,7 @@ def evaluate(
     weights=dict(path=weights, step=found.step, sha256=found.digest()),
     versions=versions.versions(),
     chance=1 / truths,
-    **{name: s.summary() for name, s in scores.items()},
+    **{name: summary(s) for name, s in scores.items()},
     edits=per_edit,
   )
   say(table(results))
@@ -197,17 +167,34 @@ def repaint(
   return np.stack(pictures)
 
 
-def score(results: UInt8[np.ndarray, 'n h w 3'], bench: Sequence[dict]) -> Score:
-  """Score the results, as the bytes of their files, against the truths of the benchmark."""
+def score(results: UInt8[np.ndarray, 'n h w 3'], bench: Sequence[dict]) -> dict[str, np.ndarray]:
+  """Score the results, as the bytes of their files, against the truths of the benchmark.
+
+  Returns:
+    For each edit whether it was identified, its PSNR in dB, whether the pixels outside the mask are
+    untouched, and its distances to the truths [n k].
+  """
   mask = np.stack([edit['mask'] for edit in bench]) > 127
   answer = np.array([edit['answer'] for edit in bench])
   source = np.stack([edit['source'] for edit in bench])
   d = pixels.distances(results, np.stack([edit['truths'] for edit in bench]), mask)
-  return Score(
-    distances=d,
+  return dict(
     identified=pixels.identified(d, answer),
     psnr=pixels.psnr(d[np.arange(len(d)), answer]),
     untouched=((results == source).all(-1) | mask).all((1, 2)),
+    distances=d,
+  )
+
+
+def summary(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Summarise the scores of one pass over the edits."""
+  n, hits = len(scores['identified']), int(scores['identified'].sum())
+  return dict(
+    identification=hits / n,
+    interval=list(confidence.wilson(hits, n)),
+    n=n,
+    psnr=float(scores['psnr'].mean()),
+    untouched=int(scores['untouched'].sum()),
   )
 
 

@@ -101,7 +101,7 @@ def test_paint_outside_the_mask_is_counted():
   results = np.stack([edit['source'] for edit in bench])
   y, x = np.argwhere(bench[2]['mask'] == 0)[-1]
   results[2, y, x, 1] ^= 1
-  assert synthetic_bench.score(results, bench).untouched.tolist() == [True, True, False, True]
+  assert synthetic_bench.score(results, bench)['untouched'].tolist() == [True, True, False, True]
 
 
 def test_results_do_not_depend_on_the_batch_size(weights, tmp_path):
