@@ -233,7 +233,8 @@ def _make(session, ours, states, batch_size, say) -> list[jobs.Fault]:
     batches = engine.batches(works, rows, unfinished)
     for batch in session.run(engine, batches, bad=bad, pace=pace, lag=1):
       bar.update(len(batch))
-  say(f'{pace.count} edits: {pace.text()}' if pace.count else 'no edit could be made')
+  made = sum(pace.counts)
+  say(f'{made} edits: {pace.text()}' if made else 'no edit could be made')
   return late
 
 

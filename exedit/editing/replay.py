@@ -61,7 +61,7 @@ def replay(
   pace = Pace()
   [[made]] = session.run(engine, [batch], pace=pace)
   verdict = recipes.compare(old, made.recipe, first, made.path)
-  say(f'{made.path}  seed {settings.seed}  {pace.last:.1f} s  {verdict}')
+  say(f'{made.path}  seed {settings.seed}  {pace.seconds():.1f} s  {verdict}')
   return made.path
 
 

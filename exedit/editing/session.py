@@ -42,29 +42,27 @@ class Decoded:
   given: dict[str, Any]
 
 
-@dataclasses.dataclass
 class Pace:
   """The seconds of a run; the first batch is apart because it includes the compilation."""
 
-  began: float = dataclasses.field(default_factory=time.perf_counter)
-  first: float = 0.0
-  first_count: int = 0
-  count: int = 0
-  last: float = 0.0
+  def __init__(self):
+    self.times, self.counts = [time.perf_counter()], []
 
   def made(self, count: int) -> None:
     """Notes that a batch with this number of edits is done."""
-    self.last = time.perf_counter() - self.began
-    if not self.count:
-      self.first, self.first_count = self.last, count
-    self.count += count
+    self.times.append(time.perf_counter())
+    self.counts.append(count)
+
+  def seconds(self) -> float:
+    return self.times[-1] - self.times[0]
 
   def text(self) -> str:
     """For example 'first 12.3 s with compiling, then 2.1 s each'."""
-    batch = 'first' if self.first_count == 1 else f'first {self.first_count} in'
-    words = f'{batch} {self.first:.1f} s with compiling'
-    rest = self.count - self.first_count
-    return words + (f', then {(self.last - self.first) / rest:.2g} s each' if rest else '')
+    batch = 'first' if self.counts[0] == 1 else f'first {self.counts[0]} in'
+    words = f'{batch} {self.times[1] - self.times[0]:.1f} s with compiling'
+    rest = sum(self.counts[1:])
+    each = (self.times[-1] - self.times[1]) / max(rest, 1)
+    return words + (f', then {each:.2g} s each' if rest else '')
 
 
 class Session:

@@ -142,13 +142,6 @@ def test_at_its_own_size_a_window_is_cut_out_byte_for_byte():
   np.testing.assert_array_equal(images.to_uint8(window), picture[3:35, 5:37])
 
 
-def test_off_is_the_resize_of_the_whole_photo():
-  picture = noise(np.random.default_rng(0), 40, 57)
-  frame = framing.choose(mask_of(40, 57, 0, 0, 30, 30), 16, 'off')
-  expected = images.resize(images.from_uint8(picture), 16, 23)
-  np.testing.assert_array_equal(framing.cut(frame, picture), expected)
-
-
 @pytest.mark.parametrize('size', [(7, 5), (13, 17), (31, 90), (64, 64)])
 def test_the_network_is_shown_no_part_of_a_pixel_to_repaint(size):
   rng = np.random.default_rng(0)
@@ -316,14 +309,6 @@ def test_the_photos_border_is_no_edge_to_fade_into():
   assert (alpha[:37] == 1).all() and (alpha[39] < 0.2).all()
 
 
-def test_the_feather_counts_the_networks_pixels():
-  picture, mask = np.zeros((256, 256, 3), np.uint8), mask_of(256, 256, 40, 40, 200, 200)
-  frame = framing.Frame(0, 0, 256, 256, (64, 64))
-  result = np.ones((64, 64, 3), np.float32)
-  out = framing.stitch(frame, result, picture, mask, feather=2.0, match='none')[120, 40:60, 0]
-  assert (np.diff(out[:8].astype(int)) > 0).all() and (out[8:] == 255).all()
-
-
 # colour
 
 
@@ -388,13 +373,6 @@ def test_colour_match_changes_nothing_where_there_is_nothing_to_compare():
     result = rng.uniform(-1, 1, (64, 64, 3)).astype(np.float32)
     field = framing.colour_shift(result, np.zeros_like(result), framing.cut_mask(frame, mask))
     assert (field == 0).all()
-
-
-def test_colour_match_is_limited():
-  source, mask = np.zeros((64, 64, 3), np.float32), mask_of(64, 64, 20, 20, 40, 40)
-  seen = framing.cut_mask(framing.choose(mask, 64, 'off'), mask)
-  field = framing.colour_shift(source + 0.9, source, seen)
-  np.testing.assert_allclose(field, framing.LIMIT, atol=1e-6)
 
 
 def test_the_membrane_is_the_least_of_its_energy():

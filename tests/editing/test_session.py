@@ -10,15 +10,14 @@ from tests import small
 def test_pace_tells_the_first_batch_from_the_others(monkeypatch):
   clock = iter([100.0, 112.34, 114.44, 116.54])
   monkeypatch.setattr(session.time, 'perf_counter', lambda: next(clock))
-  pace = session.Pace(next(clock))
+  pace = session.Pace()
   pace.made(1)
   assert pace.text() == 'first 12.3 s with compiling'
   pace.made(1)
   pace.made(1)
   assert pace.text() == 'first 12.3 s with compiling, then 2.1 s each'
-  assert session.Pace(0.0, first=3.0, first_count=4, count=8, last=4.0).text() == (
-    'first 4 in 3.0 s with compiling, then 0.25 s each'
-  )
+  pace.counts = [4, 1, 1]
+  assert pace.text() == 'first 4 in 12.3 s with compiling, then 2.1 s each'
 
 
 def test_sweep_removes_only_what_a_killed_run_left(tmp_path):

@@ -14,7 +14,7 @@ from exedit.evaluation import coco_ee, synthetic_bench
 from exedit.planning import compile_step
 from exedit.runtime import doors
 from exedit.training.config import read_config
-from tests import bench, runs, small
+from tests import bench, runs
 from tests.systems import unconditional
 
 
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
   """The workdir of a training of two steps that continued to a third."""
   folder = tmp_path_factory.mktemp('third')
   given = config(folder / 'data')
-  with pytest.MonkeyPatch.context() as patch, small.compiled_quickly():
+  with pytest.MonkeyPatch.context() as patch:
     patch.setitem(systems._registered, 'unconditional', unconditional.SYSTEM)
     for steps in (2, 3):
       assert runs.train(folder / 'run', **dict(given, steps=steps)).step == steps
