@@ -98,10 +98,10 @@ def checkpoint(
 # opening them
 
 
-def refusal(function, *args):
+def refusal(function, *args, **kwargs):
   """The one line of the UserError that `function` raises."""
   with pytest.raises(UserError) as caught:
-    function(*args)
+    function(*args, **kwargs)
   line = str(caught.value)
   assert '\n' not in line and len(line) < 500
   return line

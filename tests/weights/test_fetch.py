@@ -14,17 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from exedit.runtime.errors import UserError
 from exedit.weights.fetch import local_path, wanted
-
-
-def refusal(call, *args, **kwargs):
-  with pytest.raises(UserError) as caught:
-    call(*args, **kwargs)
-  line = str(caught.value)
-  assert '\n' not in line and len(line) < 500
-  return line
-
+from tests.pickled import refusal
 
 # which files
 

@@ -8,11 +8,11 @@ import zlib
 import numpy as np
 import pytest
 
-from exedit.runtime.errors import UserError
 from exedit.weights.formats import torch
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.tensor import File
 from exedit.weights.formats.torch import Zip
+from tests.pickled import refusal
 
 DATA = np.random.default_rng(0).bytes(10_000)
 
@@ -29,14 +29,6 @@ def write(path, entries, pack=zipfile.ZIP_STORED):
 @pytest.fixture
 def path(tmp_path):
   return tmp_path / 'a.zip'
-
-
-def refusal(call, *args):
-  with pytest.raises(UserError) as caught:
-    call(*args)
-  line = str(caught.value)
-  assert '\n' not in line and 'a.zip' in line and len(line) < 500
-  return line
 
 
 def read_all(path):
