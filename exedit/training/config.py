@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from exedit import systems
-from exedit.input_pipeline import synthetic
 from exedit.runtime import settings
 from exedit.runtime.errors import UserError
 from exedit.training.checkpoint import Checkpoints
@@ -90,6 +89,8 @@ def read_config(values: Mapping[str, Any]) -> Config:
   settings.check(config.mesh, make_mesh, 'config.mesh')
   settings.check(config.checkpoint, Checkpoints, 'config.checkpoint')
   if config.synthetic is not None:
+    from exedit.input_pipeline import synthetic  # a training on photos does not need it
+
     settings.check(config.synthetic, synthetic.settings, 'config.synthetic')
   settings.check_names(
     config.edit, [*systems.network_settings(system.settings()), 'count'], 'config.edit'

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from exedit import images, systems
-from exedit.input_pipeline import latent_shards, synthetic
+from exedit.input_pipeline import latent_shards
 from exedit.models import parameters
 from exedit.models.parameters import Params
 from exedit.runtime import compilation, files, processes, settings, signals, versions
@@ -193,6 +193,8 @@ def draw_scenes(config: Config) -> None:
   if config.synthetic is None or latent_shards.manifest(root) is not None:
     return
   if jax.process_index() == 0:
+    from exedit.input_pipeline import synthetic  # a training on photos does not need it
+
     synthetic.ensure(root, **config.synthetic)
 
 

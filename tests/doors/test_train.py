@@ -3,7 +3,6 @@ import fcntl
 import json
 import shutil
 import signal
-import time
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +11,13 @@ import pytest
 from flax import nnx
 
 from configs import pbe
-from exedit import systems
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
 from exedit.training import checkpoint, log, prefetch, sharding
 from exedit.training.initial import place
 from exedit.training.step import make_program
 from exedit.weights.formats import run
-from tests import disks, on_devices, released, runs, toy, toy_config
+from tests import disks, on_devices, runs, toy, toy_config
 from tests.runs import at_line, digests, end, export, lines, start
 
 
@@ -131,16 +129,6 @@ def test_bad_steps_are_skipped_counted_and_survived(settings, tmp_path):
   assert [line['loss'] is None for line in written] == [False, False, True, True, False, False]
 
 
-def test_a_bad_step_changes_nothing_but_the_counts(settings, tmp_path):
-  bad = dict(width=64, explode=(16, 24))
-  settings = {**settings, 'model': bad, 'save_every': 1, 'steps': 4}
-  runs.train(tmp_path, **settings)
-  before, after, later = (digests(tmp_path, n) for n in (2, 3, 4))
-  same = {name for name in before if before[name] == after[name]}
-  assert set(before) - same == {'step', 'counts/skipped', 'counts/in_a_row'}
-  assert later['params/unet.0.kernel'] != after['params/unet.0.kernel']
-
-
 def test_too_many_bad_steps_end_the_run(settings, tmp_path):
   bad = dict(width=64, explode=(16, 1000))
   with pytest.raises(log.NotFinite, match='in 3 steps in a row, up to step 5'):
@@ -206,13 +194,6 @@ def test_what_the_real_model_cannot_do_is_said_before_anything_is_written(
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_wrong_data_setting_is_named_too(settings, tmp_path):
-  settings['data']['sise'] = 3
-  with pytest.raises(UserError, match="'sise'; did you mean 'size'"):
-    runs.train(tmp_path / 'run', **settings)
-  assert not (tmp_path / 'run').exists()
-
-
 def test_a_workdir_that_cannot_be_written_is_one_line(settings, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'cannot write to the workdir .*/file/run \(Not a directory'):
@@ -236,23 +217,6 @@ def test_a_workdir_that_is_only_read_or_another_runs_is_one_line(settings, tmp_p
       runs.train(held, **settings)
   assert [p.name for p in held.iterdir()] == ['lock']
   runs.train(held, **{**settings, 'steps': 1})
-
-
-def test_a_clock_that_runs_backwards_changes_nothing(settings, tmp_path, monkeypatch, capsys):
-  runs.train(tmp_path / 'a', **settings)
-  clock = [2e9]
-
-  def back():
-    clock[0] -= 60
-    return clock[0]
-
-  monkeypatch.setattr(time, 'time', back)
-  for steps in (3, 6):
-    runs.train(tmp_path / 'b', **{**settings, 'steps': steps})
-  output = capsys.readouterr().out
-  assert 'going on from step 3' in output and output.count('\ngoodput ') == 3
-  assert lines(tmp_path / 'a') == lines(tmp_path / 'b')
-  assert digests(tmp_path / 'a', 6) == digests(tmp_path / 'b', 6)
 
 
 def test_another_model_in_the_same_workdir_is_refused(settings, tmp_path):
@@ -326,28 +290,6 @@ def test_given_weights_are_taken_over_and_not_copied(tmp_path):
   assert all(array.is_deleted() for array in given.values())
   for name, array in {**now.params, **frozen}.items():
     np.testing.assert_array_equal(array, params[name])
-
-
-def test_the_real_systems_weights_start_a_training(tmp_path):
-  """Bottleneck and null vector as drawn, all else Stable Diffusion's and CLIP's."""
-  program = make(
-    system=systems.get('paint_by_example'), model=released.SMALL, trainable='unet|conditioner'
-  )
-  text = released.to_text_pipeline(released.write_pipeline(tmp_path / 'sd'))
-  clip = released.write_clip(tmp_path / 'clip')
-  tensors = program.system.start(str(text), str(clip), released.SMALL)
-  everything = {**program.state.params, **program.frozen}
-  given = place(tensors, {n: everything[n] for n in tensors}, 'sd')
-  now, frozen = program.init(jax.random.key(0), given)
-  plain = released.params()
-  assert 0.5 < np.std(now.params['conditioner.null']) < 2
-  for name, array in now.params.items():
-    if name.startswith('unet.') and name != 'unet.conv_in.kernel':
-      np.testing.assert_array_equal(array, plain[name])
-  assert not now.params['unet.conv_in.kernel'][:, :, 4:].any()
-  np.testing.assert_array_equal(
-    frozen['clip.class_embedding'], released.params(seed=3)['clip.class_embedding']
-  )
 
 
 # The step

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from exedit.runtime import compilation, processes, signals, versions
+from exedit.runtime import compilation, processes, signals
 from exedit.runtime.errors import UserError
 from tests import ROOT
 
@@ -121,12 +121,6 @@ last.itself = last
   assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
-def test_a_process_knows_when_it_began():
-  began = versions.process_began()
-  assert 0 < time.perf_counter() - began < 24 * 3600
-  assert abs(versions.process_began() - began) < 1
-
-
 @pytest.fixture
 def calls(monkeypatch):
   """What jax.distributed.initialize was called with; no trace of this machine's environment."""
@@ -208,12 +202,6 @@ def test_the_compile_cache_leaves_the_users_own_choice(updates, monkeypatch):
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/mine')
   compilation.cache_compiled()
   assert updates == {}
-
-
-def test_versions_name_packages_and_devices():
-  found = versions.versions()
-  assert found['jax'] == jax.__version__ and found['flax'] and found['optax']
-  assert found['devices'] == jax.device_count() and 'commit' in found
 
 
 FAULTS = """

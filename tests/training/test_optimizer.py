@@ -46,26 +46,16 @@ def test_adamw_agrees_with_the_formula():
 def test_warmup_is_the_originals_lambda_scheduler():
   rate = learning_rate_schedule(1e-5, 10_000)
 
-  def original(n):  # facts 5, lr_scheduler.py:81-97
+  def original(n):  # PbE ldm/lr_scheduler.py, LambdaLinearScheduler
     return 1e-5 * ((1 - 1e-6) / 10_000 * n + 1e-6 if n < 10_000 else 1.0)
 
   for n in (0, 1, 5_000, 9_999, 10_000, 300_000):
     np.testing.assert_allclose(rate(n), original(n), rtol=1e-5)
 
 
-def test_the_first_update_uses_the_schedules_first_rate():
-  params, grads = random_case(3)
-  _, rates = run(make_optimizer(lr=1.0, warmup=2), params, grads)
-  np.testing.assert_allclose(rates, [1e-6, 0.5, 1.0], rtol=1e-5)
-
-
 def test_cosine_ends_at_lr_end():
   rate = learning_rate_schedule(1.0, 10, 'cosine', lr_end=0.1, steps=110)
   np.testing.assert_allclose([rate(10), rate(60), rate(110), rate(500)], [1, 0.55, 0.1, 0.1])
-
-
-def test_no_warmup_starts_at_full_rate():
-  assert float(learning_rate_schedule(0.5, 0)(0)) == 0.5
 
 
 def test_decay_leaves_out_what_it_is_told_to():
@@ -95,13 +85,6 @@ def test_lr_multipliers_scale_the_whole_update_by_path():
   tx = make_optimizer(lr=0.1, warmup=0, lr_multipliers={'^clip': 0.5})
   result, _ = run(tx, params, grads)
   np.testing.assert_allclose(1 - result['clip.a'], 0.5 * (1 - result['unet.a']), rtol=1e-5)
-
-
-def test_lr_multipliers_that_match_nothing_are_refused():
-  params = {'unet.a': jnp.ones((2, 2))}
-  tx = make_optimizer(lr_multipliers={'clip': 0.5})
-  with pytest.raises(ValueError, match='clip.* match no trained parameter'):
-    tx.init(params)
 
 
 def test_clip_bounds_the_global_norm():
