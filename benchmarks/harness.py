@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes of their own, rounds in turn, peak memory, reports.
+"""Shared by the benchmarks: processes of their own, rounds in turn, peak memory, reports.
 
 This module imports no JAX, so that PyTorch's side of a benchmark can use it.
 """
@@ -66,7 +66,7 @@ def measured(
   arrays: Mapping[str, np.ndarray] | None = None,
   **environment: str,
 ) -> dict[str, Any]:
-  """What the worker of spec['system'] measured in a process of its own.
+  """The measurements of the worker of spec['system'], from a process of its own.
 
   ours: the systems that are workers of the module `door`; the others are measured by the module
   `theirs`. arrays: inputs for the worker; spec['inputs'] is their file there.

@@ -258,7 +258,7 @@ def compare(spec, batches, rounds, names) -> list[dict[str, Any]]:
 
 
 def in_own_process(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """What a worker measured on the shared inputs, without cached programs."""
+  """The measurements of a worker, with the shared inputs and without cached programs."""
   inputs = networks.edit_inputs(spec['width'], spec['size'], spec['batch'])
   theirs, cache = 'benchmarks.sampling_diffusers', dict(JAX_ENABLE_COMPILATION_CACHE='false')
   return harness.measured(spec, WORKERS, 'benchmarks.sampling', theirs, inputs, **cache)

@@ -198,7 +198,7 @@ def large_product() -> float:
   return 2 * n**3 / harness.best_in_turns(runs, 3, jax.block_until_ready)['product']
 
 
-# What makes the step fast, removed one at a time, and what would make it faster at a price.
+# The techniques that make the step fast, removed one at a time, and options that cost something.
 
 ABLATIONS = {
   'as it is': '',
@@ -315,7 +315,7 @@ def compare(spec: Mapping[str, Any], rounds: int, names: list[str]) -> list[dict
 
 
 def in_own_process(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """What a worker measured on the shared inputs, without cached programs."""
+  """The measurements of a worker, with the shared inputs and without cached programs."""
   inputs = networks.training_batch(spec['width'], spec['size'], spec['batch'])
   theirs, cache = 'benchmarks.train_step_torch', dict(JAX_ENABLE_COMPILATION_CACHE='false')
   return harness.measured(spec, WORKERS, 'benchmarks.train_step', theirs, inputs, **cache)

@@ -1,4 +1,4 @@
-"""What the vision transformers of CLIP and DINO share: patches, positions and layers."""
+"""Patches, positions and layers, which the vision transformers of CLIP and DINO share."""
 
 from collections.abc import Callable
 from typing import Any

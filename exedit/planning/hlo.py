@@ -1,4 +1,4 @@
-"""What a program's text says: the collectives it sends, and the bytes it moves through memory.
+"""Read the text of a program: its collectives, and the bytes that it moves through memory.
 
 The text is HLO (`jax.stages.Compiled.as_text`), or for collectives also StableHLO
 (`Lowered.as_text`). `hbm_bytes` replaces the compiler's own `cost_analysis`, which counts the body

@@ -38,12 +38,6 @@ def test_terminal_snr_is_not_zero():
   np.testing.assert_allclose(schedule.signal_rate[-1], 0.0682649, rtol=1e-6)
 
 
-def test_betas_grow_between_their_ends():
-  betas = Schedule(num_steps=7, beta_start=0.01, beta_end=0.04).betas
-  np.testing.assert_allclose(betas[[0, 3, -1]], [0.01, 0.15**2, 0.04])
-  assert np.all(np.diff(betas) > 0)
-
-
 def test_add_noise_takes_each_example_to_its_own_timestep():
   schedule = Schedule()
   z, noise, t, x_t = noised(schedule)
@@ -51,12 +45,6 @@ def test_add_noise_takes_each_example_to_its_own_timestep():
     a = np.prod(1 - schedule.betas[: step + 1])
     expected = np.sqrt(a) * np.asarray(z[i]) + np.sqrt(1 - a) * np.asarray(noise[i])
     np.testing.assert_allclose(x_t[i], expected, atol=1e-6)
-
-
-def test_add_noise_preserves_unit_variance():
-  z, noise = (jax.random.normal(jax.random.key(k), (1000, 100)) for k in (0, 1))
-  x_t = Schedule().add_noise(z, noise, jnp.arange(1000))
-  np.testing.assert_allclose(x_t.std(), 1, atol=0.01)
 
 
 @pytest.mark.parametrize('prediction', ['eps', 'v', 'x0'])

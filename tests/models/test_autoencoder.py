@@ -149,13 +149,6 @@ def test_space_to_depth_returns_every_byte_at_any_setting(scale, mean):
   np.testing.assert_array_equal(np.round((np.asarray(out) + 1) * 127.5).astype(np.uint8), pixels)
 
 
-def test_space_to_depth_keeps_a_square_in_one_place():
-  x = jnp.zeros((1, 8, 8, 3)).at[0, 4:8, 0:4].set(1)
-  z = SpaceToDepth(patch=4).encode(x)
-  np.testing.assert_array_equal(z[0, :, :, 0], [[0, 0], [2, 0]])
-  np.testing.assert_array_equal(z[0, 1, 0], np.full(48, 2))
-
-
 def test_space_to_depth_has_the_interface_but_no_parameters():
   model = SpaceToDepth(dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
   assert not jax.tree.leaves(nnx.state(model))

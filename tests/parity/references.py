@@ -70,7 +70,7 @@ def parts(settings: Mapping[str, Any]) -> dict[str, Any]:
       down_block_types=['CrossAttnDownBlock2D' if a else 'DownBlock2D' for a in attends],
       up_block_types=['CrossAttnUpBlock2D' if a else 'UpBlock2D' for a in attends[::-1]],
       cross_attention_dim=settings['context_dim'],
-      attention_head_dim=unet['heads'],  # means the number of heads (facts 1.1)
+      attention_head_dim=unet['heads'],  # means the number of heads (docs/facts.md)
       norm_num_groups=unet['groups'],
     ),
     vae=diffusers.AutoencoderKL(

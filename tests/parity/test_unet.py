@@ -39,7 +39,7 @@ def reference(channels, mult, layers, attention_levels, heads, context_dim, grou
     down_block_types=['CrossAttnDownBlock2D' if a else 'DownBlock2D' for a in attends],
     up_block_types=['CrossAttnUpBlock2D' if a else 'UpBlock2D' for a in attends[::-1]],
     cross_attention_dim=context_dim,
-    attention_head_dim=heads,  # means the number of heads (facts 1.1)
+    attention_head_dim=heads,  # means the number of heads (docs/facts.md)
     norm_num_groups=groups,
   )
   return references.randomised(model)
