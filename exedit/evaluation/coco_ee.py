@@ -129,7 +129,7 @@ def _make(
   batch_size: int | None,
   say: Callable[[str], None],
 ) -> dict[str, Any]:
-  """Make the missing edits; return what results.json says about them."""
+  """Make the missing edits; return the entries of results.json about them."""
   digest = found.digest()
   recorded = make_edits.to_record(found, sampling) | options
   if not jax.process_index():

@@ -1,4 +1,4 @@
-"""What the page of an evaluation and the page of a comparison share: tables, figures, pictures."""
+"""The shared parts of the pages of evaluations and comparisons: tables, figures, pictures."""
 
 import dataclasses
 import html

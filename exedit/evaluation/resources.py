@@ -1,4 +1,4 @@
-"""What the metrics need besides the pictures: feature networks, a mixture and real images."""
+"""The inputs of the metrics besides the pictures: feature networks, a mixture and real images."""
 
 import dataclasses
 import os
@@ -44,7 +44,7 @@ class Resources:
   paths: Mapping[str, str] = dataclasses.field(default_factory=dict)  # by role; and 'gmm'
 
   def summary(self) -> dict[str, Any]:
-    """Return what results.json says about them."""
+    """Return the entries of results.json about them."""
     named = lambda role, network: dict(
       name=network.name, path=self.paths[role], sha256=network.digest
     )

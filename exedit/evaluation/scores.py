@@ -104,7 +104,7 @@ class Scorer:
         yield Metric(plan, none, {}, f'undefined: {one_line(error)}')
 
   def summary(self) -> dict[str, Any]:
-    """Return what results.json says about all metrics, and about every edit."""
+    """Return the entries of results.json about all metrics and every edit."""
     metrics = list(self.metrics())
     plain = lambda score: float(score) if np.isfinite(score) else None
     edits = [
@@ -182,7 +182,7 @@ class Scorer:
     return self._plan(of, cosines, _basis(of[0], network.digest), regions, exemplars)
 
   def _background_distance(self):
-    about = 'LPIPS to the source over the pixels outside the mask, the inside held equal'
+    about = 'LPIPS to the source over the pixels outside the mask; the inside is made equal'
     network = self.resources.networks.get('lpips')
     of = (f'background_{network.name if network else PUBLISHED["lpips"]}', 'lower', about)
     if network is None:

@@ -1,7 +1,7 @@
-"""The benchmark of held-out synthetic edits: does the edit show the exemplar's subject?
+"""The benchmark of held-out synthetic edits: it tests if an edit shows the exemplar's subject.
 
 Every edit is made twice, with its own exemplar and with the exemplar of another edit. Each result
-is compared inside the mask with several drawn truths, of which one shows the right subject.
+is compared inside the mask with several drawn truths, and one of them shows the right subject.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The door to the quality score's mixture: a pickle read without executing it, or a folder."""
+"""The door of the quality score's mixture: it reads a pickle without executing it, or a folder."""
 
 import os
 

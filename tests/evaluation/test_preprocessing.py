@@ -1,4 +1,4 @@
-"""How networks are shown images: squares cut and resized, regions, the CLIP score's own crop."""
+"""The preprocessing of images for the networks: squares, regions, the CLIP score's crop."""
 
 import numpy as np
 import pytest

@@ -46,7 +46,7 @@ def results(**scores) -> dict[str, Any]:
 
 
 class Links(html.parser.HTMLParser):
-  """Where a page's pictures and links lead, and its captions."""
+  """The targets of a page's pictures and links, and its texts."""
 
   def __init__(self, path):
     super().__init__()

@@ -23,7 +23,7 @@ def test_interval_is_scipys_bca(n):
 
 
 def test_interval_holds_the_truth_as_often_as_it_says():
-  """Skewed scores, where symmetric intervals of so few fall short."""
+  """On skewed scores, for which symmetric intervals are too short at this n."""
   rng = np.random.default_rng(0)
   found = [mean_interval(rng.exponential(size=50), resamples=1000) for _ in range(400)]
   assert 0.90 <= np.mean([i.low <= 1 <= i.high for i in found]) <= 0.98
@@ -72,7 +72,7 @@ def test_small_sign_flips_are_exact(n):
 
 
 def test_ties_survive_rounding():
-  """0.1 + 0.2 - 0.3 is not 0 in binary, yet every pattern is as far as the observed one."""
+  """0.1 + 0.2 - 0.3 is not 0 in binary, but every pattern counts as far as the observed one."""
   assert sign_flip(np.array([0.1, 0.2, -0.3])) == 1
   assert sign_flip(np.array([0.1, 0.1, 0.1])) == 2 / 8
 
@@ -115,7 +115,7 @@ def test_wilson_gives_the_published_figures():
 
 
 def test_rounding_does_not_move_the_interval_of_a_few_scores():
-  """One resample in eleven of four scores has their own mean, to the last bit or not."""
+  """One in eleven resamples of four scores has their mean, up to rounding."""
   scores = np.array([0.0186, 0.0034, 0.0150, 0.0151])
   intervals = [
     confidence.mean_interval(scores * (1 + 1e-8 * np.random.default_rng(seed).normal(size=4)))

@@ -4,11 +4,11 @@ import pytest
 
 from exedit.metrics.copy_paste import copy_paste_score
 
-UNRELATED = 0.45  # of pictures as busy as these; the docstring's 0.2 is a typical one
+UNRELATED = 0.45  # upper bound for pictures as busy as these; 0.2 is typical
 
 
 def thing(angle=0.0, light=0.0, seed=0, side=200):
-  """A drawn object, posed and lit, before a dull ground: what an exemplar looks like."""
+  """Draw an object with a pose and a light before a dull ground, like an exemplar."""
   rng = np.random.default_rng(seed)
   picture = np.full((side, side, 3), (150, 160, 140), np.uint8)
   colours = [tuple(map(int, c)) for c in rng.integers(0, 256, (40, 3))]
@@ -31,7 +31,7 @@ def squashed(picture, h, w):
 
 
 def placed(picture, height, width, at=(0, 0), ground_seed=9):
-  """A region with another picture, over which this one is laid."""
+  """Lay the picture over a region that shows another picture."""
   region = squashed(thing(seed=ground_seed), height, width)
   y, x = at
   h, w = picture.shape[:2]
@@ -77,7 +77,7 @@ def test_global_brightness_and_contrast_change_little():
 
 
 def test_harmonising_a_paste_does_not_hide_it():
-  """Poisson blending and colour transfer: the reference rows that look best and create nothing."""
+  """Poisson blending and colour transfer make pastes look better, but create nothing."""
   exemplar = thing()
   ground = cv2.GaussianBlur(squashed(thing(seed=9), 260, 260), (0, 0), 6)
   inner = squashed(exemplar, 200, 200)
@@ -102,7 +102,7 @@ def test_the_same_thing_in_another_pose_or_light_is_no_paste():
 
 
 def test_only_what_was_repainted_counts():
-  """A round hole with the paste in it: the corners are the source's own."""
+  """A round hole contains the paste, and the corners are the source's own."""
   exemplar = thing()
   mask = cv2.circle(np.zeros((180, 180), np.uint8), (90, 90), 65, 1, -1) > 0
   grain = np.random.default_rng(2).integers(0, 256, (45, 45, 3), np.uint8)

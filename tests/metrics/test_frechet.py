@@ -56,7 +56,7 @@ def test_singular_covariances_have_their_exact_distance():
 
 
 def test_near_singular_covariances_keep_their_digits():
-  """Spectra over twenty orders of magnitude on one basis, where roots of A B lose half of them."""
+  """On spectra over twenty orders of magnitude, of which roots of A B lose half."""
   rng = np.random.default_rng(2)
   q, _ = np.linalg.qr(rng.normal(size=(40, 40)))
   p, r = 10.0 ** -np.linspace(0, 20, 40), 2 * 10.0 ** -np.linspace(0, 18, 40)
@@ -67,7 +67,7 @@ def test_near_singular_covariances_keep_their_digits():
 
 @pytest.mark.parametrize(('n', 'm', 'd'), [(10, 200, 32), (7, 5, 64), (2, 2, 16), (500, 30, 20)])
 def test_fewer_images_than_dimensions(n, m, d):
-  """Against another formula: the nuclear norm of the images' products, with no [d d] matrix."""
+  """Compared with another formula: the nuclear norm of the images' products."""
   a, b = two_sets(n, m, d)
   x, y = a - a.mean(0), b - b.mean(0)
   overlap = np.linalg.svd(x @ y.T, compute_uv=False).sum() / np.sqrt((n - 1) * (m - 1))

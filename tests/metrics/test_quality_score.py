@@ -63,7 +63,7 @@ def test_a_component_of_no_weight_adds_nothing():
 
 
 def test_scores_are_shares_of_300_nats_clipped():
-  """A narrow component of 512 dimensions, as CLIP's: likelihoods beyond what exp can hold."""
+  """A narrow component of 512 dimensions, like CLIP's, has likelihoods that overflow exp."""
   d, deviation = 512, 0.1
   gmm = GMM(np.ones(1), np.zeros((1, d)), np.eye(d)[None] / deviation)
   peak = -d * np.log(deviation * np.sqrt(2 * np.pi))
