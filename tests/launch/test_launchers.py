@@ -97,20 +97,14 @@ def test_the_software_of_a_kind_of_tpu(flags, version):
 def test_a_job_of_slurm():
   job = dry(*SLURM, '--partition=p', '--account=a', '--cpus=96', '--grace=120', extra=AWKWARD)
   options = [line.removeprefix('#SBATCH ') for line in job.splitlines() if '#SBATCH' in line]
-  assert options == [
-    '--job-name=exedit',
-    '--nodes=4',
-    '--ntasks-per-node=1',
-    '--gpus-per-node=8',
-    '--cpus-per-task=96',
-    '--time=24:00:00',
-    '--partition=p',
-    '--account=a',
-    '--output=exedit-%j.log',
-    '--open-mode=append',
-    '--requeue',
-    '--signal=TERM@120',
-  ]
+  assert (
+    options
+    == (
+      '--job-name=exedit --nodes=4 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=96 '
+      '--time=24:00:00 --partition=p --account=a --output=exedit-%j.log --open-mode=append '
+      '--requeue --signal=TERM@120'
+    ).split()
+  )
   (srun,) = [line for line in job.splitlines() if line.startswith('srun')]
   words = shlex.split(srun.split(' || ')[0])
   assert words == ['srun', '--kill-on-bad-exit=0', *TRAIN.split(), *AWKWARD]

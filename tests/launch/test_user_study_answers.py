@@ -15,14 +15,8 @@ from tests.launch.test_user_study import run
 def made_key(edits=6, systems=3):
   names = [f's{s}' for s in range(systems)]
   shown = [dict(edit=e, systems={f'{e}-{n}': n for n in names}) for e in range(edits)]
-  return dict(
-    format=answers.KEY_FORMAT,
-    study='toy',
-    title='toy',
-    systems=names,
-    questions=['quality', 'consistency'],
-    edits=shown,
-  )
+  about = dict(format=answers.KEY_FORMAT, study='toy', title='toy', systems=names, edits=shown)
+  return about | dict(questions=['quality', 'consistency'])
 
 
 def saved(participant, orders, saved_at='1'):
@@ -31,9 +25,8 @@ def saved(participant, orders, saved_at='1'):
     dict(question=q, edit=e, ranks=[f'{e}-{name}' for name in order], shown=[], seconds=1)
     for (q, e), order in orders.items()
   ]
-  return dict(
-    format=answers.FORMAT, study='toy', participant=participant, saved=saved_at, answers=rows
-  )
+  about = dict(format=answers.FORMAT, study='toy', participant=participant, saved=saved_at)
+  return about | dict(answers=rows)
 
 
 def random_orders(key, seed, questions=('quality', 'consistency'), share=1.0):
