@@ -1,1 +1,1 @@
-"""Photos in files, edited: what lies behind exedit.sample."""
+"""Edits: lists and checks, the work before and after the network, batches, recipes."""

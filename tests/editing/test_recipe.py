@@ -13,7 +13,7 @@ from exedit.editing import edit_files, framing, recipe, replay
 from exedit.paint_by_example import SYSTEM
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
-from tests import small
+from tests import ROOT, small
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -196,6 +196,16 @@ def test_another_window_than_today_is_used_as_recorded(folder):
   _, said = again(folder / 'out.json')
   assert any('another window' in line for line in said) and 'not identical' in said[-1]
   assert recipe.read(str(folder / 'out-replay.json')).frame.size == (24, 30)
+
+
+def test_a_recipe_of_an_older_exedit_gives_the_same_picture(tmp_path):
+  """Commit 1404a88 made the file, with weights/tiny and docs/example."""
+  old = str(shutil.copy(ROOT / 'tests/fixtures/recipe_of_1404a88.png', tmp_path / 'old.png'))
+  names = ('image', 'mask', 'exemplar')
+  inputs = {name: str(ROOT / 'docs/example' / f'{name}.png') for name in names}
+  path, _ = again(old, weights=str(ROOT / 'weights/tiny'), **inputs)
+  assert np.abs(np.int16(pixels(path)) - pixels(old)).max() <= 2  # other machines round otherwise
+  assert recipe.read(old).asked() == recipe.read(path).asked()
 
 
 # what is refused
