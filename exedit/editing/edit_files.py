@@ -11,7 +11,6 @@ import jax
 
 from exedit import images
 from exedit.editing import jobs
-from exedit.editing import recipe as recipes
 from exedit.editing.engine import share_out, threads
 from exedit.editing.session import Pace, Session, sweep
 from exedit.runtime import processes, progress
@@ -52,7 +51,7 @@ def edit_once(
   inputs, settings = _split(session.system, given)
   one = jobs.Edit(inputs, images.check_ending(output), session.settings(**settings))
   found = jobs.samples([one], num_samples)
-  for fault in _refused_outputs(session, found, ()):
+  for fault in jobs.clashes(found, session.system, (), keep_recipe):
     raise UserError(fault.why)
   first = jobs.check(found[0], session.system, session.trained)
   decoded = session.decode(first.edit)
@@ -70,6 +69,7 @@ def edit_once(
   with _bar(len(ours), 'editing') as bar:
     for batch in session.run(engine, batches, pace=pace, known=known):
       bar.update(len(batch))
+      bar.clear()  # for the lines below
       for made in batch:
         say(f'{made.path}  seed {made.job.edit.settings.seed}')
   say(pace.text())
@@ -103,15 +103,6 @@ def output_paths(output: str, num_samples: int) -> list[str]:
   if num_samples == 1:
     return [stem + ending]
   return [images.output_path(f'{stem}-{i}{ending}') for i in range(num_samples)]
-
-
-def _refused_outputs(session, found, also) -> list[jobs.Fault]:
-  """The faults of `jobs.clashes`, and recipes that would replace another program's file."""
-  faults = jobs.clashes(found, session.system, also, session.keep_recipes)
-  for edit in found if session.keep_recipes else ():
-    if why := recipes.stranger(edit.output):
-      faults.append(jobs.Fault(edit.where, why))
-  return faults
 
 
 # A list
@@ -169,7 +160,8 @@ def edit_list(
 def _checked(found, listed, num_samples, session):
   """The jobs of the edits that can be made, and the faults of the others."""
   also = [listed] if os.path.isfile(listed) else []
-  faults = _refused_outputs(session, jobs.samples(found, num_samples), also)
+  several = jobs.samples(found, num_samples)
+  faults = jobs.clashes(several, session.system, also, session.keep_recipes)
   bad = {fault.where for fault in faults}
   with _bar(len(found), 'checking the files') as bar:
     left = [edit for edit in found if edit.where not in bad]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from exedit import images, systems
-from exedit.editing import framing, photo
+from exedit.editing import framing, photo, recipe
 from exedit.runtime import decode, lists, parallel
 from exedit.runtime.errors import UserError, explain
 from exedit.systems import System
@@ -271,9 +271,10 @@ def check_all(
 def clashes(
   found: Sequence[Edit], system: System, also: Iterable[str], recipes: bool
 ) -> list[Fault]:
-  """The outputs that are written twice, that would replace an input, or that cannot be written.
+  """The outputs that are written twice, that would replace another file, or that cannot be written.
 
-  also: paths of files to keep, besides the inputs. recipes: each output has a recipe beside it.
+  also: paths of files to keep, besides the inputs. recipes: each output has a recipe beside it,
+  which may replace only another recipe.
   """
   inputs = {
     _real(edit.inputs[entry.name])
@@ -307,6 +308,8 @@ def _check_output(edit, inputs, seen, places, recipes):
     other = seen.setdefault(_real(path), edit.where)
     if other != edit.where:
       raise UserError(f'{path} is written by {other} too: give each its own output')
+  if recipes and (why := recipe.stranger(edit.output)):
+    raise UserError(why)
 
 
 def _writable(folder):

@@ -152,52 +152,40 @@ def cut(path):
 
 
 def bad_inputs(folder):
-  """Name -> (argument, path, what the line must say); the files are made in `folder`."""
+  """(argument, value or file, what the line must say); the files are made in `folder`."""
   Image.new('L', (24, 17), 255).save(folder / 'other_size.png')
   Image.new('L', (24, 16), 0).save(folder / 'black.png')
   Image.new('RGB', (1, 1)).save(folder / 'dot.png')
-  noise = np.random.default_rng(1).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-  for name in ('cut.jpg', 'cut.png', 'cut.webp', 'cut.tif', 'cut.gif', 'cut.bmp'):
-    Image.fromarray(noise).save(folder / name)
-    cut(folder / name)
-  (folder / 'empty.png').write_bytes(b'')
-  (folder / 'text.jpg').write_text('no picture')
-  (folder / 'zero.ppm').write_bytes(b'P6 0 0 255\n')
   Image.fromarray(np.ones((16, 24), np.float32)).save(folder / 'float.tif')
-  return {
-    'missing image': ('image', 'nowhere.png', 'does not exist'),
-    'missing mask': ('mask', 'nowhere.png', 'does not exist'),
-    'missing exemplar': ('exemplar', 'nowhere.png', 'does not exist'),
-    'folder': ('exemplar', '.', 'folder'),
-    'mask of another size': ('mask', 'other_size.png', '24 x 17 .* 24 x 16'),
-    'empty mask': ('mask', 'black.png', 'empty'),
-    'one pixel': ('image', 'dot.png', '1 x 1'),
-    'one pixel exemplar': ('exemplar', 'dot.png', '1 x 1'),
-    'zero size': ('image', 'zero.ppm', 'zero.ppm'),
-    'no bytes': ('image', 'empty.png', 'empty'),
-    'no image': ('exemplar', 'text.jpg', 'not an image'),
-    'floating point': ('image', 'float.tif', "'F'"),
-    **{
-      f'truncated {kind}': ('image', f'cut.{kind}', f'cut.{kind}')
-      for kind in ('jpg', 'png', 'webp', 'tif', 'gif', 'bmp')
-    },
-    'no weights': ('weights', 'nowhere', 'does not exist'),
-    'folder without weights': ('weights', '.', 'config.json'),
-    'unknown ending': ('output', 'out/a.gif', '.gif'),
-    'missing folder': ('output', 'no/a.png', 'does not exist'),
-    'output is a folder': ('output', 'out', 'folder'),
-    'no steps': ('steps', '0', 'steps'),
-    'no such sampler': ('sampler', 'euler', 'ddim'),
-    'no samples': ('num_samples', '0', 'num_samples'),
-    'scale is a word': ('scale', 'much', 'scale'),
-  }
+  (folder / 'text.jpg').write_text('no picture')
+  Image.effect_noise((24, 16), 50).save(folder / 'cut.png')
+  cut(folder / 'cut.png')
+  return (
+    *((name, 'nowhere.png', 'does not exist') for name in ('image', 'mask', 'exemplar')),
+    ('exemplar', '.', 'folder'),
+    ('mask', 'other_size.png', '24 x 17 .* 24 x 16'),
+    ('mask', 'black.png', 'empty'),
+    ('image', 'dot.png', '1 x 1'),
+    ('exemplar', 'text.jpg', 'not an image'),
+    ('image', 'float.tif', "'F'"),
+    ('image', 'cut.png', 'cut.png'),
+    ('weights', 'nowhere', 'does not exist'),
+    ('weights', '.', 'config.json'),
+    ('output', 'out/a.gif', '.gif'),
+    ('output', 'no/a.png', 'does not exist'),
+    ('output', 'out', 'folder'),
+    ('steps', '0', 'steps'),
+    ('sampler', 'euler', 'ddim'),
+    ('num_samples', '0', 'num_samples'),
+    ('scale', 'much', 'scale'),
+  )
 
 
 def test_bad_input_is_one_line_and_writes_nothing(arguments, tmp_path, monkeypatch, capsys):
-  for case, (name, value, says) in bad_inputs(tmp_path).items():
+  for name, value, says in bad_inputs(tmp_path):
     path = str(tmp_path / value) if name in arguments else value
     line = knock(sample, arguments | {name: path}, monkeypatch, capsys)
-    assert re.search(says, line), f'{case}: {line}'
+    assert re.search(says, line), f'{name}={value}: {line}'
   assert os.listdir(tmp_path / 'out') == []
 
 

@@ -186,13 +186,6 @@ def test_what_an_edit_cannot_keep_is_noted(files, tmp_path, monkeypatch):
     assert any(word in line for line in said), name
 
 
-def test_the_first_edit_and_the_next_are_timed(files, tmp_path):
-  _, said = run(files, tmp_path / 'out.png')
-  assert [line for line in said if line.endswith(' s with compiling')] == said[-1:]
-  _, said = run(files, tmp_path / 'out.png', num_samples=2)
-  assert 's with compiling, then' in said[-1] and said[-1].endswith('s each')
-
-
 # what is kept of the photo
 
 
@@ -257,13 +250,6 @@ def test_bad_inputs_are_found_before_the_weights_are_read(files, tmp_path, monke
       edit_files.edit_once(**arguments)
     assert '\n' not in str(caught.value), change
   assert (tmp_path / 'taken.json').read_text() == '{"mine": 1}'
-
-
-def test_a_very_long_photo_is_refused_where_it_must_be_seen_whole(files, tmp_path):
-  Image.new('RGB', (90, 20)).save(files['image'])
-  Image.new('L', (90, 20), 255).save(files['mask'])
-  with pytest.raises(UserError, match='photo.png: .*90 x 20'):
-    run(files, tmp_path / 'out.png', zoom='off')
 
 
 # a list
@@ -449,15 +435,6 @@ def test_several_samples_of_each_edit(files, listed, tmp_path):
   ]  # fmt: skip
   recipe = json.loads((tmp_path / 'out' / 'tall-1.json').read_text())
   assert recipe['settings']['seed'] == 5 and recipe['batch'] == 2
-
-
-def test_an_output_is_no_input_and_not_written_twice(files, listed, tmp_path):
-  for output, says in (('photo.png', 'also an input'), ('list.webp', 'list.json is there')):
-    (tmp_path / 'list.json').write_text('mine')
-    row = dict(image='photo.png', mask='mask.png', exemplar='ex.png', output=output)
-    (tmp_path / 'one.jsonl').write_text(json.dumps(row))
-    with pytest.raises(UserError, match=says):
-      edit_files.edit_list(files['weights'], str(tmp_path / 'one.jsonl'))
 
 
 # processes and devices

@@ -83,7 +83,7 @@ def test_the_benchmark_scores_enough_edits():
 
 
 def test_the_dead_kernels_that_the_recipe_names_are_the_dead_ones():
-  """Facts 0.3: 22,000,000 parameters of the UNet and 10,496,000 of the mapper."""
+  """22,000,000 parameters of the UNet and 10,496,000 of the mapper (docs/facts.md)."""
   pattern = re.compile(r'attn2[.]to_[qk]|attention.*norm2[.]|mapper.*to_[qk]')
   trainable, _ = parts('full')
   dead = {name: x for name, x in trainable.items() if pattern.search(name)}

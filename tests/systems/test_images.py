@@ -356,7 +356,7 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
 
 def test_squash_is_pillows_bicubic():
   pixels = picture(50, 30)
-  expected = np.asarray(Image.fromarray(pixels).resize((16, 16)))  # Pillow's default, facts 3.3
+  expected = np.asarray(Image.fromarray(pixels).resize((16, 16)))  # bicubic is Pillow's default
   got = images.squash(jnp.asarray(images.from_uint8(pixels))[None], 16)
   assert got.shape == (1, 16, 16, 3)
   np.testing.assert_array_equal(images.to_uint8(got)[0], expected)

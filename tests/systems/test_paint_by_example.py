@@ -108,7 +108,7 @@ def test_both_latents_are_encoded_as_if_alone(model):
 
 
 def test_mask_resize_is_the_mean_of_the_middle_two_by_two():
-  """Facts 0.6: bilinear without antialiasing reads pixels 8i+3..4; diffusers reads pixel 8i."""
+  """Bilinear without antialiasing reads pixels 8i+3 and 8i+4; diffusers reads pixel 8i."""
   mask = np.random.default_rng(0).integers(0, 2, (2, 64, 96, 1)).astype(np.float32)
   middle = [mask[:, i::8, j::8] for i in (3, 4) for j in (3, 4)]
   bilinear = pbe.keep(jnp.asarray(mask), (8, 12))
