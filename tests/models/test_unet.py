@@ -30,16 +30,21 @@ def inputs(n: int = 1):
   )
 
 
-def test_published_parameter_counts():
-  for in_channels, expected in ((9, 859_535_364), (4, 859_520_964)):  # Paint by Example, SD 1.4
-    build = lambda n=in_channels: UNet(in_channels=n, rngs=nnx.Rngs(0))
-    assert count(nnx.eval_shape(build)) == expected
+@pytest.fixture(scope='module')
+def published():
+  """The shapes of the published network."""
+  return nnx.eval_shape(lambda: UNet(rngs=nnx.Rngs(0)))
 
 
-def test_published_layers_have_sixteen_cross_attentions_of_12480_floats():
-  model = nnx.eval_shape(lambda: UNet(rngs=nnx.Rngs(0)))
+def test_published_parameter_counts(published):
+  assert count(published) == 859_535_364  # Paint by Example
+  original = nnx.eval_shape(lambda: UNet(in_channels=4, rngs=nnx.Rngs(0)))
+  assert count(original) == 859_520_964  # Stable Diffusion 1.4
+
+
+def test_published_layers_have_sixteen_cross_attentions_of_12480_floats(published):
   context = jax.ShapeDtypeStruct((1, 1, 768), jnp.float32)
-  constants = nnx.eval_shape(lambda m, c: m.constants(c), model, context)
+  constants = nnx.eval_shape(lambda m, c: m.constants(c), published, context)
   assert len(constants) == 16
   assert sum(c.shape[-1] for c in constants) == 12_480
 
@@ -141,8 +146,8 @@ def test_bfloat16_computes_norms_in_float32(unet):
       assert module.kernel[...].dtype == jnp.float32
 
 
-def test_norm_epsilons_are_the_published_ones():
-  model = nnx.eval_shape(lambda: UNet(rngs=nnx.Rngs(0)))
+def test_norm_epsilons_are_the_published_ones(published):
+  model = published
   res, transformer = model.down[0].resnets[0], model.down[0].attentions[0]
   assert (res.norm1.epsilon, res.norm2.epsilon, model.norm_out.epsilon) == (1e-5, 1e-5, 1e-5)
   assert transformer.norm.epsilon == 1e-6
