@@ -12,6 +12,7 @@ one tests the difference of two results of that kind, edit by edit.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -49,13 +50,21 @@ def main(argv: list[str]) -> None:
   if values.config is None:
     raise UserError('--config is missing: use --config=configs/synthetic_bench.py')
   config = values.config.to_dict()
-  bench = config.pop('bench', None)
+  bench = bench_of(config)
   if bench not in BENCHES:
     raise UserError(
       f"the config's bench is {bench!r}: set bench='coco_ee' for a benchmark in COCOEE's layout or"
       " bench='synthetic' for drawn edits"
     )
   BENCHES[bench](values.output, values.weights, values.images, config)
+
+
+def bench_of(config: dict[str, Any]) -> str:
+  """Take the benchmark's name out of a config.
+
+  Older config files do not say it: of these, only those of COCOEE's layout have `data`.
+  """
+  return config.pop('bench', 'coco_ee' if 'data' in config else 'synthetic')
 
 
 def compare_results(paths: Sequence[str], output: str | None) -> None:

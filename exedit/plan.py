@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from exedit.planning import compile_step, report, search, topology
 from exedit.runtime import doors, files
@@ -57,7 +56,7 @@ def define_flags() -> None:
   """Define the flags of this door."""
   values = flags.FLAGS
   about = 'a training run, such as configs/pbe.py'
-  config_flags.DEFINE_config_file('config', None, about, values)
+  doors.define_config(about)
   flags.DEFINE_string('topology', None, f'the slice: {topology.EXAMPLES}, ...', values)
   flags.DEFINE_integer(
     'batch', None, "images of all chips (default: the config's)", 1, flag_values=values

@@ -156,6 +156,7 @@ def take_steps(
       log.flops = log.flops or program.flops(batch)
     truncated = getattr(prepared.survey, 'truncated', 0)
     log.push(step, {**metrics, 'truncated_shards': truncated}, feed.waited)
+    workdir.push(every=60.0)
     last = stop.requested(step) or step == config.steps
     if examples is not None and (step % config.edit_every == 0 or step == config.steps):
       with log.pause('edits'):  # before the checkpoint, because a restart there would not repeat it

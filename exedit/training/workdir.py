@@ -1,12 +1,14 @@
 """The place of a run's files: a folder, or a folder of Google's object store (gs://bucket/run)."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from exedit.runtime import files, remote
 from exedit.runtime.errors import DataError, Passing, UserError, one_line
 
 STARTED = 'started.json'
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without locks
 PULLED = ('metrics.jsonl', 'config.json')  # small files that a later start reads
 
 
@@ -41,6 +44,7 @@ class Workdir:
     self._process = process
     self._lock: files.Lock | None = None
     self._pushed: dict[str, tuple[int, int]] = {}
+    self._last_push = time.monotonic()
     self._mark = json.dumps(files.this_process()).encode()
 
   def open(self) -> 'Workdir':
@@ -76,6 +80,8 @@ class Workdir:
         'choose another workdir'
       ) from None
     except OSError as error:
+      if error.errno not in NO_LOCKS:
+        raise
       words = f'{self.name} cannot be locked ({error.strerror}): start no other run there'
       print(words, flush=True)
     self._lock = lock
@@ -99,8 +105,10 @@ class Workdir:
       raise trouble(self.name, error) from error
     self._pushed = self._found()
 
-  def push(self) -> None:
+  def push(self, every: float = 0.0) -> None:
     """Copies the small files that have changed to the store.
+
+    every: do nothing if the last copy is less than this number of seconds ago.
 
     Raises:
       UserError: if another run has started there, or the store refuses. Passing: if it cannot be
@@ -108,6 +116,9 @@ class Workdir:
     """
     if self._process != 0 or not remote.is_remote(self.name):
       return
+    if time.monotonic() - self._last_push < every:
+      return
+    self._last_push = time.monotonic()
     try:
       if remote.read(f'{self.name}/{STARTED}') != self._mark:
         raise UserError(

@@ -35,7 +35,9 @@ def door(monkeypatch, capsys):
 )
 def test_the_keys_of_the_configs_are_arguments(config, benchmark):
   config = config.get_config().to_dict()
-  assert evaluate.BENCHES[config.pop('bench')] is benchmark.main
+  older = {name: value for name, value in config.items() if name != 'bench'}
+  assert evaluate.bench_of(config) == evaluate.bench_of(older)
+  assert evaluate.BENCHES[evaluate.bench_of(older)] is benchmark.main
   assert set(config) <= set(inspect.signature(benchmark.evaluate).parameters)
   assert set(config.get('features', coco_ee.NETWORKS)) == set(coco_ee.NETWORKS)
 

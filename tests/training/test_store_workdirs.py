@@ -223,6 +223,21 @@ def test_a_folder_is_locked_until_the_end(tmp_path):
     pass
 
 
+def test_a_lock_that_cannot_be_taken_is_refused(tmp_path):
+  (tmp_path / 'lock').mkdir()
+  with pytest.raises(UserError, match='cannot write to the workdir .*: choose another'):
+    Workdir(str(tmp_path)).open()
+
+
+def test_small_files_reach_the_store_at_most_every_so_often(store):
+  with Workdir(PLACE).open() as place:
+    write(place, 'metrics.jsonl', 'early')
+    place.push(every=60.0)
+    assert not any('metrics' in name for name in store.objects)
+    place.push()
+    assert any('metrics' in name for name in store.objects)
+
+
 def test_the_folder_above_a_link_is_the_links(tmp_path):
   """As everything else that opens files sees it."""
   (tmp_path / 'disk/deep').mkdir(parents=True)
