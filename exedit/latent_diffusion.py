@@ -20,12 +20,14 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from exedit import images
 from exedit.diffusion import guidance, sampling
 from exedit.diffusion.schedule import Schedule
+from exedit.input_pipeline import loader
 from exedit.models import parameters
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
 from exedit.models.parameters import Graph
 from exedit.models.unet import UNet
 from exedit.runtime import compilation
 from exedit.runtime.errors import UserError, one_line
+from exedit.systems import Data
 from exedit.weights.formats.tensor import to_dtype
 from exedit.weights.found import Weights
 
@@ -34,6 +36,14 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 SAMPLERS = {'plms': sampling.plms, 'ddim': sampling.ddim, 'dpm_solver_pp': sampling.dpm_solver_pp}
 READERS = 2  # threads that read tensors; each may hold a tensor twice, in two layouts
 COMPUTING = ('dtype', 'rngs', 'remat', 'attention')  # settings that do not change the function
+# Photos with boxes, as TFRecords of tensorflow-datasets' open_images_v4; also drawn scenes.
+OPEN_IMAGES = Data(
+  batches=loader.batches,
+  held_out=loader.held_out,
+  shapes=loader.shapes,
+  survey=loader.survey,
+  defaults=loader.defaults,
+)
 FROM_BUILD = ('in_channels', 'out_channels', 'context_dim')  # `build` passes these to the UNet
 
 Denoiser = Callable[[Float[Array, 'b lh lw z'], Int[Array, ' b']], Float[Array, 'b lh lw z']]

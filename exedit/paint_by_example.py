@@ -21,14 +21,13 @@ from exedit import images, latent_diffusion
 from exedit.diffusion import guidance
 from exedit.diffusion.schedule import Schedule
 from exedit.editing import framing, photo
-from exedit.input_pipeline import loader
 from exedit.latent_diffusion import as_signed, latent_shape, normal
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
 from exedit.models.clip import CLIPVision
 from exedit.models.conditioner import ExemplarConditioner
 from exedit.models.parameters import Graph
 from exedit.models.unet import UNet
-from exedit.systems import Data, Input, System, setting
+from exedit.systems import Input, System, setting
 from exedit.weights import find, initial
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.found import Weights
@@ -432,13 +431,7 @@ SYSTEM = System(
   build=build,
   complete=complete,
   start=start,
-  data=Data(
-    batches=loader.batches,
-    held_out=loader.held_out,
-    shapes=loader.shapes,
-    survey=loader.survey,
-    defaults=loader.defaults,
-  ),
+  data=latent_diffusion.OPEN_IMAGES,
   loss=loss,
   preview=preview,
   edit=_edit_arrays,

@@ -86,7 +86,7 @@ def main(_: list[str]) -> None:
     where = topology.parse(values.topology)
   except ValueError as error:
     raise UserError(str(error)) from error
-  given = values.config.to_dict()
+  given = compile_step.with_defaults(values.config.to_dict())
   config = overridden(given, batch=values.batch, sharding=values.sharding, remat=values.remat)
   compile_step.check(config)
   check_output(values.output)

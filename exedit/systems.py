@@ -6,6 +6,8 @@ one, write a module with a `System` and add it to `_builtin`. See CONTRIBUTING.m
 
 import dataclasses
 import functools
+import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +121,22 @@ def register(system: System) -> System:
 
 
 def all_systems() -> dict[str, System]:
-  """Every known system by its name."""
+  """Every known system by its name.
+
+  The environment variable EXEDIT_SYSTEMS names modules outside this package, separated by commas.
+  They are imported here, and each calls `register`.
+
+  Raises:
+    UserError: for a module that cannot be imported.
+  """
+  for module in filter(None, os.environ.get('EXEDIT_SYSTEMS', '').split(',')):
+    try:
+      importlib.import_module(module)
+    except ImportError as error:
+      raise UserError(
+        f'EXEDIT_SYSTEMS names {module}, which cannot be imported ({error}): correct it, or put '
+        'the folder of the module on PYTHONPATH'
+      ) from error
   return {**_builtin(), **_registered}
 
 

@@ -209,9 +209,14 @@ def _locked(root: str) -> Iterator[None]:
       f'{root}: another run is drawing the same scenes ({holder}); waiting for it', file=sys.stderr
     )
 
-  with contextlib.suppress(OSError):
+  try:
     os.makedirs(root, exist_ok=True)
     lock.acquire(busy=wait)
+  except OSError as error:
+    if error.errno not in files.NO_LOCKS:
+      raise DataError(
+        f'{root}: cannot be written ({error.strerror}); name another folder'
+      ) from error
   try:
     yield
   finally:

@@ -1,6 +1,7 @@
 """Compile the real training step for TPUs that this machine does not have, and measure it."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import re
@@ -18,6 +19,7 @@ from exedit.models import kernels
 from exedit.planning import hlo, subprocess, topology
 from exedit.runtime import caches, files, settings
 from exedit.runtime.errors import UserError
+from exedit.training import config as training_config
 from exedit.training import flops, sharding
 from exedit.training.step import Program, make_program
 
@@ -119,6 +121,14 @@ def compile_step(config: Config, name: str, say: Callable[[str], None]) -> Findi
     found |= dict(fits=False, needs=numbers[0], available=numbers[1])
   seconds = dict(trace=traced_at - start, compile=time.perf_counter() - traced_at)
   return found | dict(seconds=seconds)
+
+
+def with_defaults(config: Config) -> dict[str, Any]:
+  """The settings of a training, with the defaults of those that the config does not have."""
+  fields = dataclasses.fields(training_config.Config)
+  known = {field.name: config[field.name] for field in fields if field.name in config}
+  settings.check_complete(known, training_config.Config, 'config')
+  return training_config.Config(**known).as_dict()
 
 
 def check(config: Config) -> None:

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, locks between processes, and file hashes."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -191,6 +192,10 @@ def sha256(path: PathLike) -> str:
 def this_process() -> dict[str, Any]:
   """The host, the number and the present time of this process, for other processes to read."""
   return dict(host=socket.gethostname(), pid=os.getpid(), since=time.strftime('%F %T %z'))
+
+
+# The errors of a file system that has no locks; other errors mean that the file cannot be used.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class Taken(UserError):

@@ -56,6 +56,7 @@ def train(workdir: str, config: Config, began: float | None = None) -> TrainStat
       at = f'{workdir} is at step {start} of {config.steps}'
       say(f'{at}: nothing to do; raise --config.steps to go on')
       return state
+    place.claim()
     record(place, program, config, start)
     with signals.Stop() as stop:  # to the end, so that a second SIGTERM does not interrupt writing
       log = Log(
@@ -156,7 +157,7 @@ def take_steps(
       log.flops = log.flops or program.flops(batch)
     truncated = getattr(prepared.survey, 'truncated', 0)
     log.push(step, {**metrics, 'truncated_shards': truncated}, feed.waited)
-    workdir.push(every=60.0)
+    workdir.push_metrics()
     last = stop.requested(step) or step == config.steps
     if examples is not None and (step % config.edit_every == 0 or step == config.steps):
       with log.pause('edits'):  # before the checkpoint, because a restart there would not repeat it

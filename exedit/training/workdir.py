@@ -1,7 +1,6 @@
 """The place of a run's files: a folder, or a folder of Google's object store (gs://bucket/run)."""
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -9,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from exedit.runtime import files, remote
 from exedit.runtime.errors import DataError, Passing, UserError, one_line
 
 STARTED = 'started.json'
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without locks
 PULLED = ('metrics.jsonl', 'config.json')  # small files that a later start reads
 
 
@@ -31,7 +30,8 @@ class Workdir:
   workdir itself.
 
   On a disk, process 0 locks the workdir against other runs. In a store there is no lock. There each
-  start writes STARTED, and a run that finds another start's at its next `push` ends.
+  start that is about to train calls `claim`, which writes STARTED, and a run that finds another
+  start's at its next `push` ends.
 
   Raises:
     UserError: if the workdir cannot be used, or another run holds its lock.
@@ -45,7 +45,8 @@ class Workdir:
     self._lock: files.Lock | None = None
     self._pushed: dict[str, tuple[int, int]] = {}
     self._last_push = time.monotonic()
-    self._mark = json.dumps(files.this_process()).encode()
+    self._mark = json.dumps({**files.this_process(), 'start': uuid.uuid4().hex}).encode()
+    self._claimed = False
 
   def open(self) -> 'Workdir':
     """Makes the workdir, checks that it can be written, and locks it."""
@@ -80,7 +81,7 @@ class Workdir:
         'choose another workdir'
       ) from None
     except OSError as error:
-      if error.errno not in NO_LOCKS:
+      if error.errno not in files.NO_LOCKS:
         raise
       words = f'{self.name} cannot be locked ({error.strerror}): start no other run there'
       print(words, flush=True)
@@ -99,16 +100,38 @@ class Workdir:
           Path(self.folder, name).write_bytes(remote.read(f'{self.name}/{name}'))
       for name in remote.listing(f'{self.name}/tb'):
         (tb / name).touch()
-      remote.write(f'{self.name}/{STARTED}', self._mark)
     except (OSError, DataError) as error:
       shutil.rmtree(self.folder, ignore_errors=True)
       raise trouble(self.name, error) from error
     self._pushed = self._found()
 
-  def push(self, every: float = 0.0) -> None:
-    """Copies the small files that have changed to the store.
+  def claim(self) -> None:
+    """Says in a store that this start trains there from now on; an older run then ends.
 
-    every: do nothing if the last copy is less than this number of seconds ago.
+    Raises:
+      UserError: if the store refuses. Passing: if it cannot be reached.
+    """
+    if self._process == 0 and remote.is_remote(self.name):
+      try:
+        remote.write(f'{self.name}/{STARTED}', self._mark)
+      except OSError as error:
+        raise trouble(self.name, error) from error
+      self._claimed = True
+
+  def push_metrics(self, every: float = 60.0) -> None:
+    """Copies metrics.jsonl to the store, at most once in `every` seconds.
+
+    A store that refuses or is not reached is no error here: the next `push` copies everything.
+    """
+    name = 'metrics.jsonl'
+    if not self._claimed or time.monotonic() - self._last_push < every:
+      return
+    self._last_push = time.monotonic()
+    with contextlib.suppress(OSError):
+      remote.put(os.path.join(self.folder, name), f'{self.name}/{name}')
+
+  def push(self) -> None:
+    """Copies the small files that have changed to the store.
 
     Raises:
       UserError: if another run has started there, or the store refuses. Passing: if it cannot be
@@ -116,11 +139,9 @@ class Workdir:
     """
     if self._process != 0 or not remote.is_remote(self.name):
       return
-    if time.monotonic() - self._last_push < every:
-      return
     self._last_push = time.monotonic()
     try:
-      if remote.read(f'{self.name}/{STARTED}') != self._mark:
+      if self._claimed and remote.read(f'{self.name}/{STARTED}') != self._mark:
         raise UserError(
           f'another run has started in {self.name}: this one ends, see {STARTED} there'
         )

@@ -46,7 +46,7 @@ NOT_RUN_HERE = {
   r'python -m exedit\.sample .*/tmp/fill': 'the example system; see its test below',
   r'python -m input_pipeline\.': 'draws 20,000 scenes or needs a benchmark; tests/input_pipeline',
   r'python -m launch\.': 'needs a benchmark and results; tests/launch',
-  r'python -m tests\.measure': 'test_the_readme_is_short calls it',
+  r'python -m tests\.measure': 'test_the_measured_structure_holds calls it',
 }
 
 HELP = """
@@ -256,10 +256,10 @@ def test_links_and_paths_exist(page):
     assert pkgutil.resolve_name(name), name
 
 
-def test_the_readme_is_short():
-  rows = {row.what: row for row in measure.measure()}
-  for name in ('README lines', 'README bytes'):
-    assert rows[name].count <= rows[name].most
+def test_the_measured_structure_holds():
+  for row in measure.measure():
+    if row.what not in ('source lines', 'test lines'):  # their targets are not reached yet
+      assert row.most is None or row.count <= row.most, row
 
 
 # The weights that ship.

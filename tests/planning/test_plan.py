@@ -344,3 +344,11 @@ def test_the_attention_kernel_compiles_for_every_generation():
   for name in slices:
     kernel, xla = found[name]
     assert 0 < kernel < xla / 5, name
+
+
+def test_a_config_that_trains_by_its_defaults_is_planned():
+  least = dict(system='paint_by_example', steps=1, batch_size=2, data={}, model={})
+  config = compile_step.with_defaults({**least, 'bench': 'a key of another door'})
+  assert config['accumulate'] == 1 and config['mesh'] == {} and 'bench' not in config
+  with pytest.raises(UserError, match='config.steps is not set'):
+    compile_step.with_defaults({name: v for name, v in least.items() if name != 'steps'})

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from exedit.evaluation import coco_ee, synthetic_bench
 from exedit.planning import compile_step
 from exedit.runtime import doors
 from exedit.training.config import read_config
-from tests import bench, runs
+from tests import ROOT, bench, runs
 from tests.systems import unconditional
 
 
@@ -105,3 +107,14 @@ def test_planning_lays_its_step_out(run, tmp_path):
   batch = compile_step.batch_shapes(given, program.mesh)
   assert program.flops(batch) > 0
   assert program.step.trace(program.state, program.frozen, batch).jaxpr
+
+
+def test_a_system_outside_the_package_is_known_to_every_process():
+  code = "from exedit import systems; print(systems.get('toy').name)"
+  found = {}
+  for module in ('tests.toy', 'tests.nowhere'):
+    env = dict(os.environ, EXEDIT_SYSTEMS=module)
+    command = [sys.executable, '-c', code]
+    found[module] = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+  assert found['tests.toy'].stdout == 'toy\n'
+  assert 'EXEDIT_SYSTEMS names tests.nowhere' in found['tests.nowhere'].stderr

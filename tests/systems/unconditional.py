@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from exedit import latent_diffusion, paint_by_example, systems
+from exedit import latent_diffusion, systems
 from exedit.diffusion.schedule import Schedule
 from exedit.editing.photo import EditSettings
 from exedit.models.unet import UNet
@@ -72,7 +72,7 @@ SYSTEM = systems.System(
   build=build,
   complete=dict,
   start=lambda init_from, init_clip, model: dict(find.weights(init_from).tensors),
-  data=paint_by_example.SYSTEM.data,
+  data=latent_diffusion.OPEN_IMAGES,
   loss=loss,
   preview=preview,
   edit=edit,

@@ -229,13 +229,20 @@ def test_a_lock_that_cannot_be_taken_is_refused(tmp_path):
     Workdir(str(tmp_path)).open()
 
 
-def test_small_files_reach_the_store_at_most_every_so_often(store):
+def test_metrics_reach_the_store_between_two_checkpoints(store):
+  arrived = lambda: any('metrics' in name for name in store.objects)
   with Workdir(PLACE).open() as place:
     write(place, 'metrics.jsonl', 'early')
-    place.push(every=60.0)
-    assert not any('metrics' in name for name in store.objects)
-    place.push()
-    assert any('metrics' in name for name in store.objects)
+    place.push_metrics(every=0.0)
+    assert not arrived()  # not before this start trains there
+    place.claim()
+    place.push_metrics(every=60.0)
+    assert not arrived()
+    store.refuses = 'metrics'
+    place.push_metrics(every=0.0)  # a request that fails does not end the run
+    store.refuses = ''
+    place.push_metrics(every=0.0)
+    assert arrived()
 
 
 def test_the_folder_above_a_link_is_the_links(tmp_path):

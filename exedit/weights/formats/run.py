@@ -64,7 +64,10 @@ def _read_part(path: Path, which: str) -> dict[str, np.ndarray]:
   """The parameters or their average of one checkpoint, verified."""
   import orbax.checkpoint as ocp
 
-  seal = checksums.read_seal(path)
+  try:
+    seal = checksums.read_seal(path)
+  except OSError as error:
+    raise damage(error) from error
   part = {name: entry for name, entry in seal.items() if name.startswith(f'{which}/')}
   if not part and which == 'ema':
     return _read_part(path, 'params')
