@@ -3,7 +3,7 @@
   python -m benchmarks.input_pipeline --output=input_pipeline.json
   python -m benchmarks.input_pipeline --width=64 --height=64 --size=32 --exemplar_size=32
 
-The plain loop does what PbE ldm/data/open_images.py does, with Pillow, OpenCV and numpy: it decodes
+The plain loop does what PbE ldm/data/open-images.py does, with Pillow, OpenCV and numpy: it decodes
 the file twice (OpenCV for the exemplar, Pillow for the image), draws the mask over the whole
 picture, converts everything to floats at full size, then cuts and resizes. It has no elastic field,
 which moves no pixel by more than 0.02. Times are processor seconds of one thread, so that other

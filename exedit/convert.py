@@ -1,4 +1,4 @@
-"""DOOR: converts weights to another layout, so that they can be handed on.
+"""Converts weights to another layout, so that they can be handed on.
 
   python -m exedit.convert --from=/tmp/tiny --to=weights/mine
   python -m exedit.convert --from=model.ckpt --to=Paint-by-Example --layout=diffusers

@@ -1,4 +1,4 @@
-"""DOOR: does a training run fit on a slice of TPUs, and how long would it take there?
+"""Plans a training run: does it fit on a slice of TPUs, and how long would it take there?
 
   python -m exedit.plan --config=configs/pbe.py --topology=v5e:4x4 --batch=64 --sharding=fsdp
   python -m exedit.plan --config=configs/pbe.py --topology=v5e:4x4 --sharding=fsdp --search

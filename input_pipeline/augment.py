@@ -1,7 +1,7 @@
 """Exemplar augmentation of Paint by Example, with the results of albumentations 0.4.3.
 
 Each function maps uint8 [s s 3] and a generator to uint8 [s s 3]. Pixels beyond the border are
-mirrored, without repeating the edge. Source: PbE ldm/data/open_images.py.
+mirrored, without repeating the edge. Source: PbE ldm/data/open-images.py.
 """
 
 import cv2

@@ -1,4 +1,4 @@
-"""Cuts from an image: the square around a box, and the exemplar (PbE ldm/data/open_images.py).
+"""Cuts from an image: the square around a box, and the exemplar (PbE ldm/data/open-images.py).
 
 A box or window is `(x0, y0, x1, y1)` in whole pixels; x1 and y1 are exclusive.
 """

@@ -1,4 +1,4 @@
-"""Training masks from boxes (arXiv 2211.13227, section 3.1; PbE ldm/data/open_images.py).
+"""Training masks from boxes (arXiv 2211.13227, section 3.1; PbE ldm/data/open-images.py).
 
 A box is `(x0, y0, x1, y1)` in whole pixels; x1 and y1 are exclusive. A mask is uint8 [h w], 255 =
 repaint.

@@ -1,6 +1,6 @@
 """Makes a training example (image, mask, exemplar) from an Open Images record.
 
-It agrees in distribution with PbE ldm/data/open_images.py (arXiv 2211.13227, section 3.1): choose a
+It agrees in distribution with PbE ldm/data/open-images.py (arXiv 2211.13227, section 3.1): choose a
 box, cut its exemplar, extend the box, draw the mask, cut a square, resize. One decode without EXIF
 rotation serves image and exemplar.
 """

@@ -2,12 +2,12 @@
 
   python -m launch.ablation bench --output=ablation --edits=256
   python -m launch.ablation score --root=ablation --folder=ablation/seed-0/prior/evaluation
-  python -m launch.ablation report --root=ablation --output=report
+  python -m launch.ablation report --root=ablation --output=report --seeds=0,1,2
 
 launch/ablation.sh calls these commands. `bench` draws held-out edits in the layout of COCOEE, so
 that exedit.evaluate scores every row and reference like any benchmark. Its truths.npz has, for
 each edit, the right result and the same scene with nine other objects. `score` compares the
-pictures of one evaluation with them. `report` collects all seeds in a table and pictures.
+pictures of one evaluation with them. `report` collects the seeds in a table and pictures.
 """
 
 import io
@@ -22,7 +22,7 @@ from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.coco_ee import build
 from exedit.metrics import copy_paste, pixels
 from exedit.runtime import doors, files
-from exedit.runtime.errors import DataError
+from exedit.runtime.errors import DataError, UserError
 from launch import ablation_figures as figures
 from launch import ablation_report as report
 
@@ -135,7 +135,10 @@ def run_score(root: str, folder: str, pictures: str | None) -> None:
 def run_report(root: str, output: str, seeds: Sequence[str]) -> None:
   """The command `report`."""
   doors.require(root=root, output=output)
-  print(report.write(root, output, [int(seed) for seed in seeds]))
+  words = ' '.join(seeds).replace(',', ' ').split()
+  if wrong := [word for word in words if not word.isdecimal()]:
+    raise UserError(f'--seeds={",".join(words)}: {wrong[0]!r} is not a seed; write --seeds=0,1,2')
+  print(report.write(root, output, [int(word) for word in words]))
 
 
 ROOT = doors.Flag('root', None, 'folder of the ablation', str)
@@ -152,7 +155,7 @@ SCORE_FLAGS = (
 REPORT_FLAGS = (
   ROOT,
   doors.Flag('output', None, 'folder for the table and the pictures', str),
-  doors.Flag('seeds', [], 'a seed; give it once for each seed (default: all)', list),
+  doors.Flag('seeds', [], 'the seeds, separated by commas (default: all)', list),
 )
 COMMANDS = {
   'bench': doors.Command(run_bench, 'draw the edits and their truths', BENCH_FLAGS),

@@ -157,10 +157,10 @@ def _check_columns(names, system):
   for name in names:
     if name not in known:
       near = difflib.get_close_matches(name, known, 1)
-      hint = f"did you mean '{near[0]}'?" if near else f'there are {", ".join(known)}'
-      raise UserError(f"'{name:.40}' is no column: {hint}")
+      hint = f"did you mean '{near[0]}'?" if near else f'the columns are {", ".join(known)}'
+      raise UserError(f"'{name:.40}' is not a column: {hint}")
     if names.count(name) > 1:
-      raise UserError(f'the column {name} is there twice')
+      raise UserError(f'the column {name} appears twice')
   for name in needed:
     if name not in names:
       raise UserError(f'it has no {name}: an edit needs {", ".join(needed)}')

@@ -106,7 +106,7 @@ def _session(old, path, weights) -> Session:
   """A session with the recorded weights."""
   if weights is None:
     weights = recipes.locate(old.weights['source'], os.path.dirname(path))
-    if not os.path.exists(weights):  # a recipe of somebody else must not fetch gigabytes by itself
+    if not os.path.exists(weights):  # replaying somebody's recipe must not start a download
       raise UserError(f'the weights of {path}, {weights}, are not here: name them with --weights')
   session = Session(
     weights,

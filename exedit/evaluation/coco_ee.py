@@ -79,7 +79,8 @@ def evaluate(
   folder = pictures or make_edits.folder(output)
   scored = benchmark.results(edits, folder)
   if others := benchmark.strangers(edits, folder):
-    say(f'{folder}: {len(others)} pictures are of no edit and are not scored, as {others[0]}')
+    words = f'{len(others)} pictures belong to no edit and are not scored, for example {others[0]}'
+    say(f'{folder}: {words}')
   several = jax.process_count() > 1
   kept = cache or (os.path.join(output, FEATURES) if several else vectors.default_folder())
   reader = benchmark.Reader(bench)

@@ -133,7 +133,7 @@ def check_new(path: PathLike, flag: str = '') -> None:
     if any(path.iterdir()):
       raise DataError(f'{path} is a folder with files in it: remove it or {another}')
   elif os.path.lexists(path):
-    raise DataError(f'{path} is there already: remove it or {another}')
+    raise DataError(f'{path} exists already: remove it or {another}')
   if os.path.lexists(path.parent) and not path.parent.is_dir():
     raise DataError(f'cannot write {path}: {path.parent} is not a folder; {another}')
 

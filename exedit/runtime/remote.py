@@ -44,7 +44,7 @@ def _store(protocol: str) -> Any:
     raise DataError(f'{protocol}:// needs {driver}: pip install {driver}') from error
   except ValueError as error:
     known = ', '.join(f'{name}://' for name in sorted(DRIVERS))
-    raise DataError(f'{protocol}:// is no store that is known here: use {known}') from error
+    raise DataError(f'{protocol}:// is not a known store: use {known}') from error
 
 
 def store(path: str) -> Any:

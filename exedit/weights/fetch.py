@@ -91,12 +91,12 @@ def _from_hub(hub, repo: str, revision: str | None) -> Path:
 
 
 def _cached(hub, repo: str, revision: str | None, where: str, error: Exception) -> Path:
-  """The copy that an earlier run has left in the hub's cache; for when the hub does not answer."""
+  """The copy that an earlier run left in the hub's cache, for when the hub does not answer."""
   try:
     folder = Path(
       hub.snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
     )
-  except Exception:  # there is no copy: why the hub did not answer is the news
+  except Exception:  # no copy either: report why the hub did not answer
     raise UserError(_why(where, error)) from error
   logging.getLogger(__name__).warning('%s: using the copy in the cache, unchecked', where)
   found = [path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()]

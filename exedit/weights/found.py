@@ -1,4 +1,4 @@
-"""`Weights`: what was found in somebody's folder or file, with nothing of it read yet."""
+"""`Weights`: the description of weights in a folder or file. No tensor has been read."""
 
 import dataclasses
 import functools

@@ -195,4 +195,4 @@ def main(bench: str, kind: str, output: str) -> None:
   """Makes the missing pictures of one kind of reference."""
   doors.require(bench=bench, kind=kind, output=output)
   made = write(bench, kind, output)
-  print(f'{output}: {made} pictures of {kind} made, all are there')
+  print(f'{output}: {made} new pictures of {kind}, all exist now')

@@ -123,7 +123,7 @@ def test_a_folder_is_matched_by_stem(folder):
   [
     ('{"image": ', 'line 2: is not JSON'),
     ('[1]', 'must be an object'),
-    (ROW | dict(exmplar='e.png'), "'exmplar' is no column: did you mean 'exemplar'"),
+    (ROW | dict(exmplar='e.png'), "'exmplar' is not a column: did you mean 'exemplar'"),
     (ROW | dict(output=3), 'output is 3: it must be a path'),
     (ROW | dict(image='a/' * 3000), "image is 'a/a/"),
     (ROW | dict(mask='\ud800.png'), 'mask is'),
@@ -155,8 +155,8 @@ def test_what_is_wrong_with_a_line_is_said_with_its_number(folder, row, says):
   [
     ('', 'line 1: it has no image'),
     ('image,mask\na,b\n', 'it has no exemplar: an edit needs image, mask, exemplar'),
-    ('image,mask,exemplar,sede\n', "'sede' is no column: did you mean 'seed'"),
-    ('image,mask,exemplar,mask\n', 'mask is there twice'),
+    ('image,mask,exemplar,sede\n', "'sede' is not a column: did you mean 'seed'"),
+    ('image,mask,exemplar,mask\n', 'mask appears twice'),
     ('image,mask,exemplar\n', 'lists no edit'),
     ('image,mask,exemplar\n"a\n', 'is not CSV'),
   ],

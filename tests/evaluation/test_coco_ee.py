@@ -221,7 +221,7 @@ def test_pictures_of_no_edit_are_reported(repeated, settings, tmp_path):
   said = []
   given = dict(settings, say=said.append, features={})
   score(tmp_path / 'out', pictures=str(repeated), **given)
-  assert any('1 pictures are of no edit' in line and 'other.png' in line for line in said)
+  assert any('1 pictures belong to no edit' in line and 'other.png' in line for line in said)
 
 
 def test_the_digest_of_a_benchmark_is_of_its_bytes(world, tmp_path):

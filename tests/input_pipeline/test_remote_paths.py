@@ -139,7 +139,7 @@ def test_damage_in_a_store_is_found(scenes, bucket):
     ('gs://bucket/none', "data root 'gs://bucket/none' holds no"),
     ('gs://bucket', "data root 'gs://bucket' holds no"),
     ('s3://bucket/data', 's3:// needs s3fs: pip install s3fs'),
-    ('gopher://there/data', 'gopher:// is no store that is known here: use abfs://'),
+    ('gopher://there/data', 'gopher:// is not a known store: use abfs://'),
   ],
 )
 def test_what_is_not_there_is_one_line(bucket, root, words):

@@ -337,11 +337,23 @@ def replace(folder, **changes):
     (['report', '--root=.', '--output=x'], 'has no folder seed-0'),
     (['bench', '--output=x', '--edits=2'], '--edits=2'),
     (['score', '--root=x'], '--folder=... is missing'),
+    (['report', '--root=x', '--output=x', '--seeds=0,b'], "--seeds=0,b: 'b' is not a seed"),
   ],
 )
 def test_wrong_flags_are_one_line(tmp_path, monkeypatch, capsys, argv, line):
   monkeypatch.chdir(tmp_path)
   assert line in refusal(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+  'given', [['--seeds=0,1,2'], ['--seeds=0 1 2'], ['--seeds=0', '--seeds=1,2']]
+)
+def test_the_report_takes_seeds(monkeypatch, given):
+  seen = []
+  monkeypatch.setattr(ablation_report, 'write', lambda root, output, seeds: seen.extend(seeds))
+  argv = ['ablation', 'report', '--root=x', '--output=y', *given]
+  doors.call_one(ablation.COMMANDS, ablation.__doc__, argv)
+  assert seen == [0, 1, 2]
 
 
 def refusal(capsys, *argv):

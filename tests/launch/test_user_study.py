@@ -150,7 +150,7 @@ def test_the_outline_follows_the_mask():
       '000000000017.png: 2 bytes that are no image',
     ),
     (lambda w: (w / 'bench' / 'id_list.npy').unlink(), [], 'id_list.npy is missing'),
-    (lambda w: (w / 'study').write_text(''), [], 'study is there already: remove it or name'),
+    (lambda w: (w / 'study').write_text(''), [], 'study exists already: remove it or name'),
     (lambda w: (w / 'study.key.json').touch(), [], 'study.key.json is the key of another study'),
   ],
 )  # fmt: skip

@@ -70,7 +70,7 @@ def test_what_is_there_already_is_refused(tmp_path):
   (tmp_path / 'full' / 'a').touch()
   (tmp_path / 'empty').mkdir()
   for name, says in [
-    ('file', 'is there already: remove it or name another --to'),
+    ('file', 'exists already: remove it or name another --to'),
     ('full', 'is a folder with files in it: remove it'),
     ('file/new', 'file is not a folder'),
     ('x' * 201, 'more than 200 bytes'),

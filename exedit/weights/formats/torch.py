@@ -35,9 +35,9 @@ LONGEST_HEAD = 2**22  # bytes of all pickles of an old file; those of 1,500 tens
 
 
 def read_view(read: Callable[[int, int], np.ndarray], view: View) -> np.ndarray:
-  """Returns the window that a tensor is on its storage as a contiguous array.
+  """Returns a tensor's part of its storage as a contiguous array.
 
-  read(start, count): bytes of the storage, as a new array. Only the bytes from the window's first
+  read(start, count): bytes of the storage, as a new array. Only the bytes from the part's first
   to its last element are read.
   """
   if 0 in view.shape:
@@ -170,7 +170,7 @@ class Zip:
 
 
 class _Bounded(io.FileIO):
-  """A file that refuses to read a huge piece: the file itself claims the size of its list."""
+  """A file object with a limit per read, because a zip's own header says how long its list is."""
 
   def read(self, size: int | None = -1) -> bytes:
     if size is not None and size > LARGEST_DIRECTORY:

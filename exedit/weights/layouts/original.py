@@ -91,7 +91,7 @@ def networks(net: Mapping[str, Any], vae: Mapping[str, Any]) -> list[Row]:
 
 
 def _other(tensors: Mapping[str, Tensor]) -> str:
-  """Says what a file is that is no such checkpoint."""
+  """Describes a file that is not an original checkpoint, for an error message."""
   for prefix, what in OTHERS.items():
     if any(name.startswith(prefix) for name in tensors):
       return what

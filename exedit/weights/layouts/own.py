@@ -105,7 +105,7 @@ def _damaged(where: str, name: str, value: Any, rule: str) -> UserError:
 def read(path: Path, which: str = 'ema') -> Weights:
   """Returns the weights of a workdir or an exported folder.
 
-  The newest good checkpoint of a workdir is read at once, because that shows whether it is good.
+  The newest checkpoint of a workdir is read at once, because that shows whether it is damaged.
 
   which: 'ema' (the parameters themselves if the run keeps no average) or 'params', of a workdir.
   Raises:
@@ -123,14 +123,19 @@ def read(path: Path, which: str = 'ema') -> Weights:
 
 
 def _workdir(path: Path, config: dict[str, Any], kind: str, which: str) -> Weights:
-  """The newest good checkpoint. Each array is given away once, so that no second copy stays."""
+  """Reads the newest undamaged checkpoint.
+
+  Reading a tensor removes its array here, so memory holds one copy.
+  """
   params, step = run.restore_params(path, which)
 
   def take(name):
     if name not in params:
       again, now = run.restore_params(path, which)
       if now != step:
-        raise UserError(f'{path} went on from step {step} to step {now} meanwhile: start again')
+        raise UserError(
+          f'{path} was at step {step} and is at step {now} now: run the command again'
+        )
       params.update(again)
     return params.pop(name)
 
