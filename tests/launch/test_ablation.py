@@ -24,6 +24,7 @@ from exedit.training.config import Config
 from exedit.training.initial import given_weights
 from launch import ablation, ablation_figures, ablation_report
 from tests import small
+from tests.refusals import refusal
 
 THINGS = dict(
   prior=['init_parts'],
@@ -32,6 +33,10 @@ THINGS = dict(
   guidance=['edit.scale', 'model.p_drop'],
 )
 SIZES = ('', ':tiny')
+
+
+def door(*argv):
+  doors.call_one(ablation.COMMANDS, ablation.__doc__, ['ablation', *argv])
 
 
 # The rows.
@@ -321,7 +326,8 @@ def test_labels_keep_apart():
 ])  # fmt: skip
 def test_what_is_missing_or_mixed_is_one_line(results, tmp_path, capsys, break_it, line):
   break_it(results)
-  assert line in refusal(capsys, 'report', f'--root={results}', f'--output={tmp_path}/report')
+  argv = 'report', f'--root={results}', f'--output={tmp_path}/report'
+  assert line in refusal(capsys, door, *argv)
   assert not (tmp_path / 'report').exists()
 
 
@@ -335,14 +341,13 @@ def replace(folder, **changes):
   'argv, line',
   [
     (['report', '--root=.', '--output=x'], 'has no folder seed-0'),
-    (['bench', '--output=x', '--edits=2'], '--edits=2'),
     (['score', '--root=x'], '--folder=... is missing'),
     (['report', '--root=x', '--output=x', '--seeds=0,b'], "--seeds=0,b: 'b' is not a seed"),
   ],
 )
 def test_wrong_flags_are_one_line(tmp_path, monkeypatch, capsys, argv, line):
   monkeypatch.chdir(tmp_path)
-  assert line in refusal(capsys, *argv)
+  assert line in refusal(capsys, door, *argv)
 
 
 @pytest.mark.parametrize(
@@ -351,18 +356,8 @@ def test_wrong_flags_are_one_line(tmp_path, monkeypatch, capsys, argv, line):
 def test_the_report_takes_seeds(monkeypatch, given):
   seen = []
   monkeypatch.setattr(ablation_report, 'write', lambda root, output, seeds: seen.extend(seeds))
-  argv = ['ablation', 'report', '--root=x', '--output=y', *given]
-  doors.call_one(ablation.COMMANDS, ablation.__doc__, argv)
+  door('report', '--root=x', '--output=y', *given)
   assert seen == [0, 1, 2]
-
-
-def refusal(capsys, *argv):
-  """The one line with which the command fails."""
-  with pytest.raises(SystemExit) as stop:
-    doors.call_one(ablation.COMMANDS, ablation.__doc__, ['ablation', *argv])
-  said = capsys.readouterr().err
-  assert (stop.value.code, said.count('\n')) == (2, 1) and said.startswith('error: ')
-  return said
 
 
 # The script, with a stand-in for python that only records its arguments.
