@@ -5,7 +5,6 @@ the masked CRC32C of those 8 bytes, the data, and the masked CRC32C of the data,
 """
 
 import contextlib
-import functools
 import hashlib
 import io
 import logging
@@ -27,7 +26,6 @@ INDEX = '.idx.npy'
 _HEADER = struct.Struct('<QI')
 _CRC = struct.Struct('<I')
 _FRAME = _HEADER.size + _CRC.size  # bytes around the data of one record
-_OPEN_FILES = 256  # that one Source keeps open; the usual limit of a process is 1024
 
 
 class CorruptRecord(DataError):
@@ -176,17 +174,6 @@ def damage(path: str, rows: np.ndarray) -> CorruptRecord | None:
 # Reading.
 
 
-class _Descriptor:
-  """An open file that is closed when nothing refers to it any more."""
-
-  def __init__(self, path: str):
-    self.fd = os.open(path, os.O_RDONLY)
-
-  def __del__(self):
-    if hasattr(self, 'fd'):
-      os.close(self.fd)
-
-
 class Source:
   """All records of some shards by position: `source[i]` is bytes, with its CRC checked.
 
@@ -200,8 +187,6 @@ class Source:
     self.damaged = [e for e in map(damage, self.paths, indexes) if e is not None]
     self._rows = np.concatenate(indexes)
     self._ends = np.cumsum([len(rows) for rows in indexes])
-    self._remote = any(map(remote.is_remote, self.paths))
-    self._open = functools.lru_cache(_OPEN_FILES)(_Descriptor)
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -218,11 +203,7 @@ class Source:
     """
     path, offset, length = self.locate(position)
     try:
-      if self._remote:
-        data = remote.read(path, offset, length + _CRC.size)
-      else:
-        file = self._open(path)  # the name keeps it open if the cache drops it meanwhile
-        data = os.pread(file.fd, length + _CRC.size, offset)
+      data = remote.read(path, offset, length + _CRC.size)
     except OSError as error:
       raise CorruptRecord(path, offset, f'cannot read: {error.strerror or error}') from error
     if len(data) != length + _CRC.size:
@@ -242,10 +223,3 @@ class Source:
     """Returns the shard, byte offset and length of one record's data."""
     offset, length = self._rows[position].tolist()
     return self.paths[np.searchsorted(self._ends, position, side='right')], offset, length
-
-  def __getstate__(self) -> dict:
-    return {name: value for name, value in self.__dict__.items() if name != '_open'}
-
-  def __setstate__(self, state: dict):
-    self.__dict__.update(state)
-    self._open = functools.lru_cache(_OPEN_FILES)(_Descriptor)
