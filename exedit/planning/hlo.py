@@ -119,7 +119,7 @@ def _bytes(dtype: str, shape: list[str]) -> int:
 class Collective:
   """One collective operation, as each of its devices sees it.
 
-  kind: one of KINDS. bytes: the larger of what a device puts in and gets out. In a ring of n
+  kind: one of KINDS. bytes: the larger of the bytes that a device sends in and gets back. In a ring of n
   devices, (n - 1) / n of it goes over each link, or twice that for an all-reduce. dtype: as in the
   text ('bf16'). group: the number of devices that take part, 0 for all.
   """
@@ -223,7 +223,7 @@ def hbm_bytes(text: str) -> int:
 
 
 def _runs(entry: str, computations: dict[str, Computation]) -> Iterator[tuple[str, int]]:
-  """Each computation that runs by itself, not fused into another, and how often it runs."""
+  """Yields each computation that is not fused into another, and the number of its runs."""
   waiting = [(entry, 1)]
   while waiting:
     name, times = waiting.pop()

@@ -52,7 +52,7 @@ def initial_state(
     random = {name: shape for name, shape in everything.items() if name not in tensors}
     say(f'from {where}: {sizes(placed)}; random: {sizes(random)}')
   elif program.frozen:
-    say(f'frozen and random, for no weights were given (init_from): {sizes(program.frozen)}')
+    say(f'random and frozen, because config.init_from is not set: {sizes(program.frozen)}')
   state, frozen = program.init(key, placed)
   latent_encoder.require_same(config.as_dict(), state.params, frozen)
   save_frozen(workdir.name, frozen)

@@ -271,7 +271,7 @@ def test_what_is_not_given_is_drawn_as_ever(settings, tmp_path, capsys):
   still = {**settings, 'steps': 1, 'optimizer': dict(lr=1e-9)}
   drawn = runs.train(tmp_path / 'a', **still)
   assert (
-    'frozen and random, for no weights were given (init_from): clip 12' in capsys.readouterr().out
+    'random and frozen, because config.init_from is not set: clip 12' in capsys.readouterr().out
   )
   path, params = export(tmp_path / 'given', part='unet.0.')
   now = runs.train(tmp_path / 'b', **{**still, 'init_from': path})
