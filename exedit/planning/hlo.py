@@ -119,9 +119,9 @@ def _bytes(dtype: str, shape: list[str]) -> int:
 class Collective:
   """One collective operation, as each of its devices sees it.
 
-  kind: one of KINDS. bytes: the larger of the bytes that a device sends in and gets back. In a ring of n
-  devices, (n - 1) / n of it goes over each link, or twice that for an all-reduce. dtype: as in the
-  text ('bf16'). group: the number of devices that take part, 0 for all.
+  kind: one of KINDS. bytes: the larger of the bytes that a device sends in and gets back. In a ring
+  of n devices, (n - 1) / n of it goes over each link, or twice that for an all-reduce. dtype: as in
+  the text ('bf16'). group: the number of devices that take part, 0 for all.
   """
 
   kind: str
