@@ -281,7 +281,7 @@ def write_example(output: str, number: int, *, seed: int, size: int) -> None:
 # The door.
 
 FLAGS = (
-  ('output', '', 'folder to write to'),
+  ('output', doors.REQUIRED, 'folder to write to'),
   ('scenes', settings()['scenes'], 'number of training scenes'),
   ('val_scenes', settings()['val_scenes'], 'number of validation scenes'),
   ('seed', settings()['seed'], 'seed of all random numbers'),
@@ -296,7 +296,6 @@ FLAGS = (
 
 def main(output: str, example: int | None = None, **kwargs) -> None:
   """Draws the scenes, unless the folder holds them already, or one example."""
-  doors.require(output=output)
   if example is not None:
     write_example(output, example, seed=kwargs['seed'], size=kwargs['size'])
     print(f'{output}: image.png, mask.png and exemplar.png of held-out edit {example}')

@@ -30,32 +30,32 @@ BENCH, TRUTHS = 'bench', 'truths.npz'
 SIDE = 32  # pixels, as configs/pbe.py:tiny
 
 
-def write_bench(root: str, edits: int, seed: int) -> None:
-  """Writes root/bench, root/truths.npz and the right results as root/references/truth.
+def write_bench(output: str, edits: int, seed: int) -> None:
+  """Writes output/bench, output/truths.npz and the right results as output/references/truth.
 
   It does nothing if the benchmark exists with the same settings.
 
   Raises:
-    DataError: if root has a benchmark with other settings, or one without its truths.
+    DataError: if output has a benchmark with other settings, or one without its truths.
   """
   settings = dict(edits=edits, seed=seed, side=SIDE)
-  path = os.path.join(root, BENCH)
+  path = os.path.join(output, BENCH)
   if os.path.isdir(path):
     found = report.read_json(os.path.join(path, build.layout.MANIFEST)).get('settings')
     if found != settings:
       raise DataError(f'{path} was made with {found}, not {settings}: name another folder')
-    if not os.path.exists(os.path.join(root, TRUTHS)):
+    if not os.path.exists(os.path.join(output, TRUTHS)):
       raise DataError(f'{path} exists but {TRUTHS} is missing: remove {path}')
     return
   drawn = list(synthetic.bench(edits, seed=seed, size=SIDE, exemplar_size=SIDE))
   for i, edit in enumerate(drawn):
     # The truth equals the source outside the hole, because the scene is drawn with the same seed.
-    truth = os.path.join(root, 'references', 'truth', f'{i:012d}.png')
+    truth = os.path.join(output, 'references', 'truth', f'{i:012d}.png')
     files.write_bytes(truth, codec.png(edit['truths'][edit['answer']]))
   packed = io.BytesIO()
   truths = np.stack([edit['truths'] for edit in drawn])  # [n k h w 3]
   np.savez_compressed(packed, truths=truths, answers=np.array([edit['answer'] for edit in drawn]))
-  files.write_bytes(os.path.join(root, TRUTHS), packed.getvalue())
+  files.write_bytes(os.path.join(output, TRUTHS), packed.getvalue())
   plans = [
     build.Plan(i, {}, lambda edit=edit: {kind: edit[kind] for kind in build.layout.KINDS})
     for i, edit in enumerate(drawn)
@@ -120,46 +120,33 @@ def _copy_paste(result, hole, exemplar):
     return None
 
 
-def run_bench(output: str, edits: int, seed: int) -> None:
-  """The command `bench`."""
-  doors.require(output=output)
-  write_bench(output, edits, seed)
-
-
-def run_score(root: str, folder: str, pictures: str | None) -> None:
-  """The command `score`."""
-  doors.require(root=root, folder=folder)
-  score(root, folder, pictures)
-
-
 def run_report(root: str, output: str, seeds: Sequence[str]) -> None:
   """The command `report`."""
-  doors.require(root=root, output=output)
   words = ' '.join(seeds).replace(',', ' ').split()
   if wrong := [word for word in words if not word.isdecimal()]:
     raise UserError(f'--seeds={",".join(words)}: {wrong[0]!r} is not a seed; write --seeds=0,1,2')
   print(report.write(root, output, [int(word) for word in words]))
 
 
-ROOT = doors.Flag('root', None, 'folder of the ablation', str)
+ROOT = doors.Flag('root', doors.REQUIRED, 'folder of the ablation')
 BENCH_FLAGS = (
-  doors.Flag('output', None, 'folder of the ablation', str),
+  doors.Flag('output', doors.REQUIRED, 'folder of the ablation'),
   doors.Flag('edits', 256, 'number of edits', least=3),
   doors.Flag('seed', 0, 'of the edits'),
 )
 SCORE_FLAGS = (
   ROOT,
-  doors.Flag('folder', None, 'folder of the evaluation', str),
+  doors.Flag('folder', doors.REQUIRED, 'folder of the evaluation'),
   doors.Flag('pictures', None, 'folder of its pictures, if not FOLDER/results', str),
 )
 REPORT_FLAGS = (
   ROOT,
-  doors.Flag('output', None, 'folder for the table and the pictures', str),
+  doors.Flag('output', doors.REQUIRED, 'folder for the table and the pictures'),
   doors.Flag('seeds', [], 'the seeds, separated by commas (default: all)', list),
 )
 COMMANDS = {
-  'bench': doors.Command(run_bench, 'draw the edits and their truths', BENCH_FLAGS),
-  'score': doors.Command(run_score, 'score an evaluation against the truths', SCORE_FLAGS),
+  'bench': doors.Command(write_bench, 'draw the edits and their truths', BENCH_FLAGS),
+  'score': doors.Command(score, 'score an evaluation against the truths', SCORE_FLAGS),
   'report': doors.Command(run_report, 'write the table and the pictures', REPORT_FLAGS),
 }
 

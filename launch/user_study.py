@@ -205,7 +205,6 @@ def _systems(pairs: Sequence[str]) -> dict[str, str]:
 
 def run_build(bench: str, results: list[str], output: str, **settings) -> None:
   """The command `build`."""
-  doors.require(bench=bench, output=output)
   key = build(bench, _systems(results), output, **settings)
   print(f'{output}/index.html: {len(key["systems"])} systems, {len(key["edits"])} edits')
   print(f'{os.path.normpath(output)}.key.json names the system of each picture: keep it private')
@@ -226,9 +225,9 @@ def run_table(paths: list[str], key: str, resamples: int, json: str) -> None:
 
 
 BUILD = (
-  doors.Flag('bench', None, "the benchmark in COCOEE's layout, as folders or packed", str),
+  doors.Flag('bench', doors.REQUIRED, "the benchmark in COCOEE's layout, as folders or packed"),
   doors.Flag('results', [], 'NAME=FOLDER of a system; give it once for each system', list),
-  doors.Flag('output', None, 'the new folder', str),
+  doors.Flag('output', doors.REQUIRED, 'the new folder'),
   doors.Flag('count', 30, 'number of edits to show'),
   doors.Flag('seed', 0, 'of the choice of edits and of all orders'),
   doors.Flag('title', 'Which edit is best?', 'title of the page'),

@@ -61,8 +61,13 @@ def quiet_pipe() -> Iterator[None]:
     sys.exit(1)
 
 
+REQUIRED = object()  # the default of a flag that must be given and not be empty
+
+
 class Flag(NamedTuple):
   """One flag of a command.
+
+  default: REQUIRED for a string that must be given.
 
   kind: str, int, float, bool, list (may be given several times), 'config' (a config file whose keys
   are flags too), or the allowed words; None: the type of `default`. least: of a number.
@@ -82,7 +87,7 @@ class Command(NamedTuple):
   the words which are not flags; empty: there are none.
   """
 
-  main: Callable[..., None]
+  main: Callable[..., Any]
   help: str
   flags: Sequence[Flag | tuple]
   words: str = ''
@@ -93,6 +98,8 @@ def flag_values(rows: Sequence[Flag | tuple]) -> flags.FlagValues:
   values = flags.FlagValues()
   for row in rows:
     name, default, about, kind, least = Flag(*row)
+    if default is REQUIRED:
+      default, kind = None, str
     kind: Any = type(default) if kind is None else kind
     if kind == 'config':
       define_config(about, name, default, values)
@@ -156,7 +163,7 @@ def find_config(argument: str) -> str:
 
 
 def call(
-  main: Callable[..., None],
+  main: Callable[..., Any],
   values: flags.FlagValues | Sequence[Flag | tuple],
   about: str | None = None,
   argv: Sequence[str] | None = None,
@@ -167,12 +174,14 @@ def call(
   about: printed by `--help` before the flags. argv: the program and its arguments; None: this
   process's. words: see `Command`. What the operating system refuses is one line too.
   """
-  own = values if isinstance(values, flags.FlagValues) else flag_values(values)
+  rows = () if isinstance(values, flags.FlagValues) else [Flag(*row) for row in values]
+  own = values if isinstance(values, flags.FlagValues) else flag_values(rows)
   names = list(own)  # parsing adds one flag for every --config.key=value
 
   def guarded(argv):
     rest = read(own, argv, f'{about}\n{own.get_help(include_special_flags=False)}', bool(words))
     given = {name: own[name].value for name in names} | ({words: rest[1:]} if words else {})
+    require(**{row.name: given[row.name] for row in rows if row.default is REQUIRED})
     try:
       main(**given)
     except BrokenPipeError:

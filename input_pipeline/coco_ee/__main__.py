@@ -23,7 +23,6 @@ from . import own_pictures as own
 
 def validate(bench: str, size: int, report: str) -> None:
   """Prints the report of a benchmark; raises DataError if it has faults."""
-  doors.require(bench=bench)
   found = validation.validate(bench, size)
   if report:
     files.write_json(report, found)
@@ -34,28 +33,25 @@ def validate(bench: str, size: int, report: str) -> None:
 
 def pack(bench: str, output: str, shards: int) -> None:
   """Packs a benchmark as TFRecord."""
-  doors.require(bench=bench, output=output)
   manifest = benches.pack(bench, output, shards)
   print(f'{output}: {manifest["edits"]} edits in {len(manifest["files"])} shards')
 
 
 def build(pictures: str, output: str, **settings) -> None:
   """Builds a benchmark from the user's own pictures."""
-  doors.require(pictures=pictures, output=output)
   manifest = own.from_pictures(pictures, output, **settings)
   print(f'{output}: {len(manifest["edits"])} edits')
 
 
 def build_coco(annotations: str, images: str, output: str, **settings) -> None:
   """Builds a benchmark from COCO's boxes."""
-  doors.require(annotations=annotations, images=images, output=output)
   manifest = instances.from_coco(annotations, images, output, **settings)
   print(f'{output}: {len(manifest["edits"])} edits; passed over: {manifest["passed_over"] or 0}')
 
 
 _SIZE = ('size', 512, 'side of the sources in pixels', int, 8)
-_OUTPUT = ('output', '', 'new folder to write')
-_BENCH = ('bench', '', 'the benchmark: a folder in the published layout, or packed')
+_OUTPUT = ('output', doors.REQUIRED, 'new folder to write')
+_BENCH = ('bench', doors.REQUIRED, 'a folder in the published layout, or packed')
 COMMANDS = dict(
   validate=doors.Command(
     validate, 'report what is missing or odd',
@@ -67,7 +63,7 @@ COMMANDS = dict(
   build=doors.Command(
     build, 'make a benchmark from own pictures',
     [
-      ('pictures', '', 'folder with image/, mask/, exemplar/; or a .csv or .jsonl list'),
+      ('pictures', doors.REQUIRED, 'folder with image/, mask/, exemplar/; or a .csv, .jsonl list'),
       _OUTPUT, _SIZE,
       ('rectangles', False, 'repaint the whole bounding box of each mask, as COCOEE does'),
     ],
@@ -75,8 +71,8 @@ COMMANDS = dict(
   build_coco=doors.Command(
     build_coco, "make a benchmark from COCO's boxes",
     [
-      ('annotations', '', "COCO's instances_*.json"),
-      ('images', '', 'folder of their images'),
+      ('annotations', doors.REQUIRED, "COCO's instances_*.json"),
+      ('images', doors.REQUIRED, 'folder of their images'),
       _OUTPUT,
       ('count', 3500, 'number of edits', int, 1),
       ('seed', 0, 'seed of the choice', int, 0),

@@ -185,14 +185,13 @@ def _rgb(lab: np.ndarray) -> np.ndarray:
 # The door.
 
 FLAGS = (
-  ('bench', '', 'the benchmark: a folder in the published layout, or packed'),
-  ('kind', '', f'one of {", ".join(KINDS)}'),
-  ('output', '', 'folder for the pictures'),
+  ('bench', doors.REQUIRED, 'the benchmark: a folder in the published layout, or packed'),
+  ('kind', doors.REQUIRED, f'one of {", ".join(KINDS)}'),
+  ('output', doors.REQUIRED, 'folder for the pictures'),
 )
 
 
 def main(bench: str, kind: str, output: str) -> None:
   """Makes the missing pictures of one kind of reference."""
-  doors.require(bench=bench, kind=kind, output=output)
   made = write(bench, kind, output)
   print(f'{output}: {made} new pictures of {kind}, all exist now')

@@ -34,6 +34,14 @@ def test_flags_become_arguments():
   }
 
 
+def test_a_required_flag_must_be_given(capsys):
+  rows = [('bench', doors.REQUIRED, 'to read'), ('output', doors.REQUIRED, 'to write')]
+  read = lambda *argv: doors.call(lambda bench, output: None, rows, 'About.', ['door', *argv])
+  read('--bench=a', '--output=b')
+  assert refusal(capsys, read, '--bench=a', '--output=') == 'error: --output=... is missing'
+  assert '--output' in refusal(capsys, read, '--bench=a')
+
+
 def test_words_are_one_argument():
   assert given('a', '--count=2', 'b', words='files')['files'] == ['a', 'b']
   assert given(words='files')['files'] == []

@@ -128,7 +128,7 @@ def test_a_bad_edit_stops_the_work_and_the_same_command_makes_what_is_missing(
   path.write_bytes(data)
   stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'out').iterdir()}
   door(f'--bench={root}', '--kind=source', f'--output={tmp_path / "out"}')
-  assert f'{5 - len(stamps)} pictures of source made' in capsys.readouterr().out
+  assert f'{5 - len(stamps)} new pictures of source' in capsys.readouterr().out
   assert len(os.listdir(tmp_path / 'out')) == 5
   assert all((tmp_path / 'out' / n).stat().st_mtime_ns == stamp for n, stamp in stamps.items())
 
