@@ -62,16 +62,8 @@ class Bench:
     names, data = self.names(position), self.encoded(position)
     source = layout.decode_source(data['source'], names['source'])
     mask = layout.decode_mask(data['mask'], names['mask'])
-    if mask.shape != source.shape[:2]:
-      raise DataError(
-        f'{names["mask"]} is {mask.shape[1]}x{mask.shape[0]} (width x height), '
-        f'{names["source"]} {source.shape[1]}x{source.shape[0]}; they must be alike'
-      )
-    if mask.max() < 128:
-      raise DataError(
-        f'{names["mask"]} is empty: its brightest pixel is {mask.max()} of 255, and 128 or more '
-        'is repainted'
-      )
+    for what, detail in layout.mask_faults(mask, source):
+      raise DataError(f'{names["mask"]}: {what}: {detail}')
     exemplar = layout.decode_exemplar(data['exemplar'], names['exemplar'], self.exemplar_size)
     return dict(
       id=int(self.ids[position]), source=source, mask=mask, exemplar=exemplar, names=names

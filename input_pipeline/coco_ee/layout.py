@@ -10,6 +10,7 @@ Source: PbE ldm/data/test_bench_dataset.py. The number in the folders' names may
 
 import os
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -109,6 +110,21 @@ def decode_exemplar(data: bytes, name: str, size: int | None) -> np.ndarray:
   """
   image = codec.load(data, name)
   return np.asarray((image.resize((size, size)) if size else image).convert('RGB'))
+
+
+def mask_faults(mask: np.ndarray, source: np.ndarray | None) -> Iterator[tuple[str, str]]:
+  """Yields (what, detail) of what makes a mask unusable; `source`: None if it cannot be read."""
+  if source is not None and source.shape[:2] != mask.shape:
+    detail = f'it is {size(mask)}, the source {size(source)} (width x height)'
+    yield 'mask is of another size than its source', detail
+  if mask.max() < 128:
+    detail = f'its brightest pixel is {mask.max()} of 255, and 128 or more is repainted'
+    yield 'mask is empty', detail
+
+
+def size(image: np.ndarray) -> str:
+  """Returns the width and height of an image as text, `512x384`."""
+  return f'{image.shape[1]}x{image.shape[0]}'
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -160,16 +160,14 @@ def _examine(
   if 'source' in pictures:
     name, source = pictures['source']
     if source.shape[:2] != (size, size):
-      detail = f'{_size(source)}, not {size}x{size}'
+      detail = f'{layout.size(source)}, not {size}x{size}'
       found.append(_finding('source is of another size', edit_id, name, detail))
   share = []
   if 'mask' in pictures:
     name, mask = pictures['mask']
-    found += [_finding(what, edit_id, name, detail) for what, detail in _mask(mask)]
+    judged = [*layout.mask_faults(mask, pictures.get('source', ('', None))[1]), *_odd_mask(mask)]
+    found += [_finding(what, edit_id, name, detail) for what, detail in judged]
     share = [float(mask.mean(dtype=np.float64) / 255)]
-    if 'source' in pictures and pictures['source'][1].shape[:2] != mask.shape:
-      detail = f'{_size(mask)}, the source {_size(pictures["source"][1])}'
-      found.append(_finding('mask is of another size than its source', edit_id, name, detail))
   sides = list(pictures['exemplar'][1].shape[:2]) if 'exemplar' in pictures else []
   return found, share, sides
 
@@ -199,10 +197,9 @@ def _decoded(
   return pictures, found
 
 
-def _mask(mask: np.ndarray) -> Iterator[tuple[str, str]]:
-  """Yields (what, detail) of what is wrong with a mask by itself."""
+def _odd_mask(mask: np.ndarray) -> Iterator[tuple[str, str]]:
+  """Yields (what, detail) of what the published masks do not have; nothing for an empty mask."""
   if mask.max() < 128:
-    yield 'mask is empty', f'its brightest pixel is {mask.max()} of 255'
     return
   other = int(((mask > 0) & (mask < 255)).sum())
   if other:
@@ -214,7 +211,3 @@ def _mask(mask: np.ndarray) -> Iterator[tuple[str, str]]:
   share = mask.mean(dtype=np.float64) / 255
   if share > 0.5:
     yield 'more than half of the source is repainted', f'{share:.1%}'
-
-
-def _size(image: np.ndarray) -> str:
-  return f'{image.shape[1]}x{image.shape[0]}'

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 
 import numpy as np
@@ -138,36 +137,13 @@ def test_gaming_the_clip_score_shows(world, settings, tmp_path):
 # Bad input
 
 
-def spoil(root, what):
-  """Spoil a copy of the benchmark; return what the line must say."""
-  mask, source = root / 'Mask_bbox_4' / f'{283:012d}_mask.png', root / 'GT_4' / f'{283:012d}_GT.png'
-  if what == 'doubled ids':
-    bench.save_ids(root, [*bench.IDS[:3], bench.IDS[0]])
-    return 'occur more than once'
-  if what == 'missing source':
-    source.unlink()
-    return f'lacks 1 of 4 files, the first is {source.name}'
-  if what == 'empty mask':
-    Image.new('L', (SIZE, SIZE)).save(mask)
-    return f'{mask.name} is empty'
-  if what == 'mask of another size':
-    Image.new('L', (9, SIZE), 255).save(mask)
-    return f'{mask.name} is 9 ?x ?40 .*, .*40 ?x ?40'
-  assert what == 'damaged source'
-  source.write_bytes(source.read_bytes()[:99])
-  return re.escape(source.name)
-
-
-@pytest.mark.parametrize(
-  'what',
-  ['doubled ids', 'missing source', 'empty mask', 'mask of another size', 'damaged source'],
-)
-def test_a_damaged_benchmark_is_one_line(what, world, settings, tmp_path):
+def test_a_damaged_benchmark_is_one_line(world, settings, tmp_path):
   root = shutil.copytree(world / 'bench', tmp_path / 'bench')
-  says = spoil(root, what)
+  mask = root / 'Mask_bbox_4' / f'{283:012d}_mask.png'
+  Image.new('L', (9, SIZE), 255).save(mask)
   given = dict(settings, data=dict(root=str(root)))
   line = refuse(str(tmp_path / 'out'), weights=str(world / 'weights'), **given)
-  assert re.search(says, line), line
+  assert line.startswith(f'{mask.name}: ') and 'it is 9x40, the source 40x40' in line
   assert not (tmp_path / 'out').exists()
 
 

@@ -107,7 +107,11 @@ def test_a_bench_that_is_not_whole_does_not_open(root, spoil, line):
     ('GT_4/000000000283_GT.png', b'no picture', '000000000283_GT.png: 10 bytes that are no image'),
     ('Ref_4/000000000283_ref.png', None, '000000000283_ref.png: not a readable image'),
     ('Mask_bbox_4/000000000283_mask.png', layout.mask((0, 0, 0, 0)), 'empty: .* pixel is 0 of 255'),
-    ('Mask_bbox_4/000000000283_mask.png', layout.mask((1, 1, 3, 3), 8), 'is 8x8 .*_GT.png 24x24'),
+    (
+      'Mask_bbox_4/000000000283_mask.png',
+      layout.mask((1, 1, 3, 3), 8),
+      r'283_mask.png: .* it is 8x8, the source 24x24',
+    ),
   ],
 )
 def test_an_edit_that_cannot_be_used_is_named_and_the_others_are_read(root, name, content, line):
