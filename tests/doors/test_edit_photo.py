@@ -11,17 +11,7 @@ from exedit import paint_by_example as pbe
 from exedit.editing import framing
 from exedit.models import parameters
 from tests import small
-
-
-def noise(rng, height, width):
-  return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def hole(height, width, top, left, bottom, right):
-  mask = np.zeros((height, width), bool)
-  mask[top:bottom, left:right] = True
-  return mask
-
+from tests.pictures import box, noise
 
 # exemplars
 
@@ -46,7 +36,7 @@ def test_crop_keeps_the_middle_and_pad_keeps_everything():
 
 def test_the_mask_drops_the_background_and_crops_to_the_subject():
   rng = np.random.default_rng(0)
-  picture, mask = noise(rng, 90, 120), hole(90, 120, 30, 40, 70, 60)
+  picture, mask = noise(rng, 90, 120), box(90, 120, 30, 40, 70, 60)
   mask[30, 40] = False
   seen = images.to_uint8(framing.fit_exemplar(picture, mask, 44, 'pad'))
   expected = np.full((44, 44, 3), framing.GREY, np.uint8)  # 40 long, a margin of 2 on each side
@@ -61,20 +51,20 @@ def test_the_mask_drops_the_background_and_crops_to_the_subject():
 
 
 def test_fit_exemplar_refuses_what_it_cannot_mean():
-  picture = np.zeros((9, 9, 3), np.uint8)
-  with pytest.raises(ValueError, match="how is 'stretch'"):
-    framing.fit_exemplar(picture, None, 8, 'stretch')
-  with pytest.raises(ValueError, match=r'exemplar_mask has shape \(8, 9\)'):
-    framing.fit_exemplar(picture, np.ones((8, 9), bool), 8)
-  with pytest.raises(ValueError, match='empty'):
-    framing.fit_exemplar(picture, np.zeros((9, 9), bool), 8)
+  for mask, how, says in (
+    (None, 'stretch', "how is 'stretch'"),
+    (np.ones((8, 9), bool), 'pad', r'exemplar_mask has shape \(8, 9\)'),
+    (np.zeros((9, 9), bool), 'pad', 'empty'),
+  ):
+    with pytest.raises(ValueError, match=says):
+      framing.fit_exemplar(np.zeros((9, 9, 3), np.uint8), mask, 8, how)
 
 
 # the whole edit
 
 
 def mask_of(*where):
-  return jnp.asarray(hole(*where), jnp.float32)[None, ..., None]
+  return jnp.asarray(box(*where), jnp.float32)[None, ..., None]
 
 
 @functools.cache
@@ -92,14 +82,13 @@ def photo(rng, height, width):
   return jnp.asarray(images.from_uint8(noise(rng, height, width)))[None]
 
 
-@pytest.mark.parametrize('zoom', framing.ZOOMS)
-def test_edit_photo_repaints_the_mask_and_nothing_else(zoom):
+def test_edit_photo_repaints_the_mask_and_nothing_else():
   rng = np.random.default_rng(0)
   exemplar, mask = photo(rng, 20, 13), mask_of(61, 83, 40, 50, 52, 58)
   hidden = np.asarray(mask[0, ..., 0]) > 0
   for scale in (1.0, 0.999):  # also a source whose pixels are not those of any file
     source = photo(rng, 61, 83) * scale
-    out = edit_photo(source, mask, exemplar, zoom=zoom)
+    out = edit_photo(source, mask, exemplar)
     changed = np.asarray(out != source).any(-1)[0]
     assert not changed[~hidden].any() and changed[hidden].mean() > 0.9
     assert out.shape == source.shape and out.dtype == source.dtype
@@ -132,12 +121,14 @@ def test_edit_photo_refuses_what_it_cannot_mean_before_the_work(monkeypatch):
   monkeypatch.setattr(pbe, 'edit', None)
   rng = np.random.default_rng(0)
   source, exemplar, mask = photo(rng, 16, 16), photo(rng, 8, 8), mask_of(16, 16, 3, 3, 13, 13)
-  with pytest.raises(ValueError, match='mask has shape'):
-    edit_photo(source, mask[:, 1:], exemplar)
-  with pytest.raises(ValueError, match='empty'):
-    edit_photo(source, mask * 0, exemplar)
-  with pytest.raises(ValueError, match='exemplar_mask has shape'):
-    edit_photo(source, mask, exemplar, exemplar_mask=mask)
-  for setting in (dict(zoom='in'), dict(match='color'), dict(feather=-1.0), dict(fit='stretch')):
-    with pytest.raises(ValueError, match=str(*setting.values())):
-      edit_photo(source, mask, exemplar, **setting)
+  for given, says in (
+    (dict(mask=mask[:, 1:]), 'mask has shape'),
+    (dict(mask=mask * 0), 'empty'),
+    (dict(exemplar_mask=mask), 'exemplar_mask has shape'),
+    (dict(zoom='in'), 'in'),
+    (dict(match='color'), 'color'),
+    (dict(feather=-1.0), '-1.0'),
+    (dict(fit='stretch'), 'stretch'),
+  ):
+    with pytest.raises(ValueError, match=says):
+      edit_photo(source, **dict(mask=mask, exemplar=exemplar) | given)

@@ -10,6 +10,7 @@ from exedit.editing import jobs
 from exedit.editing.photo import LARGEST_SEED
 from exedit.paint_by_example import SYSTEM
 from exedit.runtime.errors import UserError
+from tests import pictures
 
 OWN = SYSTEM.settings(steps=20, scale=3.0, sampler='ddim')
 FILES = ('image', 'mask', 'exemplar', 'exemplar_mask')
@@ -21,12 +22,9 @@ def folder(tmp_path):
   """Pictures a.png and tall.png with masks of their sizes, and an exemplar with its own."""
   rng = np.random.default_rng(0)
   for name, size in (('a', (32, 40)), ('tall', (60, 20)), ('e', (9, 20))):
-    pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / f'{name}.png')
+    Image.fromarray(pictures.noise(rng, *size)).save(tmp_path / f'{name}.png')
   for name, size in (('m', (32, 40)), ('hole', (60, 20)), ('subject', (9, 20))):
-    mask = np.zeros(size, np.uint8)
-    mask[3:7, 4:16] = 255
-    Image.fromarray(mask).save(tmp_path / f'{name}.png')
+    Image.fromarray(pictures.box(*size, 3, 4, 7, 16)).save(tmp_path / f'{name}.png')
   Image.new('L', (40, 32)).save(tmp_path / 'black.png')
   return tmp_path
 

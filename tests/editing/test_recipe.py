@@ -13,7 +13,7 @@ from exedit.editing import edit_files, framing, recipe, replay
 from exedit.paint_by_example import SYSTEM
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
-from tests import ROOT, small
+from tests import ROOT, pictures, small
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -27,13 +27,8 @@ def made(tmp_path_factory):
   """A folder with weights, inputs and an edit of them, out.png and out.json."""
   folder = tmp_path_factory.mktemp('made')
   small.export(folder / 'small')
-  rng = np.random.default_rng(0)
-  Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(folder / 'photo.png')
-  Image.fromarray(rng.integers(0, 256, (9, 20, 3), dtype=np.uint8)).save(folder / 'ex.png')
-  hole = np.zeros((24, 30), np.uint8)
-  hole[6:18, 7:21] = 255
-  Image.fromarray(hole).save(folder / 'mask.png')
-  Image.fromarray(hole[:9, :20] | 255).save(folder / 'subject.png')
+  pictures.write(folder, 24, 30, 6, 7, 18, 21)
+  Image.new('L', (20, 9), 255).save(folder / 'subject.png')
   make(folder, 'out.png')
   return folder
 
