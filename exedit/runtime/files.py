@@ -183,6 +183,26 @@ def runs(process: int) -> bool:
   return True
 
 
+def require_space(path: PathLike, need: int, remedy: str = 'or choose another folder') -> None:
+  """Checks that the disk has `need` bytes for a new file or folder, if its parent exists.
+
+  Raises:
+    UserError: if it has not; it ends with `remedy`.
+  """
+  folder = os.path.dirname(os.path.abspath(path))
+  if os.path.isdir(folder) and need > shutil.disk_usage(folder).free:
+    raise no_space(path, need, remedy)
+
+
+def no_space(path: PathLike, need: int = 0, remedy: str = 'or choose another folder') -> UserError:
+  """The error of a full disk. need: number of bytes to write; 0 if unknown."""
+  free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+  takes = f'it takes {need / 1e6:.1f} MB and ' if need else ''
+  return UserError(
+    f'no space left for {path}: {takes}{free / 1e6:.1f} MB are free; free some, {remedy}'
+  )
+
+
 def sha256(path: PathLike) -> str:
   """The SHA-256 of a file's content, in hexadecimal."""
   with open(path, 'rb') as file:

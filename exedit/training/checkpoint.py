@@ -8,30 +8,36 @@ checksum (see runtime/checksums.py). The parameters that do not train are writte
 import contextlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from safetensors.numpy import save_file
 
 from exedit.runtime import checksums, files, processes, remote, signals
 from exedit.runtime.checksums import Damaged
 from exedit.runtime.errors import disk_is_full
 from exedit.training.state import TrainState
 from exedit.training.workdir import path_of, trouble
-from exedit.weights.formats.run import FROZEN, CheckpointError, crc32, damage, read_frozen
+from exedit.weights.formats.run import (
+  FROZEN,
+  CheckpointError,
+  crc32,
+  damage,
+  newest_good,
+  read_frozen,
+)
+from exedit.weights.formats.safetensors import save_tensors
 
 # Words of errors of a network, which may be gone at the next attempt.
 PASSING = 'UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Client[A-Za-z]*Error|Timeout'
+REMEDY = 'keep fewer checkpoints (--config.checkpoint.keep), or choose another workdir'
 
 
 class Checkpoints:
@@ -62,7 +68,7 @@ class Checkpoints:
     """Starts to write; returns as soon as the arrays are copied from the devices.
 
     Raises:
-      CheckpointError: if the disk has no space. UserError: if a store refuses.
+      UserError: if the disk has no space, or a store refuses.
     """
     if step in self._manager.all_steps():
       return
@@ -89,24 +95,14 @@ class Checkpoints:
     Raises:
       CheckpointError: if all are damaged, or of another model or optimizer.
     """
-    damaged: dict[int, Damaged] = {}
-    for step in sorted(self._manager.all_steps(), reverse=True):
-      try:
-        state = self._read(step, like)
-      except Damaged as why:
-        damaged[step] = why
-        continue
-      for other, why in damaged.items():
-        self._say(f'checkpoint {other} is damaged ({why}): using checkpoint {step} instead')
-        self._set_aside(other)
-      return state
-    if damaged:
-      step, why = next(iter(damaged.items()))
-      raise CheckpointError(
-        f'none of the {len(damaged)} checkpoints in {self.folder} can be read '
-        f'({step}: {why}): restore the folder from a copy, or start in another workdir'
-      )
-    return None
+    steps = self._manager.all_steps()
+    if not steps:
+      return None
+    read = lambda step: self._read(step, like)
+    state, _, damaged = newest_good(self.folder, steps, read, self._say)
+    for step in damaged:
+      self._set_aside(step)
+    return state
 
   def tidy(self) -> None:
     """Removes old checkpoints as the next save would; a killed run may not have done so."""
@@ -149,19 +145,17 @@ class Checkpoints:
     """Checks that the disk has space for a checkpoint and a little for the logs.
 
     Raises:
-      CheckpointError: if it does not.
+      UserError: if it does not.
     """
     if remote.is_remote(self.folder):
       return
     arrays = jax.tree.leaves(state)
     need = sum(a.size * a.dtype.itemsize for a in arrays) // jax.process_count()
     need = int(1.05 * need) + 4096 * len(arrays) + 2**20
-    free = shutil.disk_usage(self.folder).free
-    if need > free:
-      raise CheckpointError(_no_space(self.folder, need, free))
+    files.require_space(self.folder, need, REMEDY)
 
   def _writing(self, action: Callable[[], Any]) -> None:
-    """Runs `action`; a full disk becomes a CheckpointError, and half-written files are removed."""
+    """Runs `action`; a full disk becomes a UserError, and half-written files are removed."""
     try:
       action()
     except Exception as error:
@@ -172,39 +166,30 @@ class Checkpoints:
       if jax.process_index() == 0:
         for path in self.folder.glob('*orbax-checkpoint-tmp*'):
           shutil.rmtree(path, ignore_errors=True)
-      free = shutil.disk_usage(self.folder).free
-      raise CheckpointError(_no_space(self.folder, None, free)) from error
+      raise files.no_space(self.folder, remedy=REMEDY) from error
 
 
 def save_frozen(workdir: str | os.PathLike, params: Mapping[str, jax.Array]) -> None:
   """Writes the frozen parameters, whole or not at all, with a CRC-32 for each in the header.
 
   Raises:
-    CheckpointError: if the disk has no space. UserError: if a store refuses.
+    UserError: if the disk has no space, or a store refuses.
   """
   if jax.process_index() != 0:
     return
   path = path_of(workdir) / FROZEN
   arrays = {name: np.asarray(value) for name, value in params.items()}
-  crc = {name: crc32(a) for name, a in arrays.items()}
-  in_store = remote.is_remote(path)
-  temporary = Path(files.temporary_of(Path(tempfile.gettempdir(), FROZEN) if in_store else path))
-  try:
-    save_file(arrays, temporary, metadata={'crc32': json.dumps(crc)})
-    temporary.chmod(0o644)  # safetensors makes it readable for the owner alone
-    if in_store:
-      remote.put(str(temporary), os.fspath(path))
-    else:
-      os.replace(temporary, path)
-  except Exception as error:
-    if disk_is_full(error):
-      need, free = sum(a.nbytes for a in arrays.values()), shutil.disk_usage(temporary.parent).free
-      raise CheckpointError(_no_space(temporary, need, free)) from error
-    if in_store:
+  metadata = {'crc32': json.dumps({name: crc32(a) for name, a in arrays.items()})}
+  if not remote.is_remote(path):
+    save_tensors(path, arrays, metadata)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    local = os.path.join(folder, FROZEN)
+    save_tensors(local, arrays, metadata)
+    try:
+      remote.put(local, os.fspath(path))
+    except OSError as error:
       raise trouble(workdir, error) from error
-    raise
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def load_frozen(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -252,19 +237,6 @@ def _damage_or_not(error: Exception, folder: epath.Path) -> Exception:
   return found
 
 
-def _no_space(path: os.PathLike, need: int | None, free: int) -> str:
-  needs = '' if need is None else f'needs {_size(need)}, '
-  return (
-    f'no space left for {path}: {needs}{_size(free)} free; free some, keep fewer '
-    'checkpoints (--config.checkpoint.keep), or choose another workdir'
-  )
-
-
 def _not_orbax(record: logging.LogRecord) -> bool:
   """Drops Orbax's log lines: it logs each file that it writes and each error that it raises."""
   return f'{os.sep}orbax{os.sep}' not in record.pathname
-
-
-def _size(count: int) -> str:
-  power = min(int(math.log(max(count, 1), 1000)), 4)
-  return f'{count / 1000**power:.3g} {("B", "kB", "MB", "GB", "TB")[power]}'

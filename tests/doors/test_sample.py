@@ -246,9 +246,8 @@ def test_bad_inputs_are_found_before_the_weights_are_read(files, tmp_path, monke
   ]
   for change in bad:
     arguments = dict(files, output=str(tmp_path / 'out.png')) | change
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError):
       edit_files.edit_once(**arguments)
-    assert '\n' not in str(caught.value), change
   assert (tmp_path / 'taken.json').read_text() == '{"mine": 1}'
 
 

@@ -31,6 +31,11 @@ def compare(number):
     function(1.0, compared=Compared(number, key))
 
 
+def test_a_user_error_is_one_line_and_its_listing():
+  assert str(errors.UserError('the file a\nb')) == 'the file a b'
+  assert str(errors.UserError('two:', ['a', 'b'])) == 'two:\n  a\n  b'
+
+
 def test_ctrl_c_inside_jax_is_heard():
   with pytest.raises(ValueError):  # what JAX makes of it
     compare(signal.SIGINT)

@@ -172,6 +172,7 @@ def test_only_what_changed_is_sent(store):
     write(place, 'samples/1.png', 'a picture')
     write(place, '.half.7.0.tmp', 'in writing')
     write(place, 'tb/events', 'events')
+    place.claim()
     place.push()
     names = ('started.json', 'config.json', 'samples/1.png', 'tb/events')
     assert {*store.objects} == {f'bucket/run/{name}' for name in names}
@@ -182,17 +183,30 @@ def test_only_what_changed_is_sent(store):
   assert store.objects['bucket/run/metrics.jsonl'][0] == b'one\n'  # sent at the end
   assert not os.path.exists(place.folder)
 
+  metrics = lambda: store.objects['bucket/run/metrics.jsonl'][0]
   with Workdir(PLACE).open() as again:
     assert Path(again.folder, 'metrics.jsonl').read_text() == 'one\n'
     assert os.listdir(f'{again.folder}/tb') == ['events']
     before = store.asked['upload']
     again.push()
     assert store.asked['upload'] == before
+    write(again, 'metrics.jsonl', 'two\n')
+    again.push_metrics(every=0.0)
+    assert metrics() == b'one\n'  # not before this start trains there
+    again.claim()
+    again.push_metrics(every=60.0)
+    store.refuses = 'metrics'
+    again.push_metrics(every=0.0)  # a request that fails does not end the run
+    assert metrics() == b'one\n'
+    store.refuses = ''
+    again.push_metrics(every=0.0)
+    assert metrics() == b'two\n'
 
 
 def test_a_run_ends_when_another_has_started_in_its_place(store):
   with pytest.raises(UserError, match='another run has started in gs://bucket/run: this one ends'):
     with Workdir(PLACE).open() as first:
+      first.claim()
       store.put('bucket/run/started.json', b'{"host": "elsewhere"}')
       first.push()
 
@@ -229,22 +243,6 @@ def test_a_lock_that_cannot_be_taken_is_refused(tmp_path):
     Workdir(str(tmp_path)).open()
 
 
-def test_metrics_reach_the_store_between_two_checkpoints(store):
-  arrived = lambda: any('metrics' in name for name in store.objects)
-  with Workdir(PLACE).open() as place:
-    write(place, 'metrics.jsonl', 'early')
-    place.push_metrics(every=0.0)
-    assert not arrived()  # not before this start trains there
-    place.claim()
-    place.push_metrics(every=60.0)
-    assert not arrived()
-    store.refuses = 'metrics'
-    place.push_metrics(every=0.0)  # a request that fails does not end the run
-    store.refuses = ''
-    place.push_metrics(every=0.0)
-    assert arrived()
-
-
 def test_the_folder_above_a_link_is_the_links(tmp_path):
   """As everything else that opens files sees it."""
   (tmp_path / 'disk/deep').mkdir(parents=True)
@@ -278,19 +276,6 @@ def restored(which=make_state):
   return checkpoint.Checkpoints(PLACE, say=said.append).restore(which(0)), said
 
 
-def test_a_half_deleted_checkpoint_is_set_aside_and_the_one_before_used(store):
-  saved(3, 6)
-  inside = [name for name in store.objects if '/6/state/' in name and '/d/' in name]
-  for name in inside:
-    del store.objects[name]
-  state, said = restored()
-  assert_same(state, make_state(3))
-  assert len(said) == 1 and 'checkpoint 6 is damaged' in said[0]
-  assert not any(name.startswith('bucket/run/checkpoints/6/') for name in store.objects)
-  assert 'bucket/run/damaged_checkpoints/6/digest/metadata' in store.objects
-  assert restored()[1] == []
-
-
 def test_a_checkpoint_without_its_last_file_is_none(store):
   """The writer was killed before it could say that all was there."""
   saved(3, 6)
@@ -301,6 +286,11 @@ def test_a_checkpoint_without_its_last_file_is_none(store):
   assert said == []
   saved(6)
   assert_same(restored()[0], make_state(6))
+  for name in [name for name in store.objects if '/6/state/' in name and '/d/' in name]:
+    del store.objects[name]
+  assert_same(restored()[0], make_state(3))  # and the damaged one is set aside
+  assert not any(name.startswith('bucket/run/checkpoints/6/') for name in store.objects)
+  assert 'bucket/run/damaged_checkpoints/6/digest/metadata' in store.objects
 
 
 def test_frozen_parameters_in_a_store(store, tmp_path, monkeypatch):
@@ -317,13 +307,6 @@ def test_frozen_parameters_in_a_store(store, tmp_path, monkeypatch):
 
 
 # What is refused
-
-
-def test_a_place_without_rights_is_one_line(root, cache, store):
-  store.refuses = '^run/'
-  output = end(start(root, PLACE, cache), 2)
-  assert 'error: the workdir gs://bucket/run cannot be used (' in output
-  assert 'no storage.objects.create' in output and 'Traceback' not in output
 
 
 def test_rights_that_end_later_end_the_run_in_words(root, cache, store):
@@ -370,11 +353,13 @@ def test_rights_to_read_that_are_gone_are_no_damage(store):
     ('s3://bucket/run', 's3://bucket/run cannot be a workdir: checkpoints go to folders and gs://'),
     ('https://host/run', 'https://host/run cannot be a workdir'),
     ('gs://elsewhere/run', r'the workdir gs://elsewhere/run cannot be used \('),
+    (PLACE, r'the workdir gs://bucket/run cannot be used \(.*no storage.objects.create'),
   ],
 )
 def test_what_cannot_be_a_workdir_is_one_line(store, name, words):
+  store.refuses = '^run/'
   with pytest.raises(UserError, match=words):
-    Workdir(name).open()
+    Workdir(name).open().claim()
 
 
 def test_without_its_driver_a_store_says_what_to_install():

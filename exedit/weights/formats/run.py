@@ -7,9 +7,9 @@ flipped bits without an error.
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from exedit.weights.formats.safetensors import open_safetensors, read_metadata
 from exedit.weights.formats.tensor import File
 
 FROZEN = 'frozen.safetensors'
+T = TypeVar('T')
 
 
 class CheckpointError(UserError, ValueError):
@@ -44,20 +45,43 @@ def restore_params(
     raise ValueError(f"which is '{which}'; use 'ema' or 'params'")
   workdir = Path(workdir).absolute()
   folder = workdir / 'checkpoints'
-  steps = sorted(steps_in(folder), reverse=True)
+  steps = steps_in(folder)
   if not steps:
     raise CheckpointError(f'{workdir} holds no checkpoints: train there first, or name another')
-  problems = []
-  for step in steps:
+  read = lambda step: _read_part(folder / str(step), which)
+  params, step, _ = newest_good(folder, steps, read, say)
+  return {**read_frozen(workdir / FROZEN), **params}, step
+
+
+def newest_good(
+  folder: os.PathLike,
+  steps: Iterable[int],
+  read: Callable[[int], T],
+  say: Callable[[str], None],
+) -> tuple[T, int, list[int]]:
+  """Reads the newest checkpoint that is not damaged; `say` gets a line for each newer one.
+
+  Returns:
+    What `read` returned, the step of that checkpoint, and the steps of the damaged ones.
+
+  Raises:
+    CheckpointError: if all are damaged.
+  """
+  damaged: dict[int, Damaged] = {}
+  for step in sorted(steps, reverse=True):
     try:
-      params = _read_part(folder / str(step), which)
+      found = read(step)
     except Damaged as why:
-      problems.append(f'checkpoint {step} is damaged ({why})')
+      damaged[step] = why
       continue
-    for problem in problems:
-      say(f'{problem}: using checkpoint {step} instead')
-    return {**read_frozen(workdir / FROZEN), **params}, step
-  raise CheckpointError(f'no checkpoint in {folder} can be read: {problems[0]}')
+    for other, why in damaged.items():
+      say(f'checkpoint {other} is damaged ({why}): using checkpoint {step} instead')
+    return found, step, [*damaged]
+  step, why = next(iter(damaged.items()))
+  raise CheckpointError(
+    f'none of the {len(damaged)} checkpoints in {folder} can be read ({step}: {why}): restore the '
+    'folder from a copy, or use another workdir'
+  )
 
 
 def _read_part(path: Path, which: str) -> dict[str, np.ndarray]:

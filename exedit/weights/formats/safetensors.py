@@ -10,7 +10,6 @@ import functools
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -112,9 +111,7 @@ def save_tensors(
   names = sorted(tensors, key=lambda name: (order.index(_native(tensors[name].dtype)), name))
   header = _header(names, tensors, metadata)
   size = len(header) + sum(tensors[name].nbytes for name in names)
-  folder = os.path.dirname(os.path.abspath(path))
-  if os.path.isdir(folder) and (free := shutil.disk_usage(folder).free) < size:
-    raise _no_space(path, size, free)
+  files.require_space(path, size)
   try:
     with files.writing(path, durable=True) as file:
       file.write(header)
@@ -123,7 +120,7 @@ def save_tensors(
   except OSError as error:
     if not disk_is_full(error):
       raise
-    raise _no_space(path, size, shutil.disk_usage(folder).free) from None
+    raise files.no_space(path, size) from None
 
 
 def _native(dtype: np.dtype) -> np.dtype:
@@ -159,10 +156,3 @@ def _data(name: str, tensor: np.ndarray | Tensor) -> memoryview:
     )
   array = np.ascontiguousarray(array, _native(array.dtype))
   return array.reshape(-1).view(np.uint8).data
-
-
-def _no_space(path: str | os.PathLike, size: int, free: int) -> UserError:
-  return UserError(
-    f'no space left for {path}: it takes {size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; free'
-    ' some, or choose another folder'
-  )
