@@ -73,15 +73,47 @@ def norm(theirs: str, ours: str) -> list[Row]:
   return [(f'{theirs}.weight', f'{ours}.scale', SAME), (f'{theirs}.bias', f'{ours}.bias', SAME)]
 
 
-def resnet(theirs: str, ours: str) -> list[Row]:
-  """Returns the rows of a ResBlock in diffusers' names; a block may lack some of them."""
+def resnet(
+  theirs: str,
+  ours: str,
+  norm1: str = 'norm1',
+  conv1: str = 'conv1',
+  time_proj: str = 'time_emb_proj',
+  norm2: str = 'norm2',
+  conv2: str = 'conv2',
+  shortcut: str = 'conv_shortcut',
+) -> list[Row]:
+  """Returns the rows of a ResBlock, by default in diffusers' names; it may lack some of them."""
+  rows = [
+    *norm(norm1, 'norm1'),
+    *conv(conv1, 'conv1'),
+    *linear(time_proj, 'time_proj'),
+    *norm(norm2, 'norm2'),
+    *conv(conv2, 'conv2'),
+    *conv(shortcut, 'shortcut'),
+  ]
+  return under(f'{theirs}.', f'{ours}.', rows)
+
+
+def block(
+  norm1: str, qkv: str | Sequence[str], out: str, norm2: str, fc1: str, fc2: str
+) -> list[Row]:
+  """Returns the rows of a transformer block with self-attention.
+
+  qkv: the names of the queries, keys and values, or one name if they are one layer in the file.
+  """
+  ours = ('attn.to_q', 'attn.to_k', 'attn.to_v')
+  if isinstance(qkv, str):
+    attention = fused(qkv, ours)
+  else:
+    attention = [row for names in zip(qkv, ours) for row in linear(*names)]
   return [
-    *norm(f'{theirs}.norm1', f'{ours}.norm1'),
-    *conv(f'{theirs}.conv1', f'{ours}.conv1'),
-    *linear(f'{theirs}.time_emb_proj', f'{ours}.time_proj'),
-    *norm(f'{theirs}.norm2', f'{ours}.norm2'),
-    *conv(f'{theirs}.conv2', f'{ours}.conv2'),
-    *conv(f'{theirs}.conv_shortcut', f'{ours}.shortcut'),
+    *norm(norm1, 'norm1'),
+    *attention,
+    *linear(out, 'attn.to_out'),
+    *norm(norm2, 'norm2'),
+    *linear(fc1, 'fc1'),
+    *linear(fc2, 'fc2'),
   ]
 
 

@@ -1,17 +1,15 @@
 """CLIPVision <-> transformers' CLIPVisionModel, with or without its `vision_model.` level."""
 
-from exedit.weights.translate import CONV, SAME, Row, linear, norm, under
+from exedit.weights.translate import CONV, SAME, Row, block, norm, under
 
-LAYER: list[Row] = [
-  *norm('layer_norm1', 'norm1'),
-  *linear('self_attn.q_proj', 'attn.to_q'),
-  *linear('self_attn.k_proj', 'attn.to_k'),
-  *linear('self_attn.v_proj', 'attn.to_v'),
-  *linear('self_attn.out_proj', 'attn.to_out'),
-  *norm('layer_norm2', 'norm2'),
-  *linear('mlp.fc1', 'fc1'),
-  *linear('mlp.fc2', 'fc2'),
-]
+LAYER: list[Row] = block(
+  'layer_norm1',
+  [f'self_attn.{letter}_proj' for letter in 'qkv'],
+  'self_attn.out_proj',
+  'layer_norm2',
+  'mlp.fc1',
+  'mlp.fc2',
+)
 
 # transformers 5 writes no `vision_model.`; earlier versions did.
 TABLE: list[Row] = under(

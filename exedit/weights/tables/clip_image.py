@@ -1,7 +1,7 @@
 """CLIPImageEncoder <-> transformers' CLIP models with projection, and OpenAI's own state dict."""
 
 from exedit.weights.tables import clip
-from exedit.weights.translate import CONV, LINEAR, SAME, Row, ignored, linear, norm, under
+from exedit.weights.translate import CONV, SAME, Row, block, ignored, linear, norm, under
 
 TEXT = ('text_model.*', 'text_projection*', 'logit_scale')  # the text tower of CLIPModel
 
@@ -11,22 +11,11 @@ TRANSFORMERS: list[Row] = [
   *ignored(*TEXT),
 ]
 
-_PROJECTIONS = ('to_q', 'to_k', 'to_v')  # one tensor in OpenAI's files, in this order
-
 RESBLOCK: list[Row] = [
-  *norm('ln_1', 'norm1'),
-  *(
-    row
-    for i, ours in enumerate(_PROJECTIONS)
-    for row in (
-      ('attn.in_proj_weight', f'attn.{ours}.kernel', LINEAR._replace(part=i, parts=3)),
-      ('attn.in_proj_bias', f'attn.{ours}.bias', SAME._replace(part=i, parts=3)),
-    )
-  ),
-  *linear('attn.out_proj', 'attn.to_out'),
-  *norm('ln_2', 'norm2'),
-  *linear('mlp.c_fc', 'fc1'),
-  *linear('mlp.c_proj', 'fc2'),
+  (theirs.replace('in_proj.', 'in_proj_'), ours, transform)
+  for theirs, ours, transform in block(
+    'ln_1', 'attn.in_proj', 'attn.out_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj'
+  )
 ]
 
 # OpenAI's clip/model.py VisionTransformer; open_clip uses the same names.

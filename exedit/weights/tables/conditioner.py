@@ -5,18 +5,17 @@ LatentDiffusion. See docs/facts.md, Weight layouts.
 """
 
 from exedit.weights.tables import clip
-from exedit.weights.translate import SAME, Row, fused, linear, norm, under
+from exedit.weights.translate import SAME, Row, block, linear, norm, under
 
-BLOCK: list[Row] = [
-  *norm('norm1', 'norm1'),
-  *linear('attn1.to_q', 'attn.to_q'),
-  *linear('attn1.to_k', 'attn.to_k'),
-  *linear('attn1.to_v', 'attn.to_v'),
-  *linear('attn1.to_out.0', 'attn.to_out'),
-  *norm('norm3', 'norm2'),  # diffusers' norm2 belongs to a cross-attention that is missing
-  *linear('ff.net.0.proj', 'fc1'),
-  *linear('ff.net.2', 'fc2'),
-]
+# diffusers' norm2 belongs to a cross-attention that is missing.
+BLOCK: list[Row] = block(
+  'norm1',
+  [f'attn1.to_{letter}' for letter in 'qkv'],
+  'attn1.to_out.0',
+  'norm3',
+  'ff.net.0.proj',
+  'ff.net.2',
+)
 
 TABLE: list[Row] = [
   *under('mapper.blocks.{i}.', 'mapper.{i}.', BLOCK),
@@ -31,14 +30,9 @@ IMAGE_ENCODER: list[Row] = [
   *under('', 'conditioner.', TABLE),
 ]
 
-ORIGINAL_BLOCK: list[Row] = [
-  *norm('ln_1', 'norm1'),
-  *fused('attn.c_qkv', ('attn.to_q', 'attn.to_k', 'attn.to_v')),
-  *linear('attn.c_proj', 'attn.to_out'),
-  *norm('ln_2', 'norm2'),
-  *linear('mlp.c_fc', 'fc1'),
-  *linear('mlp.c_proj', 'fc2'),
-]
+ORIGINAL_BLOCK: list[Row] = block(
+  'ln_1', 'attn.c_qkv', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj'
+)
 
 # Both networks in the original's checkpoint; the last two rows are LatentDiffusion's.
 ORIGINAL: list[Row] = [

@@ -1,21 +1,18 @@
 """DINO <-> the files of transformers' ViTModel, and the state dict of the original code."""
 
-from exedit.weights.translate import Row, Transform, conv, fused, ignored, linear, norm, under
+from exedit.weights.translate import Row, Transform, block, conv, ignored, norm, under
 
-ATTENTION = ('attn.to_q', 'attn.to_k', 'attn.to_v')
 TOKEN = Transform(lambda x: x.reshape(x.shape[-1]), lambda x: x[None, None])  # [1 1 w], [w]
 POSITIONS = Transform(lambda x: x[0], lambda x: x[None])  # [1 n w], [n w]
 
-LAYER: list[Row] = [
-  *norm('layernorm_before', 'norm1'),
-  *linear('attention.attention.query', 'attn.to_q'),
-  *linear('attention.attention.key', 'attn.to_k'),
-  *linear('attention.attention.value', 'attn.to_v'),
-  *linear('attention.output.dense', 'attn.to_out'),
-  *norm('layernorm_after', 'norm2'),
-  *linear('intermediate.dense', 'fc1'),
-  *linear('output.dense', 'fc2'),
-]
+LAYER: list[Row] = block(
+  'layernorm_before',
+  [f'attention.attention.{name}' for name in ('query', 'key', 'value')],
+  'attention.output.dense',
+  'layernorm_after',
+  'intermediate.dense',
+  'output.dense',
+)
 
 # transformers 5 writes these names, although its modules have others.
 TRANSFORMERS: list[Row] = [
@@ -27,14 +24,7 @@ TRANSFORMERS: list[Row] = [
   *ignored('pooler.dense.weight', 'pooler.dense.bias'),  # DINO itself has no pooler
 ]
 
-BLOCK: list[Row] = [
-  *norm('norm1', 'norm1'),
-  *fused('attn.qkv', ATTENTION),
-  *linear('attn.proj', 'attn.to_out'),
-  *norm('norm2', 'norm2'),
-  *linear('mlp.fc1', 'fc1'),
-  *linear('mlp.fc2', 'fc2'),
-]
+BLOCK: list[Row] = block('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2')
 
 # DINO's vision_transformer.py, with timm's names: dino_deitsmall16_pretrain.pth.
 ORIGINAL: list[Row] = [

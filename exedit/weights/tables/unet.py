@@ -3,18 +3,15 @@
 See docs/facts.md, Weight layouts.
 """
 
+import functools
 from collections.abc import Sequence
 
 from exedit.weights.translate import CONV1X1, Row, conv, linear, norm, resnet, under
 
 
 def _attention(name: str) -> list[Row]:
-  return [
-    *linear(f'transformer_blocks.0.{name}.to_q', f'{name}.to_q', bias=False),
-    *linear(f'transformer_blocks.0.{name}.to_k', f'{name}.to_k', bias=False),
-    *linear(f'transformer_blocks.0.{name}.to_v', f'{name}.to_v', bias=False),
-    *linear(f'transformer_blocks.0.{name}.to_out.0', f'{name}.to_out'),
-  ]
+  rows = [row for part in ('to_q', 'to_k', 'to_v') for row in linear(part, part, bias=False)]
+  return under(f'transformer_blocks.0.{name}.', f'{name}.', [*rows, *linear('to_out.0', 'to_out')])
 
 
 # Both layouts use the same names inside a transformer.
@@ -56,6 +53,17 @@ TABLE: list[Row] = [
 ]
 
 
+_resnet = functools.partial(
+  resnet,
+  norm1='in_layers.0',
+  conv1='in_layers.2',
+  time_proj='emb_layers.1',
+  norm2='out_layers.0',
+  conv2='out_layers.3',
+  shortcut='skip_connection',
+)
+
+
 def original(levels: int, layers: int, attention_levels: Sequence[int]) -> list[Row]:
   """Returns the table of LDM's UNetModel, which numbers its blocks through all levels.
 
@@ -66,16 +74,16 @@ def original(levels: int, layers: int, attention_levels: Sequence[int]) -> list[
     *linear('time_embed.0', 'time1'),
     *linear('time_embed.2', 'time2'),
     *conv('input_blocks.0.0', 'conv_in'),
-    *_original_resnet('middle_block.0', 'mid1'),
+    *_resnet('middle_block.0', 'mid1'),
     *under('middle_block.1.', 'mid_attention.', TRANSFORMER),
-    *_original_resnet('middle_block.2', 'mid2'),
+    *_resnet('middle_block.2', 'mid2'),
     *norm('out.0', 'norm_out'),
     *conv('out.2', 'conv_out'),
   ]
   for i in range(levels):
     for j in range(layers):
       block = f'input_blocks.{1 + i * (layers + 1) + j}'
-      rows += _original_resnet(f'{block}.0', f'down.{i}.resnets.{j}')
+      rows += _resnet(f'{block}.0', f'down.{i}.resnets.{j}')
       if i in attention_levels:
         rows += under(f'{block}.1.', f'down.{i}.attentions.{j}.', TRANSFORMER)
     if i < levels - 1:
@@ -84,21 +92,10 @@ def original(levels: int, layers: int, attention_levels: Sequence[int]) -> list[
     attend = levels - 1 - i in attention_levels
     for j in range(layers + 1):
       block = f'output_blocks.{i * (layers + 1) + j}'
-      rows += _original_resnet(f'{block}.0', f'up.{i}.resnets.{j}')
+      rows += _resnet(f'{block}.0', f'up.{i}.resnets.{j}')
       if attend:
         rows += under(f'{block}.1.', f'up.{i}.attentions.{j}.', TRANSFORMER)
     if i < levels - 1:
       last = f'output_blocks.{i * (layers + 1) + layers}'
       rows += conv(f'{last}.{2 if attend else 1}.conv', f'up.{i}.resize.conv')
   return rows
-
-
-def _original_resnet(theirs: str, ours: str) -> list[Row]:
-  return [
-    *norm(f'{theirs}.in_layers.0', f'{ours}.norm1'),
-    *conv(f'{theirs}.in_layers.2', f'{ours}.conv1'),
-    *linear(f'{theirs}.emb_layers.1', f'{ours}.time_proj'),
-    *norm(f'{theirs}.out_layers.0', f'{ours}.norm2'),
-    *conv(f'{theirs}.out_layers.3', f'{ours}.conv2'),
-    *conv(f'{theirs}.skip_connection', f'{ours}.shortcut'),
-  ]
