@@ -2,19 +2,21 @@
 
   python -m tests.fuzz --files=2000 --seed=0 [--keep=DIR]
 
-File i is a function of (seed, i). A worker process with a memory limit opens it, and the parent
-process watches the time. These are failures: an exception that is no UserError, a line that does
-not name the file, a crash, a hang, a changed or new file beside it, a command in the file that was
-obeyed. The program prints a table by kind and exits with 1 after a failure.
+File i is a function of (seed, i). Each is opened with a limit of memory and time. These are
+failures: an exception that is no UserError, a line that does not name the file, a hang, a changed
+or new file beside it, a command in the file that was obeyed. The program names each file before it
+opens it, so that the last line names the file of a crash; it prints a table by kind and exits with
+1 after a failure.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import faulthandler
 import functools
 import json
-import multiprocessing
-import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -173,36 +175,33 @@ def run(
   todo: Iterable[tuple[Case, list[int]]], seconds: float = SECONDS, keep: Path | None = None
 ) -> dict[str, Row]:
   """Makes and opens every file, and returns the outcomes by kind."""
+  jax.numpy.zeros(3).block_until_ready()  # starts JAX before memory is limited
   table: dict[str, Row] = {}
-  worker = _Worker()
-  try:
-    for case, seed in todo:
-      row = table.setdefault(case.kind, Row())
-      for door in case.doors:
-        outcome, text, took = _one(worker, case, door, seed, seconds, keep)
-        row.seconds, row.slowest = row.seconds + took, max(row.slowest, took)
-        row.accepted += outcome == 'accepted'
-        row.refused += outcome == 'refused'
-        if outcome == 'failed':
-          row.failures.append(f'seed {seed}, {door.__name__}: {text}')
-  finally:
-    worker.stop()
+  for case, seed in todo:
+    row = table.setdefault(case.kind, Row())
+    for door in case.doors:
+      print(f'{case.kind}, seed {seed}, {door.__name__}', flush=True)
+      outcome, text, took = _one(case, door, seed, seconds, keep)
+      row.seconds, row.slowest = row.seconds + took, max(row.slowest, took)
+      row.accepted += outcome == 'accepted'
+      row.refused += outcome == 'refused'
+      if outcome == 'failed':
+        row.failures.append(f'seed {seed}, {door.__name__}: {text}')
   return table
 
 
-def _one(worker, case, door, seed, seconds, keep) -> tuple[str, str, float]:
+def _one(case, door, seed, seconds, keep) -> tuple[str, str, float]:
   """('accepted', 'refused' or 'failed'; the line; seconds) for one file and one function."""
-  with tempfile.TemporaryDirectory() as name:
+  with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+    warnings.simplefilter('ignore')
     folder = Path(name)
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')
-      made = case.make(np.random.default_rng(seed), folder / CANARY)
+    made = case.make(np.random.default_rng(seed), folder / CANARY)
     for file, data in made.items():
       (folder / file).parent.mkdir(parents=True, exist_ok=True)
       (folder / file).write_bytes(data)
     path = folder / next(iter(made))
     start = time.monotonic()
-    outcome, text = worker.open(door, path, case.memory, seconds)
+    outcome, text = _judge(door, path, case.memory, seconds)
     took = time.monotonic() - start
     if outcome == 'refused' and (str(path) not in text and folder.name not in text):
       outcome, text = 'failed', f'the line does not name the file: {text}'
@@ -224,68 +223,45 @@ def _one(worker, case, door, seed, seconds, keep) -> tuple[str, str, float]:
     return outcome, text, took
 
 
-class _Worker:
-  """A process that opens files. It is replaced when it hangs or dies."""
-
-  def __init__(self):
-    self.process = self.pipe = None
-
-  def start(self):
-    context = multiprocessing.get_context('spawn')
-    self.pipe, theirs = context.Pipe()
-    self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    self.process.start()
-    theirs.close()
-    self.pipe.recv()  # it has imported everything
-
-  def open(self, door, path, memory, seconds) -> tuple[str, str]:
-    """('accepted', 'refused' or 'failed'; the line)."""
-    if self.process is None:
-      self.start()
-    try:
-      self.pipe.send((door, path, memory))
-      if self.pipe.poll(seconds):
-        return self.pipe.recv()
-      outcome = 'failed', f'no answer within {seconds:g} s'
-    except (EOFError, ConnectionError):
-      self.process.join()
-      outcome = 'failed', f'the process died (exit code {self.process.exitcode})'
-    self.stop()
-    return outcome
-
-  def stop(self):
-    if self.process is not None:
-      self.process.kill()
-      self.process.join()
-    self.process = self.pipe = None
-
-
-def _serve(pipe) -> None:
-  """Runs in the worker."""
-  os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff prints warnings
-  jax.numpy.zeros(3).block_until_ready()  # starts JAX before memory is limited
-  pipe.send('ready')
-  while True:
-    door, path, memory = pipe.recv()
-    pipe.send(_judge(door, path, memory))
-
-
-def _judge(door, path, memory) -> tuple[str, str]:
-  """The outcome, with a limit of `memory` bytes above what is in use."""
-  _, hard = resource.getrlimit(resource.RLIMIT_AS)
-  if sys.platform == 'linux':
-    now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + memory, hard))
+def _judge(door, path, memory, seconds) -> tuple[str, str]:
+  """The outcome; the file is opened within the limits."""
   try:
-    door(path)
+    with _limits(memory, seconds):
+      door(path)
     return 'accepted', ''
   except UserError as error:
     return 'refused', str(error.args[0])  # without its list
+  except KeyboardInterrupt:
+    raise
   except BaseException as error:
     return 'failed', f'{type(error).__name__}: {str(error)[:300]}'
+
+
+class _Hang(BaseException):
+  """No door catches it."""
+
+
+@contextlib.contextmanager
+def _limits(memory: int, seconds: float) -> Iterator[None]:
+  """Allows `memory` bytes above what is in use, and some time; a hang in C ends the program."""
+
+  def stop(*_):
+    raise _Hang(f'no answer within {seconds:g} s')
+
+  soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+  handler = signal.signal(signal.SIGALRM, stop)
+  faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
+  if sys.platform == 'linux':
+    now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + memory, hard))
+  signal.setitimer(signal.ITIMER_REAL, seconds)
+  try:
+    yield
   finally:
-    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    faulthandler.cancel_dump_traceback_later()
+    signal.signal(signal.SIGALRM, handler)
 
 
 def show(table: dict[str, Row]) -> str:
@@ -313,6 +289,7 @@ def main() -> int:
   parser.add_argument('--only', default='', help='kinds that begin so, such as config')
   parser.add_argument('--keep', type=Path, help='a folder for the files that something failed on')
   args = parser.parse_args()
+  jax.config.update('jax_platforms', 'cpu')
   table = run(cases(args.files, args.seed, args.only), keep=args.keep)
   print(show(table))
   return 1 if any(row.failures for row in table.values()) else 0
