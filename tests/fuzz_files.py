@@ -9,7 +9,6 @@ import csv
 import functools
 import io
 import json
-import pickle
 import struct
 import tempfile
 import zipfile
@@ -24,7 +23,18 @@ from PIL import Image, PngImagePlugin
 from exedit import images
 from exedit import paint_by_example as pbe
 from tests import released, small
-from tests.pickled import Code, call, checkpoint, code, name, ordered, program, state_dict, tensor
+from tests.pickled import (
+  Code,
+  call,
+  checkpoint,
+  code,
+  name,
+  ordered,
+  program,
+  state_dict,
+  tensor,
+  whole_legacy,
+)
 from tests.pickled import storage as stored
 
 VALUES = (  # values that a setting should not have
@@ -149,25 +159,8 @@ def zip_mutated(rng, canary):
   return {'a.ckpt': mutated(rng, whole_zip(rng, pick(rng, [zipfile.ZIP_STORED, 8])))}
 
 
-def whole_legacy(rng, extra=None) -> bytes:
-  """The format before torch 1.6: pickles one behind the other, then the storages."""
-  weights, items = arrays(rng), {}
-  for key, (label, array) in enumerate(weights.items()):
-    weights[label] = array = np.ascontiguousarray(array, np.float32).reshape(array.shape)
-    pid = ('storage', name('torch', 'FloatStorage'), str(key), 'cpu', array.size, None)
-    items[label] = tensor(Code(code(pid) + b'Q'), array.shape, tuple(s // 4 for s in array.strides))
-  if extra is not None:
-    items['x'] = extra
-  system = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'int': 4}}
-  parts = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), pickle.dumps(1001, 2), program(system)]
-  parts += [program(ordered(items)), pickle.dumps([str(i) for i in range(len(weights))], 2)]
-  for array in weights.values():
-    parts += [struct.pack('<q', array.size), array.tobytes()]
-  return b''.join(parts)
-
-
 def legacy(rng, canary):
-  return {'a.pth': mutated(rng, whole_legacy(rng))}
+  return {'a.pth': mutated(rng, whole_legacy(*state_dict(arrays(rng), legacy=True)))}
 
 
 def bomb(rng, canary):
@@ -236,9 +229,8 @@ def hostile_call(rng, canary) -> Code:
 
 def pickle_hostile(rng, canary):
   """A checkpoint around hostile code, in one of the places where it might be missed."""
-  evil, (weights, storages) = hostile_call(rng, canary), state_dict(arrays(rng))
-  if rng.random() < 0.2:
-    return {'a.pth': whole_legacy(rng, evil)}
+  evil, legacy = hostile_call(rng, canary), rng.random() < 0.2
+  weights, storages = state_dict(arrays(rng), legacy)
   value = pick(
     rng,
     [
@@ -251,7 +243,7 @@ def pickle_hostile(rng, canary):
       tensor(evil, (2,), (1,)),
     ],
   )
-  return {'a.ckpt': checkpoint(value, storages)}
+  return {'a.ckpt': (whole_legacy if legacy else checkpoint)(value, storages)}
 
 
 def pickle_mutated(rng, canary):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from exedit.runtime.errors import UserError
+from exedit.weights.formats import torch
 from exedit.weights.formats.files import open_tensors
 
 STORAGES = {'f4': 'FloatStorage', 'f8': 'DoubleStorage', 'f2': 'HalfStorage', 'i8': 'LongStorage'}
@@ -53,10 +54,11 @@ def ordered(items) -> Code:
 
 
 FLOATS = name('torch', 'FloatStorage')
+WHOLE = (None,)  # before torch 1.6, a storage says which part of another it is
 
 
-def storage(key, count, cls=FLOATS) -> Code:
-  return Code(code(('storage', cls, key, 'cuda:0', count)) + b'Q')
+def storage(key, count, cls=FLOATS, view=()) -> Code:
+  return Code(code(('storage', cls, key, 'cuda:0', count, *view)) + b'Q')
 
 
 def tensor(store, shape, stride, offset=0) -> Code:
@@ -66,15 +68,21 @@ def tensor(store, shape, stride, offset=0) -> Code:
   return call(rebuild, store, offset, shape, stride, False, ordered({}))
 
 
-def state_dict(arrays) -> tuple[Code, dict[str, bytes]]:
-  """(code, storages) of float arrays by name, each on a storage of its own."""
+def state_dict(arrays, legacy=False) -> tuple[Code, dict[str, bytes]]:
+  """(code, storages) of arrays by name, each on a storage of its own, for a zip or an old file."""
   items, storages = {}, {}
   for key, (label, array) in enumerate(arrays.items()):
     array = np.ascontiguousarray(array).reshape(array.shape)
-    store = storage(str(key), array.size, name('torch', STORAGES[array.dtype.str[1:]]))
+    kind = name('torch', STORAGES[array.dtype.str[1:]])
+    store = storage(str(key), array.size, kind, WHOLE if legacy else ())
     items[label] = tensor(store, array.shape, tuple(s // array.itemsize for s in array.strides))
-    storages[str(key)] = array.tobytes()
+    storages[str(key)] = counted(array) if legacy else array.tobytes()
   return ordered(items), storages
+
+
+def counted(array) -> bytes:
+  """A storage in a file from before torch 1.6."""
+  return array.size.to_bytes(8, 'little') + array.tobytes()
 
 
 def program(value) -> bytes:
@@ -95,6 +103,19 @@ def checkpoint(
   return buffer.getvalue()
 
 
+SYSTEM = dict(protocol_version=1001, little_endian=True, type_sizes={'int': 4})
+
+
+def whole_legacy(
+  value, storages, *, magic=torch.MAGIC, version=torch.VERSION, system=SYSTEM, keys=None
+) -> bytes:
+  """A file from before torch 1.6: five pickles one behind the other, then the storages."""
+  number = Code(b'\x8a\x0a' + magic.to_bytes(10, 'little'))
+  keys = list(storages) if keys is None else keys
+  head = [program(part) for part in (number, version, system, value, keys)]
+  return b''.join([*head, *storages.values()])
+
+
 # opening them
 
 
@@ -107,10 +128,10 @@ def refusal(function, *args, **kwargs):
   return line
 
 
-def opened(folder, value, storages={}, **options):
+def opened(folder, value, storages={}, legacy=False, **options):
   """Writes a checkpoint and opens it."""
   path = folder / 'a.ckpt'
-  path.write_bytes(checkpoint(value, storages, **options))
+  path.write_bytes((whole_legacy if legacy else checkpoint)(value, storages, **options))
   return open_tensors(path)
 
 

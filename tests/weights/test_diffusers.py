@@ -1,7 +1,7 @@
 """Pipeline folders of all diffusers versions are read; settings of other networks are refused."""
 
 import json
-import shutil
+import os
 
 import numpy as np
 import pytest
@@ -12,16 +12,13 @@ from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
 from tests import released
 
-
-@pytest.fixture(scope='module')
-def pipeline(tmp_path_factory):
-  return released.write_pipeline(tmp_path_factory.mktemp('released') / 'pipeline')
+FILE = 'diffusion_pytorch_model.safetensors'
 
 
-@pytest.fixture
-def folder(pipeline, tmp_path):
-  """A copy of the pipeline that a test may change."""
-  return shutil.copytree(pipeline, tmp_path / 'pipeline')
+def refused(folder, words):
+  with pytest.raises(UserError, match=words) as error:
+    find.weights(folder)
+  assert '\n' not in str(error.value) and str(folder) in str(error.value)
 
 
 OLD = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'proj_attn'}
@@ -123,14 +120,14 @@ def test_shards_and_variants_are_read_and_whole_files_go_first(folder):
     ('scheduler', dict(trained_betas=[0.1]), 'trained_betas'),
     ('scheduler', dict(rescale_betas_zero_snr=True), 'rescale_betas_zero_snr is True'),
     ('scheduler', dict(beta_end=7.0), 'beta_start and beta_end'),
+    ('unet', dict(sample_size=4096), 'sample_size is 4096, 8192 pixels .* up to 4096'),
+    ('image_encoder', dict(image_size=2**20), 'image_size is 1048576; .* at most 1024'),
   ],
 )
 def test_settings_that_mean_another_network_are_named(folder, file, change, words):
   name = 'scheduler_config.json' if file == 'scheduler' else 'config.json'
   released.change_json(folder / file / name, **change)
-  with pytest.raises(UserError, match=words) as error:
-    find.weights(folder)
-  assert '\n' not in str(error.value) and str(folder) in str(error.value)
+  refused(folder, words)
 
 
 def test_settings_are_what_they_say(folder):
@@ -145,68 +142,34 @@ def test_settings_are_what_they_say(folder):
   assert config['edit']['sampler'] == 'ddim'
 
 
-def spoiled(folder, how):
-  if how == 'no unet':
-    shutil.rmtree(folder / 'unet')
-  elif how == 'no weights':
-    (folder / 'vae' / 'diffusion_pytorch_model.safetensors').unlink()
-  elif how == 'no config':
-    (folder / 'vae' / 'config.json').unlink()
-  elif how == 'cut config':
-    (folder / 'unet' / 'config.json').write_text('{"act_fn": ')
-  elif how == 'config of a list':
-    (folder / 'unet' / 'config.json').write_text('[]')
-  elif how == 'deep config':
-    (folder / 'unet' / 'config.json').write_text('[' * 100_000)
-  elif how == 'cut weights':
-    file = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
-    file.write_bytes(file.read_bytes()[:1000])
-  elif how == 'xl':
-    (folder / 'text_encoder_2').mkdir()
-  elif how == 'empty':
-    shutil.rmtree(folder)
-    folder.mkdir()
-  elif how == 'something else':
-    shutil.rmtree(folder)
-    folder.mkdir()
-    (folder / 'holiday.jpg').write_bytes(b'')
-  elif how == 'clip':
-    shutil.rmtree(folder)
-    released.write_clip(folder)
-
-
 @pytest.mark.parametrize(
-  ('how', 'words'),
+  ('place', 'content', 'words'),  # no content: it is missing; a number: it is cut there
   [
-    ('no unet', 'is half a pipeline: it has vae/, image_encoder/, scheduler/ and lacks unet/'),
-    ('no weights', 'it needs diffusion_pytorch_model.safetensors or .* and has config.json'),
-    ('no config', 'vae/config.json is missing'),
-    ('cut config', 'unet/config.json is damaged'),
-    ('config of a list', 'unet/config.json is damaged .*no object'),
-    ('deep config', 'unet/config.json is damaged'),
-    ('cut weights', 'diffusion_pytorch_model.safetensors is damaged'),
-    ('xl', r'is Stable Diffusion XL \(text_encoder_2/\)'),
-    ('empty', 'holds no weights: it has nothing, and exedit looks for config.json'),
-    ('something else', 'holds no weights: it has holiday.jpg'),
-    ('clip', "is a model of transformers .'clip'.: .* --config.init_clip"),
+    ('unet', None, 'is half a pipeline: it has vae/, image_encoder/, scheduler/ and lacks unet/'),
+    (f'vae/{FILE}', None, f'it needs {FILE} or .* and has config.json'),
+    ('vae/config.json', None, 'vae/config.json is missing'),
+    ('unet/config.json', '{"act_fn": ', 'unet/config.json is damaged'),
+    ('unet/config.json', '[]', 'unet/config.json is damaged .*no object'),
+    ('unet/config.json', '[' * 100_000, 'unet/config.json is damaged'),
+    (f'unet/{FILE}', 1000, f'{FILE} is damaged'),
+    ('text_encoder_2/config.json', '{}', r'is Stable Diffusion XL \(text_encoder_2/\)'),
   ],
 )
-def test_what_is_there_and_what_is_needed(folder, how, words):
-  spoiled(folder, how)
-  with pytest.raises(UserError, match=words) as error:
-    find.weights(folder)
-  assert '\n' not in str(error.value)
+def test_what_is_there_and_what_is_needed(folder, place, content, words):
+  path = folder / place
+  if content is None:
+    path.rename(folder.with_name('elsewhere'))
+  elif isinstance(content, int):
+    os.truncate(path, content)
+  else:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+  refused(folder, words)
 
 
-@pytest.mark.parametrize(
-  ('part', 'change', 'words'),
-  [
-    ('unet', dict(sample_size=4096), 'sample_size is 4096, 8192 pixels .* up to 4096'),
-    ('image_encoder', dict(image_size=2**20), 'image_size is 1048576; .* at most 1024'),
-  ],
-)
-def test_sizes_that_would_cost_all_memory(folder, part, change, words):
-  released.change_json(folder / part / 'config.json', **change)
-  with pytest.raises(UserError, match=words) as error:
-    find.weights(folder)
-  assert '\n' not in str(error.value)
+def test_folders_without_a_pipeline(tmp_path):
+  refused(tmp_path, 'holds no weights: it has nothing, and exedit looks for config.json')
+  (tmp_path / 'holiday.jpg').touch()
+  refused(tmp_path, 'holds no weights: it has holiday.jpg')
+  clip = released.write_clip(tmp_path / 'clip')
+  refused(clip, "is a model of transformers .'clip'.: .* --config.init_clip")

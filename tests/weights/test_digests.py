@@ -7,11 +7,7 @@ import pytest
 
 from exedit.weights import digests
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-  """A cache folder of its own for each test, because digests are stored there."""
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+pytestmark = pytest.mark.usefixtures('own_cache')
 
 
 def test_a_digest_is_remembered_by_place_size_and_time(tmp_path, monkeypatch):

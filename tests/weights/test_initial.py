@@ -105,12 +105,6 @@ def test_clip_in_every_form(form, tmp_path):
     np.testing.assert_array_equal(given[name], array)
 
 
-def test_an_inpainting_model_is_refused(clip, tmp_path):
-  src = released.to_text_pipeline(released.write_pipeline(tmp_path / 'sd'), channels=9)
-  with pytest.raises(UserError, match='is an inpainting model of Stable Diffusion'):
-    pbe.start(str(src), clip, SETTINGS)
-
-
 def test_the_image_tower_must_come_from_somewhere_and_from_one_place(clip, tmp_path):
   pipeline = released.write_pipeline(tmp_path / 'pbe')
   with pytest.raises(UserError, match='has its own image tower: leave out --config.init_clip'):

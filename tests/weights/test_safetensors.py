@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +15,7 @@ from exedit.runtime.errors import UserError
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import DTYPES, read_metadata, save_tensors
 from exedit.weights.formats.tensor import Tensor
-from tests.pickled import checkpoint, refusal, state_dict
+from tests.pickled import refusal
 
 
 def arrays():
@@ -80,75 +78,24 @@ def test_a_file_can_be_written_over_itself(tmp_path):
   assert path.read_bytes() == before and os.listdir(tmp_path) == ['a.safetensors']
 
 
-MEMORY = """
-import resource, sys
-import numpy as np
-from exedit.weights.formats.files import open_tensors
-from exedit.weights.formats.safetensors import save_tensors
-from exedit.weights.formats.tensor import Tensor
-
-def grown(work):
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  work()
-  return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-
-folder, size = sys.argv[1], 2**22  # 16 MB each
-make = lambda: np.full(size, 3, np.float32)
-tensors = {f't{i}': Tensor((size,), np.dtype(np.float32), make) for i in range(12)}
-save = lambda: save_tensors(folder + '/a.safetensors', tensors)
-read = lambda: [float(t.read()[-1]) for t in open_tensors(sys.argv[2]).values()]
-print(grown(read) if len(sys.argv) > 2 else grown(save))
-"""
-
-
-def test_one_tensor_at_a_time_is_in_memory(tmp_path):
-  def grown(*arguments):
-    done = subprocess.run(
-      [sys.executable, '-c', MEMORY, *map(str, arguments)], capture_output=True, text=True
-    )
-    return float(done.stdout), done.stderr
-
-  assert grown(tmp_path)[0] < 24  # of 192 MB
-  assert (tmp_path / 'a.safetensors').stat().st_size > 12 * 2**24
-  assert (
-    grown(tmp_path, tmp_path / 'a.safetensors')[0] < 40
-  )  # two tensors: the new one is read before the last one is freed
-  zeros = {f't{i}': np.zeros(2**22, np.float32) for i in range(4)}
-  (tmp_path / 'a.ckpt').write_bytes(checkpoint(*state_dict(zeros)))
-  assert grown(tmp_path, tmp_path / 'a.ckpt')[0] < 40
-
-
 # headers that lie: the library refuses them, and the user gets its words on one line
 
 
-def raw(header, data=b'', length=None):
+def raw(header, data=b''):
   text = header if isinstance(header, bytes) else json.dumps(header).encode()
-  return struct.pack('<Q', len(text) if length is None else length) + text + data
+  return struct.pack('<Q', len(text)) + text + data
 
 
-def entry(shape=(2,), begin=0, end=8, dtype='F32'):
-  return dict(dtype=dtype, shape=shape, data_offsets=[begin, end])
+def entry(shape=(2,), end=8, dtype='F32'):
+  return dict(dtype=dtype, shape=shape, data_offsets=[0, end])
 
 
 LIES = {
-  'no length': (b'1234', '4 bytes long, 8 expected'),
-  'a huge length': (raw(b'{}', length=2**60), 'too large'),
-  'a length beyond the file': (raw(b'{}', length=3), 'invalid header length'),
-  'no JSON': (raw(b'{"a": '), 'JSON'),
-  'not UTF-8': (raw(b'{"\xff\xfe": {}}'), 'utf-8'),
-  'deep JSON': (raw(b'{"a":' * 50_000), 'recursion'),
-  'no dtype': (raw({'a': {'shape': [2]}}), 'missing field `dtype`'),
-  'a type that numpy has not': (raw({'a': entry((16,), dtype='F4')}, b'8' * 8), 'of type F4, and'),
-  'a negative axis': (raw({'a': entry(shape=(-1, -2))}, b'8' * 8), 'integer `-1`'),
-  'too many axes': (raw({'a': entry(shape=[1] * 65 + [2])}, b'8' * 8), 'impossible shape'),
-  'too long a shape': (raw({'a': entry(shape=(3,))}, b'8' * 8), 'invalid shape'),
-  'an overflowing shape': (raw({'a': entry(shape=(2**62, 4))}, b'8' * 8), 'overflow'),
-  'empty and endless': (raw({'a': entry(shape=(0, 2**62), end=0)}), 'impossible shape'),
   'truncated data': (raw({'a': entry()}, b'1234'), 'file not fully covered'),
-  'data left over': (raw({'a': entry()}, b'8' * 9), 'file not fully covered'),
-  'an overlap': (raw({'a': entry(), 'b': entry(begin=4, end=12)}, b'8' * 12), 'invalid offset'),
-  'a gap': (raw({'a': entry(), 'b': entry(begin=9, end=17)}, b'8' * 17), 'invalid offset'),
-  'metadata of numbers': (raw({'__metadata__': {'a': 1}}), 'expected a string'),
+  'not UTF-8': (raw(b'{"\xff\xfe": {}}'), 'utf-8'),
+  'a type that numpy has not': (raw({'a': entry((16,), dtype='F4')}, b'8' * 8), 'of type F4, and'),
+  'too many axes': (raw({'a': entry(shape=[1] * 65 + [2])}, b'8' * 8), 'impossible shape'),
+  'empty and endless': (raw({'a': entry(shape=(0, 2**62), end=0)}), 'impossible shape'),
 }
 
 
@@ -158,13 +105,6 @@ def test_a_header_that_lies_is_refused(tmp_path, lie):
   (tmp_path / 'a.safetensors').write_bytes(data)
   line = refusal(open_tensors, tmp_path / 'a.safetensors')
   assert 'a.safetensors' in line and expected in line
-
-
-def test_every_truncation_is_refused(tmp_path):
-  whole = safetensors.numpy.save({'a': np.ones(3), 'b': np.ones(2)})
-  for size in range(len(whole)):
-    (tmp_path / 'a.safetensors').write_bytes(whole[:size])
-    refusal(open_tensors, tmp_path / 'a.safetensors')
 
 
 def test_a_file_that_shrinks_after_it_was_opened_is_refused_when_read(tmp_path):

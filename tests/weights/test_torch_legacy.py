@@ -1,4 +1,9 @@
-"""Files of torch before 1.6, written byte by byte: tensors are read, anything else is refused."""
+"""Files of torch before 1.6: their order is kept, and damaged ones are refused.
+
+test_torch_names.py reads the same tensors from them as from zip files.
+"""
+
+import functools
 
 import numpy as np
 import pytest
@@ -6,106 +11,47 @@ import pytest
 from exedit.runtime.errors import UserError
 from exedit.weights.formats import torch
 from exedit.weights.formats.files import open_tensors
-from tests.pickled import FLOATS, Code, call, code, name, ordered, program
+from tests import pickled
+from tests.pickled import WHOLE, call, code, name, opened, ordered, state_dict, tensor
 
-SYSTEM = dict(protocol_version=1001, little_endian=True, type_sizes={'int': 4})
 ARRAYS = {
   'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3),
   'a.bias': np.array([7.5], np.float32),
   'step': np.array(3, np.int64),
 }
-KINDS = {'f4': FLOATS, 'i8': name('torch', 'LongStorage')}
+WEIGHTS, STORED = state_dict(ARRAYS, legacy=True)
+ORDERED = name('collections', 'OrderedDict')
+storage = functools.partial(pickled.storage, view=WHOLE)
 
 
-def storage(key, count, cls=FLOATS, view=None) -> Code:
-  return Code(code(('storage', cls, key, 'cuda:0', count, view)) + b'Q')
+def whole(value=WEIGHTS, storages=STORED, **options):
+  return pickled.whole_legacy(value, storages, **options)
 
 
-def tensor(store, shape, stride, offset=0) -> Code:
-  rebuild = name('torch._utils', '_rebuild_tensor_v2')
-  return call(rebuild, store, offset, shape, stride, False, ordered({}))
+def test_storages_come_in_the_order_of_their_list(tmp_path):
+  found = opened(tmp_path, WEIGHTS, dict(reversed(STORED.items())), legacy=True)
+  for key, array in ARRAYS.items():
+    np.testing.assert_array_equal(found[key].read(), array)
 
 
-def weights(arrays=ARRAYS) -> dict[str, Code]:
-  return {
-    label: tensor(
-      storage(str(key), array.size, KINDS[array.dtype.str[1:]]),
-      array.shape,
-      tuple(s // array.itemsize for s in array.strides),
-    )
-    for key, (label, array) in enumerate(arrays.items())
-  }
-
-
-def stored(arrays=ARRAYS) -> dict[str, bytes]:
-  return {
-    str(key): array.size.to_bytes(8, 'little') + array.tobytes()
-    for key, array in enumerate(arrays.values())
-  }
-
-
-def whole(value=None, storages=None, *, magic=torch.MAGIC, version=1001, system=SYSTEM, keys=None):
-  """The bytes of a file; `value` are the opcodes of its state dict."""
-  value = ordered(weights()) if value is None else value
-  storages = stored() if storages is None else storages
-  number = Code(b'\x8a\x0a' + magic.to_bytes(10, 'little'))
-  keys = list(storages) if keys is None else keys
-  head = [program(part) for part in (number, version, system, value, keys)]
-  return b''.join([*head, *storages.values()])
-
-
-@pytest.fixture
-def opened(tmp_path):
-  def open_bytes(data):
-    (tmp_path / 'old.pth').write_bytes(data)
-    assert torch.is_legacy(data)
-    return open_tensors(tmp_path / 'old.pth')
-
-  return open_bytes
-
-
-def refusal(opened, data) -> str:
-  with pytest.raises(UserError) as caught:
-    for tensor in opened(data).values():
-      tensor.read()
-  line = str(caught.value)
-  assert '\n' not in line and len(line) < 500
-  return line
-
-
-def check(found, expected=ARRAYS):
-  assert found.keys() == expected.keys()
-  for key, array in expected.items():
-    assert (found[key].shape, found[key].dtype) == (array.shape, array.dtype)
-    value = found[key].read()
-    np.testing.assert_array_equal(value, array)
-    assert value.flags['C_CONTIGUOUS'] and value.dtype == array.dtype
-
-
-def test_tensors_come_out_by_name(opened):
-  check(opened(whole()))
-  check(opened(whole(ordered({'epoch': code(3), 'state_dict': ordered(weights())}))))
-
-
-def test_storages_come_in_the_order_of_their_list(opened):
-  check(opened(whole(storages=dict(reversed(stored().items())))))
-
-
-def test_files_of_python_2_are_read(opened):
-  pairs = [[key, value] for key, value in weights().items()]
-  check(opened(whole(call(name('collections', 'OrderedDict'), pairs))))
-
-
-def test_windows_on_a_shared_storage(opened):
-  shared = np.arange(10, dtype=np.float32)
-  value = dict(
-    turned=tensor(storage('7', 10), (3, 2), (1, 3), 2),
-    all=tensor(storage('7', 10), (10,), (1,)),
-    none=tensor(storage('7', 10), (0, 4), (4, 1)),
+def test_files_of_python_2_are_read(tmp_path):
+  found = opened(
+    tmp_path,
+    call(ORDERED, [['a', tensor(storage('0', 6), (2, 3), (3, 1))]]),
+    {'0': STORED['0']},
+    legacy=True,
   )
-  found = opened(whole(ordered(value), {'7': (10).to_bytes(8, 'little') + shared.tobytes()}))
-  expected = dict(turned=shared[2:8].reshape(2, 3).T, all=shared, none=np.zeros((0, 4), np.float32))
-  check(found, expected)
+  np.testing.assert_array_equal(found['a'].read(), ARRAYS['a.weight'])
+
+
+def refusal(folder, data) -> str:
+  def read():
+    for found in open_tensors(folder / 'old.pth').values():
+      found.read()
+
+  (folder / 'old.pth').write_bytes(data)
+  assert torch.is_legacy(data)
+  return pickled.refusal(read)
 
 
 @pytest.mark.parametrize(
@@ -121,27 +67,26 @@ def test_windows_on_a_shared_storage(opened):
     (whole(keys=['0', '1', '2', '2']), 'list of storages'),
     (whole(keys=dict(a=1)), 'list of storages'),
     (whole(keys=[[], '1', '2']), 'list of storages'),
-    (whole(storages={**stored(), '0': (7).to_bytes(8, 'little') + bytes(28)}), 'has 7 elements'),
+    (whole(storages={**STORED, '0': (7).to_bytes(8, 'little') + bytes(28)}), 'has 7 elements'),
     (whole(ordered({'a': tensor(storage('0', 4), (5,), (1,))}), {'0': bytes(24)}), 'up to element'),
-    (whole(ordered({'a': tensor(storage('0', 4, view=('1', 0, 4)), (4,), (1,))})), 'part of'),
-    (whole(call(name('collections', 'OrderedDict'), [[1]])), 'other things than pairs'),
-    (whole(call(name('collections', 'OrderedDict'), {}, {})), 'other things than pairs'),
+    (whole(ordered({'a': tensor(storage('0', 4, view=[('1', 0, 4)]), (4,), (1,))})), 'part of'),
+    (whole(call(ORDERED, [[1]])), 'other things than pairs'),
+    (whole(call(ORDERED, {}, {})), 'other things than pairs'),
     (whole(ordered({'a': call(name('os', 'system'), 'true')})), "asks for 'os.system'"),
     (whole(ordered({'a': code(1)})), 'holds no weights'),
   ],
 )
-def test_damaged_and_hostile_files_are_refused(opened, data, message):
-  assert message in refusal(opened, data)
+def test_damaged_and_hostile_files_are_refused(tmp_path, data, message):
+  assert message in refusal(tmp_path, data)
 
 
-def test_two_kinds_of_one_storage_are_refused(opened):
-  value = dict(
-    a=tensor(storage('0', 2), (2,), (1,)), b=tensor(storage('0', 1, KINDS['i8']), (1,), (1,))
-  )
-  assert 'two kinds' in refusal(opened, whole(ordered(value), {'0': bytes(16)}))
+def test_two_kinds_of_one_storage_are_refused(tmp_path):
+  longs = storage('0', 1, name('torch', 'LongStorage'))
+  value = dict(a=tensor(storage('0', 2), (2,), (1,)), b=tensor(longs, (1,), (1,)))
+  assert 'two kinds' in refusal(tmp_path, whole(ordered(value), {'0': bytes(16)}))
 
 
-def test_damage_anywhere_is_a_refusal_or_other_numbers(tmp_path, opened):
+def test_damage_anywhere_is_a_refusal_or_other_numbers(tmp_path):
   """A thousand files with a changed byte or a missing end raise UserError or give other numbers."""
   random = np.random.default_rng(0)
   good = whole()
@@ -149,8 +94,9 @@ def test_damage_anywhere_is_a_refusal_or_other_numbers(tmp_path, opened):
     data = bytearray(good)
     data[random.integers(4, len(data))] = random.integers(256)
     data = bytes(data[: random.integers(5, len(data))] if i % 5 == 0 else data)
+    (tmp_path / 'old.pth').write_bytes(data)
     try:
-      for found in opened(data).values():
+      for found in open_tensors(tmp_path / 'old.pth').values():
         found.read()
     except UserError as error:
       assert '\n' not in str(error)

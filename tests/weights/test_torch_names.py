@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tests.pickled import (
+  WHOLE,
   Code,
   call,
   code,
+  counted,
   floats,
   name,
   opened,
@@ -22,19 +24,21 @@ from tests.pickled import (
 )
 
 
-def test_weights_come_back_wherever_they_stand(tmp_path):
+@pytest.mark.parametrize('legacy', [False, True])
+def test_weights_come_back_wherever_they_stand(tmp_path, legacy):
   arrays = {'b': np.arange(6, dtype=np.float32).reshape(2, 3), 'a': np.ones(3, np.float16)}
-  weights, storages = state_dict(arrays)
+  arrays['step'] = np.array(3, np.int64)
+  weights, storages = state_dict(arrays, legacy)
   epoch = {'epoch': 3, 'loss': 0.5, 'nested': {'deeper': [1, {'x': None}]}}
   for value in (
     weights,
     {'state_dict': weights},
     {'model': weights, **epoch},
-    {**epoch, 'state_dict': weights, 'model': {'other': tensor(('0', 6), (6,), (1,))}},
+    {**epoch, 'state_dict': weights, 'model': {'other': weights}},
     ordered({**epoch, 'state_dict': weights}),
   ):
-    tensors = opened(tmp_path, value, storages)
-    assert list(tensors) == ['b', 'a']
+    tensors = opened(tmp_path, value, storages, legacy)
+    assert list(tensors) == list(arrays)
     for key, array in arrays.items():
       back = tensors[key].read()
       assert (tensors[key].shape, tensors[key].dtype) == (array.shape, array.dtype)
@@ -49,10 +53,10 @@ def test_packed_and_otherwise_named_archives(tmp_path, pack, top):
   assert tensors['a'].read().tolist() == list(range(9))
 
 
-@pytest.mark.parametrize('pack', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize('pack', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, None])
 def test_views_with_offsets_and_strides_on_a_shared_storage(tmp_path, pack):
-  base = np.arange(24, dtype=np.float32)
-  shared = storage('0', 24)
+  base, legacy = np.arange(24, dtype=np.float32), pack is None
+  shared = storage('0', 24, view=WHOLE if legacy else ())
   views = {
     'all': (tensor(shared, (24,), (1,)), base),
     'transposed': (tensor(shared, (4, 6), (1, 4)), base.reshape(6, 4).T),
@@ -72,7 +76,8 @@ def test_views_with_offsets_and_strides_on_a_shared_storage(tmp_path, pack):
     ),
   }
   items = ordered({key: view for key, (view, _) in views.items()})
-  tensors = opened(tmp_path, items, {'0': base.tobytes()}, pack=pack)
+  storages = {'0': counted(base) if legacy else base.tobytes()}
+  tensors = opened(tmp_path, items, storages, legacy, **({} if legacy else {'pack': pack}))
   for key, (_, expected) in views.items():
     back = tensors[key].read()
     assert back.shape == tensors[key].shape == expected.shape and back.flags['C_CONTIGUOUS']
