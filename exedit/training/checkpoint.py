@@ -61,8 +61,14 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
     )
+    make = lambda: ocp.CheckpointManager(self.folder, options=options)
     with signals.delayed():
-      self._manager = ocp.CheckpointManager(self.folder, options=options)
+      try:
+        self._manager = make()
+      except FileNotFoundError:
+        # A thread of Orbax removes half-written checkpoints while Orbax lists them. A store's
+        # folder with nothing else in it disappears then.
+        self._manager = make()
 
   def save(self, step: int, state: TrainState) -> None:
     """Starts to write; returns as soon as the arrays are copied from the devices.
