@@ -12,9 +12,7 @@ programs disturb them little.
 
 import contextlib
 import io
-import os
 import random
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,13 +23,9 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
-if not __package__:  # run by its path: this file would hide the package of the same name
-  sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 from benchmarks import harness
 from exedit.input_pipeline import augment, codec, crops, masks, open_images, tf_example
-from exedit.input_pipeline.errors import DataError
-from exedit.runtime import doors, files
+from exedit.runtime.doors import Flag
 
 CLIP_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.float32([0.26862954, 0.26130258, 0.27577711])
@@ -257,8 +251,6 @@ def measure(run: Callable[[], None], rounds: int) -> float:
 
 def main(output: str, count: int, rounds: int, batch_size: int, **sizes: int) -> None:
   """Measures both, prints the table, and writes the JSON."""
-  if min(count, rounds, batch_size, *sizes.values()) < 1:
-    raise DataError('every number must be at least 1')
   cv2.setNumThreads(0)  # one core
   settings = dict(count=count, batch_size=batch_size, **sizes)
   records = pictures(count, *(sizes.pop(name) for name in ('width', 'height', 'quality')))
@@ -283,34 +275,28 @@ def main(output: str, count: int, rounds: int, batch_size: int, **sizes: int) ->
     settings=settings | dict(bytes_per_image=sum(map(len, records)) // count),
     machine=machine,
   )
-  print(_table(report))
-  if output:
-    files.write_json(output, report)
+  harness.finish(report, _lines(report), output)
 
 
-def _table(report: dict) -> str:
+def _lines(report: dict) -> Iterator[str]:
   ms, rate = report['milliseconds_by_stage'], report['images_per_second_and_core']
-  lines = [f'{"ms per image":14}{"ours":>10}{"plain loop":>12}']
-  for stage in ('parsing', 'decode', 'crop', 'masks', 'augmentation', 'batching'):
-    lines.append(f'{stage:14}{ms["ours"][stage]:10.3f}{ms["plain"][stage]:12.3f}')
-  lines += [
-    f'{"images/s/core":14}{rate["ours"]:10.1f}{rate["plain"]:12.1f}',
-    f'{report["ratio"]:.2f} times the plain loop',
-  ]
-  return '\n'.join(lines + harness.conditions(report))
+  stages = ('parsing', 'decode', 'crop', 'masks', 'augmentation', 'batching')
+  rows: list = [(stage, [ms['ours'][stage], ms['plain'][stage]]) for stage in stages]
+  rows.append(('images/s/core', [f'{rate[who]:.1f}' for who in ('ours', 'plain')]))
+  yield from harness.table(('ms per image', 'ours', 'plain loop'), rows)
+  yield f'{report["ratio"]:.2f} times the plain loop'
 
 
 FLAGS = (
-  ('output', '', 'JSON file to write'),
-  ('count', 64, 'number of pictures'),
-  ('rounds', 3, 'number of rounds; the fastest counts'),
-  ('batch_size', 16, 'number of examples in a batch'),
-  ('width', 1024, 'width of a stored picture'),
-  ('height', 768, 'height of a stored picture'),
-  ('quality', 80, 'JPEG quality; 80 gives about the 300 kB of an Open Images file'),
-  ('size', 512, 'side of image and mask'),
-  ('exemplar_size', 224, 'side of the exemplar'),
+  Flag('count', 64, 'number of pictures', least=1),
+  Flag('rounds', 3, 'number of rounds; the fastest counts', least=1),
+  Flag('batch_size', 16, 'number of examples in a batch', least=1),
+  Flag('width', 1024, 'width of a stored picture', least=1),
+  Flag('height', 768, 'height of a stored picture', least=1),
+  Flag('quality', 80, 'JPEG quality; 80 gives about the 300 kB of an Open Images file', least=1),
+  Flag('size', 512, 'side of image and mask', least=1),
+  Flag('exemplar_size', 224, 'side of the exemplar', least=1),
 )
 
 if __name__ == '__main__':
-  doors.call(main, FLAGS, __doc__)
+  harness.door(main, FLAGS, __doc__)

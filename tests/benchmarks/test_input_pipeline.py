@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks import harness
 from benchmarks import input_pipeline as benchmark
-from exedit.runtime import doors
 
 
 def test_both_sides_agree_in_distribution():
@@ -29,7 +29,7 @@ def test_the_door_reports(tmp_path, capsys):
   path = tmp_path / 'report.json'
   flags = '--count=4 --rounds=1 --batch_size=2 --width=80 --height=64 --size=32 --exemplar_size=16'
   argv = ['benchmark', f'--output={path}', *flags.split()]
-  doors.call(benchmark.main, benchmark.FLAGS, benchmark.__doc__, argv)
+  harness.door(benchmark.main, benchmark.FLAGS, benchmark.__doc__, argv=argv)
   report = json.loads(path.read_text())
   stages = {'parsing', 'decode', 'crop', 'masks', 'augmentation', 'batching'}
   assert stages == set(report['milliseconds_by_stage']['ours'])
