@@ -9,11 +9,11 @@ same for both, so errors do not add up. Ours includes no compilation in its time
 """
 
 import argparse
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
@@ -139,33 +139,19 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=0, help='of PLMS after the one; 0: none')
   parser.add_argument('--size', type=int, default=512)
   parser.add_argument('--folder', help='where the weights are, or shall be kept')
-  parser.add_argument('--side', choices=('ours', 'theirs'), help='used inside')
-  parser.add_argument('--output', help='used inside')
-  given_ = parser.parse_args()
-  if given_.side:
-    run = dict(ours=ours, theirs=theirs)[given_.side]
-    outputs, seconds = run(given_.folder, given_.size, given_.steps)
-    numbers = {f'seconds {name}': np.array(value) for name, value in seconds.items()}
-    np.savez(given_.output, allow_pickle=False, **outputs, **numbers)
-    return
+  flags = parser.parse_args()
   with tempfile.TemporaryDirectory() as scratch:
-    folder = given_.folder or scratch
+    folder = flags.folder or scratch
     networks.write_weights('full', folder)
-    found = []
-    for side in ('ours', 'theirs'):
-      output = f'{scratch}/{side}.npz'
-      sizes = [f'--size={given_.size}', f'--steps={given_.steps}']
-      inside = [f'--folder={folder}', f'--side={side}', f'--output={output}']
-      command = [sys.executable, '-m', 'tests.parity.full_size', *sizes, *inside]
-      subprocess.run(command, check=True)
-      with np.load(output) as arrays:
-        found.append(dict(arrays))
-  seconds = [
-    {n.removeprefix('seconds '): float(v) for n, v in f.items() if n.startswith('seconds ')}
-    for f in found
-  ]
-  outputs = [{n: v for n, v in f.items() if not n.startswith('seconds ')} for f in found]
-  print(report(*outputs, *seconds))
+    found = [alone(side, folder, flags.size, flags.steps) for side in (ours, theirs)]
+  (a, seconds_a), (b, seconds_b) = found
+  print(report(a, b, seconds_a, seconds_b))
+
+
+def alone(function: Callable, *arguments) -> tuple[dict, dict]:
+  """The result of a function in a process of its own, which returns all its memory."""
+  with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+    return pool.submit(function, *arguments).result()
 
 
 if __name__ == '__main__':

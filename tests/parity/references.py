@@ -1,8 +1,5 @@
 """PyTorch's networks with random weights, and ours with the same weights through the tables."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -36,67 +33,79 @@ def randomised(module, seed: int = 0):
   return module.eval()
 
 
-def parts(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """The three networks of a diffusers PaintByExamplePipeline for these settings of `pbe.build`.
-
-  All sizes must be given, and `conditioner.layers` be diffusers' (clip.layers + 1) // 5. The
-  weights are whatever PyTorch initialises.
-  """
+def unet(channels, mult, layers, attention_levels, heads, groups, context_dim, **more):
+  """diffusers' UNet for the settings of ours, randomised."""
   import diffusers
+
+  attends = [i in attention_levels for i in range(len(mult))]
+  model = diffusers.UNet2DConditionModel(
+    in_channels=9,
+    out_channels=4,
+    block_out_channels=[channels * m for m in mult],
+    layers_per_block=layers,
+    down_block_types=['CrossAttnDownBlock2D' if a else 'DownBlock2D' for a in attends],
+    up_block_types=['CrossAttnUpBlock2D' if a else 'UpBlock2D' for a in attends[::-1]],
+    cross_attention_dim=context_dim,
+    attention_head_dim=heads,  # means the number of heads (docs/facts.md)
+    norm_num_groups=groups,
+    **more,
+  )
+  return randomised(model)
+
+
+def vae(channels, mult, layers, groups, **more):
+  """diffusers' autoencoder for the settings of ours, randomised."""
+  import diffusers
+
+  model = diffusers.AutoencoderKL(
+    block_out_channels=[channels * m for m in mult],
+    layers_per_block=layers,
+    norm_num_groups=groups,
+    down_block_types=['DownEncoderBlock2D'] * len(mult),
+    up_block_types=['UpDecoderBlock2D'] * len(mult),
+    latent_channels=4,
+    **more,
+  )
+  return randomised(model)
+
+
+def tower_config(width, layers, heads, mlp, patch, image_size, **more):
+  """transformers' config of the CLIP image tower for the settings of ours."""
   import transformers
 
-  try:  # diffusers moved it when it deprecated the pipeline
+  return transformers.CLIPVisionConfig(
+    hidden_size=width,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    intermediate_size=mlp,
+    patch_size=patch,
+    image_size=image_size,
+    **more,
+  )
+
+
+def encoder_module():
+  """diffusers' module of the image encoder, which moved when diffusers deprecated the pipeline."""
+  try:
     from diffusers.pipelines.deprecated.paint_by_example import image_encoder
   except ImportError:
     from diffusers.pipelines.paint_by_example import image_encoder
-  unet, vae, clip = (settings[part] for part in ('unet', 'autoencoder', 'clip'))
-  if (layers := settings['conditioner']['layers']) != (clip['layers'] + 1) // 5:
-    raise ValueError(f'diffusers has no mapper of {layers} layers behind {clip["layers"]} of CLIP')
-  attends = [i in unet['attention_levels'] for i in range(len(unet['mult']))]
-  config = transformers.CLIPVisionConfig(
-    hidden_size=clip['width'],
-    num_hidden_layers=clip['layers'],
-    num_attention_heads=clip['heads'],
-    intermediate_size=clip['mlp'],
-    patch_size=clip['patch'],
-    image_size=clip['image_size'],
-  )
-  return dict(
-    unet=diffusers.UNet2DConditionModel(
-      in_channels=9,
-      out_channels=4,
-      block_out_channels=[unet['channels'] * m for m in unet['mult']],
-      layers_per_block=unet['layers'],
-      down_block_types=['CrossAttnDownBlock2D' if a else 'DownBlock2D' for a in attends],
-      up_block_types=['CrossAttnUpBlock2D' if a else 'UpBlock2D' for a in attends[::-1]],
-      cross_attention_dim=settings['context_dim'],
-      attention_head_dim=unet['heads'],  # means the number of heads (docs/facts.md)
-      norm_num_groups=unet['groups'],
-    ),
-    vae=diffusers.AutoencoderKL(
-      block_out_channels=[vae['channels'] * m for m in vae['mult']],
-      layers_per_block=vae['layers'],
-      norm_num_groups=vae['groups'],
-      down_block_types=['DownEncoderBlock2D'] * len(vae['mult']),
-      up_block_types=['UpDecoderBlock2D'] * len(vae['mult']),
-      latent_channels=4,
-    ),
-    image_encoder=image_encoder.PaintByExampleImageEncoder(
-      config, proj_size=settings['context_dim']
-    ),
-  )
+  return image_encoder
 
 
-def pipeline(networks: Mapping[str, Any]):
-  """diffusers' PaintByExamplePipeline around its networks, with the published scheduler."""
+def encoder(context_dim, **tower):
+  """diffusers' image encoder, randomised. Its mapper has (layers of the tower + 1) // 5 layers."""
+  config = tower_config(**tower)
+  return randomised(encoder_module().PaintByExampleImageEncoder(config, proj_size=context_dim))
+
+
+def pipeline(unet, vae, image_encoder, feature_extractor=None):
+  """diffusers' PaintByExamplePipeline around these networks, with the published scheduler."""
   import diffusers
 
+  scheduler = diffusers.PNDMScheduler(**PNDM)
   return diffusers.PaintByExamplePipeline(
-    **networks,
-    scheduler=diffusers.PNDMScheduler(**PNDM),
-    safety_checker=None,
-    feature_extractor=None,
-    requires_safety_checker=False,
+    vae, image_encoder, unet, scheduler, None, feature_extractor, requires_safety_checker=False
   )
 
 
@@ -123,14 +132,6 @@ def flat(model: nnx.Module | nnx.State) -> dict:
   """Our parameters by dotted path, abstract ones too."""
   leaves = nnx.to_flat_state(nnx.state(model) if isinstance(model, nnx.Module) else model)
   return {'.'.join(map(str, path)): leaf.get_value() for path, leaf in leaves}
-
-
-def assert_round_trip(table, module: nnx.Module, theirs: dict[str, np.ndarray]):
-  """Written back, our weights are theirs: the same names and the same bits."""
-  values = {name: np.asarray(value) for name, value in flat(module).items()}
-  written = translate.to_theirs(table, values, like=theirs)
-  for name, value in theirs.items():
-    np.testing.assert_array_equal(written[name], value, err_msg=name)
 
 
 def assert_same_weights(a: nnx.Module, b: nnx.Module):

@@ -23,67 +23,30 @@ torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
 transformers = pytest.importorskip('transformers')
 
-try:  # diffusers moved it when it deprecated the pipeline
-  from diffusers.pipelines.deprecated.paint_by_example import image_encoder
-except ImportError:
-  from diffusers.pipelines.paint_by_example import image_encoder
-
 SHAPES = {
-  'two-levels': dict(mult=(1, 2), attends=(True, False), layers=1, clip_layers=4, dim=24),
-  'three-levels': dict(
-    mult=(1, 2, 2), attends=(False, True, True), layers=2, clip_layers=9, dim=16
-  ),
+  'two-levels': dict(mult=(1, 2), attention_levels=(0,), layers=1, clip_layers=4, dim=24),
+  'three-levels': dict(mult=(1, 2, 2), attention_levels=(1, 2), layers=2, clip_layers=9, dim=16),
 }
 
 
-def build(mult, attends, layers, clip_layers, dim, heads=2):
+def build(mult, attention_levels, layers, clip_layers, dim):
   """A small pipeline of diffusers with random weights."""
-  unet = diffusers.UNet2DConditionModel(
-    in_channels=9,
-    out_channels=4,
+  blocks = dict(mult=mult, layers=layers)
+  unet = references.unet(
+    16,
+    **blocks,
+    attention_levels=attention_levels,
+    heads=2,
+    groups=8,
+    context_dim=dim,
     sample_size=8,
-    block_out_channels=[16 * m for m in mult],
-    layers_per_block=layers,
-    down_block_types=['CrossAttnDownBlock2D' if a else 'DownBlock2D' for a in attends],
-    up_block_types=['CrossAttnUpBlock2D' if a else 'UpBlock2D' for a in attends[::-1]],
-    cross_attention_dim=dim,
-    attention_head_dim=heads,
-    norm_num_groups=8,
   )
-  vae = diffusers.AutoencoderKL(
-    block_out_channels=[8 * m for m in mult],
-    layers_per_block=layers,
-    norm_num_groups=4,
-    down_block_types=['DownEncoderBlock2D'] * len(mult),
-    up_block_types=['UpDecoderBlock2D'] * len(mult),
-    latent_channels=4,
-    sample_size=8 * 2 ** (len(mult) - 1),
-    scaling_factor=0.2,
-  )
-  tower = transformers.CLIPVisionConfig(
-    hidden_size=64,
-    num_hidden_layers=clip_layers,
-    num_attention_heads=heads,
-    intermediate_size=32,
-    patch_size=8,
-    image_size=32,
-    projection_dim=dim,
-  )
-  encoder = image_encoder.PaintByExampleImageEncoder(tower, proj_size=dim)
-  for seed, module in enumerate((unet, vae, encoder)):
-    references.randomised(module, seed)
-  scheduler = diffusers.PNDMScheduler(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule='scaled_linear',
-    set_alpha_to_one=False,
-    skip_prk_steps=True,
-    steps_offset=1,
-  )
+  size = 8 * 2 ** (len(mult) - 1)
+  vae = references.vae(8, **blocks, groups=4, sample_size=size, scaling_factor=0.2)
+  tower = dict(width=64, layers=clip_layers, heads=2, mlp=32, patch=8, image_size=32)
+  encoder = references.encoder(dim, **tower, projection_dim=dim)
   processor = transformers.CLIPImageProcessor(size=dict(shortest_edge=32), crop_size=32)
-  return diffusers.PaintByExamplePipeline(
-    vae, encoder, unet, scheduler, None, processor, requires_safety_checker=False
-  )
+  return references.pipeline(unet, vae, encoder, processor)
 
 
 @pytest.fixture(scope='module', params=SHAPES)
@@ -94,7 +57,7 @@ def theirs(request):
 def open_pipeline(path):
   """Calls `from_pretrained`, which does not find the encoder since diffusers moved the pipeline."""
   if not hasattr(diffusers.pipelines, 'paint_by_example'):
-    diffusers.pipelines.paint_by_example = image_encoder
+    diffusers.pipelines.paint_by_example = references.encoder_module()
   return diffusers.PaintByExamplePipeline.from_pretrained(path, low_cpu_mem_usage=False)
 
 

@@ -23,14 +23,12 @@ SHAPES = {
     unet=dict(channels=16, mult=(1, 2), layers=1, attention_levels=(0,), heads=2, groups=8),
     autoencoder=dict(channels=16, mult=(1, 2), layers=1, groups=8),
     clip=dict(width=32, layers=4, heads=4, mlp=64, patch=8, image_size=32),
-    conditioner=dict(layers=1),
     context_dim=12,
   ),
   'three-levels': dict(
     unet=dict(channels=24, mult=(1, 3, 3), layers=1, attention_levels=(0, 1), heads=3, groups=12),
     autoencoder=dict(channels=24, mult=(1, 1, 2), layers=2, groups=12),
     clip=dict(width=48, layers=4, heads=3, mlp=100, patch=7, image_size=30),
-    conditioner=dict(layers=1),
     context_dim=40,
   ),
   'four-levels': dict(  # as published, but a tenth as wide
@@ -39,7 +37,6 @@ SHAPES = {
     ),
     autoencoder=dict(channels=32, mult=(1, 2, 2, 4), layers=2, groups=32),
     clip=dict(width=64, layers=9, heads=4, mlp=128, patch=14, image_size=56),
-    conditioner=dict(layers=2),
     context_dim=24,
   ),
 }
@@ -69,8 +66,12 @@ def pair(request, pairs):
 
 
 def load(name, path):
-  parts = references.parts(SHAPES[name])
-  theirs = references.pipeline({n: references.randomised(p) for n, p in parts.items()})
+  shape, dim = SHAPES[name], SHAPES[name]['context_dim']
+  theirs = references.pipeline(
+    references.unet(**shape['unet'], context_dim=dim),
+    references.vae(**shape['autoencoder']),
+    references.encoder(dim, **shape['clip']),
+  )
   theirs.set_progress_bar_config(disable=True)
   theirs.save_pretrained(path, safe_serialization=True)
   return pbe.load(path), theirs
@@ -101,9 +102,21 @@ def test_same_context_and_null(pair):
   exemplar = inputs(model, 3, 16, 16)[2]
   with torch.no_grad():
     expected, null = theirs.image_encoder(references.pixels(exemplar), return_uncond_vector=True)
-  np.testing.assert_allclose(jitted(model, 'context')(exemplar), expected, atol=2e-5, rtol=0)
+  np.testing.assert_allclose(jitted(model, 'context')(exemplar), expected, atol=1e-5, rtol=0)
   np.testing.assert_array_equal(model.conditioner.null[...], null.detach())
   assert expected.abs().max() > 0.5  # the comparison is not of zeros
+
+
+@pytest.mark.parametrize('b, n', [(1, 1), (3, 1), (2, 5)])
+@pytest.mark.parametrize('shortcut', [True, False])
+def test_same_bottleneck_for_one_token_and_for_many(pair, b, n, shortcut):
+  model, theirs = pair[0].conditioner, pair[1].image_encoder
+  features = np.random.default_rng(2).normal(size=(b, n, pair[0].clip.width)).astype(np.float32)
+  with torch.no_grad():
+    expected = theirs.proj_out(theirs.final_layer_norm(theirs.mapper(torch.from_numpy(features))))
+  with jax.default_matmul_precision('highest'):
+    context = model(jnp.asarray(features), shortcut=shortcut)
+  np.testing.assert_allclose(context, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize('scale', [1.0, 5.0])

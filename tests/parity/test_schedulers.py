@@ -10,17 +10,9 @@ diffusers = pytest.importorskip('diffusers')
 
 from exedit.diffusion.sampling import ddim, dpm_solver_pp, dpm_timesteps, plms  # noqa: E402
 from exedit.diffusion.schedule import Schedule  # noqa: E402
+from tests.parity.references import PNDM  # noqa: E402
 
 SHAPE = (2, 4, 4, 3)
-PNDM = dict(  # scheduler_config.json of the published weights
-  beta_start=0.00085,
-  beta_end=0.012,
-  beta_schedule='scaled_linear',
-  num_train_timesteps=1000,
-  set_alpha_to_one=False,
-  skip_prk_steps=True,
-  steps_offset=1,
-)
 
 
 def scheduler_of(kind, **settings):
