@@ -1,4 +1,4 @@
-"""The bottleneck at its published size, its shortcut, and the formulas of the layers."""
+"""The bottleneck, its shortcut, and the formulas of the layers."""
 
 import math
 
@@ -10,14 +10,7 @@ from flax import nnx
 
 from exedit.models.attention import GEGLU, Attention
 from exedit.models.conditioner import ExemplarConditioner
-from tests.networks import count, with_random_weights
-
-
-def test_published_parameter_counts():
-  model = nnx.eval_shape(lambda: ExemplarConditioner(rngs=nnx.Rngs(0)))
-  parts = {n: count(getattr(model, n)) for n in ('mapper', 'final_norm', 'proj_out')}
-  assert parts == dict(mapper=62_981_120, final_norm=2_048, proj_out=787_200)
-  assert count(model) == sum(parts.values()) + 768  # the null vector
+from tests.networks import with_random_weights
 
 
 @pytest.fixture(scope='module')
