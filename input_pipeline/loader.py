@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import logging
-import multiprocessing
 import os
 import signal
 import threading
@@ -16,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from exedit.runtime import files, remote, settings
+from exedit.runtime import files, parallel, remote, settings
 
 from . import latent_shards, open_images
 from .errors import DataError, Unusable
@@ -177,21 +176,13 @@ def _start_worker(index: int, count: int):
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, _leave_later)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-  threading.Thread(target=_die_with_parent, daemon=True).start()
+  parallel.end_with_parent()
 
 
 def _leave_later(number, frame):
   timer = threading.Timer(_GRACE, os._exit, (128 + number,))
   timer.daemon = True
   timer.start()
-
-
-def _die_with_parent():
-  """Ends this process with the trainer, because SIGKILL gives the trainer no time to stop it."""
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    parent.join()
-    os._exit(1)
 
 
 class _MakeExample(grain.transforms.RandomMap):

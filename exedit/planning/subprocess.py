@@ -4,11 +4,11 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from exedit.runtime import parallel
 from exedit.runtime.errors import UserError
 
 
@@ -89,18 +89,10 @@ def _answer(pipe, tick):
 def _work(pipe, stderr, function, arguments):
   """The main function of the process: it runs the function and sends the result."""
   os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND), 2)
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  parallel.end_with_parent()
   try:
     pipe.send(('result', function(*arguments, lambda doing: pipe.send(('say', doing)))))
   except UserError as error:
     pipe.send(('user error', str(error)))
   except Exception:
     pipe.send(('error', traceback.format_exc()))
-
-
-def _end_with_parent():
-  """End this process when its parent ends, even by SIGKILL."""
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    parent.join()
-    os._exit(1)

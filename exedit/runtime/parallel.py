@@ -1,7 +1,8 @@
-"""Work in threads: results in order, computed ahead of their use."""
+"""Work in threads: results in order, computed ahead of their use, and the end with a parent."""
 
 import collections
 import contextlib
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -78,3 +79,15 @@ class PixelBudget:
       with self._changed:
         self._used -= pixels
         self._changed.notify_all()
+
+
+def end_with_parent() -> None:
+  """Starts a thread that ends this process when its parent ends, even by SIGKILL."""
+  parent = multiprocessing.parent_process()
+
+  def wait():
+    if parent is not None:
+      parent.join()
+      os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
