@@ -66,6 +66,13 @@ def start_two(root, workdir, cache, *overrides, others=(), **variables):
   ]
 
 
+def places(count):
+  """JAX's variables for each of several processes on this machine."""
+  address = f'localhost:{free_port()}'
+  shared = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES=str(count))
+  return [shared | dict(JAX_PROCESS_ID=str(i)) for i in range(count)]
+
+
 def free_port():
   with socket.socket() as free:
     free.bind(('localhost', 0))

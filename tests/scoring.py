@@ -5,7 +5,6 @@ python -m tests.scoring WORLD PICTURES OUTPUT, with the variables that JAX reads
 """
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from exedit.evaluation import coco_ee, resources, vectors
 from exedit.runtime import processes
-from tests import bench, evaluations
+from tests import ROOT, bench, evaluations, runs
 
 COUNT = 11  # pictures whose vectors are written: a multiple of neither the devices nor the batch
 
@@ -41,20 +40,14 @@ def count(path) -> int:
 
 def start_processes(count, devices, *arguments) -> list[str]:
   """Run the program in `count` processes and return the stdout of each."""
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_PROCESSES': str(count)}
-  env |= dict(JAX_COORDINATOR_ADDRESS=f'localhost:{port}')
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
   env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  command = [sys.executable, '-m', 'tests.scoring', *map(str, arguments)]
+  pipe = subprocess.PIPE
   started = [
-    subprocess.Popen(
-      [sys.executable, '-m', 'tests.scoring', *map(str, arguments)],
-      cwd=Path(__file__).parent.parent, env=env | dict(JAX_PROCESS_ID=str(index)), text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )
-    for index in range(count)
-  ]  # fmt: skip
+    subprocess.Popen(command, cwd=ROOT, env=env | place, stdout=pipe, stderr=pipe, text=True)
+    for place in runs.places(count)
+  ]
   said = [process.communicate(timeout=300) for process in started]
   for process, (_, error) in zip(started, said):
     assert process.returncode == 0, error[-3000:]

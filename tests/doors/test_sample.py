@@ -19,7 +19,7 @@ from exedit import paint_by_example as pbe
 from exedit.editing import edit_files, jobs, session
 from exedit.runtime import parallel
 from exedit.runtime.errors import UserError
-from tests import ROOT, pictures, small
+from tests import ROOT, pictures, runs, small
 
 PLAIN = dict(feather=0.0, match='none')  # stitched as `edit` pastes
 
@@ -475,12 +475,8 @@ def test_two_processes_share_a_list_and_what_one_cannot_make_both_say(files, lis
   lines[2] = lines[2].replace('tall.png', 'sound.png')
   Path(listed).write_text('\n'.join(lines))
 
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
   arguments = dict(weights=files['weights'], edits=listed, output=tmp_path / 'two', batch_size=1)
-  env = dict(JAX_COORDINATOR_ADDRESS=f'localhost:{port}', JAX_NUM_PROCESSES='2')
-  both = [start(arguments, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
+  both = [start(arguments, **place) for place in runs.places(2)]
   (out, others), (silent, own) = [end(process, 2) for process in both]
   assert '3 edits: first' in out and 'edits' not in silent
   fault = f'1 of 5 edits cannot be made: line 2: {tmp_path}/tall.png cannot be decoded'
