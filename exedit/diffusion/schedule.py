@@ -52,11 +52,6 @@ class Schedule:
     """√(1-ᾱ) in float64, the share of the noise in x_t."""
     return np.sqrt(1 - np.cumprod(1 - self.betas))
 
-  @functools.cached_property
-  def alphas_cumprod(self) -> Float[np.ndarray, ' steps']:
-    """ᾱ: a float64 product rounded once to float32, as in LDM's ddpm.py."""
-    return np.cumprod(1 - self.betas).astype(np.float32)
-
   def add_noise(
     self, z: Float[Array, 'b ...'], noise: Float[Array, 'b ...'], t: Int[Array, ' b']
   ) -> Float[Array, 'b ...']:
@@ -82,16 +77,6 @@ class Schedule:
     if self.prediction == 'x0':
       return (x_t - _at(self.signal_rate, t, x_t) * output) / _at(self.noise_rate, t, x_t)
     return _at(self.signal_rate, t, x_t) * output + _at(self.noise_rate, t, x_t) * x_t
-
-  def x0(
-    self, output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Int[Array, ' b']
-  ) -> Float[Array, 'b ...']:
-    """The noiseless z in x_t according to the network's output."""
-    if self.prediction == 'eps':
-      return (x_t - _at(self.noise_rate, t, x_t) * output) / _at(self.signal_rate, t, x_t)
-    if self.prediction == 'x0':
-      return output
-    return _at(self.signal_rate, t, x_t) * x_t - _at(self.noise_rate, t, x_t) * output
 
   def timesteps(self, steps: int) -> Int[np.ndarray, ' steps']:
     """Descending timesteps for DDIM and PLMS, `num_steps // steps` apart, the last one 1.

@@ -50,7 +50,7 @@ def assert_close(ours, theirs):
 
 def test_alphas_cumprod():
   theirs = diffusers.PNDMScheduler(**PNDM).alphas_cumprod.numpy()
-  np.testing.assert_allclose(Schedule().alphas_cumprod, theirs, rtol=2e-6)
+  np.testing.assert_allclose(Schedule().signal_rate ** 2, theirs, rtol=2e-6)
 
 
 @pytest.mark.parametrize('seed, steps', [(0, 50), (1, 50), (2, 20), (3, 30), (4, 3), (5, 2)])

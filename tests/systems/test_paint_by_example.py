@@ -182,7 +182,7 @@ def test_edit_equals_the_loop_written_out(model):
   null = model.conditioner.null[...].repeat(2, 0)
   call = jax.jit(lambda x, t, c: model.unet(jnp.concatenate([x, still], -1), t, c, shortcut=False))
   x, ts = noise, model.schedule.timesteps(4)
-  a = model.schedule.alphas_cumprod.astype(np.float64)
+  a = model.schedule.signal_rate**2
   for t, before in zip(ts, [*ts[1:], 0]):
     steps = jnp.full(2, t)
     e_null, e = call(x, steps, null), call(x, steps, context)
