@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
+from exedit.input_pipeline import synthetic
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import DataError
 
@@ -302,7 +303,7 @@ class Soak:
       if result(start) != result(whole):
         self.fault(start, f'{what} differ from the undisturbed run')
     left = [str(p) for p in start.workdir.rglob('*') if re.search(r'tmp|partial', p.name)]
-    left += [str(p) for p in start.data.rglob('.*')]
+    left += [str(p) for p in start.data.rglob('.*') if p.name != synthetic.LOCK]
     left += [name for name in self.segments if os.path.exists(name)]
     if left:
       self.fault(start, f'left behind: {", ".join(left)}')

@@ -250,7 +250,7 @@ def _limits(memory: int, seconds: float) -> Iterator[None]:
 
   soft, hard = resource.getrlimit(resource.RLIMIT_AS)
   handler = signal.signal(signal.SIGALRM, stop)
-  faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
+  faulthandler.dump_traceback_later(seconds + 60, exit=True, file=sys.__stderr__)
   if sys.platform == 'linux':
     now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + memory, hard))

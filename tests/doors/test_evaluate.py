@@ -63,16 +63,16 @@ def test_pictures_are_scored_and_compared(door, tmp_path, monkeypatch, capsys):
 
 
 def test_flags_that_do_not_fit_are_one_line(tmp_path, monkeypatch, capsys):
-  (tmp_path / 'older.py').write_text(
+  (tmp_path / 'other.py').write_text(
     'import ml_collections\n'
     'def get_config():\n'
-    '  return ml_collections.ConfigDict(dict(data=dict(root="x")))\n'
+    '  return ml_collections.ConfigDict(dict(bench="other"))\n'
   )
   synthetic = dict(config='configs/synthetic_bench.py', weights='w')
   for given, says in [
     (dict(compare='a.json'), '--compare takes two results.json, and 1 are given'),
     (synthetic | dict(compare='a.json'), '--compare takes no other flag than --output'),
     (dict(synthetic, images='x'), '--images goes with'),
-    (dict(config=tmp_path / 'older.py'), "set bench='coco_ee' for a benchmark in COCOEE's layout"),
+    (dict(config=tmp_path / 'other.py'), "set bench='coco_ee' for a benchmark in COCOEE's layout"),
   ]:
     assert says in knock(evaluate, given, monkeypatch, capsys)

@@ -74,7 +74,7 @@ def hang(path):
 
 
 def eat(path):
-  np.ones(2**26)
+  np.ones(2**29)  # 4 GiB: more than a process keeps of what it freed
 
 
 def succeed(path):
