@@ -9,8 +9,12 @@ import yaml
 from exedit import paint_by_example as pbe
 from exedit.runtime.errors import UserError
 from exedit.weights import find
+from exedit.weights.formats.tensor import to_dtype
 from exedit.weights.layouts import original
 from tests import released
+
+BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+NULL = 'conditioner.null'
 
 
 def look(file, arrays=None, **given):
@@ -19,7 +23,8 @@ def look(file, arrays=None, **given):
 
 
 def test_buffers_and_the_discriminator_are_passed_over(tmp_path):
-  more = {name: np.ones(1000, np.float32) for name in original.BUFFERS if name != 'betas'}
+  betas = dict(betas=np.float32(BETAS))
+  more = betas | {name: np.ones(1000, np.float32) for name in original.BUFFERS if name != 'betas'}
   more['first_stage_model.loss.logvar'] = np.zeros((), np.float32)
   weights = look(tmp_path / 'a.safetensors', released.checkpoint() | more)
   released.assert_same(weights)
@@ -110,13 +115,47 @@ def test_published_heads_and_groups_are_checked_with_the_shapes(tmp_path):
   assert 'heads 8: as published, for the file does not say' in weights.notes
 
 
-def test_betas_in_the_file_must_be_the_schedules(tmp_path):
-  betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-  good = released.checkpoint() | dict(betas=np.float32(betas))
-  assert 'schedule: its betas' in look(tmp_path / 'a.safetensors', good).notes
-  for bad in (np.linspace(1e-4, 0.02, 1000), betas[:500]):
-    with pytest.raises(UserError, match='was trained with other betas .* put its .yaml beside it'):
-      look(tmp_path / 'a.safetensors', good | dict(betas=np.float32(bad)))
+@pytest.mark.parametrize('name', ['betas', 'alphas_cumprod'])
+def test_buffers_in_the_file_must_be_the_schedules(tmp_path, name):
+  buffers = lambda betas: {name: np.float32(betas if name == 'betas' else np.cumprod(1 - betas))}
+  file, arrays = tmp_path / 'a.safetensors', released.checkpoint()
+  assert f'schedule: its {name}' in look(file, arrays | buffers(BETAS)).notes
+  for bad in (np.linspace(1e-4, 0.02, 1000), BETAS[:500], BETAS[:0], np.full(1000, np.nan)):
+    with pytest.raises(UserError, match=f'trained with other betas than 1000 .* its {name} are'):
+      look(file, arrays | buffers(bad))
+
+
+def test_what_helps_against_other_betas(tmp_path):
+  file, arrays = tmp_path / 'a.safetensors', released.checkpoint()
+  other = lambda betas: dict(betas=np.float32(betas))
+  with pytest.raises(UserError, match='put its .yaml beside it, a.yaml'):
+    look(file, arrays | other(BETAS[:500]))
+  with pytest.raises(UserError, match="Stable Diffusion's schedule alone"):
+    look(file, arrays | other(np.linspace(1e-4, 0.02, 1000)))
+  write_yaml(tmp_path / 'a.yaml')
+  with pytest.raises(UserError, match='correct linear_start, linear_end and timesteps in a.yaml'):
+    look(file, arrays | other(BETAS[:500]))
+  write_yaml(tmp_path / 'a.yaml', timesteps=500, linear_end=float(BETAS[499]))
+  assert look(file, arrays | other(BETAS[:500])).config['model']['schedule']['num_steps'] == 500
+
+
+@pytest.mark.parametrize('stored', ['same', 'float32'])
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float8_e4m3fn', 'float8_e5m2'])
+def test_a_checkpoint_that_was_stored_whole_in_a_narrow_type(tmp_path, dtype, stored):
+  """Its buffers are rounded too, some of them twice, and may have been widened again."""
+  arrays = released.checkpoint() | dict(betas=BETAS)
+  arrays['cond_stage_model.transformer.vision_model.embeddings.position_ids'] = np.arange(17)[None]
+  round = lambda a: a.astype(np.float32).astype(dtype)
+  narrow = {name: round(a) for name, a in arrays.items()}
+  if stored == 'float32':
+    narrow = {name: a.astype(stored) for name, a in narrow.items()}
+  weights = look(tmp_path / 'a.safetensors', narrow)
+  assert 'schedule: its betas' in weights.notes
+  widened = to_dtype(weights.tensors, 'float32')[NULL].read()
+  np.testing.assert_array_equal(widened, np.float32(round(released.params()[NULL])))
+  other = round(np.linspace(1e-4, 0.02, 1000)).astype(narrow['betas'].dtype)
+  with pytest.raises(UserError, match='was trained with other betas'):
+    look(tmp_path / 'a.safetensors', narrow | dict(betas=other))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from exedit.runtime.errors import UserError
@@ -17,10 +18,14 @@ from exedit.weights.settings import Known
 
 HEADS, GROUPS, HEAD_WIDTH = 8, 32, 64  # as published: the UNet's, those of all norms, CLIP's
 SCHEDULE = dict(num_steps=1000, beta_start=0.00085, beta_end=0.012, prediction='eps')
+PUBLISHED = 'as published, for the file does not say'
 EDIT = dict(steps=50, scale=5.0, sampler='plms')
 NET, VAE, TOWER = 'model.diffusion_model.', 'first_stage_model.', 'cond_stage_model.transformer.'
 MAPPER = 'cond_stage_model.mapper.resblocks.'
 PARAMETERIZATIONS = {'eps': 'epsilon', 'v': 'v_prediction', 'x0': 'sample'}
+CHECKED = ('betas', 'alphas_cumprod')  # buffers that tell the schedule
+# Types to which weights are rounded: numbers in them are known to `eps` of their size.
+ROUNDED = ('float16', 'bfloat16', 'float8_e4m3fn', 'float8_e5m2')
 LONGEST_YAML = 2**16  # bytes; the published one has some thousands, and PyYAML can be quadratic
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
 UNET = Known(  # PbE ldm/modules/diffusionmodules/openaimodel.py; shapes give the sizes
@@ -66,7 +71,7 @@ def of(
     elif name in beside:
       value, whence = beside[name], origin
     else:
-      value, whence = published, 'as published, for the file does not say'
+      value, whence = published, PUBLISHED
     notes.append(f'{name} {value}: {whence}')
     return value
 
@@ -74,7 +79,7 @@ def of(
   net = _unet(tensors, heads, groups, file)
   vae = _autoencoder(tensors, groups, beside.get('scale', 0.18215), file)
   schedule, whence = _schedule(tensors, beside, file)
-  notes.append(f'schedule: {whence if "betas" in tensors or not beside else origin}')
+  notes.append(f'schedule: {whence or origin or PUBLISHED}')
   model = dict(unet=net, autoencoder=vae, schedule=schedule, context_dim=net.pop('context_dim'))
   size = 64 * 2 ** (len(vae['mult']) - 1)
   if size > settings.MOST['size']:
@@ -176,20 +181,59 @@ def clip_sizes(tensors: Mapping[str, Tensor], prefix: str, where: str) -> dict[s
 def _schedule(
   tensors: Mapping[str, Tensor], beside: Mapping[str, Any], file: Path
 ) -> tuple[dict[str, Any], str]:
-  """(arguments of Schedule, where they come from); they are compared with the betas in the file."""
+  """(arguments of Schedule, the buffer of the file that confirms them or nothing)."""
   schedule = {**SCHEDULE, **beside.get('schedule', {})}
-  if 'betas' not in tensors:
-    return schedule, 'as published, for the file does not say'
-  betas = tensors['betas'].read()
-  start, end = schedule['beta_start'] ** 0.5, schedule['beta_end'] ** 0.5
-  expected = np.linspace(start, end, schedule['num_steps']) ** 2
-  if betas.shape != expected.shape or not np.allclose(betas, expected, rtol=1e-3, atol=0):
-    raise UserError(
-      f'{file} was trained with other betas ({betas.size} from {betas.flat[0]:.3g} to '
-      f'{betas.flat[-1]:.3g}) than {schedule["num_steps"]} from {schedule["beta_start"]} to '
-      f'{schedule["beta_end"]}: put its .yaml beside it, {file.stem}.yaml'
-    )
-  return schedule, 'its betas'
+  name = next((name for name in CHECKED if name in tensors), None)
+  if name is None:
+    return schedule, ''
+  expected = _betas(schedule['beta_start'], schedule['beta_end'], schedule['num_steps'])
+  if name == 'alphas_cumprod':
+    expected = np.cumprod(1 - expected)
+  stored = tensors[name].read().reshape(-1)
+  if same_numbers(stored, expected):
+    return schedule, f'its {name}'
+  found = f'{stored.size} numbers' if stored.size else 'nothing'
+  if stored.size:
+    found += f' from {float(stored[0]):.3g} to {float(stored[-1]):.3g}'
+  raise UserError(
+    f'{file} was trained with other betas than {schedule["num_steps"]} from '
+    f'{schedule["beta_start"]} to {schedule["beta_end"]}: its {name} are {found}; '
+    f'{_other_schedule(file, name, stored, beside)}'
+  )
+
+
+def _other_schedule(file: Path, name: str, stored: np.ndarray, beside: Mapping[str, Any]) -> str:
+  """What helps where a file's betas are not those of its config."""
+  ends = stored[[0, -1]].astype(np.float64) if stored.size else np.zeros(2)
+  if name == 'betas' and 0 < ends[0] <= ends[1] < 1:
+    if not same_numbers(stored, _betas(*ends, stored.size)):
+      return "exedit implements Stable Diffusion's schedule alone, and cannot use these weights"
+  if beside:
+    return f'correct linear_start, linear_end and timesteps in {file.stem}.yaml'
+  return f'put its .yaml beside it, {file.stem}.yaml'
+
+
+def _betas(start: float, end: float, count: int) -> np.ndarray:
+  """Stable Diffusion's betas: LDM calls them linear, diffusers scaled_linear."""
+  return np.linspace(start**0.5, end**0.5, count) ** 2
+
+
+def same_numbers(stored: np.ndarray, expected: np.ndarray) -> bool:
+  """Whether numbers of a file are these, as exactly as the type can say that they were stored in.
+
+  The type may be narrower than the file's: weights in bfloat16 are also passed on as float32.
+  """
+  stored = stored.astype(np.float64)
+  if stored.shape != expected.shape:
+    return False
+  rtol, atol = 1e-3, 0.0
+  for dtype in ROUNDED:
+    with np.errstate(over='ignore'):
+      exact = (stored.astype(dtype).astype(np.float64) == stored).all()
+    if exact:
+      limits = ml_dtypes.finfo(dtype)
+      rtol, atol = max(rtol, float(limits.eps)), max(atol, float(limits.smallest_subnormal))
+  return np.allclose(stored, expected, rtol=rtol, atol=atol)
 
 
 def _beside(file: Path) -> tuple[dict[str, Any], str]:
