@@ -100,7 +100,7 @@ def gather(root: str, seeds: Sequence[int] = ()) -> dict:
 
 
 def _seeds(root):
-  names = os.listdir(root) if os.path.isdir(root) else []
+  names = files.listing(root) if os.path.isdir(root) else []
   seeds = [int(n[5:]) for n in names if n.startswith('seed-') and n[5:].isdigit()]
   if not seeds:
     raise DataError(f'{root} has no folder seed-0: OUT={root} launch/ablation.sh makes it')
@@ -113,7 +113,8 @@ def _run(root, seed, row, scale='evaluation'):
 
 def _scales(root, seed):
   folder = os.path.dirname(_run(root, seed, 'guidance'))
-  names = [n for n in os.listdir(folder) if n.startswith('scale-')] if os.path.isdir(folder) else []
+  there = files.listing(folder) if os.path.isdir(folder) else []
+  names = [name for name in there if name.startswith('scale-')]
   return sorted((n.replace('-', ' ') for n in names), key=lambda name: float(name[6:]))
 
 

@@ -119,7 +119,7 @@ def _check(results, output, key_path, count, seed):
 def _check_results(ids, results):
   names = [_result_name(edit_id) for edit_id in ids]
   for system, folder in results.items():
-    missing = sorted(set(names) - set(os.listdir(folder)))
+    missing = sorted(set(names) - set(files.listing(folder)))
     if missing:
       raise DataError(
         f'{folder} lacks {len(missing)} of the {len(names)} results of {system}, the first is '

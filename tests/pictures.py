@@ -1,5 +1,7 @@
 """Pictures of noise and masks with one white box, as arrays and as the files of an edit."""
 
+import os
+
 import numpy as np
 from PIL import Image
 
@@ -22,3 +24,14 @@ def write(folder, height, width, *where) -> dict[str, str]:
   Image.fromarray(noise(rng, 9, 20)).save(folder / 'ex.png')
   names = dict(image='photo.png', mask='mask.png', exemplar='ex.png')
   return {name: str(folder / path) for name, path in names.items()}
+
+
+def strew(root) -> None:
+  """Leaves in every folder what macOS, Windows and editors leave there, also for each file."""
+  for folder, _, names in [*os.walk(root)]:
+    ours = ['.DS_Store', 'Thumbs.db', 'desktop.ini', '._x.png', '~$list.csv']
+    for name in ours + [f'._{name}' for name in names]:
+      with open(os.path.join(folder, name), 'wb') as file:
+        file.write(b'litter')
+    for name in ('__MACOSX', '.ipynb_checkpoints', '@eaDir'):
+      os.mkdir(os.path.join(folder, name))

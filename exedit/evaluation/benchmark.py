@@ -75,7 +75,7 @@ def results(edits: Sequence[Edit], folder: str) -> list[Scored]:
   """
   if not os.path.isdir(folder):
     raise UserError(f'{folder} is not a folder: it must hold one {{id:012d}}.png for every edit')
-  there = set(os.listdir(folder))
+  there = set(files.listing(folder))
   missing = [edit.name for edit in edits if edit.name not in there]
   if missing:
     raise UserError(
@@ -114,4 +114,4 @@ class Reader:
 def strangers(edits: Iterable[Edit], folder: str) -> list[str]:
   """List the pictures in a folder that belong to no edit of the benchmark."""
   ours = {edit.name for edit in edits}
-  return sorted(n for n in os.listdir(folder) if n.lower().endswith('.png') and n not in ours)
+  return sorted(n for n in files.listing(folder) if n.lower().endswith('.png') and n not in ours)

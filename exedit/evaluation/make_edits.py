@@ -69,7 +69,7 @@ def claim(output: str, made_with: dict[str, Any]) -> None:
   path, pictures = os.path.join(output, CLAIM), folder(output)
   if os.path.exists(path):
     _compare(path, made_with)
-  elif os.path.isdir(pictures) and os.listdir(pictures):
+  elif os.path.isdir(pictures) and files.listing(pictures):
     raise UserError(
       f'{pictures} holds pictures, but {output} has no {CLAIM} that says what made them: name'
       ' another --output, or score them with --images'
@@ -120,7 +120,7 @@ def make_missing(
   Raises:
     UserError: for a result that is not finite.
   """
-  there = set(os.listdir(folder(output)))
+  there = set(files.listing(folder(output)))
   wanted = lambda edit: edit.name not in there
   ours = processes.own_share(edits)
   left = sum(map(wanted, ours))

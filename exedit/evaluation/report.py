@@ -8,6 +8,7 @@ from typing import Any
 from exedit.evaluation import pages
 from exedit.evaluation.benchmark import Reader, Scored
 from exedit.evaluation.pages import number
+from exedit.runtime import files
 
 COLUMNS = ('metric', 'value', '95 % interval', 'n', 'better', '')
 KINDS = ('source', 'exemplar', 'result')
@@ -61,7 +62,7 @@ def write(output: str, results: Mapping[str, Any], scored: Sequence[Scored], rea
     shown = dict(source=pages.tinted(edit), exemplar=edit['exemplar'], result=edit['result'])
     written |= pages.save_pictures(output, scored[i].edit.id, shown)
   folder = Path(output) / pages.PICTURES
-  for old in set(os.listdir(folder)) - written:
+  for old in set(files.listing(folder)) - written:
     if old.endswith('.png'):
       os.remove(folder / old)
 

@@ -141,7 +141,7 @@ def image_files(folder: str, setting: str) -> list[str]:
   """
   if not os.path.isdir(folder):
     raise UserError(f'{folder} is not a folder: {setting} names a folder of images')
-  names = sorted(n for n in os.listdir(folder) if n.lower().endswith(KINDS_OF_FILE))
+  names = [n for n in files.listing(folder) if n.lower().endswith(KINDS_OF_FILE)]
   if not names:
     raise UserError(f'{folder} holds no image ({", ".join(KINDS_OF_FILE)}): name another folder')
   return [os.path.join(folder, name) for name in names]

@@ -67,7 +67,7 @@ class Store:
       raise UserError(
         f'the folder {folder} cannot be used ({error.strerror}): name another in config.cache'
       ) from error
-    for name in sorted(os.listdir(self.folder)):
+    for name in files.listing(self.folder):
       if name.endswith('.npz'):
         path = os.path.join(self.folder, name)
         with _opened(path) as arrays:

@@ -20,6 +20,11 @@ from exedit.runtime.errors import DataError, UserError
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary names are longer
 TEMPORARY = re.compile(r'\.(?P<name>.+)\.(?P<process>\d+)\.\d+\.tmp')  # see `temporary_of`
+LITTER = re.compile(  # what file managers, archivers and office programs leave in folders
+  r'\..*|~\$.*|(eh)?thumbs(_vista)?\.db.*|desktop\.ini|icon\r|__macosx|@eadir|#recycle'
+  r'|\$recycle\.bin|system volume information|lost\+found',
+  re.IGNORECASE,
+)
 _numbers = itertools.count()
 
 PathLike = str | os.PathLike[str]
@@ -115,6 +120,16 @@ def new_folder(path: PathLike) -> Iterator[Path]:
       os.replace(temporary, path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_litter(name: str) -> bool:
+  """Whether a system left a file or folder of this name among the user's: no reader takes it."""
+  return LITTER.fullmatch(name) is not None
+
+
+def listing(folder: PathLike) -> list[str]:
+  """The sorted names in a folder, without what systems leave there. Raises OSError."""
+  return sorted(name for name in os.listdir(folder) if not is_litter(name))
 
 
 def check_new(path: PathLike, flag: str = '') -> None:

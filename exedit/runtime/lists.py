@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from exedit.runtime import files
 from exedit.runtime.errors import UserError
 
 Row = tuple[str, dict[str, Any] | UserError]
@@ -96,12 +97,12 @@ def _csv(path: str, text: str, check) -> Iterator[Row]:
 
 
 def _folder(path: str, columns: Sequence[str], needed: Sequence[str]) -> Iterator[Row]:
-  files = {name: found for name in columns if (found := _by_stem(path, name)) is not None}
+  stems_of = {name: found for name in columns if (found := _by_stem(path, name)) is not None}
   for name in needed:
-    if name not in files:
+    if name not in stems_of:
       raise UserError(f'{path} has no folder {name}/: it needs {", ".join(needed)}')
-  for stem in sorted({stem for stems in files.values() for stem in stems}):
-    row = {name: stems[stem] for name, stems in files.items() if stem in stems}
+  for stem in sorted({stem for stems in stems_of.values() for stem in stems}):
+    row = {name: stems[stem] for name, stems in stems_of.items() if stem in stems}
     missing = [name for name in needed if name not in row]
     several = [names for names in row.values() if len(names) > 1]
     if missing:
@@ -119,7 +120,7 @@ def _by_stem(path: str, folder: str) -> dict[str, list[str]] | None:
   if not os.path.isdir(os.path.join(path, folder)):
     return None
   stems: dict[str, list[str]] = {}
-  for name in sorted(os.listdir(os.path.join(path, folder))):
-    if not name.startswith('.') and os.path.isfile(os.path.join(path, folder, name)):
+  for name in files.listing(os.path.join(path, folder)):
+    if os.path.isfile(os.path.join(path, folder, name)):
       stems.setdefault(os.path.splitext(name)[0], []).append(os.path.join(folder, name))
   return stems

@@ -62,13 +62,14 @@ def store(path: str) -> Any:
 def listing(root: str) -> dict[str, dict]:
   """Returns the names in a folder, with the entry that a store has for each; one request.
 
-  A store has no folders: the names are empty if nothing lies below the URL.
+  What systems leave in folders is left out, as in `files.listing`. A store has no folders: the
+  names are empty if nothing lies below the URL.
 
   Raises:
     DataError: if a store cannot be read. OSError: if a local folder cannot.
   """
   if not is_remote(root):
-    return {name: {} for name in os.listdir(root)}
+    return {name: {} for name in files.listing(root)}
   try:
     fs = store(root)
     fs.invalidate_cache()
@@ -77,7 +78,8 @@ def listing(root: str) -> dict[str, dict]:
     found = []
   except Exception as error:
     raise DataError(f'cannot list {root!r}: {_words(error)}') from error
-  return {entry['name'].rstrip('/').rpartition('/')[2]: entry for entry in found}
+  names = {entry['name'].rstrip('/').rpartition('/')[2]: entry for entry in found}
+  return {name: entry for name, entry in names.items() if not files.is_litter(name)}
 
 
 def info(path: str) -> tuple[int, int]:

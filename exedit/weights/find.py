@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import fetch
 from exedit.weights.found import Weights
@@ -89,8 +90,8 @@ def clip_tower(src: str | os.PathLike, revision: str | None = None) -> Weights:
   rest = ('text_model.*', 'visual_projection.weight', 'text_projection.weight', 'logit_scale')
   table = [*translate.under('', 'clip.', clip.TABLE), *translate.ignored(*rest)]
   config = dict(model=dict(clip=sizes), data=dict(exemplar_size=sizes['image_size']))
-  files = tuple(diffusers.shards(path))
-  return Weights(config, theirs, table, files, layout='transformers', where=where)
+  opened = tuple(diffusers.shards(path))
+  return Weights(config, theirs, table, opened, layout='transformers', where=where)
 
 
 def layout_of(path: Path) -> str:
@@ -107,9 +108,9 @@ def layout_of(path: Path) -> str:
     return 'diffusers'
   if (path / 'config.json').exists() or (path / 'checkpoints').exists():
     return 'exedit'
-  if any(path.glob('*.ckpt')) or any(path.glob('*.safetensors')):
+  if _checkpoints(path):
     return 'original'
-  there = ', '.join(sorted(os.listdir(path))[:5]) or 'nothing'
+  there = ', '.join(files.listing(path)[:5]) or 'nothing'
   raise UserError(
     f'{path} holds no weights: it has {there}, and exedit looks for config.json with '
     'model.safetensors or checkpoints/, for unet/ and vae/ with image_encoder/, or for one .ckpt '
@@ -121,8 +122,13 @@ def _checkpoint(path: Path) -> Path:
   """The checkpoint `path`, or the only checkpoint in the folder `path`."""
   if path.is_file():
     return path
-  found = sorted([*path.glob('*.safetensors'), *path.glob('*.ckpt')])
+  found = _checkpoints(path)
   if len({file.stem for file in found}) > 1:
     names = ', '.join(file.name for file in found[:5])
     raise UserError(f'{path} holds several checkpoints ({names}): name one of them')
   return found[0]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+  """The single-file checkpoints in a folder."""
+  return [folder / n for n in files.listing(folder) if n.endswith(('.safetensors', '.ckpt'))]

@@ -79,7 +79,7 @@ class Folders:
   def check(self) -> None:
     """Raises DataError if a file is missing."""
     for kind, folder in self.folders.items():
-      there = set(os.listdir(os.path.join(self.root, folder)))
+      there = set(files.listing(os.path.join(self.root, folder)))
       wanted = [layout.file_name(kind, edit_id) for edit_id in self.ids]
       missing = [name for name in wanted if name not in there]
       if missing:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from exedit.runtime import files
+
 from .. import codec
 from ..errors import DataError
 
@@ -38,7 +40,7 @@ def folders(root: str) -> dict[str, str]:
   Raises:
     DataError: unless there is exactly one of each.
   """
-  names = [n for n in sorted(listed(root)) if os.path.isdir(os.path.join(root, n))]
+  names = [n for n in listed(root) if os.path.isdir(os.path.join(root, n))]
   found = {}
   for kind, (prefix, _) in KINDS.items():
     ours = [name for name in names if re.fullmatch(rf'{prefix}_\d+', name)]
@@ -59,7 +61,7 @@ def listed(root: str) -> list[str]:
   """Returns the names in the folder of a benchmark. Raises DataError if it is no folder."""
   if not os.path.isdir(root):
     raise DataError(f'{root} is not a folder; name a benchmark with {IDS}')
-  return os.listdir(root)
+  return files.listing(root)
 
 
 def read_ids(root: str) -> np.ndarray:

@@ -39,7 +39,7 @@ def write(bench: str, kind: str, output: str) -> int:
     raise DataError(f'--kind={kind}: must be one of {", ".join(KINDS)}')
   edits = Bench(bench, exemplar_size=None)
   _claim(output, kind, edits)
-  there = set(os.listdir(output))
+  there = set(files.listing(output))
   names = [f'{edit_id:012d}.png' for edit_id in edits.ids.tolist()]
   todo = [position for position, name in enumerate(names) if name not in there]
 
@@ -62,7 +62,7 @@ def _claim(output: str, kind: str, edits: Bench) -> None:
       sha.update(data)
   ours = dict(made_by=MADE_BY, version=VERSION, kind=kind, bench_sha256=sha.hexdigest())
   path = os.path.join(output, SETTINGS)
-  if not os.path.isdir(output) or not os.listdir(output):
+  if not os.path.isdir(output) or not files.listing(output):
     files.write_json(path, ours)
     return
   try:

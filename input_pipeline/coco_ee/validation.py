@@ -124,13 +124,13 @@ def _opened(root: str, ids: np.ndarray) -> tuple[Folders | Shards, dict[str, str
 def _odd_names(files: Folders) -> Iterator[dict]:
   """Yields findings about folders and files that do not belong to the ids."""
   allowed = {layout.IDS, layout.MANIFEST, *files.folders.values()}
-  extra = [name for name in sorted(os.listdir(files.root)) if name not in allowed]
+  extra = [name for name in layout.listed(files.root) if name not in allowed]
   for kind, folder in files.folders.items():
     if int(folder.rsplit('_', 1)[1]) != len(files.ids):
       detail = f'{layout.IDS} has {len(files.ids)} ids'
       yield _finding("folder's name gives another count", file=folder, detail=detail)
     wanted = {layout.file_name(kind, edit_id) for edit_id in files.ids}
-    names = sorted(os.listdir(os.path.join(files.root, folder)))
+    names = layout.listed(os.path.join(files.root, folder))
     extra += [f'{folder}/{name}' for name in names if name not in wanted]
   for name in extra:
     yield _finding('file belongs to no id', file=name)

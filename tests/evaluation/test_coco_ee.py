@@ -16,6 +16,7 @@ from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.metrics import quality_score
 from tests import bench, evaluations, judges
 from tests.evaluations import CHEAP, SIZE, arrays, refuse, score
+from tests.pictures import strew
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -194,6 +195,7 @@ def test_unusable_settings_are_one_line(world, repeated, settings, tmp_path):
 
 def test_pictures_of_no_edit_are_reported(repeated, settings, tmp_path):
   Image.new('RGB', (3, 3)).save(repeated / 'other.png')
+  strew(repeated)
   said = []
   given = dict(settings, say=said.append, features={})
   score(tmp_path / 'out', pictures=str(repeated), **given)

@@ -11,7 +11,7 @@ import pytest
 
 from exedit.input_pipeline import tfrecord
 from exedit.input_pipeline.errors import DataError
-from tests import FIXTURES
+from tests import FIXTURES, pictures
 
 FIXTURE = FIXTURES / 'open_images_v4-train.tfrecord-00000-of-00001'
 
@@ -40,6 +40,11 @@ def test_a_shard_that_fails_half_way_leaves_the_old_one(shard):
     tfrecord.write_shard(shard, records())
   assert pathlib.Path(shard).read_bytes() == before
   assert os.listdir(os.path.dirname(shard)) == [os.path.basename(shard)]
+
+
+def test_what_systems_leave_is_no_shard(shard, tmp_path):
+  pictures.strew(tmp_path)
+  assert tfrecord.shard_paths(str(tmp_path), 'train') == [shard]
 
 
 # Damage.

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-from exedit.runtime import files
+from exedit.runtime import files, remote
 from exedit.runtime.errors import DataError, explain
+from tests import pictures
 
 HOLD = """
 import sys
-from exedit.runtime import files
+from exedit.runtime import files, remote
 with files.Lock(sys.argv[1]):
   print('held', flush=True)
   sys.stdin.read()
@@ -145,3 +146,14 @@ def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch):
   monkeypatch.setattr(fcntl, 'flock', refuse)
   with pytest.raises(OSError, match='Function not implemented'):
     files.Lock(tmp_path / 'lock').acquire(wait=False)
+
+
+@pytest.mark.parametrize(
+  'ours', ['a.png', 'thumbs.png', 'desktop.initial.png', '1.~lock', 'MACOSX']
+)
+def test_a_listing_leaves_out_what_systems_leave(tmp_path, ours):
+  (tmp_path / ours).touch()
+  pictures.strew(tmp_path)
+  for name in ('ehthumbs_vista.db', 'Desktop.ini', 'THUMBS.DB', 'Icon\r', '$RECYCLE.BIN'):
+    (tmp_path / name).touch()
+  assert files.listing(tmp_path) == [ours] == [*remote.listing(str(tmp_path))]

@@ -14,7 +14,7 @@ from exedit import paint_by_example as pbe
 from exedit.models import parameters
 from exedit.runtime.errors import UserError, explain
 from exedit.weights import find
-from tests import released, small
+from tests import pictures, released, small
 
 KERNEL = 'unet.down.0.attentions.0.attn1.to_q.kernel'
 
@@ -46,6 +46,7 @@ def test_every_layout_is_found(pipeline, tmp_path):
 def test_a_folder_with_one_checkpoint_means_it(tmp_path):
   (tmp_path / 'download').mkdir()
   released.write_checkpoint(tmp_path / 'download' / 'model.safetensors')
+  pictures.strew(tmp_path)
   assert find.weights(tmp_path / 'download', heads=2, groups=4).layout == 'original'
   released.write_checkpoint(tmp_path / 'download' / 'other.safetensors')
   with pytest.raises(UserError, match=r'several checkpoints \(model.safetensors, other.safeten'):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import settings
 from exedit.weights.formats.files import INDEX, open_tensors
@@ -49,15 +50,15 @@ def read(path: Path) -> Weights:
       f'{path} is half a pipeline: it has {", ".join(there)} and lacks {", ".join(missing)}; '
       'fetch the rest, or restore the folder from a copy'
     )
-  files, theirs = [], {}
+  opened, theirs = [], {}
   for part in parts:
     if part != 'scheduler':
       file = weights_file(path / part, STEM.get(part, 'diffusion_pytorch_model'))
       tensors = open_tensors(file)
       theirs |= {f'{part}/{name}': tensor for name, tensor in tensors.items()}
-      files += shards(file)
+      opened += shards(file)
   config, kind = _config(path, by_text)
-  return Weights(config, theirs, TABLE, tuple(files), kind=kind)
+  return Weights(config, theirs, TABLE, tuple(opened), kind=kind)
 
 
 def _components(path: Path) -> set[str]:
@@ -65,7 +66,7 @@ def _components(path: Path) -> set[str]:
   index = path / 'model_index.json'
   named = read_json(index) if index.exists() else {}
   parts = {name for name, value in named.items() if isinstance(value, list) and any(value)}
-  return parts | {p.name for p in path.iterdir() if p.is_dir()}
+  return parts | {name for name in files.listing(path) if (path / name).is_dir()}
 
 
 def _config(path: Path, by_text: bool) -> tuple[dict[str, Any], str]:
@@ -110,10 +111,10 @@ def weights_file(folder: Path, stem: str) -> Path:
       if (folder / candidate).exists():
         return folder / candidate
   for name, ending in ((stem, '.safetensors'), (torch_stem, '.bin')):
-    found = sorted(p for p in folder.glob(f'{name}.*') if _is_variant(p.name, name, ending))
+    found = [folder / n for n in files.listing(folder) if _is_variant(n, name, ending)]
     if found:
       return next((p for p in found if '.fp16.' in p.name), found[0])
-  there = ', '.join(sorted(p.name for p in folder.iterdir())[:5]) or 'nothing'
+  there = ', '.join(files.listing(folder)[:5]) or 'nothing'
   raise UserError(
     f'{folder} has no weights: it needs {stem}.safetensors or {torch_stem}.bin and has {there}'
   )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import fetch, settings, translate
 from exedit.weights.formats.files import open_tensors
@@ -67,16 +68,16 @@ def find(src: str | os.PathLike) -> Published:
   path = fetch.local_path(src)
   config = {}
   if not path.is_dir():
-    files = [path]
+    found = [path]
   elif (path / 'config.json').exists():
     config = read_json(path / 'config.json')
-    files = [diffusers.weights_file(path, 'model')]
+    found = [diffusers.weights_file(path, 'model')]
   else:
-    files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
-    if not files:
+    found = [path / name for name in files.listing(path) if name.endswith(ENDINGS)]
+    if not found:
       raise UserError(f'{path} holds no weights ({", ".join(ENDINGS)}): put them there')
   theirs = {}
-  for file in files:
+  for file in found:
     more = open_tensors(file)
     if twice := sorted(theirs.keys() & more.keys()):
       raise UserError(
@@ -84,8 +85,8 @@ def find(src: str | os.PathLike) -> Published:
         f' {twice[0]!r}: leave the files of one network alone in a folder'
       )
     theirs |= more
-  files = [shard for file in files for shard in diffusers.shards(file)]
-  return Published(theirs, config, files, os.fspath(src))
+  opened = [shard for file in found for shard in diffusers.shards(file)]
+  return Published(theirs, config, opened, os.fspath(src))
 
 
 def clip(found: Published) -> Recognised:

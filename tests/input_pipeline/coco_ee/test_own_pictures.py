@@ -11,6 +11,7 @@ import pytest
 from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.coco_ee import own_pictures, validation
 from tests import bench as layout
+from tests import pictures
 
 
 @pytest.fixture
@@ -18,10 +19,12 @@ def door(capsys):
   return layout.door(capsys)
 
 
-def test_a_bench_from_a_folder_validates_and_reads(tmp_path, door):
+def test_a_bench_from_a_folder_validates_and_reads_among_what_systems_leave(tmp_path, door):
   layout.own_pictures(tmp_path / 'own')
+  pictures.strew(tmp_path / 'own')
   flags = (f'--pictures={tmp_path / "own"}', f'--output={tmp_path / "bench"}', '--size=16')
   assert door('build', *flags)[0] == 0
+  pictures.strew(tmp_path / 'bench')
   assert validation.validate(str(tmp_path / 'bench'), 16)['counts'] == {}
   edits = coco_ee.Bench(str(tmp_path / 'bench'), exemplar_size=None)
   assert edits.ids.tolist() == [1, 2, 3]
