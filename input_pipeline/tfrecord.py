@@ -85,6 +85,9 @@ def shard_paths(root: str, split: str) -> list[str]:
   found = [match for match in map(SHARD.fullmatch, sorted(remote.listing(root))) if match]
   ours = [match for match in found if match['split'] == split]
   if not found:
+    names = [name for name in remote.listing(root) if SHARD.match(name)]
+    if names:  # such as x-train.tfrecord-00000-of-00001.gz
+      _refuse_compressed(os.path.join(root, min(names)))
     raise DataError(f'data root {root!r} holds no *.tfrecord-00000-of-00001 shards')
   if not ours:
     splits = ', '.join(sorted({match['split'] for match in found}))
@@ -107,20 +110,44 @@ def index(path: str) -> np.ndarray:
 
   The index is kept beside the shard as `<path>.idx.npy`, or in memory if that cannot be written.
   A truncated shard gives the records before the cut; `damage` describes the rest.
+
+  Raises:
+    DataError: for a shard that is compressed as a whole.
   """
   path = os.fspath(path)
   sidecar = path + INDEX
   state = remote.info(path)
   known = _read_sidecar(sidecar, state)
-  if known is not None:
+  if known is not None and len(known):
     return known
   rows = np.array(list(_walk(path, state[0])), np.int64).reshape(-1, 2)
+  if not len(rows) and state[0]:
+    _refuse_compressed(path)
   try:
     with remote.writing(sidecar) as file:
       np.save(file, np.concatenate([[state], rows]))
   except OSError:
     logging.getLogger(__name__).info('%s cannot be written; the index stays in memory', sidecar)
   return rows
+
+
+def compression(data: bytes) -> str:
+  """Returns 'GZIP', 'ZLIB' or '', as the first bytes of a file say; a valid record is neither."""
+  if len(data) >= _HEADER.size and _HEADER.unpack_from(data)[1] == _masked_crc(data[:8]):
+    return ''
+  if data[:2] == b'\x1f\x8b':
+    return 'GZIP'
+  zlib = data[:1] == b'\x78' and len(data) > 1 and int.from_bytes(data[:2]) % 31 == 0
+  return 'ZLIB' if zlib else ''
+
+
+def _refuse_compressed(path: str) -> None:
+  """Raises DataError if a shard is compressed."""
+  if kind := compression(remote.read(path, 0, _HEADER.size)):
+    raise DataError(
+      f'{path} is compressed with {kind}, and records are read from any place of a shard: rewrite '
+      f'them by `python -m input_pipeline.decompress --input={os.path.dirname(path)} --output=NEW`'
+    )
 
 
 def _read_sidecar(sidecar: str, state: tuple[int, int]) -> np.ndarray | None:
