@@ -5,6 +5,7 @@ value that exedit's networks implement. Any other setting is refused, because it
 network whose tensors have the same names and shapes.
 """
 
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
@@ -126,7 +127,7 @@ def values(known: Known, config: Mapping[str, Any], where: str) -> dict[str, Any
     allowed = known.implemented.get(name)
     if name.startswith('_') or name in known.read or name in known.ignored:
       continue
-    if allowed is not None and not any(_uniform(value) == each for each in allowed):
+    if allowed is not None and not any(_same(_uniform(value), each) for each in allowed):
       raise UserError(
         f'{where}: {name} is {shown(value)}, and exedit implements {_either(allowed)}: this is '
         'another network than Paint by Example and Stable Diffusion 1.x have'
@@ -140,9 +141,8 @@ def unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   """Returns the arguments of UNet, including `in_channels`, `out_channels` and `context_dim`."""
   read = values(UNET, config, where)
   channels, mult = _widths(read['block_out_channels'], where)
-  heads = read['attention_head_dim']  # the number of heads: docs/facts.md, Weight layouts
-  if read['num_attention_heads'] is not None:
-    heads = read['num_attention_heads']
+  # attention_head_dim is the number of heads too: docs/facts.md, Weight layouts
+  heads = 'attention_head_dim' if read['num_attention_heads'] is None else 'num_attention_heads'
   downs, ups = read['down_block_types'], read['up_block_types']
   attend = [kind == ATTEND.format('Down') for kind in _sequence(downs, len(mult), where)]
   mirrored = [(ATTEND if a else PLAIN).format('Up') for a in attend[::-1]]
@@ -158,7 +158,7 @@ def unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     mult=mult,
     layers=integer(read, 'layers_per_block', where),
     attention_levels=[i for i, a in enumerate(attend) if a],
-    heads=integer(dict(attention_head_dim=heads), 'attention_head_dim', where),
+    heads=integer(read, heads, where),
     context_dim=integer(read, 'cross_attention_dim', where),
     groups=integer(read, 'norm_num_groups', where),
   )
@@ -194,7 +194,7 @@ def autoencoder(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   read = values(AUTOENCODER, config, where)
   channels, mult = _widths(read['block_out_channels'], where)
   scale = read['scaling_factor']
-  if not isinstance(scale, float) or not 0 < scale < 1e6:
+  if not finite(scale) or not 0 < scale < 1e6:
     raise UserError(f'{where}: scaling_factor is {shown(scale)}, it must be a positive number')
   return dict(
     kind='kl',
@@ -203,7 +203,7 @@ def autoencoder(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     layers=integer(read, 'layers_per_block', where),
     z_channels=integer(read, 'latent_channels', where),
     groups=integer(read, 'norm_num_groups', where),
-    scale=scale,
+    scale=float(scale),
   )
 
 
@@ -238,14 +238,14 @@ def schedule(config: Mapping[str, Any], where: str) -> dict[str, Any]:
       f'{_either(PREDICTIONS)}'
     )
   betas = [read['beta_start'], read['beta_end']]
-  if not all(isinstance(b, float) for b in betas) or not 0 < betas[0] <= betas[1] < 1:
+  if not all(map(finite, betas)) or not 0 < betas[0] <= betas[1] < 1:
     raise UserError(
       f'{where}: beta_start and beta_end are {shown(betas)}: they must grow between 0 and 1'
     )
   return dict(
     num_steps=integer(read, 'num_train_timesteps', where),
-    beta_start=betas[0],
-    beta_end=betas[1],
+    beta_start=float(betas[0]),
+    beta_end=float(betas[1]),
     prediction=PREDICTIONS[read['prediction_type']],
   )
 
@@ -271,24 +271,32 @@ def _sequence(value: Any, length: int | None, where: str) -> Sequence:
   return value
 
 
-def whole(value: Any, name: str, least: int = 1) -> bool:
-  """Whether this is a whole number that the setting `name` may have."""
-  return type(value) is int and least <= value <= MOST.get(name, LARGEST)
+def whole(value: Any, name: str, least: int = 1) -> int | None:
+  """Returns a whole number, also one written as 8.0; None if the setting cannot have this value."""
+  value = int(value) if type(value) is float and value.is_integer() else value
+  return value if type(value) is int and least <= value <= MOST.get(name, LARGEST) else None
 
 
 def integer(config: Mapping[str, Any], name: str, where: str) -> int:
   """Returns a positive whole number that is the same for all levels; UserError for others."""
   value = _uniform(config[name])
-  if isinstance(value, list):
+  if isinstance(value, (list, tuple)):
     raise UserError(
       f'{where}: {name} is {shown(value)}; exedit implements the same number for all levels'
     )
-  if not whole(value, name):
+  if (number := whole(value, name)) is None:
     most = MOST.get(name, LARGEST)
     raise UserError(
       f'{where}: {name} is {shown(value)}; it must be a positive whole number, at most {most}'
     )
-  return value
+  return number
+
+
+def _same(value: Any, known: Any) -> bool:
+  """Whether a value means a known one: null means no, and a number may be rounded to float32."""
+  if finite(value) and type(known) is float:
+    return math.isclose(value, known, rel_tol=1e-6)
+  return value == known or (value is None and known is False)
 
 
 def _uniform(value: Any) -> Any:

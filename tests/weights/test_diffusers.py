@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from exedit import paint_by_example as pbe
 from exedit.runtime.errors import UserError
 from exedit.weights import find
 from exedit.weights.formats.files import open_tensors
@@ -122,12 +123,44 @@ def test_shards_and_variants_are_read_and_whole_files_go_first(folder):
     ('scheduler', dict(beta_end=7.0), 'beta_start and beta_end'),
     ('unet', dict(sample_size=4096), 'sample_size is 4096, 8192 pixels .* up to 4096'),
     ('image_encoder', dict(image_size=2**20), 'image_size is 1048576; .* at most 1024'),
+    ('image_encoder', dict(hidden_size='64'), "hidden_size is '64'; it must be a positive whole"),
+    ('unet', dict(sample_size=[8, 16]), r'sample_size is \[8, 16\]; .* the same number'),
+    ('unet', dict(sample_size='8'), "sample_size is '8'; it must be a positive whole number"),
+    ('unet', dict(norm_num_groups=8.5), 'norm_num_groups is 8.5; it must be a positive whole'),
+    ('unet', dict(num_attention_heads='4'), "num_attention_heads is '4'; it must be"),
+    ('unet', dict(norm_eps=1e-6), 'norm_eps is 1e-06, and exedit implements 1e-05'),
+    ('vae', dict(scaling_factor='0.18'), "scaling_factor is '0.18', it must be a positive number"),
+    ('vae', dict(scaling_factor=True), 'scaling_factor is True'),
+    ('scheduler', dict(beta_start='0.001'), "beta_start and beta_end are .'0.001'"),
   ],
 )
 def test_settings_that_mean_another_network_are_named(folder, file, change, words):
   name = 'scheduler_config.json' if file == 'scheduler' else 'config.json'
   released.change_json(folder / file / name, **change)
   refused(folder, words)
+
+
+def test_a_number_may_be_written_in_any_way(folder):
+  """Whole where it is real, real where it is whole, null for the default, once for each level."""
+  vae = folder / 'vae' / 'config.json'
+  released.change_json(vae, scaling_factor=1, layers_per_block=[1.0, 1.0])
+  file = folder / 'unet' / 'config.json'
+  config = json.loads(file.read_text()) | dict(
+    attention_head_dim=2.0,
+    block_out_channels=[16.0, 32],
+    norm_eps=9.999999747378752e-06,
+    sample_size=[16.0, 16],
+    **dict.fromkeys(('num_attention_heads', 'use_linear_projection', 'dual_cross_attention')),
+  )
+  file.write_text(json.dumps(config))
+  found = find.weights(folder)
+  released.assert_same(found)
+  model, kinds = pbe.complete(found.config['model']), {}
+  assert model == pbe.complete(released.SMALL | dict(autoencoder=dict(released.VAE, scale=1.0)))
+  for part in ('unet', 'autoencoder'):
+    kinds |= {name: type(value) for name, value in found.config['model'][part].items()}
+  assert kinds['heads'] is kinds['channels'] is kinds['layers'] is int and kinds['scale'] is float
+  assert found.config['data']['size'] == 32
 
 
 def test_settings_are_what_they_say(folder):

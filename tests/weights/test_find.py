@@ -223,6 +223,29 @@ def test_numbers_that_would_cost_all_memory_or_are_none(tmp_path, group, name, v
   assert '\n' not in str(error.value) and len(str(error.value)) < 400
 
 
+def test_numbers_of_our_own_config_may_be_written_in_any_way(tmp_path):
+  released.export(tmp_path / 'a')
+  file = tmp_path / 'a' / 'config.json'
+  config = json.loads(file.read_text())
+  config['model']['unet'] |= dict(heads=2.0, mult=[1.0, 2])
+  config['model'] |= dict(context_dim=12.0, schedule=dict(beta_start=0.001, num_steps=500.0))
+  config['model']['autoencoder']['scale'] = 1
+  config |= dict(data=dict(size=32.0), edit=dict(steps=3.0, scale=2, sampler=None))
+  config['exported'] |= dict(sha256=None, step=None)
+  file.write_text(json.dumps(config))
+  found = find.weights(tmp_path / 'a')
+  released.assert_same(found)
+  model = found.config['model']
+  assert repr(model['unet']['heads']) == '2' and repr(model['unet']['mult']) == '[1, 2]'
+  assert repr(model['context_dim']) == '12' and repr(model['schedule']['num_steps']) == '500'
+  assert repr(found.config['data']) == "{'size': 32}" and found.step == 0
+  assert repr(found.config['edit']) == "{'steps': 3, 'scale': 2}"
+  config['model']['unet']['heads'] = '2'
+  file.write_text(json.dumps(config))
+  with pytest.raises(UserError, match="model.unet.heads is '2', which must be whole"):
+    find.config(tmp_path / 'a')
+
+
 def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(folder):
   (folder / 'unet' / 'config.json').unlink()
   os.mkfifo(folder / 'unet' / 'config.json')

@@ -101,6 +101,20 @@ def test_a_yaml_that_means_another_network(tmp_path, unet, changes, words):
   assert '\n' not in str(error.value)
 
 
+def test_numbers_of_a_yaml_may_be_written_in_any_way(tmp_path):
+  write_yaml(tmp_path / 'a.yaml', dict(num_heads=4.0), scale_factor=1, timesteps=1000.0)
+  text = (tmp_path / 'a.yaml').read_text()
+  (tmp_path / 'a.yaml').write_text(text.replace('linear_start: 0.00085', 'linear_start: 85e-5'))
+  model = look(tmp_path / 'a.safetensors', heads=None).config['model']
+  assert model['schedule'] == dict(
+    num_steps=1000, beta_start=0.00085, beta_end=0.012, prediction='eps'
+  )
+  assert model['unet']['heads'] == 4 and repr(model['autoencoder']['scale']) == '1.0'
+  write_yaml(tmp_path / 'a.yaml', scale_factor='1')
+  with pytest.raises(UserError, match="scale_factor is '1'"):
+    look(tmp_path / 'a.safetensors')
+
+
 def test_a_yaml_that_is_none(tmp_path):
   (tmp_path / 'a.yaml').write_text('model: [')
   with pytest.raises(UserError, match='a.yaml is no config of latent diffusion'):

@@ -79,8 +79,10 @@ def _config(path: Path, by_text: bool) -> tuple[dict[str, Any], str]:
   kind = system_of(net, vae['z_channels'], by_text, str(path))
   net = {name: value for name, value in net.items() if name not in ('in_channels', 'out_channels')}
   model = dict(unet=net, autoencoder=vae, schedule=schedule, context_dim=net.pop('context_dim'))
-  size = read_json(file('unet')).get('sample_size')
-  size, factor = size if type(size) is int and size >= 1 else 64, 2 ** (len(vae['mult']) - 1)
+  given = read_json(file('unet')).get('sample_size')
+  size = dict(sample_size=64 if given is None else given)  # the class's default is None
+  size = settings.integer(size, 'sample_size', str(file('unet')))
+  factor = 2 ** (len(vae['mult']) - 1)
   if size * factor > (most := settings.MOST['size']):
     raise UserError(
       f'{file("unet")}: sample_size is {settings.shown(size)}, '

@@ -135,8 +135,8 @@ def _note(file: Path) -> dict[str, Any] | None:
   try:
     note = json.loads(text)
     note = {group: dict(note[group]) for group in ('model', 'data', 'edit')}
-    own.check_settings(note['model'], str(file))
-    own.check_uses(note['data'], note['edit'], str(file))
+    note['model'] = own.checked_settings(note['model'], str(file))
+    note['data'], note['edit'] = own.checked_uses(note['data'], note['edit'], str(file))
     networks(note['model']['unet'], note['model']['autoencoder'])  # fails if a size is missing
     note['model']['autoencoder']['z_channels']
     return note

@@ -4,6 +4,7 @@ The file has no config. Its shapes give widths, levels and layers, but not the n
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -255,9 +256,9 @@ def _beside(file: Path) -> tuple[dict[str, Any], str]:
       beta_schedule={'linear': 'scaled_linear'}.get(model.get('beta_schedule', 'linear'), 'other'),
       prediction_type=PARAMETERIZATIONS[model.get('parameterization', 'eps')],
     )
-    scale = float(model.get('scale_factor', 1.0))
-    if not 0 < scale < 1e6:
-      raise ValueError(f'scale_factor is {scale}')
+    scale = model.get('scale_factor', 1.0)
+    if not settings.finite(scale) or not 0 < scale < 1e6:
+      raise ValueError(f'scale_factor is {settings.shown(scale)}')
   except (OSError, yaml.YAMLError, *MALFORMED) as error:
     words = ' '.join(str(error).split())[:150]
     raise UserError(
@@ -266,7 +267,7 @@ def _beside(file: Path) -> tuple[dict[str, Any], str]:
     ) from None
   heads = settings.values(UNET, net, str(beside))['num_heads']
   settings.values(AUTOENCODER, vae, str(beside))
-  found = dict(scale=scale, schedule=settings.schedule(schedule, str(beside)))
+  found = dict(scale=float(scale), schedule=settings.schedule(schedule, str(beside)))
   if heads == -1:  # LDM's default, which says nothing
     return found, beside.name
   heads = settings.integer(dict(num_heads=heads), 'num_heads', str(beside))
@@ -283,6 +284,9 @@ def _plain_yaml(file: Path) -> Any:
         raise yaml.YAMLError('it has aliases (*name): write out what they stand for')
       return super().compose_node(parent, index)
 
+  # 1e-4 without a point is text for PyYAML, and a number for everybody else.
+  number = re.compile(r'[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$')
+  Plain.add_implicit_resolver('tag:yaml.org,2002:float', number, [*'-+0123456789'])
   return yaml.load(read_small(file, LONGEST_YAML).decode('utf-8'), Plain)
 
 

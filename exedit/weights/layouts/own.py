@@ -24,8 +24,9 @@ LONGEST_CONFIG = 2**22  # bytes; a config has some thousands
 NUMBERS = ('scale', 'mean', 'beta_start', 'beta_end')  # settings that are real numbers
 WHOLE = (  # settings that are positive whole numbers
   *('channels', 'layers', 'heads', 'groups', 'z_channels', 'width', 'mlp', 'patch', 'image_size'),
-  'num_steps',
+  *('num_steps', 'context_dim'),
 )
+PARTS = ('unet', 'autoencoder', 'clip', 'conditioner', 'schedule')
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -42,13 +43,11 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
         f'{path} is a model of transformers ({config["model_type"]!r:.50}): '
         'a training takes a CLIP tower as --config.init_clip'
       )
-    exported = dict(config.get('exported', {}))
-    exported = dict(exported, sha256=dict(exported.get('sha256', {})))
-    exported['step'] = int(exported.get('step', 0))
-    model = dict(config['model'])
-    check_settings(model, str(file))
-    data, edit = dict(config['data']), dict(config.get('edit', {}))
-    check_uses(data, edit, str(file))
+    exported = dict(config.get('exported') or {})
+    exported = dict(exported, sha256=dict(exported.get('sha256') or {}))
+    exported['step'] = int(exported.get('step') or 0)
+    model = checked_settings(config['model'], str(file))
+    data, edit = checked_uses(config['data'], config.get('edit') or {}, str(file))
     return dict(config, model=model, data=data, edit=edit, exported=exported)
   except (FileNotFoundError, NotADirectoryError):
     what = f'holds no {CONFIG}' if Path(path).is_dir() else 'is not a folder'
@@ -59,36 +58,60 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     raise UserError(f'{file} is damaged ({error}): restore it from a copy') from None
 
 
-def check_settings(model: Any, where: str) -> None:
-  """Checks model settings of our own layout before a network is built from them.
+def checked_settings(model: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Returns model settings of our own layout after a check; a whole number such as 8.0 becomes 8.
 
   Raises:
     UserError: for a value that no exported model can have.
   """
-  for part in ('unet', 'autoencoder', 'clip', 'conditioner', 'schedule'):
-    group = model.get(part, {})
+  checked = {
+    name: _checked(name, value, 'model', where)
+    for name, value in model.items()
+    if name not in PARTS
+  }
+  for part in (part for part in PARTS if part in model):
+    group = model[part]
     if not isinstance(group, Mapping):
       raise _damaged(where, f'model.{part}', group, '')
-    for name, value in group.items():
-      listed = name in ('mult', 'attention_levels')
-      values = value if listed and isinstance(value, list) else [value]
-      least = 0 if name == 'attention_levels' else 1
-      if listed or name in WHOLE:
-        if len(values) > settings.LEVELS or not all(settings.whole(v, name, least) for v in values):
-          raise _damaged(where, f'model.{part}.{name}', value, _range(name))
-      elif name in NUMBERS and not (settings.finite(value) and (name == 'mean' or value > 0)):
-        raise _damaged(where, f'model.{part}.{name}', value, 'which must be a finite number')
+    checked[part] = {n: _checked(n, value, f'model.{part}', where) for n, value in group.items()}
+  return checked
 
 
-def check_uses(data: Mapping[str, Any], edit: Mapping[str, Any], where: str) -> None:
-  """Checks the picture sizes and the sampling settings of our own layout; UserError if bad."""
-  for name, value in {**data, **edit}.items():
-    if name in ('size', 'exemplar_size') and not settings.whole(value, name):
-      raise _damaged(where, name, value, _range(name))
-    types = dict(steps=int, scale=(int, float), sampler=str)
-    bad = name in types and (not isinstance(value, types[name]) or isinstance(value, bool))
-    if bad or (name == 'scale' and not settings.finite(value)):
-      raise _damaged(where, name, value, '')
+def _checked(name: str, value: Any, group: str, where: str) -> Any:
+  """The value of one setting of a model."""
+  listed = name in ('mult', 'attention_levels')
+  if listed or name in WHOLE:
+    values = value if listed and isinstance(value, list) else [value]
+    numbers = [settings.whole(v, name, int(name != 'attention_levels')) for v in values]
+    if len(values) > settings.LEVELS or None in numbers:
+      raise _damaged(where, f'{group}.{name}', value, _range(name))
+    return numbers if values is value else numbers[0]
+  if name in NUMBERS and not (settings.finite(value) and (name == 'mean' or value > 0)):
+    raise _damaged(where, f'{group}.{name}', value, 'which must be a finite number')
+  return value
+
+
+def checked_uses(
+  data: Mapping[str, Any], edit: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns picture sizes and sampling settings of our own layout after a check.
+
+  Sampling settings that are null have their defaults.
+
+  Raises:
+    UserError: for a value that no exported model can have.
+  """
+  data, edit = dict(data), {name: value for name, value in edit.items() if value is not None}
+  for group, names in ((data, ('size', 'exemplar_size')), (edit, ('steps',))):
+    for name in (name for name in names if name in group):
+      if (number := settings.whole(group[name], name)) is None:
+        raise _damaged(where, name, group[name], _range(name))
+      group[name] = number
+  if not settings.finite(edit.get('scale', 1)):
+    raise _damaged(where, 'scale', edit['scale'], 'which must be a finite number')
+  if not isinstance(edit.get('sampler', ''), str):
+    raise _damaged(where, 'sampler', edit['sampler'], '')
+  return data, edit
 
 
 def _range(name: str) -> str:

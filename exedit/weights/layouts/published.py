@@ -106,8 +106,9 @@ def dino_vit(found: Published) -> Recognised:
   table = dino.ORIGINAL if 'cls_token' in found.theirs else dino.TRANSFORMERS
   sizes = _transformer(translate.to_ours(table, found.theirs, where=found.where), '', found.where)
   if found.config:
-    config = settings.values(VIT, found.config, f'{found.where}/config.json')
-    sizes['heads'] = config['num_attention_heads']
+    where = f'{found.where}/config.json'
+    config = settings.values(VIT, found.config, where)
+    sizes['heads'] = settings.integer(config, 'num_attention_heads', where)
   return Recognised(table, sizes, _name('dino', DINOS, sizes))
 
 
