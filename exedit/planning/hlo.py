@@ -38,11 +38,20 @@ _ARRAY = re.compile(r'\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](?:\{([\d,]*):?([^}]*)\})
 _TILE = re.compile(r'T\((\d+),(\d+)\)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r'constant\((\d+)\)')
-_GROUPS = re.compile(r'replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\])')
+# Groups of devices are lists, a number of groups and their size, or a mesh and some of its axes.
+_GROUPS = re.compile(
+  r'replica_groups=(?:\{\{?([\d,]*)\}|\[\d+,(\d+)\]|mesh\[(.*?)\][^{]*\{([^}]*)\})'
+)
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _STABLEHLO = re.compile(rf'"?stablehlo\.(?P<kind>{"|".join(KINDS).replace("-", "_")})"?\(')
 _TENSOR = re.compile(r'tensor<((?:\d+x)*)(\w+)>')
-_DENSE_GROUPS = re.compile(r'replica_groups = dense<.*?> : tensor<\d+x(\d+)xi64>')
+_STABLEHLO_GROUPS = re.compile(
+  r'replica_groups = (?:dense<.*?> : tensor<\d+x(\d+)xi64>|'
+  r'#stablehlo\.replica_group_mesh_axes<mesh = (.*?), axes = \[(#stablehlo\.axis_ref.*?)\]>)'
+)
+# Both spellings of an axis: 'x'=4 or name = "x", size = 4; and of its part of 2 devices: 'x':(1)2.
+_AXIS_OF_MESH = re.compile(r"""['"]([^'"]*)['"](?:=|, size = )(\d+)""")
+_AXIS = re.compile(r"""['"]([^'"]*)['"](?:(?::|, sub_axis_info = )\(\d+\)(\d+))?""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +193,24 @@ def _in_hlo(text: str) -> Iterator[Collective]:
 def _group(rest: str) -> int:
   match = _GROUPS.search(rest)
   if not match:
-    return 0
-  listed, _, size = match.groups()
-  return int(size) if size else len([n for n in (listed or '').split(',') if n])
+    return _no_groups(rest)
+  listed, size, mesh, axes = match.groups()
+  if mesh is not None:
+    return _along(mesh, axes)
+  return int(size) if size else len([n for n in listed.split(',') if n])
+
+
+def _no_groups(operation: str) -> int:
+  """0, for all devices. Groups that nothing here can read would give wrong bytes silently."""
+  if found := re.search(r'replica_groups ?= ?.{,80}', operation):
+    raise ValueError(f'the compiler wrote groups of devices in an unknown form: {found[0]}')
+  return 0
+
+
+def _along(mesh: str, axes: str) -> int:
+  """The number of devices along these axes of a mesh, or along parts of them."""
+  sizes = dict(_AXIS_OF_MESH.findall(mesh))
+  return math.prod(int(part or sizes[name]) for name, part in _AXIS.findall(axes))
 
 
 def _in_stablehlo(text: str) -> Iterator[Collective]:
@@ -200,9 +224,22 @@ def _in_stablehlo(text: str) -> Iterator[Collective]:
     size = max(
       sum(_bytes(dtype, shape.split('x')) for shape, dtype in side) for side in (inputs, outputs)
     )
-    groups = _DENSE_GROUPS.search(operation)
     dtype = outputs[0][1] if outputs else ''
-    yield Collective(match['kind'].replace('_', '-'), size, dtype, int(groups[1]) if groups else 0)
+    group = _group_in_stablehlo(operation, text)
+    yield Collective(match['kind'].replace('_', '-'), size, dtype, group)
+
+
+def _group_in_stablehlo(operation: str, text: str) -> int:
+  match = _STABLEHLO_GROUPS.search(operation)
+  if not match:
+    return _no_groups(operation)
+  size, mesh, axes = match.groups()
+  if size:
+    return int(size)
+  if mesh.startswith('@'):  # the name of a mesh that has a line of its own
+    line = re.search(rf'mesh {re.escape(mesh)} = (.*)', text)
+    mesh = line[1] if line else ''
+  return _along(mesh, axes)
 
 
 # Memory traffic.

@@ -1,5 +1,7 @@
 """The text of programs: collectives, and bytes moved through memory."""
 
+import re
+
 import pytest
 
 from exedit.planning import hlo
@@ -66,6 +68,57 @@ def test_collectives_of_a_compiled_program():
     Collective('all-to-all', 4 * 6, 'f32', 2),
     Collective('all-reduce', 4 * (8 + 1 + 32), 'f32', 0),
   ]
+
+
+@pytest.mark.parametrize(
+  'groups, count',
+  [
+    ('{{0,1,2,3},{4,5,6,7}}', 4),
+    ('[2,4]<=[8]', 4),
+    ('[2,4]<=[2,2,2]T(1,0,2)', 4),
+    ("mesh['data'=2,'fsdp'=4] {'fsdp'}", 4),  # XLA of jax 0.12
+    ("mesh['a'=2,'b'=4,'c'=2], device_ids=([4,4]T(1,0)) {'a','b'}", 8),
+    ("mesh['a'=2,'b'=8] {'a','b':(2)2}", 4),  # a part of an axis
+    ('{}', 0),
+  ],
+)
+def test_groups_of_devices_in_every_form(groups, count):
+  types = 'f32[8,4]{1,0} reduce-scatter(%p), replica_groups='
+  text = f'ENTRY %main (p: f32[8]) -> f32[] {{\n  %x = {types}{groups}, dimensions={{0}}\n}}\n'
+  assert list(hlo.collectives(text)) == [
+    Collective('reduce-scatter', 128 * max(count, 1), 'f32', count)
+  ]
+
+
+MESH = (
+  '#stablehlo.mesh<axes = [#stablehlo.mesh_axis<name = "x", size = 2>, '
+  '#stablehlo.mesh_axis<name = "y", size = 4>]>'
+)
+
+
+@pytest.mark.parametrize(
+  'mesh, axes, count',
+  [
+    ('@mesh_0', ['<name = "fsdp">'], 4),
+    ('@mesh_0', ['<name = "data">', '<name = "fsdp">'], 8),
+    ('@mesh_0', ['<name = "fsdp", sub_axis_info = (1)2>'], 2),
+    (MESH, ['<name = "y">'], 4),
+  ],
+)
+def test_groups_of_devices_along_the_axes_of_a_mesh(mesh, axes, count):
+  """StableHLO of jax 0.12."""
+  axes = ', '.join(f'#stablehlo.axis_ref{axis}' for axis in axes)
+  groups = f'#stablehlo.replica_group_mesh_axes<mesh = {mesh}, axes = [{axes}]>'
+  dense = 'dense<[[0, 1, 2, 3], [4, 5, 6, 7]]> : tensor<2x4xi64>'
+  meshes = 'sdy.mesh @mesh = <["data"=1]>\n  sdy.mesh @mesh_0 = <["data"=2, "fsdp"=4]>'
+  one, _ = hlo.collectives(f'{meshes}\n{STABLEHLO.replace(dense, groups)}')
+  assert one == Collective('all-gather', 2 * 128, 'bf16', count)
+
+
+@pytest.mark.parametrize('text', [CPU, STABLEHLO])
+def test_groups_of_an_unknown_form_are_an_error(text):
+  with pytest.raises(ValueError, match='unknown form: replica_groups ?= ?like'):
+    list(hlo.collectives(re.sub(r'(replica_groups ?= ?)(\{|dense)', r'\1like_\2', text)))
 
 
 def test_asynchronous_pairs_and_gathers_spread_over_fusions_count_once():
