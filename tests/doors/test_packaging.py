@@ -142,6 +142,12 @@ def test_what_is_required_is_imported_and_what_is_imported_is_required():
   assert imported - optional == required('requirements.txt')
 
 
+def test_the_plan_takes_the_versions_of_jax_that_the_package_takes():
+  lists = [(ROOT / f'requirements{name}.txt').read_text() for name in ('', '-plan')]
+  package, plan = (re.findall(r'^jax(?:\[tpu\])?([<>=].*)', text, re.M) for text in lists)
+  assert package == plan and len(plan) == 1
+
+
 def test_the_beam_program_imports_only_what_its_own_requirements_name():
   code = 'import json, sys, launch.prepare_open_images; print(json.dumps([*sys.modules]))'
   names = json.loads(call(sys.executable, '-c', code, cwd=ROOT))

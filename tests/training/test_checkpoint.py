@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from orbax.checkpoint import v1
 
 from exedit.models import parameters
+from exedit.runtime import checksums
 from exedit.runtime.errors import UserError
 from exedit.training import checkpoint, optimizer, sharding, state
 from exedit.training.checkpoint import CheckpointError, Checkpoints
@@ -55,6 +57,23 @@ def test_what_was_saved_comes_back_to_the_bit(tmp_path):
   assert_same(result, make_state(5))
   assert type(result) is state.TrainState and type(result.params) is dict and lines == []
   assert restored(tmp_path / 'empty') == (None, [])
+
+
+@pytest.mark.filterwarnings('ignore:Sharding info not provided')
+def test_orbaxs_newer_interface_reads_and_writes_the_same_state(tmp_path):
+  """`orbax.checkpoint.v1`, as other programs call it; ours read what it wrote."""
+  path, want = saved(tmp_path, 5) / '5', make_state(5)
+  assert_same(checksums.named(v1.load(path)), checksums.named(want))
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), want)
+  back = v1.load(path, shapes)
+  assert type(back) is state.TrainState
+  assert_same(back, want)
+  shutil.rmtree(path / 'state')
+  v1.save(tmp_path / 'other', want)
+  (tmp_path / 'other' / 'state').rename(path / 'state')
+  assert_same(restored(tmp_path)[0], want)
+  checkpoint.save_frozen(tmp_path, {})
+  assert_same(run.restore_params(tmp_path)[0], want.ema)
 
 
 def test_saving_copies_before_the_state_is_donated(tmp_path):
