@@ -211,7 +211,9 @@ def check_setting(settings: type, name: str, given: Any) -> Any:
     found = _converted(field.type, given)
   except (ValueError, OverflowError):
     words = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a word'}
-    raise UserError(f'{name} is {given!r:.40}: it must be {words[field.type]}') from None
+    comma = field.type in (int, float) and ',' in str(given)
+    hint = ', with a point for decimals and no comma' if comma else ''
+    raise UserError(f'{name} is {given!r:.40}: it must be {words[field.type]}{hint}') from None
   bounds, choices = field.metadata['bounds'], field.metadata['choices']
   if bounds and not bounds[0] <= found <= bounds[1]:  # False for NaN
     raise UserError(f'{name} is {found}: it must be between {bounds[0]} and {bounds[1]}')
@@ -221,18 +223,20 @@ def check_setting(settings: type, name: str, given: Any) -> Any:
 
 
 def _converted(kind: Any, given: Any) -> Any:
-  """A cell of a list or a JSON value as `kind`; 2.5 is no whole number, and true is no number."""
+  """A cell of a list or a JSON value as `kind`; 3.0 is a whole number, and true is no number."""
   if kind is bool:
-    words = dict(true=True, false=False, yes=True, no=False)
-    if not isinstance(given, bool) and str(given).lower() not in words:
+    word = str(given).strip().lower().removesuffix('.0')
+    if word not in ('true', 'yes', '1', 'false', 'no', '0'):
       raise ValueError
-    return given if isinstance(given, bool) else words[str(given).lower()]
+    return word in ('true', 'yes', '1')
   if kind is str:
     if not isinstance(given, str):
       raise ValueError
     return given
   if isinstance(given, bool) or not isinstance(given, int | float | str):
     raise ValueError
+  if kind is int and isinstance(given, str) and '.' in given:  # pandas writes 3.0
+    given = float(given)
   if kind is int and isinstance(given, float) and not given.is_integer():
     raise ValueError
   return kind(given)

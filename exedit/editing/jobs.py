@@ -159,8 +159,6 @@ def _check_columns(names, system):
       near = difflib.get_close_matches(name, known, 1)
       hint = f"did you mean '{near[0]}'?" if near else f'the columns are {", ".join(known)}'
       raise UserError(f"'{name:.40}' is not a column: {hint}")
-    if names.count(name) > 1:
-      raise UserError(f'the column {name} appears twice')
   for name in needed:
     if name not in names:
       raise UserError(f'it has no {name}: an edit needs {", ".join(needed)}')

@@ -1,19 +1,27 @@
 """Reads lists of edits: the rows of a .jsonl or .csv file, or of a folder with a folder per column.
 
 A row is its place, such as 'line 3', and its cells by column, or the UserError that says why the
-row cannot be read. Relative paths in the cells start in the list's own folder.
+row cannot be read. An empty cell is '', and so are null and NaN. Relative paths in the cells start
+in the list's own folder. Tables may be as spreadsheets and pandas write them: with semicolons or
+tabs, in UTF-16, with an index column that has no name, with empty rows and columns at the end.
 """
 
+import codecs
 import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
+
+TABLES = ('.csv', '.tsv')
+BLANK = ('', 'nan', '<na>', 'n/a', '#n/a', 'null', 'none')  # cells of a table that hold nothing
+NAMELESS = re.compile(r'(Unnamed: \d+\S*)?')  # the name that a nameless column has, also in pandas
 
 Row = tuple[str, dict[str, Any] | UserError]
 
@@ -39,7 +47,7 @@ def read(
     rows, base = list(_folder(path, columns, needed)), path
   elif not os.path.exists(path):
     raise UserError(f'{path} does not exist: name a .jsonl or .csv file, or a folder')
-  elif ending in ('.jsonl', '.csv'):
+  elif ending in ('.jsonl', *TABLES):
     reader = _jsonl if ending == '.jsonl' else _csv
     rows, base = list(reader(path, _text(path), check)), os.path.dirname(path)
   else:
@@ -52,10 +60,15 @@ def read(
 def _text(path: str) -> str:
   if not os.path.isfile(path):
     raise UserError(f'{path} is a pipe or device: save the list to a file first')
+  data = Path(path).read_bytes()
+  utf16 = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
   try:
-    return Path(path).read_text(encoding='utf-8-sig')
+    text = data.decode('utf-16' if utf16 else 'utf-8-sig')
   except UnicodeDecodeError as error:
     raise UserError(f'{path} is not UTF-8 text ({error.reason}): save it as UTF-8') from None
+  if '\0' in text:
+    raise UserError(f'{path} is not UTF-8 text (it has zero bytes): save it as UTF-8')
+  return text.replace('\r\n', '\n').replace('\r', '\n')
 
 
 def _jsonl(path: str, text: str, check) -> Iterator[Row]:
@@ -71,6 +84,8 @@ def _jsonl(path: str, text: str, check) -> Iterator[Row]:
     if not isinstance(row, dict):
       row = UserError(f'is {row!r:.40}: it must be an object such as {{"image": "a.png", ...}}')
     else:
+      row = {n: '' if cell is None or cell != cell else cell for n, cell in row.items()}  # NaN
+      row = {n: cell for n, cell in row.items() if not NAMELESS.fullmatch(n)}
       try:
         check(list(row))
       except UserError as error:
@@ -79,21 +94,64 @@ def _jsonl(path: str, text: str, check) -> Iterator[Row]:
 
 
 def _csv(path: str, text: str, check) -> Iterator[Row]:
+  lines = _cells(path, text)
+  _, names = next(lines, (1, []))
+  named = [name for name in names if not NAMELESS.fullmatch(name)]
+  first = names.index(named[0]) if named else 0
   try:
-    lines = csv.reader(io.StringIO(text), strict=True)
-    names = [name.strip() for name in next(lines, [])]
+    check(named)
+    for name in named:
+      if named.count(name) > 1:
+        raise UserError(f'the column {name} appears twice')
+  except UserError as error:
+    raise UserError(f'{path} line 1: {error}') from None
+  for number, cells in lines:
+    where = f'line {number}'
+    while len(cells) > len(names) and not cells[-1]:
+      cells.pop()
+    strays = [
+      (at, cell)
+      for at, (name, cell) in enumerate(zip(names, cells))
+      if cell and name not in named and not (cell.isdigit() and (name or at < first))
+    ]
+    if len(cells) > len(names):
+      what = f'it has {len(cells)} cells and the first line {len(names)}'
+      yield where, UserError(f'{what}: quote a cell with a comma in it; a decimal takes a point')
+    elif strays:
+      at, cell = strays[0]
+      yield where, UserError(f'its column {at + 1} has no name and holds {cell!r:.40}: name it')
+    elif any(cells):
+      row = dict(zip(names, cells))
+      yield where, {name: row[name] for name in named if name in row}
+
+
+def _cells(path: str, text: str) -> Iterator[tuple[int, list[str]]]:
+  """(number of the line, its cells without the spaces around them); blank lines are left out."""
+  told = re.match(r'sep=(.)\n', text)  # Excel's own way to say it
+  by = told[1] if told else separator(next((t for t in text.split('\n') if t.strip()), ''))
+  skipped = 1 if told else 0
+  text = text[told.end() :] if told else text
+
+  def rows(text):
+    lines = csv.reader(io.StringIO(text), delimiter=by, skipinitialspace=True, strict=True)
+    return [(lines.line_num + skipped, cells) for cells in lines if any(c.strip() for c in cells)]
+
+  try:
     try:
-      check(names)
-    except UserError as error:
-      raise UserError(f'{path} line 1: {error}') from None
-    for cells in lines:
-      where = f'line {lines.line_num}'
-      if len(cells) > len(names):
-        yield where, UserError(f'it has {len(cells)} cells and the first line {len(names)}')
-      elif any(cell.strip() for cell in cells):
-        yield where, {name: cell.strip() for name, cell in zip(names, cells)}
+      found = rows(text)
+    except csv.Error:  # perhaps spaces behind quotes
+      found = rows(re.sub(rf'(?<=") +(?={re.escape(by)}|$)', '', text, flags=re.MULTILINE))
   except csv.Error as error:
     raise UserError(f'{path} is not CSV ({error}): save it again with quotes closed') from None
+  for number, cells in found:
+    stripped = (cell.strip() for cell in cells)
+    yield number, ['' if cell.lower() in BLANK else cell for cell in stripped]
+
+
+def separator(header: str) -> str:
+  """Of comma, semicolon and tab the one that cuts a table's first line into the most columns."""
+  columns = lambda by: next(csv.reader([header], delimiter=by, skipinitialspace=True), [])
+  return max(',;\t', key=lambda by: len(columns(by)))
 
 
 def _folder(path: str, columns: Sequence[str], needed: Sequence[str]) -> Iterator[Row]:

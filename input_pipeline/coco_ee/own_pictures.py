@@ -53,10 +53,11 @@ def _rows(path: str) -> tuple[dict[str, dict], str]:
 
 
 def _ids(rows: dict[str, dict]) -> list[int]:
-  given = [row.get('id') not in (None, '') for row in rows.values()]
+  given = [row.get('id', '') != '' for row in rows.values()]
   if any(given) and not all(given):
     raise DataError(f'{sum(given)} of {len(rows)} edits have an id; give one to all or to none')
-  texts = [str(row['id']) for row in rows.values()] if all(given) else list(rows)
+  own = (str(row['id']).removesuffix('.0') for row in rows.values())  # pandas writes 3.0
+  texts = list(own if all(given) else rows)
   numbers = [int(text) for text in texts if text.isascii() and text.isdigit() and len(text) <= 12]
   if len(set(numbers)) == len(rows):
     return numbers

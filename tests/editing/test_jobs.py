@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -84,6 +85,42 @@ def test_a_csv_list_says_the_same(folder):
   assert found[1].output == os.path.join('out', 'a.png')
 
 
+HEAD, CELLS = 'image,mask,exemplar,seed,scale,paste', 'a.png,m.png,e.png,7,2.5,no'
+TABLES = dict(
+  semicolons=f'{HEAD}\n{CELLS}\n'.replace(',', ';'),
+  tabs=f'{HEAD}\n{CELLS}\n'.replace(',', '\t'),
+  said=f'sep=;\n{HEAD}\n{CELLS}\n'.replace(',', ';'),
+  crlf=f'\ufeff{HEAD}\r\n{CELLS}\r\n',
+  utf16=f'{HEAD}\r\n{CELLS}\r\n'.replace(',', '\t'),
+  old_mac=f'{HEAD}\r{CELLS}\r',
+  quoted=f'{HEAD}\na.png, "m.png", "e.png", "7", "2.5" ,"no" \n',
+  empty_ends=f'\n{HEAD},,\n{CELLS},,\n{CELLS},,,,\n,,,,,,,,\n  \n\n',
+  index=f',{HEAD}\n0,{CELLS}\n',
+  two_indexes=f',Unnamed: 0,{HEAD}\n4,9,{CELLS}\n',
+  floats=f'{HEAD}\na.png,m.png,e.png,7.0,2.5,0.0\n',
+  nan=f'{HEAD},steps,zoom,output\n{CELLS},NaN,nan,<NA>\n',
+)
+
+
+@pytest.mark.parametrize('kind', TABLES)
+def test_a_table_is_read_as_spreadsheets_and_pandas_write_it(folder, kind):
+  path = folder / ('list.tsv' if kind == 'tabs' else 'list.csv')
+  path.write_bytes(TABLES[kind].encode('utf-16' if kind == 'utf16' else 'utf-8'))
+  found, faults = jobs.read(str(path), 'out', SYSTEM, OWN)
+  assert not faults
+  for edit in found:
+    assert edit.inputs == {name: str(folder / path) for name, path in ROW.items()}
+    assert edit.settings == dataclasses.replace(OWN, seed=7, scale=2.5, paste=False)
+    assert edit.output == os.path.join('out', 'a.png')
+
+
+def test_rows_of_pandas_as_json(folder):
+  row = ROW | {'Unnamed: 0': 3, 'seed': 7.0, 'paste': 0, 'scale': None, 'steps': float('nan')}
+  found, faults = jobs.read(jsonl(folder, row), 'out', SYSTEM, OWN)
+  assert not faults
+  assert found[0].settings == dataclasses.replace(OWN, seed=7, paste=False)
+
+
 def test_without_an_output_folder_outputs_lie_beside_the_list(folder):
   path = jsonl(folder, ROW | dict(output='b'), ROW)
   found, [fault] = jobs.read(path, None, SYSTEM, OWN)
@@ -130,6 +167,9 @@ def test_a_folder_is_matched_by_stem(folder):
     (dict(image='a.png'), 'it has no mask'),
     (ROW | dict(seed='many'), "seed is 'many': it must be a whole number"),
     (ROW | dict(seed=2.5), 'seed is 2.5'),
+    (ROW | dict(seed='2.5'), "seed is '2.5': it must be a whole number"),
+    (ROW | dict(scale='2,5'), "scale is '2,5': it must be a number, with a point"),
+    (ROW | dict(paste=2), 'paste is 2: it must be true or false'),
     (ROW | dict(seed=True), 'seed is True'),
     (ROW | dict(seed=-1), 'between 0 and'),
     (ROW | dict(steps=500), 'steps is 500: it must be between 1 and 499'),
@@ -164,18 +204,31 @@ def test_a_csv_that_cannot_be_read(folder, text, says):
     jobs.read(csv(folder, text), 'out', SYSTEM, OWN)
 
 
-def test_a_csv_line_with_too_many_cells(folder):
-  fault, _ = only_fault(csv(folder, 'image,mask,exemplar\na,b,c,d\n'))
-  assert 'line 2: it has 4 cells and the first line 3' in fault
+@pytest.mark.parametrize(
+  'text, says',
+  [
+    ('image,mask,exemplar\na,b,c,d\n', 'line 2: it has 4 cells and the first line 3'),
+    ('image,mask,exemplar,scale\na,b,c,2,5\n', '5 cells and the first line 4: .* a decimal takes'),
+    ('image,mask,exemplar,\na,b,c,d\n', "its column 4 has no name and holds 'd'"),
+    ('image,mask,exemplar,\na,b,c,7\n', "its column 4 has no name and holds '7'"),
+    (',image,mask,exemplar\nx,a,b,c\n', "its column 1 has no name and holds 'x'"),
+    ('image;mask;exemplar;scale\na;b;c;2,5\n', "scale is '2,5': .* with a point"),
+    ('image,mask,exemplar\nnan,b,c\n', 'its image is empty'),
+  ],
+)
+def test_a_csv_line_with_cells_that_do_not_fit(folder, text, says):
+  assert re.search(says, only_fault(csv(folder, text))[0])
 
 
 def test_what_is_no_list(folder):
   (folder / 'latin.csv').write_bytes(b'image,mask,exemplar\n\xe9,b,c\n')
+  (folder / 'wide.csv').write_bytes('image,mask,exemplar\na,b,c\n'.encode('utf-16-le'))
   (folder / 'empty.jsonl').write_text('')
   for name, says in (
     ('none.csv', 'does not exist'),
     ('a.png', 'is no list'),
     ('latin.csv', 'UTF-8'),
+    ('wide.csv', 'zero bytes'),
     ('empty.jsonl', 'lists no edit'),
     ('', 'has no folder image/'),
   ):
