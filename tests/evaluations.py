@@ -36,7 +36,7 @@ def world(root):
   factors = np.stack([np.eye(judges.DIM) / 3] * 2)
   gmm = quality_score.GMM(np.array([0.5, 0.5]), means, factors)
   np.savez(root / 'gmm.npz', **arrays(gmm))
-  small.export(root / 'weights')
+  small.export(root / 'weights', SIZE)  # trained on pictures of the sources' size
   judges.write(root / 'networks')
   return root
 

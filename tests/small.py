@@ -42,9 +42,14 @@ def params() -> dict[str, np.ndarray]:
   }
 
 
-def export(path) -> str:
+def config(size=SIZE):
+  """CONFIG for weights that were trained on pictures of another size."""
+  return CONFIG | dict(data=CONFIG['data'] | dict(size=size))
+
+
+def export(path, size=SIZE) -> str:
   """The folder of exported weights, made."""
-  own.write(path, CONFIG, params(), step=12)
+  own.write(path, config(size), params(), step=12)
   return str(path)
 
 

@@ -80,14 +80,18 @@ def choose(
   if context < 1:
     raise ValueError(f'context is {context}: it must be at least 1, the mask itself')
   height, width = mask.shape
-  whole = Frame(0, 0, height, width, _scaled(height, width, trained))
   if zoom == 'off':
-    return _checked(whole)
+    return whole(height, width, trained)
   window = _around(bounds(mask), (height, width), trained, context)
   gain = min(height, width) / min(window.height, window.width)
   if zoom == 'auto' and gain < GAIN and max(height, width) <= LONGEST * min(height, width):
-    return whole
+    return whole(height, width, trained)
   return _checked(window)
+
+
+def whole(height: int, width: int, trained: int) -> Frame:
+  """The whole photo, with its shorter side at the `trained` size; UserError if it is too long."""
+  return _checked(Frame(0, 0, height, width, _scaled(height, width, trained)))
 
 
 def bounds(mask: Bool[np.ndarray, 'h w']) -> tuple[int, int, int, int]:

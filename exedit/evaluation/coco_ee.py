@@ -132,7 +132,7 @@ def _make(
 ) -> dict[str, Any]:
   """Make the missing edits; return the entries of results.json about them."""
   digest = found.digest()
-  recorded = make_edits.to_record(found, sampling) | options
+  recorded = make_edits.to_record(found, sampling) | options | make_edits.scaled(found, edits)
   if not jax.process_index():
     made_with = dict(recorded, weights=digest, benchmark=benchmark.digest(edits))
     make_edits.claim(output, made_with)

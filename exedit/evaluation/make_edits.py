@@ -1,6 +1,8 @@
 """Makes the edits of a benchmark with weights, each of them once.
 
-The random numbers of an edit depend only on (seed, id), not on its batch, device or process.
+The random numbers of an edit depend only on (seed, id), not on its batch, device or process. The
+network sees the whole source at the size that the weights were trained on, as `sample --zoom=off`
+shows a photo; a source of that size is shown unchanged.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
 from exedit import images, systems
-from exedit.editing import photo
+from exedit.editing import framing, photo
 from exedit.editing.engine import Engine, Result, Work, share_out
 from exedit.evaluation.benchmark import Edit
 from exedit.input_pipeline.coco_ee.bench import Bench
@@ -53,6 +55,19 @@ def to_record(found: Weights, settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items()
     if name in ('steps', 'scale', 'sampler') or value != fields[name].default
   }
+
+
+def frames(found: Weights, edits: Sequence[Edit]) -> dict[int, framing.Frame]:
+  """What the network sees of each source, by the edit's id. Raises UserError if one is too long."""
+  trained = systems.trained_on(systems.of(found), found.config, 'size')
+  return {edit.id: framing.whole(*edit.size, trained) for edit in edits}
+
+
+def scaled(found: Weights, edits: Sequence[Edit]) -> dict[str, int]:
+  """Return dict(size=the network's) if it sees some source at another size than its own, or {}."""
+  shown = frames(found, edits)
+  sizes = {min(shown[edit.id].size) for edit in edits if shown[edit.id].size != edit.size}
+  return dict(size=sizes.pop()) if sizes else {}
 
 
 def folder(output: str | os.PathLike) -> str:
@@ -126,6 +141,12 @@ def make_missing(
   left = sum(map(wanted, ours))
   if not left:
     return 0
+  shown = frames(found, ours)
+  if size := scaled(found, ours).get('size'):
+    say(
+      f'the network sees the sources with their shorter side at {size} pixels, as the weights were'
+      " trained; its results are scaled back to the sources' size"
+    )
   devices, rows, notes = share_out(batch_size, PER_DEVICE, len(ours))
   for note in notes:
     say(note)
@@ -134,17 +155,18 @@ def make_missing(
   def read(edit):
     own = bench[edit.position]
     pictures = (own[kind] for kind in ('source', 'mask', 'exemplar'))
-    return network_inputs(engine.system, *pictures), own
+    return network_inputs(engine.system, *pictures, shown[edit.id]), own
 
   def write(result: Result):
     own, name = result.kept, result.item.name
     if not np.isfinite(result.raw).all():
       raise UserError(f'{name} is not written: the result is not finite; are the weights sound?')
-    pixels = finished(result.raw, own) if paste else images.to_uint8(result.raw)
+    pixels = finished(result.raw, own, shown[result.item.id], paste)
     images.save(pixels, os.path.join(folder(output), name))
 
   # Sizes in a fixed order, so that a continued run makes the same batches.
-  works = [Work(edit, edit.size, settings) for edit in sorted(ours, key=lambda edit: edit.size)]
+  in_order = sorted(ours, key=lambda edit: edit.size)
+  works = [Work(edit, shown[edit.id].size, settings) for edit in in_order]
   batches = engine.batches(works, rows, wanted)
   done, total, process = len(ours) - left, len(ours), jax.process_index()
   with progress.bar(what='edits', initial=done, total=total, unit='edit', process=process) as bar:
@@ -158,21 +180,33 @@ def network_inputs(
   source: UInt8[np.ndarray, 'h w 3'],
   mask: UInt8[np.ndarray, 'h w'],
   exemplar: UInt8[np.ndarray, 's t 3'],
+  frame: framing.Frame | None = None,
 ) -> dict[str, np.ndarray]:
-  """Return the arrays of `System.edit` for one edit of a benchmark, as the system names them."""
-  return photo.by_kind(
-    system.inputs,
-    photo=images.from_uint8(source),
-    mask=np.float32(mask[..., None]) / np.float32(255),
-    picture=images.from_uint8(exemplar),
-  )
+  """Return the arrays of `System.edit` for one edit of a benchmark, as the system names them.
+
+  frame: of the whole source; None: at its own size. A mask keeps its grey pixels at that size.
+  """
+  if frame is None or frame.size == mask.shape:
+    seen, region = images.from_uint8(source), np.float32(mask[..., None]) / np.float32(255)
+  else:
+    seen, region = framing.cut(frame, source), framing.cut_mask(frame, mask >= 128)
+  return photo.by_kind(system.inputs, photo=seen, mask=region, picture=images.from_uint8(exemplar))
 
 
 def finished(
-  raw: Float[np.ndarray, 'h w 3'], edit: Mapping[str, Any]
+  raw: Float[np.ndarray, 'sh sw 3'],
+  edit: Mapping[str, Any],
+  frame: framing.Frame | None = None,
+  paste: bool = True,
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Return the result inside the edit's mask (128 and more) and the source's own bytes outside."""
-  return np.where(edit['mask'][..., None] >= 128, images.to_uint8(raw), edit['source'])
+  """Return the result inside the edit's mask (128 and more) and the source's own bytes outside.
+
+  frame: see `network_inputs`. paste: False gives the result everywhere.
+  """
+  region = edit['mask'] >= 128 if paste else np.ones_like(edit['mask'], bool)
+  if frame is None or frame.size == region.shape:
+    return np.where(region[..., None], images.to_uint8(raw), edit['source'])
+  return framing.stitch(frame, raw, edit['source'], region, feather=0.0, match='none')
 
 
 def edit_key(seed: int, edit_id: int) -> Key[Array, '']:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from exedit import images, paint_by_example, systems
 from exedit.editing.engine import Engine
-from exedit.evaluation import coco_ee, make_edits
+from exedit.evaluation import benchmark, coco_ee, make_edits
+from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime.errors import UserError
 from exedit.weights import find
 from exedit.weights.layouts import own
@@ -154,12 +155,56 @@ def test_without_paste_the_picture_is_the_raw_decode(given, tmp_path):
   assert not results['sampling']['paste']
 
 
+@pytest.mark.parametrize('paste', [True, False])
+def test_the_network_sees_sources_at_the_size_that_it_was_trained_on(
+  given, world, tmp_path, monkeypatch, paste
+):
+  """As `sample --zoom=off` shows a photo, and it is said before the weights are loaded."""
+  weights, said, sizes = small.export(tmp_path / 'weights', 16), [], []
+  edit = Engine.edit
+
+  def noting(self, arrays, keys, size, settings):
+    sizes.append((size, arrays['image'].shape[1:3], arrays['mask'].shape[1:3]))
+    return edit(self, arrays, keys, size, settings)
+
+  monkeypatch.setattr(Engine, 'edit', noting)
+  asked = given | dict(weights=weights, say=said.append, paste=paste)
+  results = score(tmp_path / 'out', **asked)
+  assert sizes == [((16, 16),) * 3]
+  assert 'their shorter side at 16 pixels' in said[0]
+  assert results['sampling']['size'] == 16
+  for position, edit_id in enumerate(bench.IDS):
+    own_edit, result = Bench(given['data']['root'])[position], picture(tmp_path / 'out', edit_id)
+    hole = own_edit['mask'] >= 128
+    assert result.shape == (SIZE, SIZE, 3) and (result[hole] != own_edit['source'][hole]).any()
+    assert (result[~hole] == own_edit['source'][~hole]).all() == paste
+  asked['weights'] = small.export(tmp_path / 'twenty', 20)
+  assert 'made with size 16, now it is 20' in refuse(str(tmp_path / 'out'), **asked)
+
+
+def test_a_source_of_the_trained_size_is_shown_and_kept_unchanged(world):
+  """The protocol of the published numbers: grey masks reach the network, results their pixels."""
+  found, own_edit = find.weights(world / 'weights'), Bench(str(world / 'bench'), 8)[0]
+  edit = benchmark.Edit(own_edit['id'], 0, own_edit['source'].shape[:2], {})
+  frame = make_edits.frames(found, [edit])[edit.id]
+  assert make_edits.scaled(found, [edit]) == {}
+  grey = np.minimum(own_edit['mask'], 200)
+  shown = make_edits.network_inputs(
+    paint_by_example.SYSTEM, own_edit['source'], grey, own_edit['exemplar'], frame
+  )
+  np.testing.assert_array_equal(shown['image'], images.from_uint8(own_edit['source']))
+  np.testing.assert_array_equal(shown['mask'][..., 0], grey / np.float32(255))
+  raw = shown['image'][::-1]
+  whole = make_edits.finished(raw, own_edit, frame, paste=False)
+  np.testing.assert_array_equal(whole, own_edit['source'][::-1])
+
+
 def test_edits_of_other_weights_are_never_mixed(edited, given, tmp_path):
   before = pictures(edited)
   line = refuse(str(edited), **(given | dict(steps=3)))
   assert 'made with steps 2, now it is 3: name another --output' in line
   changed = {name: 1.01 * array for name, array in small.params().items()}
-  own.write(tmp_path / 'other', small.CONFIG, changed, step=13)
+  own.write(tmp_path / 'other', small.config(SIZE), changed, step=13)
   line = refuse(str(edited), **(given | dict(weights=str(tmp_path / 'other'))))
   assert 'made with weights' in line
   os.remove(edited / make_edits.CLAIM)
