@@ -10,22 +10,31 @@ type.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
-from exedit import latent_diffusion, systems
-from exedit.runtime import doors, files, progress
+from exedit.runtime import doors
+from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
-from exedit.weights import find
-from exedit.weights.formats.tensor import Tensor, to_dtype
-from exedit.weights.found import Weights
+
+if TYPE_CHECKING:
+  from exedit.weights.formats.tensor import Tensor
+  from exedit.weights.found import Weights
 
 LAYOUTS = ('exedit', 'diffusers', 'original')
-FLAGS = ('from', 'to', 'layout', 'which', 'dtype', 'revision', 'heads', 'groups')
 TYPES = ('float32', 'float16', 'bfloat16')
+ABOUT = "{} of an original checkpoint's UNet, because the file does not say it (published: {})"
+FLAGS = (
+  Flag('from', doors.REQUIRED, 'a run, a folder, a .ckpt or .safetensors file, or a hub id'),
+  Flag('to', doors.REQUIRED, 'new folder, or .safetensors of the original layout'),
+  Flag('layout', 'exedit', 'layout to write', LAYOUTS),
+  Flag('which', 'ema', "a run's moving average, or its last step", ['ema', 'params']),
+  Flag('dtype', None, 'type to store', TYPES, shown="each tensor's own"),
+  Flag('revision', None, 'revision of the hub repository', str),
+  Flag('heads', None, ABOUT.format('heads', 8), int, 1),
+  Flag('groups', None, ABOUT.format('groups', 32), int, 1),
+)
 
 
 def convert(
@@ -51,6 +60,11 @@ def convert(
   Raises:
     UserError: if the weights cannot be used, the layout cannot hold them, or `to` exists.
   """
+  from exedit import latent_diffusion, systems
+  from exedit.runtime import files
+  from exedit.weights import find
+  from exedit.weights.formats.tensor import to_dtype
+
   target = Path(to)
   files.check_new(target)
   if not target.absolute().parent.is_dir():
@@ -75,7 +89,7 @@ def convert(
   say(f'{to}: {layout} layout, {len(tensors)} tensors, {size / 1e6:.1f} MB in {types}')
 
 
-def check_layout(weights: Weights, layout: str) -> None:
+def check_layout(weights: 'Weights', layout: str) -> None:
   """Raises UserError if the layout has no place for weights of this kind.
 
   PyTorch's code knows Paint by Example only with the autoencoder of Stable Diffusion.
@@ -92,9 +106,10 @@ def check_layout(weights: Weights, layout: str) -> None:
 
 
 def write_foreign(
-  target: Path, layout: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+  target: Path, layout: str, config: Mapping[str, Any], tensors: Mapping[str, 'Tensor']
 ) -> None:
   """Writes the diffusers or the original layout, whole or not at all."""
+  from exedit.runtime import files
   from exedit.weights.layouts import diffusers, original
 
   if layout == 'original':
@@ -104,8 +119,10 @@ def write_foreign(
 
 
 @contextlib.contextmanager
-def counted(tensors: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+def counted(tensors: Mapping[str, 'Tensor'], size: int) -> Iterator[dict[str, 'Tensor']]:
   """The same tensors; a progress bar shows how many of `size` bytes have been read."""
+  from exedit.runtime import progress
+
   with progress.bar(what='converting', total=size, unit='B', unit_scale=True) as bar:
 
     def read(tensor):
@@ -119,30 +136,15 @@ def counted(tensors: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tens
     }
 
 
-def define_flags() -> None:
-  """Defines the arguments of `convert` as flags."""
-  values = flags.FLAGS
-  what = 'a run, an exported or diffusers folder, a .ckpt or .safetensors file, or a hub id'
-  flags.DEFINE_string('from', None, what, values)
-  flags.DEFINE_string('to', None, 'new folder, or .safetensors of the original layout', values)
-  flags.DEFINE_enum('layout', 'exedit', LAYOUTS, 'layout to write', values)
-  flags.DEFINE_enum('which', 'ema', ['ema', 'params'], 'moving average or last step', values)
-  flags.DEFINE_enum('dtype', None, TYPES, 'type to store (default: as it is)', values)
-  flags.DEFINE_string('revision', None, 'revision of the hub repository', values)
-  about = "{} of an original checkpoint's UNet, because the file does not say it (published: {})"
-  for name, published in (('heads', 8), ('groups', 32)):
-    flags.DEFINE_integer(name, None, about.format(name, published), 1, flag_values=values)
+def main(to: str, **given: Any) -> None:
+  """Converts as the flags say."""
+  convert(given.pop('from'), to, **given)
 
 
-def main(_: list[str]) -> None:
-  """Reads the flags and converts."""
-  given: dict[str, Any] = {name: flags.FLAGS[name].value for name in FLAGS}
-  for name in ('from', 'to'):
-    if not given[name]:
-      raise UserError(f'--{name} is missing: exedit.convert --from=WEIGHTS --to=NEW')
-  convert(given.pop('from'), given.pop('to'), **given)
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call(main, FLAGS, __doc__, argv)
 
 
 if __name__ == '__main__':
-  define_flags()
-  doors.run(main)
+  run()

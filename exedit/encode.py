@@ -10,38 +10,44 @@ new one each time. Exemplars are still augmented anew. The same command continue
 encoding. Several processes share the shards.
 """
 
-import jax
-from absl import flags
+from collections.abc import Sequence
+from typing import Any
 
-from exedit.runtime import compilation, doors, processes
+from exedit.runtime import doors, place
+from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
-from exedit.training.encode_latents import encode
+
+FLAGS = (
+  Flag('config', None, 'the settings, configs/pbe.py', 'config'),
+  Flag('output', None, 'folder to write the latents to', str),
+  Flag('draws', 1, 'number of random crops and masks of each photo', least=1),
+  Flag('dtype', 'float16', 'number type of the moments', ['float16', 'float32']),
+  Flag('batch_size', 16, 'number of examples that are encoded together', least=1),
+  *place.FLAGS,
+)
 
 
-def define_flags() -> None:
-  """Defines the flags of this door, except --config."""
-  flags.DEFINE_string('output', None, 'folder to write the latents to')
-  flags.DEFINE_integer('draws', 1, 'number of random crops and masks of each photo')
-  flags.DEFINE_string('dtype', 'float16', 'number type of the moments: float16 or float32')
-  flags.DEFINE_integer('batch_size', 16, 'number of examples that are encoded together')
-  processes.define_flags()
-
-
-def main(_: list[str]) -> None:
+def main(config: Any, output: str | None, draws: int, dtype: str, batch_size: int, **place) -> None:
   """Encodes the photos of `--config` into `--output`."""
-  values = flags.FLAGS
-  if not values.config or not values.output:
+  if not config or not output:
     raise UserError('encode needs --config=configs/pbe.py (or another) and --output=DIR')
-  processes.join_processes(**processes.place_flags(values))
+  import jax
+
+  from exedit.runtime import compilation, processes
+  from exedit.training.encode_latents import encode
+
+  processes.join_processes(**place)
   compilation.cache_compiled()
   with processes.ending_together():
-    settings = dict(draws=values.draws, dtype=values.dtype, batch_size=values.batch_size)
-    encode(values.config.to_dict(), values.output, **settings)
+    encode(config.to_dict(), output, draws=draws, dtype=dtype, batch_size=batch_size)
   if jax.process_index() == 0:
-    print(f'train on it with --config.data.root={values.output}')
+    print(f'train on it with --config.data.root={output}')
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call(main, FLAGS, __doc__, argv)
 
 
 if __name__ == '__main__':
-  doors.define_config('the settings, configs/pbe.py')
-  define_flags()
-  doors.run(main)
+  run()

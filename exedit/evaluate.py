@@ -14,49 +14,48 @@ one tests the difference of two results of that kind, edit by edit.
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
-
-from exedit.evaluation import coco_ee, compare, synthetic_bench
 from exedit.runtime import doors
+from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
 
-BENCHES = {'coco_ee': coco_ee.main, 'synthetic': synthetic_bench.main}
+FLAGS = (
+  Flag('config', None, 'the benchmark: configs/synthetic_bench.py or configs/coco_ee.py', 'config'),
+  Flag('weights', None, 'folder of a training run, or exported weights', str),
+  Flag('images', None, 'score the pictures {id:012d}.png of this folder instead of weights', str),
+  Flag('compare', None, 'two results.json of one benchmark: --compare A B', list),
+  Flag('output', None, 'folder of the results', str, shown="the weights' folder + /evaluation"),
+)
 
 
-def define_flags() -> None:
-  """Define the flags: the config has the benchmark's settings, the others name files."""
-  values = flags.FLAGS
-  how = 'the benchmark: configs/synthetic_bench.py or configs/coco_ee.py'
-  doors.define_config(how)
-  flags.DEFINE_string('weights', None, 'folder of a training run, or exported weights', values)
-  how = 'score the pictures {id:012d}.png of this folder instead of weights'
-  flags.DEFINE_string('images', None, how, values)
-  how = 'two results.json of one benchmark: --compare A B'
-  flags.DEFINE_multi_string('compare', None, how, values)
-  how = "folder of the results (default: the weights' folder + /evaluation)"
-  flags.DEFINE_string('output', None, how, values)
-
-
-def main(argv: list[str]) -> None:
-  """Run the benchmark of `--config`, or compare the two files of `--compare`."""
-  values, words = flags.FLAGS, argv[1:]
-  if values.compare is not None:
-    if values.config or values.weights or values.images:
+def main(
+  config: Any,
+  weights: str | None,
+  images: str | None,
+  compare: list[str] | None,
+  output: str | None,
+  words: list[str],
+) -> None:
+  """Run the benchmark of `config`, or compare two results; `words` are more names of results."""
+  if compare is not None:
+    if config or weights or images:
       raise UserError('--compare takes no other flag than --output')
-    compare_results([*values.compare, *words], values.output)
+    compare_results([*compare, *words], output)
     return
   if words:
     raise UserError(f'{words[0]!r} is not a flag: flags are written --name=value')
-  if values.config is None:
+  if config is None:
     raise UserError('--config is missing: use --config=configs/synthetic_bench.py')
-  config = values.config.to_dict()
-  bench = bench_of(config)
-  if bench not in BENCHES:
+  from exedit.evaluation import coco_ee, synthetic_bench
+
+  benches = {'coco_ee': coco_ee.main, 'synthetic': synthetic_bench.main}
+  settings = config.to_dict()
+  bench = bench_of(settings)
+  if bench not in benches:
     raise UserError(
       f"the config's bench is {bench!r}: set bench='coco_ee' for a benchmark in COCOEE's layout or"
       " bench='synthetic' for drawn edits"
     )
-  BENCHES[bench](values.output, values.weights, values.images, config)
+  benches[bench](output, weights, images, settings)
 
 
 def bench_of(config: dict[str, Any]) -> str:
@@ -69,6 +68,8 @@ def bench_of(config: dict[str, Any]) -> str:
 
 def compare_results(paths: Sequence[str], output: str | None) -> None:
   """Print the paired differences of two results, and write them as a page if `output` is given."""
+  from exedit.evaluation import coco_ee, compare
+
   if len(paths) != 2:
     raise UserError(f'--compare takes two results.json, and {len(paths)} are given')
   found = compare.compare(*paths)
@@ -77,6 +78,10 @@ def compare_results(paths: Sequence[str], output: str | None) -> None:
     print(compare.write(coco_ee.writable_folder(output), found))
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call(main, FLAGS, __doc__, argv, words='words')
+
+
 if __name__ == '__main__':
-  define_flags()
-  doors.run(main, words=True)
+  run()

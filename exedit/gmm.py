@@ -8,22 +8,20 @@ more images than the features have dimensions. Only scores under one mixture can
 """
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from absl import flags
-
-from exedit import images
-from exedit.evaluation import networks, resources
-from exedit.metrics import quality_score
-from exedit.runtime import compilation, doors, files, parallel, progress
+from exedit.runtime import doors
+from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError, one_line
-from exedit.weights.formats import mixture
+
+if TYPE_CHECKING:
+  from exedit.metrics.quality_score import GMM
 
 
 def make(
   source: str, output: str, *, clip: str | None = None, components: int = 20, seed: int = 0
-) -> quality_score.GMM:
+) -> 'GMM':
   """Write a mixture as npz.
 
   Args:
@@ -34,10 +32,17 @@ def make(
   Raises:
     UserError: if the source is neither of the two, or anything else cannot be used.
   """
+  import numpy as np
+
+  from exedit.metrics import quality_score
+  from exedit.runtime import compilation, files
+  from exedit.weights.formats import mixture
+
   if os.path.exists(output):
     raise UserError(f'{output} exists already: name another file, or remove it')
   if not os.path.isdir(os.path.dirname(output) or '.'):
     raise UserError(f'cannot write {output}: its folder does not exist; make it first')
+  compilation.cache_compiled()
   try:
     if os.path.isdir(source):
       gmm = fit(source, clip, components, seed)
@@ -52,8 +57,13 @@ def make(
   return gmm
 
 
-def fit(folder: str, clip: str | None, components: int, seed: int) -> quality_score.GMM:
+def fit(folder: str, clip: str | None, components: int, seed: int) -> 'GMM':
   """Fit a mixture to the CLIP features of a folder's images, computed as the evaluation does."""
+  from exedit import images
+  from exedit.evaluation import networks, resources
+  from exedit.metrics import quality_score
+  from exedit.runtime import parallel, progress
+
   if not clip:
     raise UserError(f'--clip is missing: to fit a mixture, get {networks.needed("clip_b32")}')
   paths = resources.image_files(folder, '--from')
@@ -63,29 +73,26 @@ def fit(folder: str, clip: str | None, components: int, seed: int) -> quality_sc
   return quality_score.fit(network.embed(prepared), components, seed=seed)
 
 
-def define_flags() -> None:
-  """Define the arguments of `make` as flags."""
-  values = flags.FLAGS
-  flags.DEFINE_string('from', None, 'a pickled mixture, or a folder of images', values)
-  flags.DEFINE_string('to', None, 'the .npz to write', values)
-  flags.DEFINE_string('clip', None, "CLIP's weights for a fit: a file, folder or hub id", values)
-  flags.DEFINE_integer('components', 20, 'components of a fitted mixture', 1, flag_values=values)
-  flags.DEFINE_integer('seed', 0, "seed of the fit's start", 0, 2**31 - 1, values)
+FLAGS = (
+  Flag('from', doors.REQUIRED, 'a pickled mixture, or a folder of images'),
+  Flag('to', doors.REQUIRED, 'the .npz to write'),
+  Flag('clip', None, "CLIP's weights for a fit: a file, folder or hub id", str),
+  Flag('components', 20, 'components of a fitted mixture', least=1),
+  Flag('seed', 0, "seed of the fit's start", least=0, most=2**31 - 1),
+)
 
 
-def main(_: list[str]) -> None:
+def main(to: str, **given: Any) -> None:
   """Make the mixture that the flags describe."""
-  given: dict[str, Any] = {
-    name: flags.FLAGS[name].value for name in ('from', 'to', 'clip', 'components', 'seed')
-  }
-  source, output = given.pop('from'), given.pop('to')
-  doors.require(**{'from': source, 'to': output})
-  compilation.cache_compiled()
-  gmm = make(source, output, **given)
+  gmm = make(given.pop('from'), to, **given)
   components, width = gmm.means.shape
-  print(f'{output}: {components} components of width {width}')
+  print(f'{to}: {components} components of width {width}')
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call(main, FLAGS, __doc__, argv)
 
 
 if __name__ == '__main__':
-  define_flags()
-  doors.run(main)
+  run()

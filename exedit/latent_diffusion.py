@@ -55,7 +55,7 @@ Denoiser = Callable[[Float[Array, 'b lh lw z'], Int[Array, ' b']], Float[Array, 
 def make_autoencoder(
   settings: Mapping[str, Any], dtype: Any, rngs: nnx.Rngs
 ) -> AutoencoderKL | SpaceToDepth:
-  """The autoencoder of these settings; `kind` is one of AUTOENCODERS ('kl' by default)."""
+  """The autoencoder of these settings; their `kind` is one of AUTOENCODERS ('kl' by default)."""
   settings = dict(settings)
   kind = settings.pop('kind', 'kl')
   if kind not in AUTOENCODERS:

@@ -5,7 +5,6 @@ and int32 `id [b]`, the example's index in the global stream. All random numbers
 functions of its id.
 """
 
-import dataclasses
 import functools
 import os
 from collections.abc import Mapping
@@ -20,19 +19,20 @@ from jaxtyping import Array, Float, Key
 from exedit import images, latent_diffusion
 from exedit.diffusion import guidance
 from exedit.diffusion.schedule import Schedule
-from exedit.editing import framing, photo
+from exedit.editing import photo
+from exedit.editing.settings import FEATHER
 from exedit.latent_diffusion import as_signed, latent_shape, normal
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
 from exedit.models.clip import CLIPVision
 from exedit.models.conditioner import ExemplarConditioner
 from exedit.models.parameters import Graph
 from exedit.models.unet import UNet
-from exedit.systems import Input, System, setting
+from exedit.paint_by_example_form import FORM, MASK_RESIZES, Settings
+from exedit.systems import System
 from exedit.weights import find, initial
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.found import Weights
 
-MASK_RESIZES = ('bilinear', 'nearest')
 CAPTIONS = ('source', 'hole', 'exemplar', 'edit', 'another', 'edit')
 
 
@@ -77,9 +77,12 @@ def build(
   """The model with fresh weights. The defaults are the published sizes (docs/facts.md).
 
   Each group holds the arguments of its network; `autoencoder.kind` is 'kl' or 'space_to_depth'.
-  `dtype` is the type that the networks compute in; norms, softmax and parameters are float32.
-  `drop` is 'example' (one coin for each example) or 'batch' (one coin for the batch, as the
-  released code does).
+
+  context_dim: width of the context.
+  dtype: the type that the networks compute in; norms, softmax and parameters are float32.
+  p_drop: share of the examples that are trained without exemplar. drop: 'example' (one coin for
+    each example) or 'batch' (one coin for the batch, as the released code does).
+  bottleneck: the context is one token; False: all of CLIP's tokens.
   """
   if drop not in ('example', 'batch'):
     raise ValueError(f"drop is '{drop}'; use 'example' or 'batch'")
@@ -358,7 +361,7 @@ def edit_photo(
   *,
   trained: int = 512,
   zoom: str = 'auto',
-  feather: float = framing.FEATHER,
+  feather: float = FEATHER,
   match: str = 'colour',
   fit: str = 'squash',
   exemplar_mask: Float[Array, '1 sh sw 1'] | None = None,
@@ -385,26 +388,6 @@ def edit_photo(
 # The system
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings(photo.PhotoSettings):
-  """The settings of one edit."""
-
-  steps: int = setting(50, 'denoising steps', bounds=(1, 10**6), network=True)
-  scale: float = setting(
-    5.0, 'guidance scale; 1 turns guidance off', bounds=(-1000, 1000), network=True
-  )
-  sampler: str = setting(
-    'plms', 'sampling algorithm', choices=tuple(latent_diffusion.SAMPLERS), network=True
-  )
-  exemplar_fit: str = setting(
-    'squash', 'how an exemplar that is not square becomes square', choices=framing.FITS
-  )
-  mask_resize: str = setting(
-    'bilinear', "resize of the mask to the latents' size: the original's, or diffusers' (nearest)",
-    choices=MASK_RESIZES, network=True,
-  )  # fmt: skip
-
-
 def _edit_arrays(model, arrays, keys, size=None, **settings):
   """`System.edit`; the arrays have the size already."""
   source, mask, exemplar = arrays['image'], arrays['mask'], arrays['exemplar']
@@ -417,17 +400,9 @@ def picture_size(settings: Mapping[str, Any]) -> int:
 
 
 SYSTEM = System(
-  name='paint_by_example',
-  inputs=(
-    Input('image', 'photo', 'photo to edit'),
-    Input('mask', 'mask', 'mask of the size of the photo; white is repainted'),
-    Input('exemplar', 'picture', 'picture of the subject to paint there'),
-    Input(
-      'exemplar_mask', 'cutout', "mask that is white on the exemplar's subject",
-      required=False, of='exemplar',
-    ),
-  ),
-  settings=Settings,
+  name=FORM.name,
+  inputs=FORM.inputs,
+  settings=FORM.settings,
   build=build,
   complete=complete,
   start=start,

@@ -13,15 +13,27 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import flags
-
-from exedit.planning import compile_step, report, search, topology
-from exedit.runtime import doors, files
+from exedit.runtime import doors
+from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
-from exedit.training.sharding import SHARDINGS
+
+OWN = "the config's"
+EXAMPLES = 'v5e:4x4, v6e:4x4 or v5p:2x2x2'
+FLAGS = (
+  Flag('config', None, 'a training run, such as configs/pbe.py', 'config'),
+  Flag('topology', None, f'the slice, such as {EXAMPLES}', str),
+  Flag('batch', None, 'images of all chips', int, 1, shown=OWN),
+  Flag('sharding', None, 'what chips divide', ['data', 'zero1', 'fsdp'], shown=OWN),
+  Flag('remat', None, 'what is computed again in the backward pass: none, block or conv1', str,
+       shown=OWN),
+  Flag('search', False, 'find the largest batch that fits'),
+  Flag('effort', 'quick', "the compiler's; full takes ten times as long", ['quick', 'full']),
+  Flag('refresh', False, 'compile again instead of using cached results'),
+  Flag('output', 'plan.json', 'the file for the whole report as JSON'),
+)  # fmt: skip
 
 
 def overridden(
@@ -36,8 +48,6 @@ def overridden(
   if batch is not None:
     result['batch_size'] = batch
   if sharding is not None:
-    if sharding not in SHARDINGS:
-      raise UserError(f"--sharding is '{sharding}'; use one of {', '.join(SHARDINGS)}")
     result['mesh'] = dict(sharding=sharding)
   if remat is not None:
     unet = {**config['model'].get('unet', {}), 'remat': remat}
@@ -52,61 +62,43 @@ def check_output(path: str) -> None:
     raise UserError(f'cannot write {path}: name another file, in a folder that exists, as --output')
 
 
-def define_flags() -> None:
-  """Define the flags of this door."""
-  values = flags.FLAGS
-  about = 'a training run, such as configs/pbe.py'
-  doors.define_config(about)
-  flags.DEFINE_string('topology', None, f'the slice: {topology.EXAMPLES}, ...', values)
-  flags.DEFINE_integer(
-    'batch', None, "images of all chips (default: the config's)", 1, flag_values=values
-  )
-  flags.DEFINE_string('sharding', None, f"{', '.join(SHARDINGS)} (default: the config's)", values)
-  flags.DEFINE_string('remat', None, "none, block or conv1 (default: the config's)", values)
-  flags.DEFINE_bool('search', False, 'find the largest batch that fits', values)
-  flags.DEFINE_enum(
-    'effort',
-    'quick',
-    [*compile_step.EFFORTS],
-    "the compiler's; 'full' takes ten times as long",
-    flag_values=values,
-  )
-  flags.DEFINE_bool('refresh', False, 'compile again instead of using cached results', values)
-  flags.DEFINE_string('output', 'plan.json', 'the file for the whole report as JSON', values)
-
-
-def main(_: list[str]) -> None:
+def main(config: Any, topology: str | None, output: str, **given: Any) -> None:
   """Plan the run that the flags describe; print the table and write the JSON file."""
-  values = flags.FLAGS
-  if not values.config or not values.topology:
-    raise UserError(
-      f'plan needs --config=configs/pbe.py and --topology, such as {topology.EXAMPLES}'
-    )
+  if not config or not topology:
+    raise UserError(f'plan needs --config=configs/pbe.py and --topology, such as {EXAMPLES}')
+  from exedit.planning import compile_step, report, search
+  from exedit.planning import topology as slices
+  from exedit.runtime import files
+
   try:
-    where = topology.parse(values.topology)
+    where = slices.parse(topology)
   except ValueError as error:
     raise UserError(str(error)) from error
-  given = compile_step.with_defaults(values.config.to_dict())
-  config = overridden(given, batch=values.batch, sharding=values.sharding, remat=values.remat)
-  compile_step.check(config)
-  check_output(values.output)
-  if topology.compiler() is None:
+  asked = compile_step.with_defaults(config.to_dict())
+  changes = {name: given[name] for name in ('batch', 'sharding', 'remat')}
+  settings = overridden(asked, **changes)
+  compile_step.check(settings)
+  check_output(output)
+  if slices.compiler() is None:
     raise UserError("the TPU's compiler is not installed: pip install -r requirements-plan.txt")
+  how = dict(refresh=given['refresh'], effort=given['effort'])
   result = search.plan(
-    config,
+    settings,
     where,
-    images=given['steps'] * given['batch_size'],
-    search=values.search,
-    compiled=functools.partial(
-      compile_step.cached_compile, refresh=values.refresh, effort=values.effort
-    ),
+    images=asked['steps'] * asked['batch_size'],
+    search=given['search'],
+    compiled=functools.partial(compile_step.cached_compile, **how),
   )
-  files.write_json(values.output, json.loads(json.dumps(result)))
-  print(f'{report.table(result)}; all of it as JSON: {values.output}')
+  files.write_json(output, json.loads(json.dumps(result)))
+  print(f'{report.table(result)}; all of it as JSON: {output}')
   if not result['fits']:
     sys.exit(1)
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call(main, FLAGS, __doc__, argv)
+
+
 if __name__ == '__main__':
-  define_flags()
-  doors.run(main)
+  run()

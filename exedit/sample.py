@@ -11,131 +11,130 @@ exemplar), output, and settings.
 """
 
 import dataclasses
-import sys
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-from absl import flags
-
 from exedit import systems
-from exedit.editing import edit_files, recipe, replay
-from exedit.runtime import compilation, doors, processes
-from exedit.runtime.errors import UserError, heard
+from exedit.editing.settings import LARGEST_BATCH
+from exedit.runtime import doors
+from exedit.runtime.doors import Flag
+from exedit.runtime.errors import UserError
 
-OWN = "(default: the weights' own)"
-FILES = dict(
-  weights='run, exported or diffusers folder, .ckpt or .safetensors file, or the id of a hub',
-  output='file to write (with --edits: the folder)',
+# None: not given. Some flags do not go with all ways of editing, even with their default value.
+FILES = (
+  Flag(
+    'weights', None,
+    'run, exported or diffusers folder, .ckpt or .safetensors file, or the id of a hub', str,
+  ),
+  Flag('output', None, 'file to write (with --edits: the folder)', str),
+)  # fmt: skip
+LISTS = (
+  Flag('edits', None, 'a .jsonl or .csv list of edits, or a folder', str),
+  Flag('skip_bad', None, 'leave out the edits of a list with faults', bool, shown='false'),
 )
-ONCE = (
-  'weights',
-  'output',
-  'num_samples',
-  'precision',
-  'which',
-  'revision',
-  'batch_size',
-  'recipe',
-)
+REPLAY = Flag('replay', None, 'an out.json, or its out.png: make that edit again', str)
+RECIPE = Flag('recipe', None, 'write out.json, and the recipe into the PNG too', bool, shown='true')
+HOW = (
+  Flag(
+    'num_samples', None, 'number of samples, with seeds that count up: out-0.png, ...', int,
+    1, 10**6, '1',
+  ),
+  Flag(
+    'precision', None, 'the type to compute in', ['float32', 'bfloat16'], shown="the weights' own"
+  ),
+  Flag(
+    'which', None, "a run's average of its weights, or its last weights", ['ema', 'params'],
+    shown='ema',
+  ),
+  Flag('revision', None, 'revision of weights on a hub', str),
+  Flag(
+    'batch_size', None, 'edits at once, on all devices together', int, 1, LARGEST_BATCH,
+    'what fits the devices',
+  ),
+)  # fmt: skip
 
 
-def inputs() -> dict[str, systems.Input]:
-  """The inputs of all systems by name."""
+def inputs() -> list[Flag]:
+  """The flags of the inputs of all systems."""
   found = {}
-  for system in systems.all_systems().values():
-    found |= {entry.name: entry for entry in system.inputs if entry.name not in found}
-  return found
+  for form in systems.forms().values():
+    for entry in form.inputs:
+      found.setdefault(entry.name, Flag(entry.name, None, entry.help, str))
+  return [*found.values()]
 
 
-def settings() -> dict[str, list[dataclasses.Field]]:
-  """The settings of all systems: by name, the fields of the systems that have it."""
+def settings() -> list[Flag]:
+  """The flags of the settings of all systems; a flag allows what any of the systems allows."""
   found: dict[str, list[dataclasses.Field]] = {}
-  for system in systems.all_systems().values():
-    for field in dataclasses.fields(system.settings):
+  for form in systems.forms().values():
+    for field in dataclasses.fields(form.settings):
       found.setdefault(field.name, []).append(field)
-  return found
+  return [setting(name, fields) for name, fields in found.items()]
 
 
-def define_flags() -> None:
-  """Defines the flags: files, the inputs and settings of all systems, and how to work."""
-  values = flags.FLAGS
-  for name, what in FILES.items():
-    flags.DEFINE_string(name, None, what, values)
-  for name, entry in inputs().items():
-    flags.DEFINE_string(name, None, entry.help, values)
-  flags.DEFINE_string('edits', None, 'a .jsonl or .csv list of edits, or a folder', values)
-  flags.DEFINE_string('replay', None, 'an out.json, or its out.png: make that edit again', values)
-  for name, fields in settings().items():
-    define_setting(name, fields, values)
-  what = 'number of samples, with seeds that count up: out-0.png, ...'
-  flags.DEFINE_integer('num_samples', 1, what, 1, 10**6, values)
-  what = f'the type to compute in {OWN}'
-  flags.DEFINE_enum('precision', None, ['float32', 'bfloat16'], what, values)
-  what = "a run's average of its weights, or its last weights"
-  flags.DEFINE_enum('which', 'ema', ['ema', 'params'], what, values)
-  flags.DEFINE_string('revision', None, 'revision of weights on a hub', values)
-  what = 'edits at once, on all devices together'
-  flags.DEFINE_integer('batch_size', None, what, 1, recipe.LARGEST_BATCH, values)
-  flags.DEFINE_bool('recipe', True, 'write out.json, and the recipe into the PNG too', values)
-  flags.DEFINE_bool('skip_bad', False, 'leave out the edits of a list with faults', values)
-
-
-def define_setting(name: str, fields: list[dataclasses.Field], values: flags.FlagValues) -> None:
-  """Defines the flag of one setting; it allows what any of the systems allows."""
+def setting(name: str, fields: list[dataclasses.Field]) -> Flag:
+  """The flag of one setting, from the fields of the systems that have it."""
   first = fields[0]
-  own = first.metadata['network']  # the weights' config may have another default
-  default: Any = None if own else first.default
-  what = f'{first.metadata["help"]} {OWN}' if own else first.metadata['help']
+  default = str(first.default).lower() if first.type is bool else f'{first.default}'
+  if first.metadata['network']:  # the weights' config may have another default
+    default = f"the weights' own, or {default}"
   choices = [choice for field in fields for choice in field.metadata['choices']]
   bounds = [field.metadata['bounds'] for field in fields if field.metadata['bounds']]
-  low = min((pair[0] for pair in bounds), default=None)
-  high = max((pair[1] for pair in bounds), default=None)
-  if choices:
-    flags.DEFINE_enum(name, default, [*dict.fromkeys(choices)], what, values)
-  elif first.type is bool:
-    flags.DEFINE_bool(name, default, what, values)
-  elif first.type is int:
-    flags.DEFINE_integer(name, default, what, low, high, values)
-  elif first.type is float:
-    flags.DEFINE_float(name, default, what, low, high, values)
-  else:
-    flags.DEFINE_string(name, default, what, values)
+  kind = [*dict.fromkeys(choices)] if choices else first.type
+  least = min((pair[0] for pair in bounds), default=None)
+  most = max((pair[1] for pair in bounds), default=None)
+  return Flag(name, None, first.metadata['help'], kind, least, most, default)
 
 
-def main(_: list[str]) -> None:
+def flags() -> list[Flag]:
+  """Files, the inputs and settings of all systems, and how to work."""
+  return [*FILES, *inputs(), *LISTS, REPLAY, *settings(), *HOW, RECIPE]
+
+
+def main(**values: Any) -> None:
   """Makes one edit, a list of edits, or a recorded edit, with the given flags."""
-  processes.join_processes()
-  compilation.cache_compiled()
-  names = [*FILES, *inputs(), *settings(), *ONCE, 'edits', 'replay', 'skip_bad']
-  given: dict[str, Any] = {n: flags.FLAGS[n].value for n in names if flags.FLAGS[n].present}
+  given = {name: value for name, value in values.items() if value is not None}
   mode = next((name for name in ('replay', 'edits') if name in given), 'a single edit')
   allowed, needed = {
-    'a single edit': ((*ONCE, *inputs(), *settings()), ('weights', 'output')),
-    'edits': ((*ONCE, *settings(), 'edits', 'skip_bad'), ('weights', 'edits')),
-    'replay': (('weights', 'output', 'recipe', 'replay', *inputs()), ('replay',)),
+    'a single edit': ((*FILES, *inputs(), *settings(), *HOW, RECIPE), ('weights', 'output')),
+    'edits': ((*FILES, *LISTS, *settings(), *HOW, RECIPE), ('weights', 'edits')),
+    'replay': ((*FILES, REPLAY, *inputs(), RECIPE), ('replay',)),
   }[mode]
   for name in given:
-    if name not in allowed:
+    if name not in [flag.name for flag in allowed]:
       raise UserError(f'--{name} does not go with {mode if " " in mode else "--" + mode}')
+  abouts = {flag.name: flag.help for flag in FILES}
   for name in needed:
     if not given.get(name):
-      raise UserError(f'--{name} is missing: name the {FILES.get(name, "file")}')
+      raise UserError(f'--{name} is missing: name the {abouts.get(name, "file")}')
+  edit(mode, given)
+
+
+def edit(mode: str, given: dict[str, Any]) -> None:
+  """Makes the edits of one mode in all processes."""
+  import jax
+
+  from exedit.editing import edit_files, replay
+  from exedit.runtime import compilation, processes
+
+  processes.join_processes()
+  compilation.cache_compiled()
   given['keep_recipe'] = given.pop('recipe', True)
   if jax.process_index():
     given['say'] = lambda line: None
-  try:
-    with processes.ending_together(), processes.together(patient=True), heard():
-      if mode == 'edits':
-        edit_files.edit_list(**given)
-      elif mode == 'a single edit':
-        edit_files.edit_once(**given)
-      elif not jax.process_index():  # one process replays
-        replay.replay(given.pop('replay'), **given)
-  except KeyboardInterrupt:
-    print(f'\nstopped{"; the same command goes on" if mode == "edits" else ""}', file=sys.stderr)
-    sys.exit(130)
+  with processes.ending_together(), processes.together(patient=True):
+    if mode == 'edits':
+      edit_files.edit_list(**given)
+    elif mode == 'a single edit':
+      edit_files.edit_once(**given)
+    elif not jax.process_index():  # one process replays
+      replay.replay(given.pop('replay'), **given)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call(main, flags(), __doc__, argv)
 
 
 if __name__ == '__main__':
-  define_flags()
-  doors.run(main)
+  run()

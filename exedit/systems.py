@@ -57,13 +57,26 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class System:
+class Form:
+  """What a person fills in for an edit; the first three fields of `System`."""
+
+  name: str
+  inputs: tuple[Input, ...]
+  settings: type
+
+  def inputs_of(self, *kinds: str) -> tuple[Input, ...]:
+    """The inputs of these kinds, in order."""
+    return tuple(entry for entry in self.inputs if entry.kind in kinds)
+
+
+@dataclasses.dataclass(frozen=True)
+class System(Form):
   """An editing system, as a set of functions.
 
   name: the value of `config.system`, and the `kind` of the system's weights.
   inputs: the inputs of an edit, in the order of the columns.
   settings: a frozen dataclass of the settings of one edit. Its fields are made by `setting`. It is
-    a subclass of `editing.photo.EditSettings`, or of `PhotoSettings` if the system has a photo.
+    a subclass of `editing.settings.EditSettings`, or of `PhotoSettings` if it has a photo.
   build(**model, rngs): the model; one of the settings is `dtype`, the name of the type that it
     computes in. The model has `schedule`, `multiple()` (its pictures have sides that are multiples
     of this number of pixels) and, if `moments` is given, `autoencoder`.
@@ -82,9 +95,6 @@ class System:
     not train on stored latents.
   """
 
-  name: str
-  inputs: tuple[Input, ...]
-  settings: type
   build: Callable[..., Any]
   complete: Callable[[Mapping[str, Any]], dict[str, Any]]
   start: Callable[..., dict[str, Any]]
@@ -95,10 +105,6 @@ class System:
   picture_size: Callable[[Mapping[str, Any]], int] = lambda model: 0
   tokens: Callable[[Mapping[str, Any], str], Any] | None = None
   moments: Callable[..., Any] | None = None
-
-  def inputs_of(self, *kinds: str) -> tuple[Input, ...]:
-    """The inputs of these kinds, in order."""
-    return tuple(entry for entry in self.inputs if entry.kind in kinds)
 
 
 # The registry
@@ -112,6 +118,13 @@ def _builtin() -> dict[str, System]:
   from exedit import paint_by_example
 
   return {system.name: system for system in (paint_by_example.SYSTEM,)}
+
+
+def _builtin_forms() -> tuple[Form, ...]:
+  """Forms of the systems of `_builtin`, from modules that import no JAX: see `forms`."""
+  from exedit import paint_by_example_form
+
+  return (paint_by_example_form.FORM,)
 
 
 def register(system: System) -> System:
@@ -129,6 +142,21 @@ def all_systems() -> dict[str, System]:
   Raises:
     UserError: for a module that cannot be imported.
   """
+  _import_named()
+  return {**_builtin(), **_registered}
+
+
+def forms() -> dict[str, Form]:
+  """The form of every known system by its name.
+
+  A door makes its flags of them, and answers a misspelt flag before JAX is imported. Of the systems
+  outside this package (see `all_systems`) the whole modules are imported.
+  """
+  _import_named()
+  return {form.name: form for form in (*_builtin_forms(), *_registered.values())}
+
+
+def _import_named() -> None:
   for module in filter(None, os.environ.get('EXEDIT_SYSTEMS', '').split(',')):
     try:
       importlib.import_module(module)
@@ -137,7 +165,6 @@ def all_systems() -> dict[str, System]:
         f'EXEDIT_SYSTEMS names {module}, which cannot be imported ({error}): correct it, or put '
         'the folder of the module on PYTHONPATH'
       ) from error
-  return {**_builtin(), **_registered}
 
 
 def get(name: str) -> System:

@@ -55,6 +55,7 @@ def batches(
   another record replaces the one that was due).
 
   Args:
+    root: the folder of the shards. split: 'train', or another one in it.
     on_corrupt: 'skip' logs each bad record or shard once and continues; 'fatal' raises the error.
     workers: number of processes, 0 for none. threads: of each (default: one per core in total); a
       thread makes a whole batch. prefetch: batches that are ready or being made (default: one more

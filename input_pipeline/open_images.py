@@ -63,6 +63,9 @@ def make_example(
   uint8 [s s 3]; if the record stores latents, moments instead of the image.
 
   Args:
+    size: side of the image in pixels. exemplar_size: side of the exemplar in pixels.
+    augment: flip, turn, blur and bend the exemplar. arbitrary_mask: share of the masks of arbitrary
+      shape; the others are rectangles.
     exemplar_pad, mask_jitter: in pixels of the stored image.
     affine_jitter: in pixels of a 224-pixel exemplar. blur_kernels: in pixels of the exemplar.
     non_square: what to do if no square cut contains the box: 'squash' the whole image (as

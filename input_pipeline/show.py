@@ -7,6 +7,7 @@ Each example is four cells: image, mask, image with the hole, and the augmented 
 
 import io
 import os
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ import PIL.ImageFont
 
 from exedit.runtime import doors, files
 
-from . import codec, latent_shards, loader, synthetic, tf_example, tfrecord
+from . import codec, latent_shards, synthetic, tf_example, tfrecord
 from .errors import DataError
 
 _CELL = 112  # pixels of the sheet
@@ -139,6 +140,8 @@ def main(config, output: str, split: str, count: int) -> None:
   """Writes `count` examples of config.data and their statistics to `output`."""
   if config is None:
     raise DataError('--config is missing, for instance --config=configs/pbe.py:tiny')
+  from . import loader  # grain imports JAX
+
   kind = _FORMATS.get(os.path.splitext(output)[1].lower())
   if kind is None:
     raise DataError(f'--output={output}: name a .png or .jpg file')
@@ -162,5 +165,10 @@ def main(config, output: str, split: str, count: int) -> None:
   print(output)
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call(main, FLAGS, __doc__, argv)
+
+
 if __name__ == '__main__':
-  doors.call(main, FLAGS, __doc__)
+  run()

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -67,6 +67,10 @@ def record(seed: int, split: str, index: int, size=GRID) -> bytes:
 
 def settings(*, scenes=20000, val_scenes=1000, seed=0, size=GRID, shards=4) -> dict:
   """Returns the settings of a data set after checking them.
+
+  scenes: number of training scenes. val_scenes: number of validation scenes.
+  seed: of all random numbers. size: side of a scene in pixels.
+  shards: number of files of the training split.
 
   Raises:
     DataError: for a value that cannot be.
@@ -305,5 +309,10 @@ def main(output: str, example: int | None = None, **kwargs) -> None:
   print(f'{output}: {sum(counts)} scenes in {len(counts)} shards')
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call(main, FLAGS, __doc__, argv)
+
+
 if __name__ == '__main__':
-  doors.call(main, FLAGS, __doc__)
+  run()

@@ -120,9 +120,11 @@ def _copy_paste(result, hole, exemplar):
     return None
 
 
-def run_report(root: str, output: str, seeds: Sequence[str]) -> None:
+def run_report(
+  root: str, output: str, seeds: Sequence[str], more_seeds: Sequence[str] = ()
+) -> None:
   """The command `report`."""
-  words = ' '.join(seeds).replace(',', ' ').split()
+  words = ' '.join([*seeds, *more_seeds]).replace(',', ' ').split()
   if wrong := [word for word in words if not word.isdecimal()]:
     raise UserError(f'--seeds={",".join(words)}: {wrong[0]!r} is not a seed; write --seeds=0,1,2')
   print(report.write(root, output, [int(word) for word in words]))
@@ -142,14 +144,21 @@ SCORE_FLAGS = (
 REPORT_FLAGS = (
   ROOT,
   doors.Flag('output', doors.REQUIRED, 'folder for the table and the pictures'),
-  doors.Flag('seeds', [], 'the seeds, separated by commas (default: all)', list),
+  doors.Flag('seeds', [], 'the seeds, as 0,1,2 or 0 1 2', list, shown='all'),
 )
 COMMANDS = {
   'bench': doors.Command(write_bench, 'draw the edits and their truths', BENCH_FLAGS),
   'score': doors.Command(score, 'score an evaluation against the truths', SCORE_FLAGS),
-  'report': doors.Command(run_report, 'write the table and the pictures', REPORT_FLAGS),
+  'report': doors.Command(
+    run_report, 'write the table and the pictures', REPORT_FLAGS, 'more_seeds'
+  ),
 }
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call_one(COMMANDS, __doc__, argv)
+
+
 if __name__ == '__main__':
-  doors.call_one(COMMANDS, __doc__)
+  run()

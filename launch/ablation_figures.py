@@ -8,7 +8,6 @@ import numpy as np
 import PIL.Image
 from PIL import ImageDraw, ImageFont
 
-from exedit import images
 from exedit.input_pipeline import codec
 from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.coco_ee import references
@@ -107,6 +106,8 @@ def sheet(bench: str, columns: Mapping[str, str], path: str) -> None:
     shown = [np.uint8(128), *(read_picture(folder, edit['id']) for folder in columns.values())]
     hole, *results = (np.where(inside, picture, edit['source']) for picture in shown)
     rows.append([hole, edit['exemplar'], *results])
+  from exedit import images  # imports JAX
+
   files.write_bytes(path, codec.png(images.grid(rows, ('source', 'exemplar', *columns))))
 
 

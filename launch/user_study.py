@@ -243,5 +243,10 @@ COMMANDS = {
 }
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call_one(COMMANDS, __doc__, argv)
+
+
 if __name__ == '__main__':
-  doors.call_one(COMMANDS, __doc__)
+  run()

@@ -72,7 +72,7 @@ def door(capsys):
     status = 0
     capsys.readouterr()
     try:
-      commands.main(['coco_ee', *map(str, argv)])
+      commands.run(['coco_ee', *map(str, argv)])
     except SystemExit as stop:
       status = stop.code
     said = capsys.readouterr()

@@ -12,7 +12,7 @@ from flax import nnx
 
 from exedit import images, paint_by_example, systems
 from exedit.diffusion.schedule import Schedule
-from exedit.editing.photo import PhotoSettings
+from exedit.editing.settings import PhotoSettings
 from exedit.weights import find
 
 
@@ -95,12 +95,6 @@ SYSTEM = systems.register(
 )
 
 if __name__ == '__main__':
-  from absl import flags
-
   from exedit import train
-  from exedit.runtime import doors
 
-  doors.define_config('the settings')
-  flags.DEFINE_string('workdir', None, '')
-  train.define_flags()
-  doors.run(train.main)
+  train.run()

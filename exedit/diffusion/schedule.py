@@ -16,9 +16,11 @@ class Schedule:
 
   The square roots of the betas are linear ("linear" in LDM's configs, "scaled_linear" in diffusers;
   docs/facts.md, "Schedule and timesteps"). The tables are computed in float64; the methods compute
-  in the dtype of their arrays. `prediction` is the meaning of the network's output: the noise
-  ('eps'), the image ('x0') or the velocity √ᾱ_t noise - √(1-ᾱ_t) z ('v'; Salimans & Ho 2022, arXiv
-  2202.00512, appendix D). A timestep `t` is one index in [0, num_steps) per example.
+  in the dtype of their arrays. A timestep `t` is one index in [0, num_steps) per example.
+
+  prediction: the meaning of the network's output, the noise ('eps'), the image ('x0') or the
+    velocity √ᾱ_t noise - √(1-ᾱ_t) z ('v'; Salimans & Ho 2022, arXiv 2202.00512, appendix D).
+  num_steps: number of timesteps. beta_start, beta_end: noise variance of the first and last one.
   """
 
   num_steps: int = 1000

@@ -12,15 +12,11 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from exedit import images
+from exedit.editing.settings import FEATHER, FITS, MATCHES, ZOOMS
 from exedit.runtime.errors import UserError
-
-ZOOMS = ('auto', 'off', 'context')
-MATCHES = ('none', 'colour')
-FITS = ('squash', 'crop', 'pad')
 
 LONGEST = 4  # limit of long side / short side; the network was not trained on longer pictures
 GAIN = 2  # 'auto' zooms in if the hole then gets at least this many times the pixels across
-FEATHER = 2.0  # pixels of the network, see `stitch`
 SHALLOW = 4  # a hole that is less deep than 4 feathers fades in over a quarter of its depth
 ENLARGE = 4  # limit of the enlargement of a window; beyond it the network sees a blur
 MARGIN = 0.05  # of the subject's longer side, around it; training leaves 10 pixels

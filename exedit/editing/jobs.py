@@ -14,6 +14,7 @@ import numpy as np
 
 from exedit import images, systems
 from exedit.editing import framing, photo, recipe
+from exedit.editing.settings import LARGEST_SEED
 from exedit.runtime import decode, lists, parallel
 from exedit.runtime.errors import UserError, explain
 from exedit.systems import System
@@ -175,7 +176,7 @@ def samples(found: Sequence[Edit], count: int) -> list[Edit]:
   several = []
   for edit in found:
     stem, ending = os.path.splitext(edit.output)
-    if edit.settings.seed + count - 1 > photo.LARGEST_SEED:
+    if edit.settings.seed + count - 1 > LARGEST_SEED:
       raise UserError(f'seed {edit.settings.seed} leaves no room for {count} samples: lower it')
     for i in range(count):
       settings = dataclasses.replace(edit.settings, seed=edit.settings.seed + i)

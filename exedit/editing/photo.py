@@ -12,33 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from exedit import images
 from exedit.editing import framing
 from exedit.runtime.errors import UserError
-from exedit.systems import Input, setting
-
-LARGEST_SEED = 2**31 - 1
-LARGEST_FEATHER = 256  # pixels
-
-
-@dataclasses.dataclass(frozen=True)
-class EditSettings:
-  """The settings of an edit that every system has."""
-
-  seed: int = setting(0, 'seed of the first sample', bounds=(0, LARGEST_SEED))
-
-
-@dataclasses.dataclass(frozen=True)
-class PhotoSettings(EditSettings):
-  """How a photo is shown to the network, and how the result goes back into it."""
-
-  zoom: str = setting(
-    'auto', 'zoom into a window around the mask: auto, off (never), context (always)',
-    choices=framing.ZOOMS,
-  )  # fmt: skip
-  feather: float = setting(
-    framing.FEATHER, "the result fades in over this many of the network's pixels, inside the mask",
-    bounds=(0, LARGEST_FEATHER),
-  )  # fmt: skip
-  match: str = setting('colour', 'match the colours around the mask', choices=framing.MATCHES)
-  paste: bool = setting(True, 'keep every pixel outside the mask')
+from exedit.systems import Input
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from exedit import images, systems
 from exedit.editing import framing
+from exedit.editing.settings import LARGEST_BATCH
 from exedit.runtime import decode
 from exedit.runtime import versions as runtime_versions
 from exedit.runtime.errors import UserError, one_line
@@ -21,7 +22,6 @@ from exedit.systems import System
 
 FORMAT = 1
 LARGEST_FILE = 1 << 20  # bytes; a recipe has about two thousand
-LARGEST_BATCH = 1024  # rows
 VERSIONS = (
   *('exedit', 'python', 'jax', 'jaxlib', 'flax', 'numpy', 'pillow'),
   *('platform', 'device', 'processor', 'xla_flags', 'commit'),

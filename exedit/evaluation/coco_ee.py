@@ -1,7 +1,6 @@
 """The evaluation of a benchmark in COCOEE's layout: makes the edits, scores them, shows them."""
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from exedit import systems
 from exedit.evaluation import benchmark, make_edits, report, resources, scores, vectors
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime import compilation, files, processes, settings, versions
-from exedit.runtime.errors import UserError, heard
+from exedit.runtime.errors import UserError
 from exedit.weights import find
 from exedit.weights.found import Weights
 
@@ -112,12 +111,7 @@ def main(
   settings.check(config, evaluate, 'config')
   settings.check_complete(config, evaluate, 'config')
   say = (lambda line: None) if jax.process_index() else print
-  try:
-    with heard():
-      evaluate(output, weights=weights, pictures=pictures, say=say, **config)
-  except KeyboardInterrupt:
-    print('\nstopped; run the same command again to continue', file=sys.stderr)
-    sys.exit(130)
+  evaluate(output, weights=weights, pictures=pictures, say=say, **config)
 
 
 def _make(

@@ -77,7 +77,11 @@ class SpaceToDepth(nnx.Module):
   """An autoencoder without parameters: it moves squares of `patch` x `patch` pixels into channels.
 
   It has the interface of AutoencoderKL and serves to train a small model without pretrained
-  weights. Latents are `(pixel - mean) * scale`. The default scale gives photos about unit variance,
+  weights.
+
+  patch: side of the squares in pixels. scale, mean: latents are `(pixel - mean) * scale`.
+
+  The default scale gives photos about unit variance,
   because their deviation is about one half; as a power of two it is also exact in floating point.
   Any other scale and mean still return every uint8 value.
   """

@@ -28,8 +28,13 @@ class CLIPVision(vit.VisionTransformer):
 
   `clip(image [b s s 3] in [-1, 1]) -> [b width]` is the normalised class token, the input of the
   exemplar's bottleneck. `clip.tokens(image) -> [b n width]` are all last hidden states before that
-  norm, the class token first. s is `image_size`. The tower applies CLIP's mean and deviation
-  itself. The defaults are ViT-L/14. `remat` recomputes each layer in the backward pass.
+  norm, the class token first. The tower applies CLIP's mean and deviation itself. The defaults are
+  ViT-L/14.
+
+  width: width of a token. layers: number of transformer blocks. heads: number of heads of each.
+  mlp: width of each MLP.
+  patch: side of a patch in pixels. image_size: the side s of the image in pixels.
+  remat: compute each layer again in the backward pass.
   """
 
   def __init__(

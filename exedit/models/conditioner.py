@@ -33,6 +33,8 @@ class ExemplarConditioner(nnx.Module):
   `conditioner(features [b n width]) -> context [b n context_dim]`, with n = 1 for the bottleneck
   and n = 257 for the ablation without it. `null [1 1 context_dim]` is a learned vector; it replaces
   the context in classifier-free guidance.
+
+  layers: number of transformer blocks before the last projection.
   """
 
   def __init__(

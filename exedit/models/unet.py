@@ -68,6 +68,12 @@ class UNet(nnx.Module):
   `shortcut=False`. The context's batch may be k b, first all examples' first contexts, then all
   second ones, and so on; then the layers before the first cross-attention run once, and eps is
   [k b h w out_channels].
+
+  channels: width of the first level. mult: width of each level, as a multiple of it. layers: number
+    of ResBlocks of each level.
+  attention_levels: the levels with attention, counted from 0. heads: number of heads of each.
+  groups: number of groups of each group norm.
+  remat: what is computed again in the backward pass, 'none', 'block' or 'conv1'.
   """
 
   def __init__(

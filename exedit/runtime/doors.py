@@ -1,67 +1,29 @@
-"""The one library of the command-line doors: absl flags, `--help`, one-line errors, exit statuses.
+"""The one library of the command-line doors: flags, `--help`, one-line errors, exit statuses.
 
-A door of one command defines its flags in `flags.FLAGS` and calls `run(main)`. A module that other
-programs import keeps its flags to itself: it describes them by `Flag` rows and calls `call`, or
-`call_one` if it has several commands.
+A door describes its flags by `Flag` rows and calls `call`, or `call_one` if it has several
+commands. It imports JAX and other large packages inside the functions that use them, because
+`--help` and a misspelt flag are answered before these are imported.
 """
 
 import contextlib
-import functools
+import math
 import os
 import re
+import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging
+from absl import flags
 
+from exedit.runtime import signals
 from exedit.runtime.errors import UserError, explain, one_line
 
 HELP = ('-h', '-help', '--help', '--helpshort', '--helpfull')
-
-flags.disclaim_key_flags()  # the flags that this module defines belong to the module that calls it
-
-
-def run(main: Callable[[list[str]], None], words: bool = False) -> None:
-  """Reads `flags.FLAGS` and calls `main(argv)`: absl's `app.run` with one-line errors.
-
-  words: allow arguments that are not flags; they are argv[1:].
-  """
-  with quiet_pipe():
-    app.run(door(main), flags_parser=door(functools.partial(parse, words=words)))
-
-
-def door(main: Callable) -> Callable:
-  """Wraps `main(argv)`: prints an error that the user can fix as one line, and exits with status 2.
-
-  The exit status is the error's own `status` if it has one.
-  """
-
-  def guarded(argv):
-    try:
-      return main(argv)
-    except Exception as error:
-      line = explain(error)
-      if line is None:
-        raise
-      print(f'error: {line}', file=sys.stderr)
-      sys.exit(getattr(error, 'status', 2))
-
-  return guarded
-
-
-@contextlib.contextmanager
-def quiet_pipe() -> Iterator[None]:
-  """Ends the program silently, with status 1, if the reader of its output is gone: `... | head`."""
-  try:
-    yield
-  except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
-
-
 REQUIRED = object()  # the default of a flag that must be given and not be empty
+WIDTH = 100  # characters of a line of `--help`
 
 
 class Flag(NamedTuple):
@@ -70,7 +32,8 @@ class Flag(NamedTuple):
   default: REQUIRED for a string that must be given.
 
   kind: str, int, float, bool, list (may be given several times), 'config' (a config file whose keys
-  are flags too), or the allowed words; None: the type of `default`. least: of a number.
+  are flags too), or the allowed words; None: the type of `default`. least, most: of a number.
+  shown: the default in words, where `default` does not tell it.
   """
 
   name: str
@@ -78,6 +41,40 @@ class Flag(NamedTuple):
   help: str
   kind: Any = None
   least: Any = None
+  most: Any = None
+  shown: str = ''
+
+  def line(self) -> str:
+    """The lines of `--help` about this flag."""
+    kind = str if self.default is REQUIRED else self.kind or type(self.default)
+    if isinstance(kind, type | str):
+      texts = {int: '=N', float: '=X', bool: '', 'config': '=FILE.py'}
+      value = texts.get(kind, f'={self.name.upper()}')
+    else:
+      value = f'={"|".join(kind)}'
+    head = f'--{"[no]" if kind is bool else ""}{self.name}{value}'
+    default = self.shown
+    if not default and self.default is not None and self.default not in ('', [], REQUIRED):
+      default = str(self.default).lower() if kind is bool else f'{self.default}'
+    notes = ['required'] if self.default is REQUIRED else [f'default: {default}'] * bool(default)
+    notes = ', '.join(filter(None, [*notes, bounds(self.least, self.most)]))
+    return entry(head, f'{self.help} ({notes})' if notes else self.help)
+
+
+def bounds(least: Any, most: Any) -> str:
+  """The bounds of a number in words; empty if there are none."""
+  if None not in (least, most):
+    return f'from {least} to {most}'
+  return '' if least is most else f'at most {most}' if least is None else f'at least {least}'
+
+
+def entry(head: str, about: str, column: int = 26) -> str:
+  """An indented entry of a listing: the head, and behind or below it what it is about."""
+  lines = textwrap.wrap(about, WIDTH - column) or ['']
+  first = f'  {head}'.ljust(column)
+  if len(first) == column:
+    first, lines = first + lines[0], lines[1:]
+  return '\n'.join([first.rstrip(), *(' ' * column + line for line in lines)]).rstrip()
 
 
 class Command(NamedTuple):
@@ -93,20 +90,113 @@ class Command(NamedTuple):
   words: str = ''
 
 
-def flag_values(rows: Sequence[Flag | tuple]) -> flags.FlagValues:
-  """The described flags in a FlagValues of their own."""
+def call(
+  main: Callable[..., Any],
+  rows: Sequence[Flag | tuple],
+  about: str | None = None,
+  argv: Sequence[str] | None = None,
+  words: str = '',
+  keys: Callable[[Any], str] | None = None,
+) -> None:
+  """Reads these flags and calls main(name=value, ...) with every one of them.
+
+  about: printed by `--help` before the flags. argv: the program and its arguments; None: this
+  process's. words: see `Command`. keys: makes the last part of `--help` from the config, which is
+  None if none is given. What the operating system refuses is one line too. Ctrl-C ends the command
+  with one line and status 130.
+  """
+  rows = [Flag(*row) for row in rows]
+  given_argv = list(sys.argv if argv is None else argv)
+  door = main.__code__.co_filename if argv is None else None
+  with _answered(argv is None), signals.Stop(True, (signal.SIGINT,), door):
+    values = flag_values(rows, given_argv)
+    if any(word in HELP for word in given_argv[1:]):
+      print(_help(values, rows, about, given_argv, keys), flush=True)
+      sys.exit(0)
+    rest = read(values, given_argv, bool(words))
+    given = {row.name: values[row.name].value for row in rows}
+    require(**{row.name: given[row.name] for row in rows if row.default is REQUIRED})
+    main(**given, **({words: rest[1:]} if words else {}))
+
+
+def call_one(
+  commands: Mapping[str, Command], about: str | None, argv: Sequence[str] | None = None
+) -> None:
+  """Calls the command that the first argument names, with the flags behind it."""
+  program, *rest = sys.argv if argv is None else argv
+  if rest and rest[0] in commands:
+    command = commands[rest[0]]
+    call(command.main, command.flags, about, [f'{program} {rest[0]}', *rest[1:]], command.words)
+    return
+  with _answered():
+    if not any(word in HELP for word in rest):
+      wrong = f'{rest[0]!r} is not a command: ' if rest else ''
+      raise UserError(f'{wrong}name a command, {", ".join(commands)}; --help tells more')
+    listing = '\n'.join(entry(name, command.help) for name, command in commands.items())
+    print(f'{installed(about or "")}\nCommands (COMMAND --help tells more):\n{listing}', flush=True)
+
+
+@contextlib.contextmanager
+def _answered(alone: bool = False) -> Iterator[None]:
+  """Prints an error that the user can fix as one line, and exits with its status (2 by default).
+
+  Ctrl-C is one line and status 130. If the reader of the output is gone (`... | head`), the program
+  ends silently, with status 1. alone: the process has no other work, so that Ctrl-C need not wait
+  for threads that compute; every block of ours has been left.
+  """
+  try:
+    yield
+    sys.stdout.flush()
+  except KeyboardInterrupt:
+    line_break = '\n' if sys.stderr.isatty() else ''  # behind ^C, or a progress bar
+    print(f'{line_break}stopped; the same command goes on', file=sys.stderr, flush=True)
+    if alone:
+      with contextlib.suppress(OSError):
+        sys.stdout.flush()
+      os._exit(130)
+    sys.exit(130)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+  except Exception as error:
+    line = explain(error) or (one_line(error) if isinstance(error, OSError) else None)
+    if line is None:
+      raise
+    print(f'error: {installed(line)}', file=sys.stderr)
+    sys.exit(getattr(error, 'status', 2))
+
+
+def installed(text: str) -> str:
+  """A text whose commands are right for this place: an installed package, or a checkout.
+
+  Only a checkout has `input_pipeline` and the requirements' files outside the package.
+  """
+  if (Path(__file__).parents[1] / 'input_pipeline').is_symlink():
+    return text
+  text = text.replace('python -m input_pipeline', 'python -m exedit.input_pipeline')
+  return re.sub(r'-r requirements-(\w+)\.txt', r"'exedit[\1]'", text)
+
+
+# Flags
+
+
+def flag_values(
+  rows: Sequence[Flag | tuple], argv: Sequence[str] | None = None
+) -> flags.FlagValues:
+  """The described flags in a FlagValues of their own; argv holds the overrides of a config."""
   values = flags.FlagValues()
   for row in rows:
-    name, default, about, kind, least = Flag(*row)
+    name, default, about, kind, least, most, _ = Flag(*row)
     if default is REQUIRED:
       default, kind = None, str
     kind: Any = type(default) if kind is None else kind
     if kind == 'config':
-      define_config(about, name, default, values)
-    elif kind is int:
-      flags.DEFINE_integer(name, default, about, lower_bound=least, flag_values=values)
-    elif kind is float:
-      flags.DEFINE_float(name, default, about, lower_bound=least, flag_values=values)
+      from ml_collections import config_flags
+
+      config_flags.DEFINE_config_file(name, default, about, values, sys_argv=argv)
+      values[name].parser = _ConfigParser(values[name].parser)
+    elif kind in (int, float):
+      flags.DEFINE(_Number(kind, least, most), name, default, about, values)
     elif kind is bool:
       flags.DEFINE_bool(name, default, about, values)
     elif kind is str:
@@ -118,21 +208,27 @@ def flag_values(rows: Sequence[Flag | tuple]) -> flags.FlagValues:
   return values
 
 
-def define_config(
-  about: str,
-  name: str = 'config',
-  default: str | None = None,
-  values: flags.FlagValues | None = None,
-) -> None:
-  """Defines a flag that names a config file, and `--config.KEY=VALUE` for each of its keys.
+class _Number(flags.ArgumentParser):
+  """A finite number within bounds."""
 
-  Its value is a path and optionally a variant: configs/pbe.py:tiny. See `find_config`.
-  """
-  from ml_collections import config_flags
+  def __init__(self, kind: type, least: Any, most: Any):
+    self.kind, self.least, self.most = kind, least, most
 
-  values = flags.FLAGS if values is None else values
-  config_flags.DEFINE_config_file(name, default, about, flag_values=values)
-  values[name].parser = _ConfigParser(values[name].parser)
+  def parse(self, argument: Any) -> Any:
+    try:
+      value = self.kind(argument)
+      fits = -math.inf < value < math.inf
+      fits &= self.least is None or value >= self.least
+      fits &= self.most is None or value <= self.most
+    except (TypeError, ValueError):
+      fits = False
+    if not fits:
+      words = 'a whole number' if self.kind is int else 'a number'
+      raise ValueError(f'it must be {words} {bounds(self.least, self.most)}'.strip())
+    return value
+
+  def flag_type(self) -> str:
+    return self.kind.__name__
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -142,7 +238,10 @@ class _ConfigParser(flags.ArgumentParser):
     self.parser = parser
 
   def parse(self, argument: str) -> Any:
-    return self.parser.parse(find_config(argument))
+    path = find_config(argument)
+    if not os.path.isfile(path.split(':', 1)[0]):
+      raise ValueError('there is no such file; name one, such as configs/pbe.py:tiny')
+    return self.parser.parse(path)
 
   def flag_type(self) -> str:
     return 'config file'
@@ -162,58 +261,6 @@ def find_config(argument: str) -> str:
   return ':'.join([path, *variant])
 
 
-def call(
-  main: Callable[..., Any],
-  values: flags.FlagValues | Sequence[Flag | tuple],
-  about: str | None = None,
-  argv: Sequence[str] | None = None,
-  words: str = '',
-) -> None:
-  """Reads these flags and calls main(name=value, ...) with every one of them.
-
-  about: printed by `--help` before the flags. argv: the program and its arguments; None: this
-  process's. words: see `Command`. What the operating system refuses is one line too.
-  """
-  rows = () if isinstance(values, flags.FlagValues) else [Flag(*row) for row in values]
-  own = values if isinstance(values, flags.FlagValues) else flag_values(rows)
-  names = list(own)  # parsing adds one flag for every --config.key=value
-
-  def guarded(argv):
-    rest = read(own, argv, f'{about}\n{own.get_help(include_special_flags=False)}', bool(words))
-    given = {name: own[name].value for name in names} | ({words: rest[1:]} if words else {})
-    require(**{row.name: given[row.name] for row in rows if row.default is REQUIRED})
-    try:
-      main(**given)
-    except BrokenPipeError:
-      raise
-    except OSError as error:
-      raise UserError(explain(error) or one_line(error)) from error
-
-  with quiet_pipe():
-    door(guarded)(list(sys.argv if argv is None else argv))
-
-
-def call_one(
-  commands: Mapping[str, Command], about: str | None, argv: Sequence[str] | None = None
-) -> None:
-  """Calls the command that the first argument names, with the flags behind it."""
-  program, *rest = sys.argv if argv is None else argv
-  if rest and rest[0] in commands:
-    command = commands[rest[0]]
-    call(command.main, command.flags, about, [f'{program} {rest[0]}', *rest[1:]], command.words)
-    return
-  listing = '\n'.join(f'  {name}: {command.help}' for name, command in commands.items())
-  if any(word in HELP for word in rest):
-    with quiet_pipe():
-      print(f'{about}\nCommands (COMMAND --help tells more):\n{listing}', flush=True)
-    return
-
-  def refuse(_):
-    raise UserError(f'name a command: {", ".join(commands)}; --help tells more')
-
-  door(refuse)(rest)
-
-
 def require(**given: Any) -> None:
   """UserError for the first of these flags that is not set."""
   for name, value in given.items():
@@ -221,37 +268,23 @@ def require(**given: Any) -> None:
       raise UserError(f'--{name}=... is missing')
 
 
-def parse(argv: list[str], words: bool = False) -> list[str]:
-  """Reads `flags.FLAGS` as `read` does, and silences libraries' INFO unless -v asks for it."""
-  about = sys.modules['__main__'].__doc__
-  rest = read(flags.FLAGS, argv, f'{about}\n{flags.FLAGS.main_module_help()}', words)
-  if 'verbosity' in flags.FLAGS and flags.FLAGS['verbosity'].using_default_value:
-    flags.FLAGS.verbosity = logging.WARNING
-  return rest
+def read(values: flags.FlagValues, argv: Sequence[str], words: bool = False) -> list[str]:
+  """Reads flags, including the overrides of a config; returns the arguments that are not flags.
 
-
-def read(
-  values: flags.FlagValues, argv: Sequence[str], about: str, words: bool = False
-) -> list[str]:
-  """Reads flags, including the overrides of a config; `--help` prints `about` and exits with 0.
-
-  words: allow arguments that are not flags. They are returned behind the program's name.
+  words: allow such arguments. They are returned behind the program's name.
 
   Raises:
     UserError: for an unknown flag or config key, a value that does not fit, a config file that is
       missing or fails, and an argument that is not a flag.
   """
-  if any(word in HELP for word in argv[1:]):
-    print(about)
-    sys.exit(0)
   names = list(values)
   values.set_gnu_getopt(words or values.is_gnu_getopt())
   try:
     rest = values(list(argv))
     for name in names:
       getattr(values[name].value, 'to_dict', None)  # a config that failed to load raises when used
-  except (flags.Error, OSError) as error:
-    raise UserError(_last_line(error).replace('[Errno 2] ', '')) from None
+  except (flags.Error, OSError, ValueError, TypeError) as error:
+    raise UserError(_wrong_flag(error, argv)) from None
   except (AttributeError, KeyError) as error:  # ml_collections raises these for an unknown key
     raise UserError(_unknown_key(str(error.args[0]))) from None
   except SyntaxError as error:
@@ -261,11 +294,48 @@ def read(
   return rest
 
 
+def _help(values, rows, about, argv, keys) -> str:
+  """The text of `--help`: what the door does, its flags, and the keys of the config."""
+  parts = [installed(about or '').rstrip(), 'Flags:\n' + '\n'.join(row.line() for row in rows)]
+  if keys is not None:
+    with_config = [word for word in argv if word not in HELP]
+    read(values, with_config, words=True)
+    parts.append(keys(values['config'].value))
+  return '\n\n'.join(parts)
+
+
+def _wrong_flag(error, argv) -> str:
+  """A sentence made of absl's or ml_collections' message about a flag."""
+  text = _last_line(error)
+  if isinstance(error, flags.UnrecognizedFlagError):
+    if error.flagname.startswith('config.'):
+      return f'--{error.flagname} is a key of a config: give --config=FILE too'
+    near = re.search(r'Did you mean: (\S+)', text)
+    return f'--{error.flagname} is not a flag' + (f': did you mean --{near[1]}?' if near else '')
+  if missing := re.fullmatch(r'Missing value for flag (\S+)', text):
+    return f'{missing[1]} has no value: write {missing[1]}=VALUE'
+  if 'Non-boolean argument' in text:
+    name, value = re.findall(r'--([\w.]+)=([^:]*)', text)[0]
+    return f'--{name}={value}: write --{name}=true or --{name}=false'
+  if 'get_config() takes 0 positional' in text:
+    given = next((word for word in argv if '.py:' in word), 'the config')
+    return f'{given}: this config has no variants, leave out what follows the colon'
+  for pattern, plain in (
+    (r'^flag ', ''),
+    (r'\[Errno \d+\] ', ''),
+    (r'value should be one of <(.*)>', lambda found: f'use one of {found[1].replace("|", ", ")}'),
+    (r'could not convert string to float: .*', 'it must be a number'),
+    (r'invalid literal for int\(\).*', 'it must be a whole number'),
+  ):
+    text = re.sub(pattern, plain, text)
+  return text
+
+
 def _last_line(error):
   """The last sentence of a message that may contain a whole traceback."""
-  line = str(error).strip().splitlines()[-1].strip()
-  kind, _, rest = line.partition(': ')
-  return rest if kind.endswith('Error') and rest else line
+  line = one_line(error) if isinstance(error, OSError) else str(error).strip().splitlines()[-1]
+  kind, _, rest = line.strip().partition(': ')
+  return rest if kind.endswith('Error') and rest else line.strip()
 
 
 def _unknown_key(text):

@@ -1,9 +1,9 @@
 """The errors that a user can fix. A door prints them as one line on stderr, without a traceback."""
 
-import contextlib
 import errno
-import signal
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Sequence
 
 LONGEST = 20  # entries of a listing that are shown
 
@@ -68,32 +68,33 @@ def explain(error: BaseException) -> str | None:
       return f'cannot write or read {error.filename}: {error.strerror}; choose another name'
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
       return f'cannot write or read {error.filename}: {error.strerror}; choose another folder'
-  return None
+  return _platform(error)
 
 
-@contextlib.contextmanager
-def heard() -> Iterator[None]:
-  """Makes Ctrl-C leave the block as KeyboardInterrupt even when JAX's C++ code was calling Python.
+def _platform(error):
+  """The line of an error with which JAX refuses the platform, or the devices fail; else None.
 
-  JAX compares the static arguments of compiled functions there and replaces any exception by one of
-  its own. Use it in the main thread; it does nothing if the program handles Ctrl-C itself.
+  JAX raises any kind of error for a platform that is not there, so the place in it counts.
   """
-  if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-    yield
-    return
-  came = False
-
-  def interrupt(number, frame):
-    nonlocal came
-    came = True
-    raise KeyboardInterrupt
-
-  signal.signal(signal.SIGINT, interrupt)
-  try:
-    yield
-  except Exception as error:
-    if came:
-      raise KeyboardInterrupt from error
-    raise
-  finally:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+  text, places, trace = one_line(error), set(), error.__traceback__
+  while trace is not None:
+    places.add(trace.tb_frame.f_code.co_filename.replace(os.sep, '/').split('/jax/_src/')[-1])
+    trace = trace.tb_next
+  if 'config.py' in places and 'environment' in text and isinstance(error, ValueError):
+    return f'JAX refuses its settings: {text}; correct or unset the variable'
+  if 'RESOURCE_EXHAUSTED' in text or 'CUDA_ERROR_OUT_OF_MEMORY' in text:
+    return (
+      f'the device has too little memory ({text:.200}): give a smaller batch or size, or end other '
+      'programs that use the device'
+    )
+  fault = any(word in text for word in ('CUDA_ERROR', 'CUDA error', 'cuInit', 'hipError', 'driver'))
+  if 'xla_bridge.py' in places or fault and isinstance(error, RuntimeError):
+    asked = os.environ.get('JAX_PLATFORMS')
+    where = f'the devices of JAX_PLATFORMS={asked}' if asked else "this machine's devices"
+    reason = re.sub(r' *\(set JAX_PLATFORMS=.*|^AssertionError$', '', text) or 'there are none'
+    return (
+      f'JAX cannot use {where} ({reason:.200}): '
+      f'{"correct or unset it, or " if asked else ""}set JAX_PLATFORMS=cpu to compute without; '
+      'a GPU needs its driver and jax[cuda13], a TPU jax[tpu]'
+    )
+  return None

@@ -5,8 +5,23 @@ import os
 import re
 from collections.abc import Mapping
 
+from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
 
+# The arguments of `processes.join_processes`. TPU slices, Slurm and Kubernetes need none of them.
+FLAGS = (
+  Flag('coordinator', None, 'of several processes: HOST:PORT of process 0', str),
+  Flag('num_processes', None, 'number of processes of this run', int, 1),
+  Flag('process_id', None, 'number of this process, from 0', int, 0),
+  Flag(
+    'join_timeout', None, 'seconds to wait for the other processes at the start', float,
+    shown='EXEDIT_JOIN_TIMEOUT, or 300',
+  ),
+  Flag(
+    'heartbeat', None, 'seconds without a heartbeat until a process counts as lost', float,
+    shown='EXEDIT_HEARTBEAT, or 100',
+  ),
+)  # fmt: skip
 FIRST_SLURM_PORT = 61_440  # no service is registered for the 4,096 ports from here on
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import inspect
 import itertools
 import json
 import os
@@ -16,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from exedit.runtime.errors import UserError, explain, one_line
 from exedit.runtime.place import find_place, wait_seconds
@@ -24,22 +22,6 @@ from exedit.runtime.settings import differences
 
 LONGEST_WAIT = 14 * 24 * 3600  # seconds that a process waits for the others' shares
 _barriers = itertools.count()
-
-
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-  """The flags of `join_processes`; TPU slices, Slurm and Kubernetes need none of them."""
-  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0', values)
-  flags.DEFINE_integer('num_processes', None, 'number of processes of this run', 1, None, values)
-  flags.DEFINE_integer('process_id', None, 'number of this process, from 0', 0, None, values)
-  how = 'seconds to wait for the other processes at the start (300; or EXEDIT_JOIN_TIMEOUT)'
-  flags.DEFINE_float('join_timeout', None, how, flag_values=values)
-  how = 'seconds without a heartbeat until a process counts as lost (100; or EXEDIT_HEARTBEAT)'
-  flags.DEFINE_float('heartbeat', None, how, flag_values=values)
-
-
-def place_flags(values: flags.FlagValues) -> dict[str, Any]:
-  """The flags of `define_flags` as arguments of `join_processes`."""
-  return {name: values[name].value for name in inspect.signature(join_processes).parameters}
 
 
 def join_processes(

@@ -19,15 +19,18 @@ Group = Mapping[str, Any]
 class Config:
   """The settings of a training; the keys of a config file are these fields.
 
-  system: the name of a system; `model` are the arguments of its `build`.
+  system: name of the editing system. model: arguments of its `build`.
   steps: train up to this step.
-  batch_size: of all devices together; computed in `accumulate` equal parts, one after the other.
+  batch_size: of all devices together. accumulate: compute it in this number of equal parts, one
+    after the other.
+  seed: of all random numbers.
   data: arguments of the system's `data.batches`.
-  trainable: a pattern of the parameters that train, see `parameters.split_trainable`.
-  init_from, init_clip: weights to start from instead of random ones, see `System.start`.
+  trainable: a regular expression that the paths of the parameters that train begin with; see
+    `parameters.split_trainable`.
+  init_from, init_clip: weights to start from instead of random ones. `System.start` reads them.
   init_parts: a pattern of the parameters to take from them; '': all.
-  log_every, save_every, edit_every: steps between two log lines, checkpoints, grids; edit_every 0:
-    no grids.
+  log_every: steps between two log lines. save_every: between two checkpoints. edit_every: between
+    two grids of edits; 0: no grids.
   max_bad_steps: end the run after this number of steps in a row without finite loss and gradient.
   compile_cache: keep compiled programs in the user's cache folder.
   optimizer: arguments of `make_optimizer`. ema: of `Ema`. mesh: of `make_mesh`.

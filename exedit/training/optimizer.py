@@ -38,6 +38,9 @@ def make_optimizer(
   its part of the gradient.
 
   Args:
+    lr: learning rate after the warm-up. lr_end: at the end of a cosine schedule.
+    b1, b2: decays of AdamW's two moments. eps: added to the root of the second moment.
+    weight_decay: share of a parameter, times the learning rate, that each update takes away.
     decay_exclude: a regular expression; parameters whose path it finds get no weight decay.
     decay_vectors: False: parameters of one axis (norms and biases) get none either.
     lr_multipliers: {regular expression: factor of the learning rate and the decay}; the first one

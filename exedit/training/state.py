@@ -48,8 +48,10 @@ def create(params: Params, tx: optax.GradientTransformation, *, ema: bool) -> Tr
 class Ema:
   """Moving average of the parameters, with decay min(decay, (1 + n) / (10 + n)) after n updates.
 
-  The warm-up is LitEma's (Stable Diffusion ldm/modules/ema.py). A decay of 0 keeps no average, like
-  the released run (docs/facts.md, Loss and training recipe).
+  The warm-up is LitEma's (Stable Diffusion ldm/modules/ema.py).
+
+  decay: decay of the average. 0 keeps no average, like the released run (docs/facts.md, Loss and
+    training recipe). warmup: lower decays at the beginning.
 
   Raises:
     ValueError: for a decay that is not in [0, 1).

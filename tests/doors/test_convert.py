@@ -8,13 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
 
 from exedit import convert as door
 from exedit import latent_diffusion
 from exedit import paint_by_example as pbe
 from exedit.convert import convert
-from exedit.runtime import doors
 from exedit.runtime.errors import UserError
 from exedit.weights import find, translate
 from exedit.weights.formats.files import open_tensors
@@ -193,14 +191,11 @@ def test_a_note_in_the_file_keeps_no_paths(tmp_path):
   assert b'private' not in (tmp_path / 'b.safetensors').read_bytes()
 
 
-def test_the_door_says_what_it_took_from_where(tmp_path, monkeypatch, capsys):
+def test_the_door_says_what_it_took_from_where(tmp_path, capsys):
   model = {**released.SMALL, 'unet': {**released.UNET, 'heads': 4}}
   released.write_checkpoint(tmp_path / 'a.safetensors', released.checkpoint(model))
-  monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
-  door.define_flags()
   to, given = str(tmp_path / 'b'), ['--heads=4', '--groups=4']
-  doors.parse(['convert', f'--from={tmp_path / "a.safetensors"}', f'--to={to}', *given])
-  door.main([])
+  door.run(['convert', f'--from={tmp_path / "a.safetensors"}', f'--to={to}', *given])
   output = capsys.readouterr().out
   assert 'heads 4: as given\n' in output and 'groups 4: as given\n' in output
   assert 'schedule: as published, for the file does not say\n' in output

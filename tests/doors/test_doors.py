@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
 from exedit import evaluate, images, sample, systems
@@ -17,7 +16,6 @@ from exedit import paint_by_example as pbe
 from exedit.diffusion import sampling
 from exedit.diffusion.schedule import Schedule
 from exedit.editing import edit_files
-from exedit.runtime import doors
 from exedit.runtime.errors import UserError
 from tests import ROOT, pictures, small
 
@@ -32,13 +30,10 @@ def run(*command, cwd=ROOT):
 
 def knock(module, arguments, monkeypatch, capsys):
   """The line with which a door of this process says no, having checked that it is one."""
-  monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
-  module.define_flags()
   argv = ['door', *(f'--{name}={value}' for name, value in arguments.items())]
-  monkeypatch.setattr(sys, 'argv', argv)  # ml_collections reads the overrides from there
   capsys.readouterr()
   with pytest.raises(SystemExit) as exit:
-    doors.door(module.main)(doors.door(doors.parse)(argv))
+    module.run(argv)
   stderr = capsys.readouterr().err
   assert exit.value.code == 2
   return one_line(stderr)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from exedit.editing import jobs
-from exedit.editing.photo import LARGEST_SEED
+from exedit.editing.settings import LARGEST_SEED
 from exedit.paint_by_example import SYSTEM
 from exedit.runtime.errors import UserError
 from tests import pictures

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from exedit import images
-from exedit.editing import framing, photo
+from exedit.editing import framing, photo, settings
 from exedit.paint_by_example import SYSTEM
 from exedit.runtime.errors import UserError
 from exedit.systems import Input
@@ -50,7 +50,7 @@ def test_a_result_that_is_not_finite_names_its_output():
 def test_a_photo_without_a_mask_is_repainted_whole():
   rgb, _ = inputs_of_a_photo()
   inputs = (Input('photo', 'photo', ''), Input('prompt', 'text', ''))
-  given, how = dict(photo=rgb, prompt='a dog'), photo.PhotoSettings()
+  given, how = dict(photo=rgb, prompt='a dog'), settings.PhotoSettings()
   tokens = lambda text: np.array([len(text)])
   seen = photo.prepare(inputs, given, how, trained=16, tokens=tokens)
   assert set(seen.arrays) == {'photo', 'prompt'} and seen.arrays['prompt'] == [5]
@@ -63,7 +63,7 @@ def test_a_photo_without_a_mask_is_repainted_whole():
 
 
 def test_without_a_photo_the_pixels_are_the_networks_at_the_trained_size():
-  seen = photo.prepare((), {}, photo.EditSettings(), trained=24)
+  seen = photo.prepare((), {}, settings.EditSettings(), trained=24)
   assert seen.frame.size == (24, 24) and seen.arrays == {}
   assert (photo.finish(seen.frame, -np.ones((24, 24, 3)), None, None, None) == 0).all()
 

@@ -36,33 +36,9 @@ def test_a_user_error_is_one_line_and_its_listing():
   assert str(errors.UserError('two:', ['a', 'b'])) == 'two:\n  a\n  b'
 
 
-def test_ctrl_c_inside_jax_is_heard():
-  with pytest.raises(ValueError):  # what JAX makes of it
+def test_ctrl_c_inside_jax_is_replaced():
+  with pytest.raises(ValueError):  # what JAX makes of it: the reason for the next test
     compare(signal.SIGINT)
-  with pytest.raises(KeyboardInterrupt):
-    with errors.heard():
-      compare(signal.SIGINT)
-
-
-def test_all_else_stays_what_it_is():
-  with pytest.raises(ValueError, match='of a user'):
-    with errors.heard():
-      raise ValueError('of a user')
-  with pytest.raises(KeyboardInterrupt):
-    with errors.heard():
-      os.kill(os.getpid(), signal.SIGINT)
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_who_has_arranged_ctrl_c_keeps_it():
-  heard = []
-  before = signal.signal(signal.SIGINT, lambda *_: heard.append(1))
-  try:
-    with errors.heard():
-      os.kill(os.getpid(), signal.SIGINT)
-  finally:
-    signal.signal(signal.SIGINT, before)
-  assert heard == [1]
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -75,3 +51,37 @@ def test_a_training_told_to_stop_inside_jax_stops(number):
   finally:
     signal.signal(signal.SIGTERM, before)
   assert stopped.value.number == number
+
+
+def raised(error, filename='code.py'):
+  """The error as it is caught after it was raised in a file of this name."""
+  try:
+    exec(compile('raise error', filename, 'exec'), dict(error=error))
+  except Exception as caught:
+    return caught
+
+
+BRIDGE = '/somewhere/jax/_src/xla_bridge.py'
+CONFIG = '/somewhere/jax/_src/config.py'
+
+
+@pytest.mark.parametrize(
+  'error, place, says',
+  [
+    (AssertionError(), BRIDGE, 'JAX_PLATFORMS=cuda (there are none): correct or unset'),
+    (RuntimeError("no libtpu (set JAX_PLATFORMS='' to choose)"), BRIDGE, '(no libtpu)'),
+    (RuntimeError('INTERNAL: CUDA_ERROR_ECC_UNCORRECTABLE'), 'code.py', 'JAX_PLATFORMS=cpu'),
+    (RuntimeError('INTERNAL: CUDA error: the driver is gone'), 'code.py', 'JAX_PLATFORMS=cpu'),
+    (RuntimeError('RESOURCE_EXHAUSTED: Out of memory'), 'code.py', 'a smaller batch'),
+    (ValueError("invalid truth value 'x' for environment 'JAX_X'"), CONFIG, 'unset the variable'),
+  ],
+)
+def test_devices_that_jax_cannot_use_are_one_line(error, place, says, monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  line = errors.explain(raised(error, place))
+  assert line is not None and says in line and '\n' not in line
+
+
+@pytest.mark.parametrize('error', [RuntimeError('a bug'), ValueError('environment'), MemoryError()])
+def test_a_bug_stays_a_bug(error):
+  assert errors.explain(raised(error)) is None

@@ -2,6 +2,7 @@ import asyncio
 import gc
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from exedit.runtime import compilation, processes, signals
+from exedit.runtime import compilation, processes, progress, signals
 from exedit.runtime.errors import UserError
 from tests import ROOT
 
@@ -86,6 +87,75 @@ def test_a_signal_in_a_finalizer_is_heard_a_little_later(term, capfd):
   assert 'Traceback' not in capfd.readouterr().err
 
 
+def swallow(number):
+  """A library that is sent a signal and goes on whatever it raises."""
+  try:
+    os.kill(os.getpid(), number)
+  except BaseException:
+    pass
+
+
+def test_ctrl_c_that_a_library_swallows_comes_again():
+  with pytest.raises(signals.Stopped), signals.Stop(at_once=True, numbers=(signal.SIGINT,)):
+    swallow(signal.SIGINT)
+    time.sleep(60)
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_is_swallowed_before_another_stop_begins_comes_again():
+  with pytest.raises(signals.Stopped), signals.Stop(at_once=True, numbers=(signal.SIGINT,)):
+    swallow(signal.SIGINT)
+    with signals.Stop(at_once=True, numbers=(signal.SIGINT,)):
+      time.sleep(60)
+
+
+def test_ctrl_c_that_is_swallowed_at_the_end_still_counts():
+  with pytest.raises(signals.Stopped):
+    with signals.Stop(at_once=True, numbers=(signal.SIGINT,)):
+      swallow(signal.SIGINT)
+
+
+def test_ctrl_c_that_a_library_replaces_still_counts():
+  with pytest.raises(signals.Stopped) as stopped:
+    with signals.Stop(at_once=True, numbers=(signal.SIGINT,)):
+      swallow(signal.SIGINT)
+      raise ValueError('of a library')
+  assert isinstance(stopped.value.__cause__, ValueError)
+
+
+def test_cleaning_up_is_not_interrupted_by_the_reminder(monkeypatch):
+  monkeypatch.setattr(signals, 'AGAIN', 0.01)
+  done = []
+  with pytest.raises(signals.Stopped), signals.Stop(at_once=True, numbers=(signal.SIGINT,)):
+    try:
+      os.kill(os.getpid(), signal.SIGINT)
+    finally:
+      for _ in range(10):
+        time.sleep(0.01)
+      done.append(True)
+  assert done
+
+
+def test_all_else_stays_what_it_is():
+  with pytest.raises(ValueError, match='of a user'):
+    with signals.Stop(at_once=True, numbers=(signal.SIGINT,)):
+      raise ValueError('of a user')
+  with pytest.raises(SystemExit, match='3'):
+    with signals.Stop(at_once=True, numbers=(signal.SIGINT,)):
+      sys.exit(3)
+
+
+def test_who_has_arranged_ctrl_c_keeps_it():
+  heard = []
+  before = signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+  try:
+    with signals.Stop(at_once=True, numbers=(signal.SIGINT,)):
+      os.kill(os.getpid(), signal.SIGINT)
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert heard == [1]
+
+
 def test_a_signal_in_a_callback_of_asyncio_ends_its_loop(term, capfd):
   async def work():
     asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
@@ -109,7 +179,7 @@ def test_what_is_held_is_heard_afterwards(term):
 def test_sigterm_is_too_late_until_the_process_is_gone():
   code = """
 import os, signal
-from exedit.runtime import compilation, processes, signals
+from exedit.runtime import compilation, processes, progress, signals
 class Last:
   def __del__(self, kill=os.kill, pid=os.getpid(), term=signal.SIGTERM):
     kill(pid, term)  # while the interpreter ends
@@ -206,7 +276,7 @@ def test_the_compile_cache_leaves_the_users_own_choice(updates, monkeypatch):
 
 FAULTS = """
 import resource, jax, jax.numpy as jnp
-from exedit.runtime import compilation, processes, signals
+from exedit.runtime import compilation, processes, progress, signals
 compilation.keep_memory()
 step = jax.jit(lambda a: (a @ a.T) @ a)
 a = jnp.ones((4096, 64))
@@ -252,3 +322,16 @@ def test_sigterm_of_several_processes_is_never_held(term, monkeypatch):
   with signals.delayed():
     assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+
+
+def test_a_bar_in_a_log_file_is_whole_lines_at_a_calm_rate(capsys, monkeypatch):
+  for _ in progress.bar(range(1000), 'drawing', unit='scene'):
+    time.sleep(1e-5)
+  lines = capsys.readouterr().err.split('\n')
+  assert [re.match(r'drawing: +\d+%', line)[0] for line in lines[:-1]] == [
+    'drawing:   0%', 'drawing: 100%',
+  ]  # fmt: skip
+  assert lines[-1] == '' and '\r' not in ''.join(lines)
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+  list(progress.bar(range(3), 'drawing'))
+  assert '\r' in capsys.readouterr().err

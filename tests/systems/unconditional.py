@@ -13,7 +13,7 @@ from flax import nnx
 
 from exedit import latent_diffusion, systems
 from exedit.diffusion.schedule import Schedule
-from exedit.editing.photo import EditSettings
+from exedit.editing.settings import EditSettings
 from exedit.models.unet import UNet
 from exedit.weights import find
 
