@@ -46,7 +46,9 @@ def build(pictures: str, output: str, **settings) -> None:
 def build_coco(annotations: str, images: str, output: str, **settings) -> None:
   """Builds a benchmark from COCO's boxes."""
   manifest = instances.from_coco(annotations, images, output, **settings)
-  print(f'{output}: {len(manifest["edits"])} edits; passed over: {manifest["passed_over"] or 0}')
+  print(f'{output}: {len(manifest["edits"])} edits')
+  for why, count in manifest['passed_over'].items():
+    print(f'  passed over because {why}: {count}')
 
 
 _SIZE = ('size', 512, 'side of the sources in pixels', int, 8)
@@ -86,10 +88,10 @@ COMMANDS = dict(
 )  # fmt: skip
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command that the first argument names."""
   doors.call_one(COMMANDS, __doc__, argv)
 
 
 if __name__ == '__main__':
-  run()
+  main()

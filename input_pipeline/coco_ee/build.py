@@ -10,8 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import types
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import PIL.Image
@@ -80,16 +81,22 @@ def cut(image: PIL.Image.Image, place: Place, size: int) -> np.ndarray:
   return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
+class TooFew(DataError):
+  """There are fewer edits than wanted."""
+
+
 def write(
   output: str,
   plans: Iterable[Plan],
   count: int,
   settings: dict,
   on_loss: Callable[[Plan, str], None],
+  passed_over: Mapping[str, str] = types.MappingProxyType({}),
 ) -> dict:
   """Writes the first `count` plans that can be made into a new folder; returns the manifest.
 
-  on_loss: called with a plan that cannot be made, and why; it may raise.
+  on_loss: called with a plan that cannot be made, and why; it may raise. passed_over: what the
+  plans leave out already, for the manifest.
 
   Raises:
     DataError: if too few plans can be made, or the output exists. Nothing is left then.
@@ -107,7 +114,7 @@ def write(
       try:
         plan, pictures = next(results)
       except StopIteration:
-        raise DataError(_too_few(len(kept), count, lost)) from None
+        raise TooFew(_too_few(len(kept), count, lost)) from None
       if isinstance(pictures, str):
         on_loss(plan, pictures)
         lost[pictures] += 1
@@ -123,12 +130,18 @@ def write(
     manifest = dict(
       made_by='input_pipeline.coco_ee_build',
       settings=settings,
-      passed_over=lost.total(),
+      passed_over=dict(passed_over) | lost_pictures(lost),
       edits=[dict(id=edit_id, **kept[edit_id]) for edit_id in ids],
       sha256=dict(sorted(sums.items())),
     )
     files.write_json(stage / layout.MANIFEST, manifest)
   return manifest
+
+
+def lost_pictures(lost: Counter) -> dict[str, str]:
+  """Returns the entry of `passed_over` for edits whose pictures cannot be used."""
+  told = f'{lost.total()}, the first: {next(iter(lost), "")}'
+  return {'its pictures cannot be used': told} if lost else {}
 
 
 def _made(plan: Plan) -> tuple[Plan, dict[str, bytes] | str]:
