@@ -88,10 +88,10 @@ COMMANDS = dict(
 )  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(argv: Sequence[str] | None = None) -> None:
   """Runs the command that the first argument names."""
   doors.call_one(COMMANDS, __doc__, argv)
 
 
 if __name__ == '__main__':
-  main()
+  run()
