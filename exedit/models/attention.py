@@ -1,6 +1,7 @@
 """The transformer layers of latent diffusion: attention, gated feed-forward, SpatialTransformer."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ class Attention(nnx.Module):
   """Multi-head attention over a context, or over x itself, with the softmax in float32.
 
   `to_q`, `to_k` and `to_v` have a bias only with `qkv_bias`; `to_out` always has one (LDM
-  ldm/modules/attention.py CrossAttention).
+  ldm/modules/attention.py CrossAttention). `linear` makes the layers and decides how they
+  start.
   """
 
   def __init__(
@@ -27,17 +29,18 @@ class Attention(nnx.Module):
     context_features: int | None = None,
     qkv_bias: bool = False,
     implementation: Implementation = None,
+    linear: Callable[..., nnx.Linear] = blocks.linear,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     context_features = context_features or features
-    linear = functools.partial(nnx.Linear, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
+    qkv = functools.partial(linear, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
     self.heads = heads
     self.implementation: Implementation = implementation
-    self.to_q = linear(features, features)
-    self.to_k = linear(context_features, features)
-    self.to_v = linear(context_features, features)
-    self.to_out = nnx.Linear(features, features, dtype=dtype, rngs=rngs)
+    self.to_q = qkv(features, features)
+    self.to_k = qkv(context_features, features)
+    self.to_v = qkv(context_features, features)
+    self.to_out = linear(features, features, dtype=dtype, rngs=rngs)
 
   def __call__(
     self, x: Float[Array, 'b n c'], context: Float[Array, 'b m d'] | None = None
@@ -62,8 +65,8 @@ class GEGLU(nnx.Module):
   """Gated feed-forward, value * GELU(gate) with exact (erf) GELU (LDM attention.py FeedForward)."""
 
   def __init__(self, features: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-    self.proj = nnx.Linear(features, 8 * features, dtype=dtype, rngs=rngs)
-    self.out = nnx.Linear(4 * features, features, dtype=dtype, rngs=rngs)
+    self.proj = blocks.linear(features, 8 * features, dtype=dtype, rngs=rngs)
+    self.out = blocks.linear(4 * features, features, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, 'b n c']) -> Float[Array, 'b n c']:
     value, gate = jnp.split(self.proj(x), 2, -1)
@@ -93,14 +96,14 @@ class SpatialTransformer(nnx.Module):
       Attention, channels, heads=heads, implementation=implementation, dtype=dtype, rngs=rngs
     )
     self.norm = blocks.group_norm(channels, eps=1e-6, groups=groups, rngs=rngs)
-    self.proj_in = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
+    self.proj_in = blocks.linear(channels, channels, dtype=dtype, rngs=rngs)
     self.norm1 = blocks.layer_norm(channels, rngs=rngs)
     self.attn1 = attention()
     self.norm2 = blocks.layer_norm(channels, rngs=rngs)
     self.attn2 = attention(context_features=context_dim)
     self.norm3 = blocks.layer_norm(channels, rngs=rngs)
     self.ff = GEGLU(channels, dtype=dtype, rngs=rngs)
-    self.proj_out = nnx.Linear(channels, channels, kernel_init=blocks.zeros, dtype=dtype, rngs=rngs)
+    self.proj_out = blocks.linear(channels, channels, zero=True, dtype=dtype, rngs=rngs)
 
   def __call__(
     self, x: Float[Array, 'b h w c'], context: Float[Array, 'bk n d'], *, constant: bool

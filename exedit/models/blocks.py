@@ -52,11 +52,28 @@ def layer_norm(features: int, *, eps: float = 1e-5, rngs: nnx.Rngs) -> nnx.Layer
   return nnx.LayerNorm(features, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
+def starting(fan_in: int) -> nnx.Initializer:
+  """PyTorch's default initialisation of kernel and bias: uniform in +-1/sqrt(fan_in).
+
+  fan_in is the number of values that one output sums (torch.nn.Linear.reset_parameters).
+  """
+  bound = fan_in**-0.5
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def linear(inputs: int, outputs: int, *, zero: bool = False, **kwargs) -> nnx.Linear:
+  """A linear layer that starts as PyTorch's does, or at 0 with `zero` (LDM's zero_module)."""
+  init = zeros if zero else starting(inputs)
+  return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, **kwargs)
+
+
 def conv(inputs: int, outputs: int, size: int = 3, *, zero: bool = False, **kwargs) -> nnx.Conv:
-  """A convolution with symmetric padding; JAX's `SAME` would pad stride 2 on one side only."""
-  kwargs.setdefault('padding', size // 2)
-  if zero:
-    kwargs['kernel_init'] = zeros
+  """A convolution with symmetric padding; JAX's `SAME` would pad stride 2 on one side only.
+
+  It starts as PyTorch's does, or at 0 with `zero` (LDM's zero_module).
+  """
+  init = zeros if zero else starting(inputs * size**2)
+  kwargs = dict(padding=size // 2, kernel_init=init, bias_init=init) | kwargs
   if size == 3 and kwargs['padding'] == kwargs.get('strides', 1) == 1:
     kwargs['conv_general_dilated'] = kernels.convolve
   return nnx.Conv(inputs, outputs, (size, size), **kwargs)
@@ -98,7 +115,7 @@ class ResBlock(nnx.Module):
     self.norm1 = group_norm(inputs, eps=eps, groups=groups, rngs=rngs)
     self.conv1 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
     if temb is not None:
-      self.time_proj = nnx.Linear(temb, outputs, dtype=dtype, rngs=rngs)
+      self.time_proj = linear(temb, outputs, dtype=dtype, rngs=rngs)
     self.norm2 = group_norm(outputs, eps=eps, groups=groups, rngs=rngs)
     self.conv2 = conv(outputs, outputs, zero=zero, dtype=dtype, rngs=rngs)
     widen = inputs != outputs

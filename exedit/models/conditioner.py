@@ -17,8 +17,8 @@ class MapperBlock(nnx.Module):
     self.norm1 = blocks.layer_norm(width, rngs=rngs)
     self.attn = Attention(width, heads=1, qkv_bias=True, dtype=dtype, rngs=rngs)
     self.norm2 = blocks.layer_norm(width, rngs=rngs)
-    self.fc1 = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
-    self.fc2 = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
+    self.fc1 = blocks.linear(width, 4 * width, dtype=dtype, rngs=rngs)
+    self.fc2 = blocks.linear(4 * width, width, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, 'b n c'], *, shortcut: bool = True) -> Float[Array, 'b n c']:
     # The softmax over one token is 1 (docs/design.md, "Exact shortcuts").
@@ -48,7 +48,7 @@ class ExemplarConditioner(nnx.Module):
   ):
     self.mapper = nnx.List([MapperBlock(width, dtype=dtype, rngs=rngs) for _ in range(layers)])
     self.final_norm = blocks.layer_norm(width, rngs=rngs)
-    self.proj_out = nnx.Linear(width, context_dim, dtype=dtype, rngs=rngs)
+    self.proj_out = blocks.linear(width, context_dim, dtype=dtype, rngs=rngs)
     self.null = nnx.Param(jax.random.normal(rngs.params(), (1, 1, context_dim)))
 
   def __call__(

@@ -113,8 +113,8 @@ class UNet(nnx.Module):
     self.channels, self.remat, self.dtype = channels, remat, dtype
     self.multiple = 2**last
     self.conv_in = blocks.conv(in_channels, channels, dtype=dtype, rngs=rngs)
-    self.time1 = nnx.Linear(channels, temb, dtype=dtype, rngs=rngs)
-    self.time2 = nnx.Linear(temb, temb, dtype=dtype, rngs=rngs)
+    self.time1 = blocks.linear(channels, temb, dtype=dtype, rngs=rngs)
+    self.time2 = blocks.linear(temb, temb, dtype=dtype, rngs=rngs)
 
     down, skips, width = [], [channels], channels
     for i, w in enumerate(widths):

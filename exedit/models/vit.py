@@ -34,7 +34,13 @@ class Layer(nnx.Module):
     self.activation = activation
     self.norm1 = blocks.layer_norm(width, eps=eps, rngs=rngs)
     self.attn = Attention(
-      width, heads=heads, qkv_bias=True, implementation=implementation, dtype=dtype, rngs=rngs
+      width,
+      heads=heads,
+      qkv_bias=True,
+      implementation=implementation,
+      linear=nnx.Linear,  # kernels of standard deviation width**-0.5, as CLIP's
+      dtype=dtype,
+      rngs=rngs,
     )
     self.norm2 = blocks.layer_norm(width, eps=eps, rngs=rngs)
     self.fc1 = nnx.Linear(width, mlp, dtype=dtype, rngs=rngs)

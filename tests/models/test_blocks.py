@@ -46,7 +46,7 @@ def test_group_norm_keeps_a_small_deviation_beside_a_large_mean():
 
 def convolution(shape, outputs, dtype=jnp.float32):
   """(ours, JAX's, arguments): two functions of input and kernel, and random arguments."""
-  layer = blocks.conv(shape[-1], outputs, dtype=dtype, rngs=nnx.Rngs(0))
+  layer = blocks.conv(shape[-1], outputs, use_bias=False, dtype=dtype, rngs=nnx.Rngs(0))
   graph, params = cast(Any, nnx.split(layer))
 
   def ours(x, kernel):

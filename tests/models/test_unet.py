@@ -157,6 +157,7 @@ def test_downsampling_pads_every_side():
   """A kernel with only its top left tap sees padding there, and none at the bottom right."""
   down = blocks.Down(1, rngs=nnx.Rngs(0))
   down.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)
+  down.conv.bias[...] = jnp.zeros(1)
   x = jnp.arange(1.0, 17).reshape(1, 4, 4, 1)
   np.testing.assert_array_equal(down(x)[0, :, :, 0], [[0, 0], [0, 6]])
 
@@ -164,6 +165,7 @@ def test_downsampling_pads_every_side():
 def test_upsampling_is_nearest():
   up = blocks.Up(1, rngs=nnx.Rngs(0))
   up.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+  up.conv.bias[...] = jnp.zeros(1)
   x = jnp.array([[1.0, 2], [3, 4]]).reshape(1, 2, 2, 1)
   expected = [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
   np.testing.assert_array_equal(up(x)[0, :, :, 0], expected)
