@@ -46,9 +46,9 @@ def create(params: Params, tx: optax.GradientTransformation, *, ema: bool) -> Tr
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-  """Moving average of the parameters, with decay min(decay, (1 + n) / (10 + n)) after n updates.
+  """Moving average of the parameters, with decay min(decay, (1 + n) / (10 + n)) in update n.
 
-  The warm-up is LitEma's (Stable Diffusion ldm/modules/ema.py).
+  The warm-up is LitEma's (Stable Diffusion ldm/modules/ema.py), which counts updates from 1.
 
   decay: decay of the average. 0 keeps no average, like the released run (docs/facts.md, Loss and
     training recipe). warmup: lower decays at the beginning.
@@ -70,7 +70,7 @@ class Ema:
     return self.decay > 0
 
   def update(self, ema: Params, params: Any, n: Int[Array, '']) -> Params:
-    """The average after update number n, counted from 0; an empty one stays empty."""
+    """The average after update number n, counted from 1; an empty one stays empty."""
     n = n.astype(jnp.float32)
     decay = jnp.minimum(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
     return {name: old + (1 - decay) * (params[name] - old) for name, old in ema.items()}

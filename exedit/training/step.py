@@ -201,7 +201,8 @@ def train_step(
     parts, average, opt_state = tree
     updates, opt_state = tx.update(grads, opt_state, parts, grad_norm=grad_norm)
     parts = cast(Params, optax.apply_updates(parts, updates))
-    return parts, ema.update(average, parts, old.step - old.counts['skipped']), opt_state
+    number = old.step + 1 - old.counts['skipped']
+    return parts, ema.update(average, parts, number), opt_state
 
   moved = {name: updated[name] for name in specs if specs[name] != updated[name]}
   parts = {**old.params, **sharding.own({name: old.params[name] for name in moved}, moved, mesh)}

@@ -324,6 +324,21 @@ def test_accumulation_changes_nothing():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), *results)
 
 
+def test_the_first_decays_of_the_average_are_litemas():
+  """(1 + n) / (10 + n) in update n, counted from 1; a skipped step is no update."""
+  program = make(ema=dict(decay=0.9999))
+  now, frozen = program.init(jax.random.key(0))
+  for step, skipped, decay in ((0, 0, 2 / 11), (1, 0, 3 / 12), (2, 0, 4 / 13), (9, 4, 7 / 16)):
+    counts = dict(now.counts, skipped=jnp.int32(skipped))
+    now = dataclasses.replace(now, step=jnp.int32(step), counts=counts)
+    old = {name: np.asarray(array) for name, array in now.ema.items()}
+    now, _ = program.step(now, frozen, rows(program, on_devices.batch(16)))
+    for name, array in now.params.items():
+      expected = decay * old[name] + (1 - decay) * np.asarray(array)
+      np.testing.assert_allclose(now.ema[name], expected, rtol=1e-6, atol=1e-8)
+      assert np.abs(old[name] - array).max() > 1e-4  # another decay would give another average
+
+
 def test_an_examples_place_in_the_batch_does_not_matter():
   program = make()
   batch = on_devices.batch(16)

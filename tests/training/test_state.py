@@ -76,9 +76,8 @@ def test_ema_warms_up_to_its_decay():
   average = state.Ema(decay=0.99)
   ema, params = {'w': jnp.zeros(())}, {'w': jnp.ones(())}
   expected = 0.0
-  for n in range(5):
+  for n, decay in enumerate([2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15], 1):  # (1 + n) / (10 + n)
     ema = average.update(ema, params, jnp.int32(n))
-    decay = (1 + n) / (10 + n)
     expected = decay * expected + (1 - decay)
     np.testing.assert_allclose(ema['w'], expected, rtol=1e-6)
   late = average.update({'w': jnp.zeros(())}, params, jnp.int32(10**6))
