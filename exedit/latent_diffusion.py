@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
@@ -34,6 +35,7 @@ from exedit.weights.found import Weights
 AUTOENCODERS = {'kl': AutoencoderKL, 'space_to_depth': SpaceToDepth}
 DTYPES = ('float32', 'bfloat16', 'float16')
 SAMPLERS = {'plms': sampling.plms, 'ddim': sampling.ddim, 'dpm_solver_pp': sampling.dpm_solver_pp}
+MASK_RESIZES = ('bilinear', 'nearest')
 READERS = 2  # threads that read tensors; each may hold a tensor twice, in two layouts
 COMPUTING = ('dtype', 'rngs', 'remat', 'attention')  # settings that do not change the function
 # Photos with boxes, as TFRecords of tensorflow-datasets' open_images_v4; also drawn scenes.
@@ -214,13 +216,45 @@ def sample(
   *,
   steps: int,
   sampler: str,
+  spacing: str = 'leading',
 ) -> Float[Array, 'b lh lw z']:
   """Latents from noise, by the sampler of this name (one of SAMPLERS)."""
-  if sampler == 'dpm_solver_pp':
-    timesteps = sampling.dpm_timesteps(steps, schedule)
-  else:
-    timesteps = schedule.timesteps(steps)
-  return SAMPLERS[sampler](denoise, noise, timesteps, schedule)
+  found = timesteps(schedule, steps=steps, sampler=sampler, spacing=spacing)
+  return SAMPLERS[sampler](denoise, noise, found, schedule)
+
+
+def timesteps(
+  schedule: Schedule, *, steps: int, sampler: str, spacing: str = 'leading'
+) -> Int[np.ndarray, ' n']:
+  """The descending timesteps of a sampler.
+
+  Raises:
+    ValueError: if the schedule has no such timesteps, and for a spacing that the sampler has not.
+  """
+  if sampler != 'dpm_solver_pp':
+    return schedule.timesteps(steps, spacing)
+  if spacing != 'leading':
+    raise ValueError(
+      f"spacing is '{spacing}', but dpm_solver_pp has timesteps of its own: leave spacing out, or "
+      'use plms or ddim'
+    )
+  return sampling.dpm_timesteps(steps, schedule)
+
+
+def resize_mask(
+  mask: Float[Array, 'b h w 1'], size: tuple[int, int], method: str = 'bilinear'
+) -> Float[Array, 'b lh lw 1']:
+  """A mask at the size of the latents.
+
+  'bilinear' without antialiasing is the original's resize, 'nearest' is diffusers' (docs/facts.md,
+  Mask and channel order).
+  """
+  if method not in MASK_RESIZES:
+    raise ValueError(f"mask_resize is '{method}'; use 'bilinear' or 'nearest'")
+  if method == 'nearest':
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape[1:3]))
+    return mask[:, rows][:, :, columns]
+  return jax.image.resize(mask, (len(mask), *size, 1), 'linear', antialias=False)
 
 
 def repaint(

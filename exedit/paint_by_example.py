@@ -27,7 +27,7 @@ from exedit.models.clip import CLIPVision
 from exedit.models.conditioner import ExemplarConditioner
 from exedit.models.parameters import Graph
 from exedit.models.unet import UNet
-from exedit.paint_by_example_form import FORM, MASK_RESIZES, Settings
+from exedit.paint_by_example_form import FORM, Settings
 from exedit.systems import System
 from exedit.weights import find, initial
 from exedit.weights.formats.tensor import Tensor
@@ -238,17 +238,9 @@ def keep(
 ) -> Float[Array, 'b lh lw 1']:
   """The mask that the network sees, at the size of the latents.
 
-  In the released weights 1 means keep, so the sign flips here and nowhere else. 'bilinear' without
-  antialiasing is the original's resize, 'nearest' is diffusers' (docs/facts.md, Mask and channel
-  order).
+  In the released weights 1 means keep, so the sign flips here and nowhere else.
   """
-  if method not in MASK_RESIZES:
-    raise ValueError(f"mask_resize is '{method}'; use 'bilinear' or 'nearest'")
-  shape = (mask.shape[0], *size, 1)
-  if method == 'nearest':
-    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape[1:3]))
-    return 1 - mask[:, rows][:, :, columns]
-  return 1 - jax.image.resize(mask, shape, 'linear', antialias=False)
+  return 1 - latent_diffusion.resize_mask(mask, size, method)
 
 
 def join(x_t: Float[Array, 'b h w z'], still: Float[Array, 'b h w s']) -> Float[Array, 'b h w c']:
@@ -286,6 +278,7 @@ def edit(
   steps: int = 50,
   scale: float = 5.0,
   sampler: str = 'plms',
+  spacing: str = 'leading',
   noise: Float[Array, 'b lh lw z'] | None = None,
   posterior_noise: Float[Array, 'b lh lw z'] | None = None,
   paste: bool = True,
@@ -298,14 +291,15 @@ def edit(
     exemplar: in [-1, 1], of any size; it is squashed to CLIP's square, as in training.
     key: one key, from which picture i takes `fold_in(key, i)`, or one key for each picture. No
       picture depends on the others of its batch.
+    steps, scale, sampler, spacing: see `Settings`.
     noise: the initial latents, instead of random ones.
     posterior_noise: the noise of the masked image's posterior, instead of random noise. Zeros give
       its mean.
     paste: every pixel outside the mask is the source's own. False: the raw decode.
-    mask_resize: 'bilinear' or 'nearest', see `keep`.
+    mask_resize: see `latent_diffusion.resize_mask`.
   Raises:
-    ValueError: for an unknown sampler or mask_resize, a mask of another size than the source, and
-      another number of exemplars than of sources.
+    ValueError: for an unknown sampler or mask_resize, steps that the schedule does not have, a mask
+      of another size than the source, and another number of exemplars than of sources.
   """
   if len(exemplar) != len(source):
     raise ValueError(
@@ -324,20 +318,20 @@ def edit(
     steps=steps,
     scale=float(scale),
     sampler=sampler,
+    spacing=spacing,
     mask_resize=mask_resize,
   )
 
 
 def _edit(
-  graphdef, params, source, mask, exemplar, noise, posterior_noise, *, steps, scale, sampler,
-  mask_resize,
-):  # fmt: skip
+  graphdef, params, source, mask, exemplar, noise, posterior_noise, *, scale, mask_resize, **how
+):
   """The compiled part of `edit`: encode, sample, decode."""
   model = nnx.merge(graphdef, params)
   z = model.autoencoder.encode(source * (1 - mask), posterior_noise)
   still = jnp.concatenate([z, keep(mask, z.shape[1:3], mask_resize)], -1)
   denoise = denoiser(model, still, model.context(exemplar), scale)
-  z = latent_diffusion.sample(denoise, noise, model.schedule, steps=steps, sampler=sampler)
+  z = latent_diffusion.sample(denoise, noise, model.schedule, **how)
   return model.autoencoder.decode(z)
 
 

@@ -6,7 +6,8 @@ from exedit.editing.settings import FITS, PhotoSettings
 from exedit.systems import Form, Input, setting
 
 SAMPLERS = ('plms', 'ddim', 'dpm_solver_pp')  # those of `latent_diffusion.SAMPLERS`
-MASK_RESIZES = ('bilinear', 'nearest')
+SPACINGS = ('leading', 'ldm')  # those of `Schedule.timesteps`
+MASK_RESIZES = ('bilinear', 'nearest')  # those of `latent_diffusion.resize_mask`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,11 @@ class Settings(PhotoSettings):
     5.0, 'guidance scale; 1 turns guidance off', bounds=(-1000, 1000), network=True
   )
   sampler: str = setting('plms', 'sampling algorithm', choices=SAMPLERS, network=True)
+  spacing: str = setting(
+    'leading', 'timesteps of plms and ddim: exactly as many as `steps` (leading), or up to the end '
+    "of the schedule as in the original's code (ldm: 31 for 30 steps)",
+    choices=SPACINGS, network=True,
+  )  # fmt: skip
   exemplar_fit: str = setting(
     'squash', 'how an exemplar that is not square becomes square', choices=FITS
   )

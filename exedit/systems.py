@@ -291,22 +291,21 @@ def edit_settings(
   settings by name; None means not given.
 
   Raises:
-    UserError: for a value that is not allowed; for more steps than the weights' schedule has.
+    UserError: for a value that is not allowed; for steps that the weights' schedule does not have.
   """
   fields = [f for f in dataclasses.fields(system.settings) if f.metadata['network']]
   told = config.get('edit', {})
-  found = {}
-  for field in fields:
-    name, value = field.name, given.get(field.name)
-    from_config = value is None and name in told
-    if value is None:
-      value = told.get(name, field.default)
-    try:
+  found, name = {}, 'steps'
+  try:
+    for field in fields:
+      name, value = field.name, given.get(field.name)
+      value = told.get(name, field.default) if value is None else value
       found[name] = check_setting(system.settings, name, value)
-      if name == 'steps':
-        check_steps(found[name], most_steps(config))
-    except UserError as error:
-      raise UserError(f'{where}: {error}' if where and from_config else str(error)) from None
+    name = 'steps'
+    check_steps(found, most_steps(config))
+  except UserError as error:
+    from_config = given.get(name) is None and name in told
+    raise UserError(f'{where}: {error}' if where and from_config else str(error)) from None
   return found
 
 
@@ -322,13 +321,31 @@ def most_steps(config: Mapping[str, Any]) -> int:
   return schedule.get('num_steps', Schedule.num_steps) - 1
 
 
-def check_steps(steps: int, most: int) -> None:
-  """Raise UserError for more steps than the weights' schedule has."""
+def check_steps(settings: Mapping[str, Any], most: int) -> None:
+  """Check the steps of an edit; settings without `steps` have nothing to check.
+
+  most: see `most_steps`.
+
+  Raises:
+    UserError: if the weights' schedule does not have the timesteps that the settings ask for.
+  """
+  from exedit import latent_diffusion
+  from exedit.diffusion.schedule import Schedule
+
+  if 'steps' not in settings:
+    return
+  steps = settings['steps']
   if not 1 <= steps <= most:
     raise UserError(
       f"steps is {steps}: it must be between 1 and {most}, because the weights' schedule has "
       f'{most + 1} timesteps'
     )
+  asked = {n: settings[n] for n in ('steps', 'sampler', 'spacing') if n in settings}
+  if 'spacing' in asked:
+    try:
+      latent_diffusion.timesteps(Schedule(num_steps=most + 1), **asked)
+    except ValueError as error:
+      raise UserError(str(error)) from None
 
 
 def trained_on(system: System, config: Mapping[str, Any], name: str) -> Any:

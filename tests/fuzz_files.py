@@ -449,7 +449,7 @@ RECIPE = dict(
   },
   settings=dict(
     **dict(steps=20, scale=3.0, sampler='ddim', seed=0, zoom='auto', feather=2.0, match='colour'),
-    **dict(exemplar_fit='squash', paste=True, mask_resize='bilinear'),
+    **dict(exemplar_fit='squash', paste=True, mask_resize='bilinear', spacing='ldm'),
   ),
   precision='float32',
   frame=dict(top=0, left=0, height=24, width=40, size=[24, 40]),

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 PREDICTIONS = ('eps', 'v', 'x0')
+SPACINGS = ('leading', 'ldm')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +81,24 @@ class Schedule:
       return (x_t - _at(self.signal_rate, t, x_t) * output) / _at(self.noise_rate, t, x_t)
     return _at(self.signal_rate, t, x_t) * output + _at(self.noise_rate, t, x_t) * x_t
 
-  def timesteps(self, steps: int) -> Int[np.ndarray, ' steps']:
+  def timesteps(self, steps: int, spacing: str = 'leading') -> Int[np.ndarray, ' steps']:
     """Descending timesteps for DDIM and PLMS, `num_steps // steps` apart, the last one 1.
 
-    This is diffusers' 'leading' rule. The original's make_ddim_timesteps gives the same if `steps`
-    divides `num_steps`, and more timesteps otherwise.
+    'leading' gives exactly `steps` of them (diffusers' name and rule). 'ldm' goes on to the end of
+    the schedule (LDM util.py make_ddim_timesteps): that is the same if `steps` divides `num_steps`,
+    and more timesteps otherwise (31 for 30).
     """
+    if spacing not in SPACINGS:
+      raise ValueError(f"spacing is '{spacing}'; use one of {', '.join(SPACINGS)}")
     if not 1 <= steps <= self.num_steps:
       raise ValueError(f'steps={steps} must be between 1 and {self.num_steps}')
-    ascending = np.arange(steps) * (self.num_steps // steps) + 1
+    stride = self.num_steps // steps
+    ascending = np.arange(0, self.num_steps if spacing == 'ldm' else steps * stride, stride) + 1
     if ascending[-1] >= self.num_steps:
       raise ValueError(
-        f'steps={steps} would start at t={ascending[-1]}, but the schedule ends at '
-        f'{self.num_steps - 1}: use another number of steps'
+        f"steps={steps} with spacing '{spacing}' would start at t={ascending[-1]}, but the "
+        f'schedule ends at {self.num_steps - 1}: use another number of steps'
+        + (" or spacing 'leading'" if spacing == 'ldm' else '')
       )
     return ascending[::-1].astype(np.int32)
 

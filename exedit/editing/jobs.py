@@ -96,8 +96,8 @@ def read(
       if isinstance(row, UserError):
         raise row
       edit = _edit(where, row, base, output, system, settings)
-      if most_steps is not None and hasattr(edit.settings, 'steps'):
-        systems.check_steps(edit.settings.steps, most_steps)
+      if most_steps is not None:
+        systems.check_steps(systems.network_settings(edit.settings), most_steps)
       found.append(edit)
     except UserError as error:
       faults.append(Fault(where, str(error)))

@@ -21,6 +21,7 @@ from exedit.runtime.errors import UserError, one_line
 from exedit.systems import System
 
 FORMAT = 1
+OLDER = dict(spacing='leading')  # settings that came later, as a recipe without them means them
 LARGEST_FILE = 1 << 20  # bytes; a recipe has about two thousand
 VERSIONS = (
   *('exedit', 'python', 'jax', 'jaxlib', 'flax', 'numpy', 'pillow'),
@@ -53,7 +54,7 @@ class Recipe:
     return dict(
       weights=self.weights['digest'],
       inputs={name: entry['sha256'] for name, entry in self.inputs.items()},
-      settings=self.settings,
+      settings={**OLDER, **self.settings},
       precision=self.precision,
     )
 
@@ -232,16 +233,17 @@ def settings_of(recipe: Recipe, system: System, path: str) -> Any:
       f'{damaged}: its inputs are {", ".join(recipe.inputs)}, not {", ".join(needed)}'
     )
   fields = {field.name: field for field in dataclasses.fields(system.settings)}
-  for name, value in recipe.settings.items():
+  settings = {n: v for n, v in OLDER.items() if n in fields} | recipe.settings
+  for name, value in settings.items():
     if name not in fields:
       raise UserError(f'{damaged}: settings.{name} is not a setting of this exedit: update it')
     if isinstance(value, str) and fields[name].type is not str:
       raise UserError(f'{damaged}: settings.{name} is {value!r:.40}')
   for name, field in fields.items():
-    if field.metadata['network'] and recipe.settings.get(name) is None:
+    if field.metadata['network'] and settings.get(name) is None:
       raise UserError(f'{damaged}: settings.{name} is missing')
   try:
-    return systems.make_settings(system, recipe.settings)
+    return systems.make_settings(system, settings)
   except UserError as error:
     raise UserError(f'{damaged}: settings.{error}') from None
 

@@ -42,8 +42,7 @@ def replay(
   session = _session(old, path, weights)
   session.keep_recipes = keep_recipe
   settings = recipes.settings_of(old, session.system, path)
-  if hasattr(settings, 'steps'):
-    systems.check_steps(settings.steps, session.most_steps)
+  systems.check_steps(systems.network_settings(settings), session.most_steps)
   given = _inputs(old, path, inputs)
   edit = jobs.Edit(given, _output(old, path, output), settings)
   keep = [path, images.recipe_path(path), first]

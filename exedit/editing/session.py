@@ -122,7 +122,7 @@ class Session:
     return dict(
       weights=self.digest,
       inputs={name: entry['sha256'] for name, entry in self._inputs(edit, '').items()},
-      settings=dataclasses.asdict(edit.settings),
+      settings={**recipes.OLDER, **dataclasses.asdict(edit.settings)},
       precision=self.precision,
     )
 

@@ -103,6 +103,26 @@ def test_impossible_timesteps_are_one_line(steps, said):
   assert all(word in str(error.value) for word in said), str(error.value)
 
 
+def originals(steps):
+  """The original's timesteps (LDM util.py make_ddim_timesteps), descending."""
+  return [t + 1 for t in range(0, 1000, 1000 // steps)][::-1]
+
+
+def test_ldm_spacing_is_the_originals_for_every_number_of_steps():
+  refused = []
+  for steps in range(1, 1000):
+    if originals(steps)[0] < 1000:
+      assert Schedule().timesteps(steps, 'ldm').tolist() == originals(steps), steps
+    else:  # the original reads past its table there
+      with pytest.raises(ValueError, match=f"steps={steps} with spacing 'ldm' would start at t=10"):
+        Schedule().timesteps(steps, 'ldm')
+      refused.append(steps)
+  assert refused[:4] == [3, 9, 27, 36] and len(originals(30)) == 31 and originals(30)[0] == 991
+  assert Schedule().timesteps(50, 'ldm').tolist() == Schedule().timesteps(50).tolist()
+  with pytest.raises(ValueError, match="spacing is 'karras'; use one of leading, ldm"):
+    Schedule().timesteps(50, 'karras')
+
+
 def test_timesteps_always_stay_inside():
   for steps in range(1, 1000):
     timesteps = Schedule().timesteps(steps)

@@ -142,7 +142,7 @@ def test_replay_needs_only_the_png_and_takes_moved_paths(folder, tmp_path):
   [
     ('b.jpg', {}),
     ('c.webp', dict(zoom='context', feather=1.0, match='none', exemplar_fit='pad')),
-    ('d.png', dict(paste=False, precision='bfloat16')),
+    ('d.png', dict(paste=False, precision='bfloat16', steps=6, spacing='ldm')),
     ('e.png', dict(num_samples=3, batch_size=3)),
   ],
 )
@@ -201,6 +201,8 @@ def test_a_recipe_of_an_older_exedit_gives_the_same_picture(tmp_path):
   path, _ = again(old, weights=str(ROOT / 'weights/tiny'), **inputs)
   assert np.abs(np.int16(pixels(path)) - pixels(old)).max() <= 2  # other machines round otherwise
   assert recipe.read(old).asked() == recipe.read(path).asked()
+  assert 'spacing' not in recipe.read(old).settings
+  assert recipe.read(path).settings['spacing'] == 'leading'
 
 
 # what is refused
@@ -263,6 +265,7 @@ def test_nothing_that_went_in_is_overwritten(folder):
     (dict(settings__steps='3'), "settings.steps is '3'"),
     (dict(settings__steps=10**9), 'settings.steps is 1000000000'),
     (dict(settings__sampler='euler'), 'settings.sampler'),
+    (dict(settings__spacing='even'), 'settings.spacing'),
     (dict(settings__colour='red'), 'settings.colour is not a setting'),
     (dict(exedit=9), 'format 9'),
     (dict(exedit=True), 'exedit is True'),

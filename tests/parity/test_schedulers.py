@@ -34,8 +34,10 @@ def start(seed):
   return np.random.default_rng(seed + 100).normal(size=SHAPE).astype(np.float32)
 
 
-def trajectory(scheduler, network, x, steps, **settings):
+def trajectory(scheduler, network, x, steps, timesteps=None, **settings):
   scheduler.set_timesteps(steps)
+  if timesteps is not None:  # of the same distance
+    scheduler.timesteps = torch.tensor(timesteps)
   x = torch.from_numpy(x)
   for i, t in enumerate(scheduler.timesteps):
     now = {name: values[i] for name, values in settings.items()}
@@ -71,6 +73,20 @@ def test_ddim(seed, steps):
   timesteps = Schedule().timesteps(steps)
   assert scheduler.timesteps.tolist() == timesteps.tolist()
   assert_close(ddim(ours, jnp.asarray(start(seed)), timesteps, Schedule()), expected)
+
+
+@pytest.mark.parametrize('kind, sampler', [('DDIMScheduler', ddim), ('PNDMScheduler', plms)])
+@pytest.mark.parametrize('seed, steps', [(0, 30), (1, 7), (2, 60)])
+def test_ldm_spacing(kind, sampler, seed, steps):
+  """diffusers' steps, at the original's timesteps: more than asked, because 1000 is not divided."""
+  ours, theirs = random_network(seed)
+  timesteps = Schedule().timesteps(steps, 'ldm')
+  original = [t + 1 for t in range(0, 1000, 1000 // steps)][::-1]
+  assert timesteps.tolist() == original and len(original) > steps
+  again = [*original[:2], *original[1:]] if sampler is plms else original
+  scheduler = scheduler_of(getattr(diffusers, kind))
+  expected = trajectory(scheduler, theirs, start(seed), steps, again)
+  assert_close(sampler(ours, jnp.asarray(start(seed)), timesteps, Schedule()), expected)
 
 
 @pytest.mark.parametrize('seed, steps, eta', [(0, 50, 1.0), (1, 20, 0.3)])

@@ -193,6 +193,17 @@ def test_edit_equals_the_loop_written_out(model):
   np.testing.assert_allclose(result, by_hand, rtol=1e-3, atol=1e-3 * float(jnp.abs(by_hand).max()))
 
 
+@pytest.mark.parametrize('sampler', ['plms', 'ddim'])
+def test_spacing_decides_the_timesteps_of_an_edit(model, sampler):
+  """400 steps of the original are 500, those of 500 steps."""
+  inputs = edit_inputs(1, 8, 8)
+  run = lambda steps, **how: pbe.edit(
+    model, *inputs, jax.random.key(0), steps=steps, sampler=sampler, scale=1.0, **how
+  )
+  np.testing.assert_array_equal(run(400, spacing='ldm'), run(500))
+  assert np.any(run(400, spacing='ldm') != run(400))
+
+
 def test_without_the_bottleneck_every_token_is_context():
   ablated = make(bottleneck=False)
   source, mask, exemplar = edit_inputs()
@@ -214,6 +225,8 @@ def test_a_rematerialised_model_edits_the_same(model):
   [
     (dict(sampler='euler'), "sampler is 'euler'; use one of plms, ddim, dpm_solver_pp"),
     (dict(mask_resize='cubic'), "mask_resize is 'cubic'; use 'bilinear' or 'nearest'"),
+    (dict(spacing='karras'), "spacing is 'karras'; use one of leading, ldm"),
+    (dict(spacing='ldm', sampler='dpm_solver_pp'), 'dpm_solver_pp has timesteps of its own'),
   ],
 )
 def test_unknown_choices_are_named(model, change, line):
