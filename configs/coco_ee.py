@@ -8,13 +8,25 @@ COCOEE has 3,500 edits of 512x512. Published for Paint by Example: FID 3.18 (ove
 features: `fid_clip_b32` here), QS 77.80, CLIP score 84.97. `--images=DIR` instead of `--weights`
 scores the pictures {id:012d}.png of any other system. A repeated run continues a stopped one, and
 computes nothing again.
+
+`configs/coco_ee.py:published` makes the edits as the released code does, to be compared with the
+published numbers. docs/agreement.md lists what still differs.
 """
 
 import ml_collections
 from ml_collections import config_dict
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(variant: str = 'own') -> ml_collections.ConfigDict:
+  """`own`: with the weights' own settings; `published`: with the released code's."""
+  variants = dict(own=own, published=published)
+  if variant not in variants:
+    names = ' or '.join(variants)
+    raise ValueError(f"configs/coco_ee.py has no variant '{variant}'; use {names}")
+  return variants[variant]()
+
+
+def own() -> ml_collections.ConfigDict:
   path = lambda: config_dict.placeholder(str)
   return ml_collections.ConfigDict(
     dict(
@@ -26,8 +38,11 @@ def get_config() -> ml_collections.ConfigDict:
       steps=config_dict.placeholder(int),
       scale=config_dict.placeholder(float),
       sampler=config_dict.placeholder(str),
+      spacing=config_dict.placeholder(str),
+      mask_resize=config_dict.placeholder(str),
       precision=path(),
-      paste=True,  # False: the raw decode, as the paper's pictures were
+      paste=True,  # False: the raw decode
+      truncate=False,  # True: pixels are rounded down to bytes
       # The feature networks: files, folders or hub ids. clip_b32, inception and dino_s16 must be
       # the published ones. clip and dino may be any of their kind, and the metrics tell which.
       features=dict(
@@ -44,3 +59,23 @@ def get_config() -> ml_collections.ConfigDict:
       cache=path(),  # folder of the features; None: one in the user's cache folder
     )
   )
+
+
+def published() -> ml_collections.ConfigDict:
+  """The settings of PbE scripts/inference_test_bench.py, with the scale of its README.
+
+  The masks of a benchmark are files, so `mask_dedupe` has no place here: configs/pbe.py:published
+  trains with it.
+  """
+  config = own()
+  config.update(
+    steps=50,
+    scale=5.0,
+    sampler='plms',
+    spacing='ldm',
+    mask_resize='bilinear',
+    precision='float32',  # the released code: float16 by PyTorch's autocast
+    paste=False,
+    truncate=True,
+  )
+  return config

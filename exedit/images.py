@@ -34,10 +34,10 @@ def from_uint8(pixels: UInt8[np.ndarray, '*b h w c']) -> Float[np.ndarray, '*b h
   return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def to_uint8(image: AnyFloat) -> UInt8[np.ndarray, '*b h w c']:
-  """[-1, 1] to 0..255, clipped and rounded. The original truncates (docs/facts.md, Samplers)."""
+def to_uint8(image: AnyFloat, truncate: bool = False) -> UInt8[np.ndarray, '*b h w c']:
+  """[-1, 1] to 0..255, clipped and rounded; `truncate` rounds down, as the original does."""
   levels = (np.asarray(image, np.float32) + np.float32(1)) * np.float32(127.5)
-  return np.clip(np.round(levels), 0, 255).astype(np.uint8)
+  return np.clip(levels if truncate else np.round(levels), 0, 255).astype(np.uint8)
 
 
 # Files in

@@ -35,8 +35,11 @@ def evaluate(
   steps: int | None = None,
   scale: float | None = None,
   sampler: str | None = None,
+  spacing: str | None = None,
+  mask_resize: str | None = None,
   precision: str | None = None,
   paste: bool = True,
+  truncate: bool = False,
   say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Score weights, or existing pictures, on a benchmark; write results.json and index.html.
@@ -54,8 +57,8 @@ def evaluate(
     gmm: the quality score's mixture (made by exedit.gmm).
     cache: folder of the vectors. None: one in the user's cache folder, or output/features if there
       are several processes.
-    seed, batch_size, steps, scale, sampler, precision, paste: how to make the edits, see
-      `make_edits.make_missing`.
+    steps, scale, sampler, spacing, mask_resize: see `make_edits.edit_settings`.
+    seed, batch_size, precision, paste, truncate: see `make_edits.make_missing`.
   Returns:
     The contents of results.json in process 0, {} in the others.
   Raises:
@@ -64,9 +67,8 @@ def evaluate(
   output = _checked(output, weights, pictures, data, features, reference)
   _check_sampling(seed, batch_size, precision)
   found = find.weights(weights) if weights is not None else None
-  sampling: dict[str, Any] = {}
-  if found is not None:
-    sampling = make_edits.edit_settings(found, steps=steps, scale=scale, sampler=sampler)
+  how = dict(steps=steps, scale=scale, sampler=sampler, spacing=spacing, mask_resize=mask_resize)
+  sampling = make_edits.edit_settings(found, **how) if found is not None else {}
   bench = Bench(data['root'], exemplar_size=None)
   edits = benchmark.survey(bench)
   given = resources.load(features, gmm, reference.get('root'), edits)
@@ -74,6 +76,7 @@ def evaluate(
   if found is not None:
     precision = precision or found.config['model'].get('dtype', PRECISIONS[0])
     kept = dict(seed=seed, paste=paste, precision=precision)
+    kept |= dict(truncate=True) if truncate else {}  # older results do not have the name
     made = _make(found, bench.root, edits, output, sampling, kept, batch_size, say)
   folder = pictures or make_edits.folder(output)
   scored = benchmark.results(edits, folder)

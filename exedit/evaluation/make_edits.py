@@ -33,10 +33,16 @@ def edit_settings(found: Weights, **given: Any) -> dict[str, Any]:
   """Return the settings of `System.edit`: those given, else the weights' own, else the defaults.
 
   Raises:
-    UserError: for a setting that is not allowed, and for a system that edits from other inputs than
-      a source, a mask and an exemplar.
+    UserError: for a setting that is not allowed or that the system does not have, and for a system
+      that edits from other inputs than a source, a mask and an exemplar.
   """
   system = systems.of(found)
+  known = systems.network_settings(system.settings())
+  for name in given:
+    if given[name] is not None and name not in known:
+      raise UserError(
+        f'{name} is {given[name]}, but {system.name} has no such setting: leave it out'
+      )
   if others := [
     entry.name for entry in system.inputs if entry.kind not in KINDS and entry.required
   ]:
@@ -103,11 +109,12 @@ def _compare(path, made_with):
       known = dict(json.load(file))
   except (OSError, ValueError, TypeError):
     raise UserError(f'{path} cannot be read: name another --output') from None
-  for name, value in json.loads(json.dumps(made_with)).items():
-    if known.get(name) != value:
+  now = json.loads(json.dumps(made_with))
+  for name in {**known, **now}:  # a setting at its default may be missing
+    if known.get(name) != now.get(name):
       raise UserError(
         f'{os.path.dirname(path)} holds edits made with {name} {known.get(name)!r}, now it is'
-        f' {value!r}: name another --output, because the two are not mixed'
+        f' {now.get(name)!r}: name another --output, because the two are not mixed'
       )
 
 
@@ -121,6 +128,7 @@ def make_missing(
   batch_size: int | None,
   precision: str | None,
   paste: bool,
+  truncate: bool = False,
   settings: Mapping[str, Any],
   say: Callable[[str], None] = print,
 ) -> int:
@@ -131,6 +139,7 @@ def make_missing(
     batch_size: for all devices of this process together; None: 8 per device.
     precision: in which the networks compute; None: the weights' own.
     paste: keep the source's own bytes where the mask is below 128. False: the raw decode.
+    truncate: round the pixels down to bytes, as the released code does.
     settings: see `edit_settings`.
   Raises:
     UserError: for a result that is not finite.
@@ -161,7 +170,7 @@ def make_missing(
     own, name = result.kept, result.item.name
     if not np.isfinite(result.raw).all():
       raise UserError(f'{name} is not written: the result is not finite; are the weights sound?')
-    pixels = finished(result.raw, own, shown[result.item.id], paste)
+    pixels = finished(result.raw, own, shown[result.item.id], paste, truncate)
     images.save(pixels, os.path.join(folder(output), name))
 
   # Sizes in a fixed order, so that a continued run makes the same batches.
@@ -198,11 +207,15 @@ def finished(
   edit: Mapping[str, Any],
   frame: framing.Frame | None = None,
   paste: bool = True,
+  truncate: bool = False,
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Return the result inside the edit's mask (128 and more) and the source's own bytes outside.
 
-  frame: see `network_inputs`. paste: False gives the result everywhere.
+  frame: see `network_inputs`. paste: False gives the result everywhere. truncate:
+  round the network's pixels down to bytes.
   """
+  if truncate:
+    raw = images.from_uint8(images.to_uint8(raw, truncate))
   region = edit['mask'] >= 128 if paste else np.ones_like(edit['mask'], bool)
   if frame is None or frame.size == region.shape:
     return np.where(region[..., None], images.to_uint8(raw), edit['source'])

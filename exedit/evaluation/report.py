@@ -33,6 +33,7 @@ def _head(results):
     step = '' if w['step'] is None else f' at step {w["step"]}'
     yield f'{w["path"]}{step} (sha256 {w["sha256"][:12]})'
     pasted = 'pasted into the source' if s.pop('paste') else 'raw decode'
+    pasted += ', rounded down' if s.pop('truncate', False) else ''
     yield ', '.join([*(f'{name} {value}' for name, value in s.items()), pasted])
   else:
     yield f'pictures of {results["pictures"]}'

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import coco_ee as coco_ee_config
 from exedit import images, paint_by_example, systems
 from exedit.editing.engine import Engine
+from exedit.editing.photo import PhotoSettings
 from exedit.evaluation import benchmark, coco_ee, make_edits
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime.errors import UserError
@@ -199,6 +201,43 @@ def test_a_source_of_the_trained_size_is_shown_and_kept_unchanged(world):
   np.testing.assert_array_equal(whole, own_edit['source'][::-1])
 
 
+def test_the_published_settings_are_the_released_codes():
+  config = coco_ee_config.get_config('published').to_dict()
+  asked = dict(steps=50, scale=5.0, sampler='plms', spacing='ldm', mask_resize='bilinear')
+  asked |= dict(paste=False, truncate=True, precision='float32', seed=42)
+  assert asked.items() <= config.items()
+  assert coco_ee_config.get_config().to_dict().keys() == config.keys()
+  with pytest.raises(ValueError, match="no variant 'paper'; use own or published"):
+    coco_ee_config.get_config('paper')
+
+
+def test_truncated_bytes_are_rounded_down(given, tmp_path):
+  rounded, lower = (
+    score(tmp_path / name, **given, paste=False, **how)
+    for name, how in (('rounded', {}), ('lower', dict(truncate=True)))
+  )
+  apart = [
+    np.int16(picture(tmp_path / 'rounded', i)) - picture(tmp_path / 'lower', i) for i in bench.IDS
+  ]
+  assert set(np.unique(apart)) == {0, 1}
+  assert lower['sampling'] == rounded['sampling'] | dict(truncate=True)
+  line = refuse(str(tmp_path / 'lower'), **given, paste=False)
+  assert 'made with truncate True, now it is None' in line
+
+
+def test_spacing_is_a_setting_of_the_edits(scored, given, tmp_path):
+  """7 of 1000 timesteps are 142 apart, so the original takes 8, from 995."""
+  given = dict(given, steps=7)
+  results = score(tmp_path / 'ldm', **given, spacing='ldm')
+  assert results['sampling']['spacing'] == 'ldm'
+  line = refuse(str(tmp_path / 'ldm'), **given)
+  assert "made with spacing 'ldm', now it is None" in line
+  score(tmp_path / 'leading', **given)
+  assert (picture(tmp_path / 'ldm', 17) != picture(tmp_path / 'leading', 17)).any()
+  line = refuse(str(tmp_path / 'b'), **dict(given, steps=9), spacing='ldm')
+  assert "steps=9 with spacing 'ldm' would start at t=1000" in line
+
+
 def test_edits_of_other_weights_are_never_mixed(edited, given, tmp_path):
   before = pictures(edited)
   line = refuse(str(edited), **(given | dict(steps=3)))
@@ -227,3 +266,10 @@ def test_a_system_that_edits_from_a_text_is_refused(given, monkeypatch):
   monkeypatch.setattr(systems, 'of', lambda weights: system)
   with pytest.raises(UserError, match='edits from prompt, but a benchmark has only sources'):
     make_edits.edit_settings(find.weights(given['weights']))
+
+
+def test_a_setting_that_the_system_does_not_have_is_refused(given, monkeypatch):
+  system = dataclasses.replace(paint_by_example.SYSTEM, name='other', settings=PhotoSettings)
+  monkeypatch.setattr(systems, 'of', lambda weights: system)
+  with pytest.raises(UserError, match='spacing is ldm, but other has no such setting'):
+    make_edits.edit_settings(find.weights(given['weights']), spacing='ldm')

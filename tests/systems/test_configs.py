@@ -13,6 +13,7 @@ from exedit import paint_by_example
 from exedit.evaluation import synthetic_bench as evaluation
 from exedit.input_pipeline import open_images
 from exedit.models import parameters
+from exedit.runtime import settings
 from exedit.training.config import Config
 
 
@@ -59,7 +60,9 @@ def test_tiny_trains_its_tower_too_and_fits_the_weights_that_ship():
   assert size(trainable) * 2 <= 8e6  # bytes, stored in half precision
 
 
-@pytest.mark.parametrize('variant', ['full', 'tiny', 'baseline', 'guidance:tiny', 'generator:tiny'])
+@pytest.mark.parametrize(
+  'variant', ['full', 'tiny', 'published', 'baseline', 'guidance:tiny', 'generator:tiny']
+)
 def test_every_key_is_an_argument(variant):
   config = pbe.get_config(variant)
   arguments = inspect.signature(Config).parameters
@@ -67,6 +70,16 @@ def test_every_key_is_an_argument(variant):
   known = set(inspect.signature(open_images.make_example).parameters)
   loader = {'root', 'split', 'workers', 'threads', 'prefetch', 'on_corrupt', 'shuffle'}
   assert set(config.data) <= known | loader
+
+
+def test_the_variant_published_takes_the_released_codes_choices():
+  full, found = pbe.get_config('full').to_dict(), pbe.get_config('published').to_dict()
+  assert sorted(settings.differences(full, found)) == [
+    'data.mask_dedupe None -> True',
+    'edit.spacing None -> ldm',
+    'model.drop example -> batch',
+    'model.dtype bfloat16 -> float32',
+  ]
 
 
 def test_variants_have_the_same_keys():

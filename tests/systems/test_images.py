@@ -42,6 +42,7 @@ def test_every_byte_survives_the_float_round_trip():
 def test_to_uint8_rounds_and_clips():
   values = np.array([-1.5, -1.0, 0.0, 0.9999, 1.0, 7.0], np.float32).reshape(1, 6, 1)
   assert images.to_uint8(values).ravel().tolist() == [0, 0, 128, 255, 255, 255]
+  assert images.to_uint8(values, truncate=True).ravel().tolist() == [0, 0, 127, 254, 255, 255]
 
 
 @pytest.mark.parametrize('ending', ['.png', '.webp'])
