@@ -1,7 +1,7 @@
 """exedit: exemplar-based image editing in JAX and Flax NNX (Paint by Example, Custom-Edit)."""
 
-from exedit.runtime import signals
+from exedit.runtime import start
 
 __version__ = '0.1.0'
 
-signals.end_at_once()  # before all else that a door imports
+start.end_at_once()  # before all else that a door imports

@@ -2,12 +2,13 @@
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from exedit.runtime import start
 
 AGAIN = 0.2  # seconds after which a signal that a library swallowed is sent again
 
@@ -40,7 +41,7 @@ class Stop:
   the preemption service. A Stop inside another one takes over from it. After the outermost one
   SIGTERM is ignored, because the process is ending anyway.
 
-  door: a file that imports before it begins to work. Ctrl-C ends the process there, see `_end`.
+  door: a file that imports before it begins to work. Ctrl-C ends the process there.
 
   A Ctrl-C that the program ignores or handles itself stays as it is.
   """
@@ -65,7 +66,7 @@ class Stop:
       for number in self._numbers:
         handler = signal.getsignal(number)
         outer = getattr(handler, '__self__', None)
-        ours = handler in (signal.default_int_handler, _end) or isinstance(outer, Stop)
+        ours = handler in (signal.default_int_handler, start.end) or isinstance(outer, Stop)
         if number == signal.SIGINT and not ours:
           continue
         self._before[number] = signal.signal(number, self._ask)
@@ -107,7 +108,7 @@ class Stop:
     self._remind_later()
     importer = _importer(frame)
     if importer and importer == self._door and number == signal.SIGINT:
-      _end(number, frame)
+      start.end(number, frame)
     if not (importer or reminded and _on_its_way()):
       raise Stopped(number)
 
@@ -146,24 +147,6 @@ def _on_its_way() -> bool:
   while error is not None and not isinstance(error, Stopped):
     error = error.__context__
   return error is not None
-
-
-def end_at_once() -> None:
-  """Makes Ctrl-C end the process with one line where a door has nothing to lose.
-
-  That is while `python -m exedit.X` or `exedit-X` still imports, and behind its work (a Stop takes
-  over between them, and gives back). Nothing is raised, because C code that imports can crash then.
-  """
-  words = [*sys.orig_argv[1:], '']
-  program = words[words.index('-m') + 1] if '-m' in words else os.path.basename(words[0])
-  door = re.match(r'(exedit|input_pipeline|launch|benchmarks)[.-]', program)
-  if door and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _end)
-
-
-def _end(number, frame):
-  os.write(2, b'stopped\n')
-  os._exit(130)
 
 
 def _importer(frame) -> str | None:
