@@ -3,14 +3,14 @@
   python -m exedit.convert --from=/tmp/tiny --to=weights/mine
   python -m exedit.convert --from=model.ckpt --to=Paint-by-Example --layout=diffusers
   python -m exedit.convert --from=/mnt/run --to=mine.safetensors --layout=original --which=params
+  python -m exedit.convert --from=/mnt/run --to=mine.ckpt --layout=original
 
 --from takes everything that `paint_by_example.load` takes, and nothing in it is executed. All
 tensors are kept bit by bit, also those that no computation uses, unless --dtype asks for another
 type.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +22,22 @@ if TYPE_CHECKING:
   from exedit.weights.formats.tensor import Tensor
   from exedit.weights.found import Weights
 
-LAYOUTS = ('exedit', 'diffusers', 'original')
+LAYOUTS, FORMATS = ('exedit', 'diffusers', 'original'), ('safetensors', 'ckpt')
 TYPES = ('float32', 'float16', 'bfloat16')
-ABOUT = "{} of an original checkpoint's UNet, because the file does not say it (published: {})"
+ABOUT = "{} of an original checkpoint's {}, because the file does not say it (published: {})"
 FLAGS = (
   Flag('from', doors.REQUIRED, 'a run, a folder, a .ckpt or .safetensors file, or a hub id'),
-  Flag('to', doors.REQUIRED, 'new folder, or .safetensors of the original layout'),
+  Flag('to', doors.REQUIRED, 'new folder, or file of the original layout'),
   Flag('layout', 'exedit', 'layout to write', LAYOUTS),
+  Flag(
+    'format', None, 'of the original layout; ckpt is for torch.load', FORMATS, shown='as --to ends'
+  ),
   Flag('which', 'ema', "a run's moving average, or its last step", ['ema', 'params']),
   Flag('dtype', None, 'type to store', TYPES, shown="each tensor's own"),
   Flag('revision', None, 'revision of the hub repository', str),
-  Flag('heads', None, ABOUT.format('heads', 8), int, 1),
-  Flag('groups', None, ABOUT.format('groups', 32), int, 1),
+  Flag('heads', None, ABOUT.format('heads', 'UNet', 8), int, 1),
+  Flag('groups', None, ABOUT.format('groups', 'UNet', 32), int, 1),
+  Flag('clip_heads', None, ABOUT.format('heads', 'CLIP', '16, one per 64 channels'), int, 1),
 )
 
 
@@ -45,31 +49,37 @@ def convert(
   which: str = 'ema',
   dtype: str | None = None,
   revision: str | None = None,
-  heads: int | None = None,
-  groups: int | None = None,
+  format: str | None = None,
   say: Callable[[str], None] = print,
+  **sizes: int | None,
 ) -> None:
   """Writes the weights `src` to the new folder or file `to`, whole or not at all.
 
-  layout: 'exedit' and 'diffusers' are folders, 'original' is one .safetensors.
+  layout: 'exedit' and 'diffusers' are folders, 'original' is one file.
   which: 'ema' or 'params', if `src` has both.
   dtype: one of TYPES; by default the tensors keep their types.
   revision: of a hub repository.
-  heads, groups: of an original checkpoint that does not have the published size.
+  format: of the original layout, one of FORMATS; by default as `to` ends.
   say: is called with each line of output.
+  sizes: heads, groups and clip_heads of an original checkpoint that has not the published ones.
   Raises:
     UserError: if the weights cannot be used, the layout cannot hold them, or `to` exists.
   """
   from exedit import latent_diffusion, systems
-  from exedit.runtime import files
+  from exedit.runtime import files, progress
   from exedit.weights import find
-  from exedit.weights.formats.tensor import to_dtype
+  from exedit.weights.formats.tensor import counted, to_dtype
+  from exedit.weights.layouts import original, own
 
   target = Path(to)
   files.check_new(target)
   if not target.absolute().parent.is_dir():
     raise UserError(f'cannot write {to}: the folder {target.parent} does not exist; make it first')
-  weights = find.weights(src, which, revision, heads=heads, groups=groups)
+  if layout == 'original':
+    original.format_of(target, format)
+  elif format:
+    raise UserError(f'--format={format} goes with --layout=original: leave one of them out')
+  weights = find.weights(src, which, revision, **sizes)
   for note in weights.notes:
     say(f'{weights.where}: {note}')
   system, model = systems.of(weights), dict(weights.config['model'])
@@ -78,10 +88,9 @@ def convert(
   tensors = to_dtype(weights.fit(shapes), dtype)
   types = ', '.join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
   size = sum(tensor.nbytes for tensor in tensors.values())
-  with counted(tensors, size) as reading:
+  with progress.bar(what='converting', total=size, unit='B', unit_scale=True) as bar:
+    reading = counted(tensors, bar.update)
     if layout == 'exedit':
-      from exedit.weights.layouts import own
-
       log = Path(src) / 'metrics.jsonl'
       own.write(target, weights.config, reading, step=weights.step, log=log)
     else:
@@ -116,24 +125,6 @@ def write_foreign(
     return original.write(target, config, tensors)
   with files.new_folder(target) as folder:
     diffusers.write(folder, config, tensors)
-
-
-@contextlib.contextmanager
-def counted(tensors: Mapping[str, 'Tensor'], size: int) -> Iterator[dict[str, 'Tensor']]:
-  """The same tensors; a progress bar shows how many of `size` bytes have been read."""
-  from exedit.runtime import progress
-
-  with progress.bar(what='converting', total=size, unit='B', unit_scale=True) as bar:
-
-    def read(tensor):
-      array = tensor.read()
-      bar.update(tensor.nbytes)
-      return array
-
-    yield {
-      name: tensor._replace(read=lambda tensor=tensor: read(tensor))
-      for name, tensor in tensors.items()
-    }
 
 
 def main(to: str, **given: Any) -> None:

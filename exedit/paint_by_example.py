@@ -162,7 +162,7 @@ def start(
   def check(theirs, parts, where):
     initial.require_same(complete(theirs), ours, parts, where)
 
-  return initial.tensors(init_from, init_clip, shapes, check)
+  return initial.tensors(init_from, init_clip, shapes, check, ours['clip']['heads'])
 
 
 # Training

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,23 @@ from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import fetch
 from exedit.weights.found import Weights
+
+# Weights whose parts cannot be used alone: what they are, the files that tell them (one row of them
+# is enough), and the paths of parts in them.
+PARTS = (
+  (
+    'a diffusers pipeline',
+    (('model_index.json',), ('unet', 'scheduler')),
+    re.compile(
+      rf'model_index\.json|({"|".join(fetch.COMPONENTS)}|safety_checker|text_encoder)(/.*)?'
+    ),
+  ),
+  (
+    'exported weights or a run',
+    (('config.json',),),
+    re.compile(r'config\.json|metrics\.jsonl|frozen\.safetensors|checkpoints(/\d+(/.*)?)?'),
+  ),
+)
 
 
 def weights(
@@ -18,6 +36,7 @@ def weights(
   *,
   heads: int | None = None,
   groups: int | None = None,
+  clip_heads: int | None = None,
   to_start: bool = False,
 ) -> Weights:
   """Finds the weights `src`, in whichever layout they are.
@@ -28,7 +47,7 @@ def weights(
   which: the moving average ('ema') or the last parameters ('params'), if there are both.
   revision: of the hub repository.
   heads, groups: of an original checkpoint's UNet, because the file does not say them; by default
-    the published 8 and 32.
+    the published 8 and 32. clip_heads: of its image tower; by default one per 64 channels.
   to_start: also accept Stable Diffusion 1.x for text, from which a training can start.
   Raises:
     UserError: if there are no such weights, or exedit cannot use them.
@@ -42,7 +61,8 @@ def weights(
   elif layout == 'original':
     from exedit.weights.layouts import original
 
-    found = original.read(_checkpoint(path), which, heads=heads, groups=groups)
+    given = dict(heads=heads, groups=groups, clip_heads=clip_heads)
+    found = original.read(_checkpoint(path), which, **given)
   else:
     from exedit.weights.layouts import own
 
@@ -67,28 +87,28 @@ def config(
   return own.read_config(path)
 
 
-def clip_tower(src: str | os.PathLike, revision: str | None = None) -> Weights:
+def clip_tower(src: str | os.PathLike, heads: int | None = None) -> Weights:
   """Finds CLIP's image tower in a folder of transformers (CLIPModel, CLIPVisionModel) or a file.
 
-  The text tower and the projections are ignored.
+  The text tower and the projections are ignored. heads: their number if a file does not tell it.
   """
   from exedit.weights import settings, translate
   from exedit.weights.formats.files import open_tensors
   from exedit.weights.formats.tensor import read_json
-  from exedit.weights.layouts import diffusers, original_config
+  from exedit.weights.layouts import diffusers, towers
   from exedit.weights.tables import clip
 
-  path, where = fetch.local_path(src, revision), os.fspath(src)
+  path, where = fetch.local_path(src), os.fspath(src)
+  rest = ('text_model.*', 'visual_projection.weight', 'text_projection.weight', 'logit_scale')
+  table = [*translate.under('', 'clip.', clip.TABLE), *translate.ignored(*rest)]
   if path.is_dir():
     sizes = settings.clip(read_json(path / 'config.json'), str(path / 'config.json'))
     path = diffusers.weights_file(path, 'model')
     theirs = open_tensors(path)
   else:
     theirs = open_tensors(path)
-    whole = any(name.startswith('vision_model.') for name in theirs)
-    sizes = original_config.clip_sizes(theirs, 'vision_model.' if whole else '', where)
-  rest = ('text_model.*', 'visual_projection.weight', 'text_projection.weight', 'logit_scale')
-  table = [*translate.under('', 'clip.', clip.TABLE), *translate.ignored(*rest)]
+    ours = translate.to_ours(table, theirs, where=where)
+    sizes = towers.sizes(ours, 'clip.', where, fallback=heads)
   config = dict(model=dict(clip=sizes), data=dict(exemplar_size=sizes['image_size']))
   opened = tuple(diffusers.shards(path))
   return Weights(config, theirs, table, opened, layout='transformers', where=where)
@@ -98,18 +118,19 @@ def layout_of(path: Path) -> str:
   """Returns 'exedit', 'diffusers' or 'original', told by the names of the files.
 
   Raises:
-    UserError: if there is nothing, or nothing that exedit knows.
+    UserError: if there is nothing, or nothing that exedit knows, or only a part of weights.
   """
+  _refuse_part(path)
   if path.is_file():
     return 'original'
   if not path.is_dir():
     raise UserError(f'{path} is not a folder or file here')
-  if (path / 'model_index.json').exists() or (path / 'unet').is_dir():
-    return 'diffusers'
-  if (path / 'config.json').exists() or (path / 'checkpoints').exists():
-    return 'exedit'
-  if _checkpoints(path):
-    return 'original'
+  if layout := _layout(path):
+    return layout
+  inside = [path / name for name in files.listing(path) if (path / name).is_dir()]
+  known = [str(p) for p in inside if p.name.startswith('models--') or _layout(p)]
+  if known:
+    raise UserError(f'{path} holds no weights itself: name one of {", ".join(known[:5])}')
   there = ', '.join(files.listing(path)[:5]) or 'nothing'
   raise UserError(
     f'{path} holds no weights: it has {there}, and exedit looks for config.json with '
@@ -118,17 +139,39 @@ def layout_of(path: Path) -> str:
   )
 
 
+def _layout(path: Path) -> str | None:
+  """The layout of a folder, if it has one."""
+  if (path / 'model_index.json').exists() or (path / 'unet').is_dir():
+    return 'diffusers'
+  if (path / 'config.json').exists() or (path / 'checkpoints').exists():
+    return 'exedit'
+  return 'original' if _checkpoints(path) else None
+
+
+def _refuse_part(path: Path) -> None:
+  """Raises UserError with the folder to name, if `path` is a file or folder within weights."""
+  whole = path.absolute()
+  for what, signs, parts in PARTS:
+    for folder in whole.parents[:3]:
+      part = parts.fullmatch(whole.relative_to(folder).as_posix())
+      if part and any(all((folder / f).exists() for f in sign) for sign in signs):
+        name = folder if path.is_absolute() else os.path.relpath(folder)
+        raise UserError(f'{path} is a part of {what}: name the whole folder, {name}')
+
+
 def _checkpoint(path: Path) -> Path:
   """The checkpoint `path`, or the only checkpoint in the folder `path`."""
   if path.is_file():
     return path
   found = _checkpoints(path)
   if len({file.stem for file in found}) > 1:
-    names = ', '.join(file.name for file in found[:5])
+    names = ', '.join(sorted(file.name for file in found)[:5])
     raise UserError(f'{path} holds several checkpoints ({names}): name one of them')
   return found[0]
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-  """The single-file checkpoints in a folder."""
-  return [folder / n for n in files.listing(folder) if n.endswith(('.safetensors', '.ckpt'))]
+def _checkpoints(path: Path) -> list[Path]:
+  """The checkpoints in a folder; of two kinds of file, the one that a hub's folder gives first."""
+  rank = {ending: i for i, ending in enumerate(fetch.ENDINGS) if ending != '.bin'}
+  found = [path / name for name in files.listing(path) if Path(name).suffix in rank]
+  return sorted(found, key=lambda file: rank[file.suffix])

@@ -20,6 +20,7 @@ def tensors(
   init_clip: str | None,
   shapes: Mapping[str, Any],
   check: Callable[[Mapping[str, Any], Sequence[str], str], None],
+  clip_heads: int | None = None,
 ) -> dict[str, Tensor]:
   """Returns unread tensors by exedit's paths, without the parameters that no source has.
 
@@ -29,6 +30,7 @@ def tensors(
   shapes: the shapes of the model that will be trained, by path.
   check: check(settings of the source, parts, name of the source) raises if they differ from the
     model's.
+  clip_heads: those of the model's tower, for a file from which they cannot be told.
   Raises:
     UserError: if a source cannot be used, or has another architecture.
   """
@@ -48,7 +50,7 @@ def tensors(
     like = {name: a for name, a in shapes.items() if name.split('.')[0] in parts}
     found = _widened(weights, like) if by_text else weights.fit(like)
   if init_clip:
-    tower = find.clip_tower(init_clip)
+    tower = find.clip_tower(init_clip, clip_heads)
     check(tower.config['model'], ('clip',), init_clip)
     found |= tower.fit({name: a for name, a in shapes.items() if name.startswith('clip.')})
   return found

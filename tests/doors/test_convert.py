@@ -145,7 +145,9 @@ def test_what_fails_half_way_leaves_nothing(tmp_path, layout):
   ('to', 'layout', 'words'),
   [
     ('a', 'exedit', 'a is a folder with files in it'),
-    ('b', 'original', 'one .safetensors'),
+    ('b', 'original', 'one .safetensors or .ckpt or .pt or .pth; end the name so'),
+    ('b.safetensors', 'original --format=ckpt', 'one .ckpt or .pt or .pth; end the name so'),
+    ('b', 'exedit --format=ckpt', '--format=ckpt goes with --layout=original'),
     ('none/b.safetensors', 'original', 'does not exist'),
   ],
 )
@@ -153,7 +155,8 @@ def test_targets_that_cannot_be(tmp_path, to, layout, words):
   released.export(tmp_path / 'a')
   before = contents(tmp_path)
   with pytest.raises(UserError, match=words):
-    quiet(tmp_path / 'a', tmp_path / to, layout=layout)
+    layout, _, format = layout.partition(' --format=')
+    quiet(tmp_path / 'a', tmp_path / to, layout=layout, format=format or None)
   assert contents(tmp_path) == before
 
 
@@ -189,6 +192,39 @@ def test_a_note_in_the_file_keeps_no_paths(tmp_path):
   released.own.write(tmp_path / 'a', config, released.params(), step=1)
   quiet(tmp_path / 'a', tmp_path / 'b.safetensors', layout='original')
   assert b'private' not in (tmp_path / 'b.safetensors').read_bytes()
+
+
+@pytest.mark.parametrize('ending', ['ckpt', 'pt'])
+def test_a_file_for_torch_load_and_back(tmp_path, ending):
+  released.export(tmp_path / 'a')
+  file = tmp_path / f'b.{ending}'
+  quiet(tmp_path / 'a', file, layout='original', format=None if ending == 'pt' else 'ckpt')
+  expected, tensors = released.checkpoint(), open_tensors(file)
+  assert tensors.keys() == expected.keys()
+  for name, array in expected.items():
+    np.testing.assert_array_equal(tensors[name].read(), array, err_msg=name)
+  weights = find.weights(file)  # the file says its heads, groups and sampler itself
+  assert weights.config == dict(released.config(), model=pbe.complete(released.SMALL))
+  quiet(file, tmp_path / 'c')
+  assert (
+    contents(tmp_path / 'a')['model.safetensors'] == contents(tmp_path / 'c')['model.safetensors']
+  )
+  half = tmp_path / 'half.ckpt'
+  quiet(file, half, layout='original', dtype='bfloat16')
+  assert {str(tensor.dtype) for tensor in open_tensors(half).values()} == {'bfloat16'}
+
+
+def test_heads_of_a_tower_that_no_shape_tells(tmp_path):
+  model = {**released.SMALL, 'clip': {**released.CLIP, 'width': 48}}
+  file = released.write_checkpoint(tmp_path / 'a.safetensors', released.checkpoint(model))
+  with pytest.raises(UserError, match=r'of width 48, .* exedit.convert --clip_heads=NUMBER$'):
+    quiet(file, tmp_path / 'b', heads=2, groups=4)
+  with pytest.raises(UserError, match='width 48 cannot have 5 heads'):
+    quiet(file, tmp_path / 'b', heads=2, groups=4, clip_heads=5)
+  quiet(file, tmp_path / 'b', heads=2, groups=4, clip_heads=3)
+  assert find.config(tmp_path / 'b')['model']['clip']['heads'] == 3
+  file = released.write_checkpoint(tmp_path / 'c.safetensors')  # the flag goes before the guess
+  assert find.weights(file, heads=2, groups=4, clip_heads=4).config['model']['clip']['heads'] == 4
 
 
 def test_the_door_says_what_it_took_from_where(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import collections
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from exedit.runtime.errors import UserError
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.torch_names import DTYPES
+from exedit.weights.formats.torch_saving import save_checkpoint
+from tests.weights import test_torch_saving
 
 torch = pytest.importorskip('torch')
 
@@ -93,6 +96,25 @@ def test_through_safetensors_and_back_to_torch(tmp_path):
     a, b = (x.detach().contiguous().reshape(-1) for x in (tensor, values[name]))
     assert a.dtype == b.dtype and tensor.shape == values[name].shape
     assert not a.numel() or torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+@pytest.mark.parametrize('limit', [zipfile.ZIP64_LIMIT, 1000])
+def test_our_checkpoints_load_there(tmp_path, monkeypatch, limit):
+  """Bit by bit, also by the reader of weights alone, and from a map of the file."""
+  monkeypatch.setattr(zipfile, 'ZIP64_LIMIT', limit)  # as if 1000 bytes were 4 GB
+  arrays = test_torch_saving.every_dtype()
+  save_checkpoint(tmp_path / 'a.ckpt', arrays, dict(exedit='{}'))
+  for how in (dict(weights_only=True), dict(weights_only=False), dict(mmap=True)):
+    state_dict = torch.load(tmp_path / 'a.ckpt', map_location='cpu', **how)['state_dict']
+    assert list(state_dict) == list(arrays)
+    assert isinstance(state_dict, collections.OrderedDict)
+    assert_same(tmp_path / 'a.ckpt', state_dict)
+    for name, array in arrays.items():
+      theirs = state_dict[name]
+      assert tuple(theirs.shape) == array.shape and theirs.is_contiguous()
+      flat = theirs.reshape(-1)
+      data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b''
+      assert data == array.tobytes(), name
 
 
 def test_without_checksums_and_with_big_endian_bytes(tmp_path):

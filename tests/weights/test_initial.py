@@ -7,8 +7,10 @@ import pytest
 
 from exedit import paint_by_example as pbe
 from exedit.runtime.errors import UserError
+from exedit.weights import find, translate
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
+from exedit.weights.tables import clip as clip_table
 from tests import released
 
 SETTINGS = {**released.SMALL, 'dtype': 'bfloat16', 'p_drop': 0.5}  # these two change no weight
@@ -103,6 +105,18 @@ def test_clip_in_every_form(form, tmp_path):
   assert given.keys() == expected.keys()
   for name, array in expected.items():
     np.testing.assert_array_equal(given[name], array)
+
+
+def test_a_file_of_a_tower_whose_heads_no_shape_tells(tmp_path):
+  sizes = {**released.CLIP, 'width': 48, 'heads': 3}
+  settings = {**SETTINGS, 'clip': sizes}
+  arrays = {n: a for n, a in released.params(settings).items() if n.startswith('clip.')}
+  table = translate.under('', 'clip.', clip_table.TABLE)
+  save_tensors(tmp_path / 'clip.safetensors', translate.to_theirs(table, arrays))
+  given = read(pbe.start(None, str(tmp_path / 'clip.safetensors'), settings))
+  assert given.keys() == arrays.keys()  # the model's own number is taken
+  with pytest.raises(UserError, match='of width 48, whose number of heads is not known'):
+    find.clip_tower(tmp_path / 'clip.safetensors')
 
 
 def test_the_image_tower_must_come_from_somewhere_and_from_one_place(clip, tmp_path):

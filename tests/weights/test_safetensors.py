@@ -14,7 +14,7 @@ import safetensors.numpy
 from exedit.runtime.errors import UserError
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import DTYPES, read_metadata, save_tensors
-from exedit.weights.formats.tensor import Tensor
+from exedit.weights.formats.tensor import File, Tensor
 from tests.pickled import refusal
 
 
@@ -37,7 +37,7 @@ def test_the_bytes_written_are_the_librarys_own(tmp_path):
   save_tensors(tmp_path / 'a.safetensors', arrays(), {'by': 'exedit "ü"'})
   expected = safetensors.numpy.save(arrays(), {'by': 'exedit "ü"'})
   assert (tmp_path / 'a.safetensors').read_bytes() == expected
-  assert read_metadata(tmp_path / 'a.safetensors') == {'by': 'exedit "ü"'}
+  assert read_metadata(File(tmp_path / 'a.safetensors')) == {'by': 'exedit "ü"'}
   save_tensors(tmp_path / 'none.safetensors', {})
   assert (tmp_path / 'none.safetensors').read_bytes() == safetensors.numpy.save({})
   assert open_tensors(tmp_path / 'none.safetensors') == {}

@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 from exedit.runtime.errors import UserError
-from exedit.weights.formats import torch
-from exedit.weights.formats.safetensors import open_safetensors
+from exedit.weights.formats import safetensors, torch
 from exedit.weights.formats.tensor import File, Tensor, damaged, quoted, read_json
 
 INDEX = '.index.json'  # the ending of the list of shards that stands for a single file
@@ -26,8 +25,21 @@ def open_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
   return _open_shards(file) if kind == 'index' else _open_one(file, kind)
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+  """Returns the texts beside the tensors of a file that exedit wrote, or those of a .safetensors.
+
+  Raises:
+    UserError: if the file is damaged. ValueError: for bytes that are no text.
+  """
+  file = File(path)
+  readers = dict(safetensors=safetensors.read_metadata, zip=torch.read_notes)
+  return readers.get(_kind(file), lambda _: {})(file)
+
+
 def _open_one(file: File, kind: str) -> dict[str, Tensor]:
-  openers = dict(zip=torch.open_zip, legacy=torch.open_legacy, safetensors=open_safetensors)
+  openers = dict(
+    zip=torch.open_zip, legacy=torch.open_legacy, safetensors=safetensors.open_safetensors
+  )
   return openers[kind](file)
 
 

@@ -123,7 +123,7 @@ def read_frozen(file: str | os.PathLike, where: str = '') -> dict[str, np.ndarra
     raise CheckpointError(f'{where} is missing: copy it from where the run was started')
   try:
     arrays = {name: tensor.read() for name, tensor in open_safetensors(File(file)).items()}
-    crc = json.loads(read_metadata(file).get('crc32', '{}'))
+    crc = json.loads(read_metadata(File(file)).get('crc32', '{}'))
   except (UserError, ValueError) as error:
     raise CheckpointError(f'{where} is damaged ({error}): restore it from a copy') from error
   for name, array in arrays.items():

@@ -17,9 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from exedit.runtime import files
-from exedit.runtime.errors import UserError, disk_is_full
-from exedit.weights.formats.tensor import File, Tensor, damaged, quoted
+from exedit.runtime.errors import UserError
+from exedit.weights.formats.tensor import File, Tensor, bytes_of, damaged, native, quoted, writing
 
 # The format's names of types; a file's tensors are written in this order, as the library does.
 DTYPES = {
@@ -71,9 +70,9 @@ def open_safetensors(file: File) -> dict[str, Tensor]:
   return tensors
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+def read_metadata(file: File) -> dict[str, str]:
   """Returns the text entries of the header; UserError if it is no safetensors file."""
-  with _header_of(File(path)) as header:
+  with _header_of(file) as header:
     return header.metadata() or {}
 
 
@@ -111,24 +110,17 @@ def save_tensors(
   names = sorted(tensors, key=lambda name: (order.index(_native(tensors[name].dtype)), name))
   header = _header(names, tensors, metadata)
   size = len(header) + sum(tensors[name].nbytes for name in names)
-  files.require_space(path, size)
-  try:
-    with files.writing(path, durable=True) as file:
-      file.write(header)
-      for name in names:
-        file.write(_data(name, tensors[name]))
-  except OSError as error:
-    if not disk_is_full(error):
-      raise
-    raise files.no_space(path, size) from None
+  with writing(path, size) as file:
+    file.write(header)
+    for name in names:
+      file.write(bytes_of(name, tensors[name]))
 
 
 def _native(dtype: np.dtype) -> np.dtype:
   """The type in this machine's byte order."""
-  native = dtype.newbyteorder('=') if dtype.byteorder == '>' else dtype
-  if native not in CODES:
+  if (own := native(dtype)) not in CODES:
     raise ValueError(f'safetensors has no type for {dtype}; it has {", ".join(map(str, CODES))}')
-  return native
+  return own
 
 
 def _header(names: list[str], tensors: Mapping, metadata: Mapping[str, str]) -> bytes:
@@ -145,14 +137,3 @@ def _header(names: list[str], tensors: Mapping, metadata: Mapping[str, str]) -> 
   text = json.dumps(entries, ensure_ascii=False, separators=(',', ':')).encode('utf-8')
   text += b' ' * (-len(text) % 8)
   return len(text).to_bytes(8, 'little') + text
-
-
-def _data(name: str, tensor: np.ndarray | Tensor) -> memoryview:
-  """The tensor's bytes; a `Tensor` is read now."""
-  array = tensor.read() if isinstance(tensor, Tensor) else tensor
-  if array.shape != tensor.shape or array.dtype != tensor.dtype:
-    raise ValueError(
-      f'{name}: read as {array.dtype} {array.shape}, announced as {tensor.dtype} {tensor.shape}'
-    )
-  array = np.ascontiguousarray(array, _native(array.dtype))
-  return array.reshape(-1).view(np.uint8).data

@@ -1,17 +1,19 @@
-"""An unread tensor of a file, the open file behind it, and how readers refuse a file."""
+"""An unread tensor of a file and the open file behind it; what all readers and writers share."""
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from exedit.runtime.errors import UserError
+from exedit.runtime import files
+from exedit.runtime.errors import UserError, disk_is_full
 
 LONGEST_JSON = 2**26  # bytes; the index of 100,000 tensors in shards takes a tenth of it
 
@@ -56,6 +58,46 @@ def _in_dtype(name: str, tensor: Tensor | np.ndarray, dtype: str | None) -> Tens
     return new
 
   return Tensor(shape, target, convert)
+
+
+def counted(tensors: Mapping[str, Tensor], read: Callable[[int], Any]) -> dict[str, Tensor]:
+  """Returns the same tensors; whenever one is read, `read` is called with its bytes."""
+
+  def noted(tensor):
+    array = tensor.read()
+    read(tensor.nbytes)
+    return array
+
+  return {n: t._replace(read=lambda t=t: noted(t)) for n, t in tensors.items()}
+
+
+def native(dtype: np.dtype) -> np.dtype:
+  """Returns the type in the byte order of this machine, which is little-endian."""
+  return dtype.newbyteorder('=') if dtype.byteorder == '>' else dtype
+
+
+def bytes_of(name: str, tensor: np.ndarray | Tensor) -> memoryview:
+  """Returns the bytes of a tensor in C order; a `Tensor` is read now."""
+  array = tensor.read() if isinstance(tensor, Tensor) else tensor
+  if array.shape != tensor.shape or array.dtype != tensor.dtype:
+    raise ValueError(
+      f'{name}: read as {array.dtype} {array.shape}, announced as {tensor.dtype} {tensor.shape}'
+    )
+  array = np.ascontiguousarray(array, native(array.dtype))
+  return array.reshape(-1).view(np.uint8).data
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, size: int) -> Iterator[IO[bytes]]:
+  """A large file to write to, as `files.writing`; UserError if the disk has no space for it."""
+  files.require_space(path, size)
+  try:
+    with files.writing(path, durable=True) as file:
+      yield file
+  except OSError as error:
+    if not disk_is_full(error):
+      raise
+    raise files.no_space(path, size) from None
 
 
 class File:

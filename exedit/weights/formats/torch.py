@@ -23,8 +23,10 @@ from exedit.weights.formats import pickles, torch_names
 from exedit.weights.formats.pickles import Pairs, kind
 from exedit.weights.formats.tensor import File, Tensor, damaged, quoted
 from exedit.weights.formats.torch_names import NAMES, Storage, View
+from exedit.weights.formats.torch_saving import NOTES
 
 LONGEST_PICKLE = 2**26  # bytes; a thousand times what a large checkpoint takes
+LONGEST_NOTE = 2**22  # bytes
 LARGEST_DIRECTORY = 2**24  # bytes of a zip's list of entries, about 150,000 of them
 CHUNK = 2**22  # bytes that are unpacked at a time
 # All entries of a zip together may unpack to this many times the file's size and this many bytes
@@ -87,6 +89,15 @@ def open_zip(file: File) -> dict[str, Tensor]:
     read = functools.partial(read_view, functools.partial(archive.read, key), view)
     tensors[name] = Tensor(view.shape, view.dtype, read)
   return tensors
+
+
+def read_notes(file: File) -> dict[str, str]:
+  """Returns the texts that `save_checkpoint` has added to a zip; ValueError if one is no text."""
+  archive, notes = Zip(file), {}
+  for name in archive.names():
+    if name.startswith(NOTES) and archive.size(name) <= LONGEST_NOTE:
+      notes[name.removeprefix(NOTES)] = archive.read(name).tobytes().decode()
+  return notes
 
 
 class Zip:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from exedit.runtime.errors import UserError
-from exedit.weights.formats.files import open_tensors
-from exedit.weights.formats.safetensors import read_metadata, save_tensors
+from exedit.weights.formats.files import open_tensors, read_metadata
+from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.tensor import Tensor
+from exedit.weights.formats.torch_saving import save_checkpoint
 from exedit.weights.found import Weights, system_of
 from exedit.weights.layouts import original_config, own
 from exedit.weights.layouts.original_config import MALFORMED, MAPPER, NET, TOWER, VAE, shape_of
@@ -18,6 +19,10 @@ from exedit.weights.translate import Row, ignored, to_theirs, under
 CONV_IN, CONV_OUT = f'{NET}input_blocks.0.0.weight', f'{NET}out.2.weight'
 EXEMPLAR = (MAPPER, f'{TOWER}vision_model.', 'cond_stage_model.final_ln.', 'learnable_vector')
 NOTE = 'exedit'  # the entry of the metadata in which `write` stores the config
+WRITERS = {  # by the name of the format: the function that writes it, the endings of the files
+  'safetensors': (save_tensors, ('.safetensors',)),
+  'ckpt': (save_checkpoint, ('.ckpt', '.pt', '.pth')),
+}
 BUFFERS = (  # functions of the betas: PbE ldm/models/diffusion/ddpm.py register_schedule
   'betas',
   'alphas_cumprod',
@@ -52,7 +57,14 @@ OTHERS = {  # names that only other files have: what each file is, and what to d
 }
 
 
-def read(file: Path, which: str, *, heads: int | None = None, groups: int | None = None) -> Weights:
+def read(
+  file: Path,
+  which: str,
+  *,
+  heads: int | None = None,
+  groups: int | None = None,
+  clip_heads: int | None = None,
+) -> Weights:
   """Returns the weights of an original checkpoint: Paint by Example, or Stable Diffusion 1.x.
 
   Raises:
@@ -66,7 +78,7 @@ def read(file: Path, which: str, *, heads: int | None = None, groups: int | None
   if note := _note(file):
     config, notes = note, (f'sizes, heads and schedule: the note in {file.name}',)
   else:
-    config, notes = original_config.of(file, tensors, by_text, heads, groups)
+    config, notes = original_config.of(file, tensors, by_text, heads, groups, clip_heads)
   net, vae = config['model']['unet'], config['model']['autoencoder']
   z, stem = vae['z_channels'], tensors[CONV_IN]
   channels = dict(
@@ -128,11 +140,8 @@ def _note(file: Path) -> dict[str, Any] | None:
   """The config that `write` has stored in a file, if any."""
   try:
     text = read_metadata(file).get(NOTE)
-  except UserError:  # not a .safetensors
-    return None
-  if not text:
-    return None
-  try:
+    if not text:
+      return None
     note = json.loads(text)
     note = {group: dict(note[group]) for group in ('model', 'data', 'edit')}
     note['model'] = own.checked_settings(note['model'], str(file))
@@ -144,17 +153,32 @@ def _note(file: Path) -> dict[str, Any] | None:
     raise UserError(f'{file} is damaged (its note: {error}): restore it from a copy') from None
 
 
-def write(file: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-  """Writes a .safetensors in this layout, with the config as a note in its metadata.
+def format_of(file: Path, format: str | None = None) -> str:
+  """Returns the name in WRITERS of the format to write: as given, or as the name of the file ends.
 
+  Raises:
+    UserError: if the name has another ending or none.
+  """
+  found = next((name for name, (_, endings) in WRITERS.items() if file.suffix in endings), None)
+  if found is None or (format and format != found):
+    allowed = WRITERS[format][1] if format else [e for _, ends in WRITERS.values() for e in ends]
+    raise UserError(
+      f'{file}: the original layout is written as one {" or ".join(allowed)}; end the name so'
+    )
+  return found
+
+
+def write(file: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+  """Writes a file in this layout, with the config as a note beside the tensors.
+
+  file: its ending tells the format, see `format_of`.
   config: its `model` has every default value written out. Paths are not stored.
   tensors: by exedit's paths.
   Raises:
     UserError: if the layout cannot hold such a model.
   """
   model = config['model']
-  if file.suffix != '.safetensors':
-    raise UserError(f'{file}: the original layout is written as one .safetensors; end it so')
+  save, _ = WRITERS[format_of(file)]
   table = [*networks(model['unet'], model['autoencoder']), *conditioner.ORIGINAL]
   data, edit = config.get('data', {}), config.get('edit', {})
   note = dict(
@@ -162,4 +186,4 @@ def write(file: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     data={name: data[name] for name in ('size', 'exemplar_size') if name in data},
     edit={name: edit[name] for name in ('steps', 'scale', 'sampler') if name in edit},
   )
-  save_tensors(file, to_theirs(table, tensors), {NOTE: json.dumps(note), 'format': 'pt'})
+  save(file, to_theirs(table, tensors), {NOTE: json.dumps(note), 'format': 'pt'})

@@ -3,7 +3,6 @@
 The file has no config. Its shapes give widths, levels and layers, but not the number of heads.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +12,14 @@ import ml_dtypes
 import numpy as np
 
 from exedit.runtime.errors import UserError
-from exedit.weights import settings
+from exedit.weights import settings, translate
 from exedit.weights.formats.tensor import Tensor, read_small
+from exedit.weights.layouts import towers
 from exedit.weights.settings import Known
+from exedit.weights.tables import clip
 
-HEADS, GROUPS, HEAD_WIDTH = 8, 32, 64  # as published: the UNet's, those of all norms, CLIP's
+HEADS, GROUPS = 8, 32  # as published: the UNet's, those of all norms
+CONVERT = 'convert it first with exedit.convert --clip_heads=NUMBER'
 SCHEDULE = dict(num_steps=1000, beta_start=0.00085, beta_end=0.012, prediction='eps')
 PUBLISHED = 'as published, for the file does not say'
 EDIT = dict(steps=50, scale=5.0, sampler='plms')
@@ -60,7 +62,12 @@ AUTOENCODER = Known(  # PbE ldm/modules/diffusionmodules/model.py
 
 
 def of(
-  file: Path, tensors: Mapping[str, Tensor], by_text: bool, heads: int | None, groups: int | None
+  file: Path,
+  tensors: Mapping[str, Tensor],
+  by_text: bool,
+  heads: int | None,
+  groups: int | None,
+  clip_heads: int | None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
   """Returns the config in exedit's words, and notes that say what was taken from where."""
   beside, origin = _beside(file)
@@ -87,12 +94,14 @@ def of(
     raise UserError(f'{file}: its autoencoder has {len(vae["mult"])} levels: wrong file?')
   data = dict(size=size)
   if not by_text:
-    prefix = TOWER + ('vision_model.' if any(n.startswith(TOWER + 'v') for n in tensors) else '')
-    tower = clip_sizes(tensors, prefix, str(file))
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(TOWER)}
+    ours = translate.to_ours(translate.under(TOWER, '', clip.TABLE), own, where=str(file))
+    tower = towers.sizes(ours, '', str(file), heads=clip_heads, remedy=CONVERT)
     layers = _count(tensors, MAPPER + '{}.ln_1.weight')
     model |= dict(clip=tower, conditioner=dict(layers=layers))
     data['exemplar_size'] = tower['image_size']
-    notes.append(f'heads of CLIP: {tower["heads"]}, one per {HEAD_WIDTH} channels')
+    whence = f'one per {towers.HEAD_WIDTH} channels' if clip_heads is None else 'as given'
+    notes.append(f'heads of CLIP: {tower["heads"]}, {whence}')
   return dict(model=model, data=data, edit=dict(EDIT)), tuple(notes)
 
 
@@ -158,24 +167,6 @@ def _autoencoder(
     z_channels=shape_of(tensors, f'{VAE}post_quant_conv.weight', file)[0],
     groups=groups,
     scale=scale,
-  )
-
-
-def clip_sizes(tensors: Mapping[str, Tensor], prefix: str, where: str) -> dict[str, Any]:
-  """Returns the arguments of CLIPVision, from the shapes of the tensors behind a prefix."""
-  width, _, patch, _ = shape_of(tensors, f'{prefix}embeddings.patch_embedding.weight', where, 4)
-  positions = shape_of(tensors, f'{prefix}embeddings.position_embedding.weight', where)[0]
-  layer = prefix + 'encoder.layers.{}.mlp.fc1.weight'
-  if width % HEAD_WIDTH:
-    raise UserError(f'{where}: a CLIP of width {width} has no known number of heads')
-  image_size = math.isqrt(max(positions - 1, 0)) * patch
-  return dict(
-    width=width,
-    layers=_count(tensors, layer),
-    heads=width // HEAD_WIDTH,
-    mlp=shape_of(tensors, layer.format(0), where)[0],
-    patch=patch,
-    image_size=settings.integer(dict(image_size=image_size), 'image_size', where),
   )
 
 

@@ -11,13 +11,12 @@ from exedit.runtime.errors import UserError
 from exedit.weights import fetch, settings, translate
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.tensor import Tensor, read_json
-from exedit.weights.layouts import diffusers
+from exedit.weights.layouts import diffusers, towers
 from exedit.weights.settings import Known
 from exedit.weights.tables import clip_image, dino, inception, lpips
 from exedit.weights.translate import Row
 
 ENDINGS = ('.safetensors', '.bin', '.pt', '.pth')
-HEAD_WIDTH = 64  # channels per head, in all published CLIP and DINO transformers
 
 # The names of published networks, by width, layers, patch and side of the picture.
 CLIPS = {
@@ -94,21 +93,25 @@ def clip(found: Published) -> Recognised:
   openai = any(name.startswith('visual.') for name in found.theirs)
   table = clip_image.OPENAI if openai else clip_image.TRANSFORMERS
   ours = translate.to_ours(table, found.theirs, where=found.where)
-  vision = _transformer(ours, 'vision.', found.where)
   if found.config:
     vision = settings.clip(found.config, f'{found.where}/config.json')
-  dim = _shape(ours, 'projection.kernel', found.where)[-1]
+  else:
+    vision = towers.sizes(ours, 'vision.', found.where)
+  if 'projection.kernel' not in ours or not math.prod(ours['projection.kernel'].shape):
+    raise UserError(f'{found.where} holds no projection.kernel; is it the whole file?')
+  dim = ours['projection.kernel'].shape[-1]
   return Recognised(table, dict(vision=vision, dim=dim), _name('clip', CLIPS, vision))
 
 
 def dino_vit(found: Published) -> Recognised:
   """Recognises a DINO transformer, in transformers' layout or in that of the original code."""
   table = dino.ORIGINAL if 'cls_token' in found.theirs else dino.TRANSFORMERS
-  sizes = _transformer(translate.to_ours(table, found.theirs, where=found.where), '', found.where)
+  heads, where = None, f'{found.where}/config.json'
   if found.config:
-    where = f'{found.where}/config.json'
     config = settings.values(VIT, found.config, where)
-    sizes['heads'] = settings.integer(config, 'num_attention_heads', where)
+    heads = settings.integer(config, 'num_attention_heads', where)
+  ours = translate.to_ours(table, found.theirs, where=found.where)
+  sizes = towers.sizes(ours, '', found.where, heads=heads)
   return Recognised(table, sizes, _name('dino', DINOS, sizes))
 
 
@@ -127,26 +130,6 @@ def lpips_net(found: Published) -> Recognised:
   convs = [n for n, t in found.theirs.items() if n.endswith('.weight') and t.shape[2:] > (1, 1)]
   net = 'alex' if len(convs) <= 5 else 'vgg'
   return Recognised(lpips.TABLES[net], dict(net=net), f'lpips_{net}')
-
-
-def _transformer(ours: Mapping[str, Tensor], prefix: str, where: str) -> dict[str, Any]:
-  """The settings of a vision transformer, from the shapes of its tensors."""
-  shape = lambda name: _shape(ours, prefix + name, where)
-  width, patch = shape('class_embedding')[0], shape('patch_embedding.kernel')[0]
-  return dict(
-    width=width,
-    layers=sum(name.endswith('.norm1.scale') for name in ours),
-    heads=max(1, width // HEAD_WIDTH),
-    mlp=shape('layers.0.fc1.kernel')[-1],
-    patch=patch,
-    image_size=patch * math.isqrt(max(shape('position_embedding')[0] - 1, 1)),
-  )
-
-
-def _shape(ours: Mapping[str, Tensor], name: str, where: str) -> tuple[int, ...]:
-  if name not in ours or not math.prod(ours[name].shape):
-    raise UserError(f'{where} holds no {name}')
-  return ours[name].shape
 
 
 def _name(kind: str, names: Mapping[tuple, str], sizes: Mapping[str, Any]) -> str:
