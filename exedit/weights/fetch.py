@@ -1,9 +1,12 @@
 """Weights as a path on this machine: a local path, a hub id, or a folder of a store (gs://...).
 
+A name that looks like a path is never sent to the hub: see `_missing`.
+
 Only the files that exedit uses are fetched: the published hub repository holds every weight two or
 three times, once with its optimizer state (12.6 GB).
 """
 
+import difflib
 import fnmatch
 import glob
 import hashlib
@@ -27,6 +30,7 @@ _FOREIGN = (
   *('training_args.*', 'optimizer.*', 'scheduler.*', 'rng_state*', 'random_states*'),
   *('openvino_*', 'tf_model*'),
 )
+_ADDRESS = re.compile(r'(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/|hf:/+)([^/]+/[^/?#]+)')
 _ID = re.compile(r'([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?')
 BESIDE = ('config.json', 'frozen.safetensors')  # the files of a workdir beside its checkpoints
 KEPT = 3600.0  # seconds that a copy stays at least
@@ -41,7 +45,8 @@ def local_path(src: str | os.PathLike, revision: str | None = None) -> Path:
   are copied to exedit's cache folder.
 
   Args:
-    src: a path; 'owner/name' or 'owner/name@revision' of the hub; or gs://bucket/folder.
+    src: a path; 'owner/name' or 'owner/name@revision' of the hub; a folder of the hub's cache; or
+      gs://bucket/folder.
     revision: a branch, tag, commit or 'refs/pr/3' of the hub repository; by default 'main'.
   Returns:
     The path. For a hub id it is the folder in the cache, or the file if the repository holds a
@@ -51,13 +56,16 @@ def local_path(src: str | os.PathLike, revision: str | None = None) -> Path:
   """
   name = os.fspath(src)
   stored = name.partition('://')[0] in remote.DRIVERS and remote.is_remote(name)
-  if stored or os.path.exists(name):
+  path = os.path.expanduser(name)  # the shell leaves the ~ of --weights=~/run alone
+  if stored or os.path.exists(path):
     if revision:
       raise UserError(f'{name} is a path, and revision {revision} only means something on the hub')
-    return _from_store(name) if stored else Path(name)
+    return _from_store(name) if stored else _in_cache(Path(path))
   match = _ID.fullmatch(name)
   if not match or match[1].endswith(ENDINGS):
-    raise UserError(f"{name} does not exist: give a file, a folder or a hub id 'owner/name'")
+    raise UserError(_missing(path))
+  if not match[2] and not revision and (os.path.isdir(os.path.dirname(path)) or near(path)):
+    raise UserError(f'{_missing(path)}; for a repository of the hub add its revision, {name}@main')
   if match[2] and revision and match[2] != revision:
     raise UserError(
       f'{name} says revision {match[2]}, but revision {revision} is asked for: drop one'
@@ -72,7 +80,62 @@ def local_path(src: str | os.PathLike, revision: str | None = None) -> Path:
   return _from_hub(huggingface_hub, match[1], match[2] or revision)
 
 
+def near(path: str) -> list[str]:
+  """Returns the paths here that are spelt almost as `path`, which does not exist; at most three."""
+  parts = PurePosixPath(path).parts
+  found = [''] if parts else []
+  for part in parts:
+    following = []
+    for folder in found:
+      try:
+        names = {name.lower(): name for name in files.listing(folder or '.')}
+      except (OSError, ValueError):  # no folder, or a null character in the name
+        continue
+      if os.path.exists(os.path.join(folder, part)):
+        following.append(os.path.join(folder, part))
+      else:
+        similar = difflib.get_close_matches(part.lower(), names, 3)
+        following += [os.path.join(folder, names[name]) for name in similar]
+    found = following
+  return found[:3]
+
+
+def _missing(path: str) -> str:
+  """The line for a path that does not exist; it says what lies near it."""
+  if match := _ADDRESS.match(path):
+    return f'{path} is an address of the hub: name the repository alone, {match[1]}'
+  if similar := near(path):
+    return f'{path} does not exist: did you mean {" or ".join(similar)}?'
+  folder = next((p for p in PurePosixPath(path).parents if os.path.isdir(p)), PurePosixPath())
+  if folder.name not in ('', '..'):
+    there = ', '.join(files.listing(folder)[:5]) or 'nothing'
+    return f'{path} does not exist: {folder} has {there}'
+  return f"{path} does not exist: give a file, a folder or a hub id 'owner/name'"
+
+
 # From the hub
+
+
+def _in_cache(path: Path) -> Path:
+  """The download in a folder models--owner--name of the hub's cache; other paths as they are."""
+  home = path.absolute()
+  home = home.parent if home.name in ('snapshots', 'refs', 'blobs') else home
+  snapshots, main = home / 'snapshots', home / 'refs' / 'main'
+  if not home.name.startswith('models--') or not path.is_dir() or not snapshots.is_dir():
+    return path
+  found = [snapshots / name for name in files.listing(snapshots)]
+  if main.is_file():
+    commit = main.read_text(encoding='utf-8', errors='replace').strip()
+    found = [p for p in found if p.name == commit] or found
+  if len(found) == 1:
+    return found[0]
+  repo = '/'.join(home.name.split('--')[1:])
+  what = ', '.join(str(p) for p in found[:5])
+  raise UserError(
+    f"{path} is the hub's cache of {repo} with several downloads: name one of {what}"
+    if found
+    else f"{path} is the hub's cache of {repo} without a finished download: name {repo}"
+  )
 
 
 def _from_hub(hub, repo: str, revision: str | None) -> Path:
@@ -122,12 +185,12 @@ def wanted(paths: Sequence[str], where: str) -> list[str]:
     UserError: if there are no weights, or several checkpoints.
   """
   pipeline = 'model_index.json' in paths
-  config = lambda p: p.suffix == '.json' and not p.name.endswith('.index.json')
+  config = lambda p: p.suffix == '.json' and '.index.' not in p.name
   chosen = [p for p in map(PurePosixPath, paths) if len(p.parts) == 1 and config(p)]
   weights = []
   for folder in COMPONENTS if pipeline else ('.',):
     inside = [p for p in map(PurePosixPath, paths) if p.parent == PurePosixPath(folder)]
-    weights += _weights(inside)
+    weights += of_network(inside)
     chosen += filter(config, inside) if pipeline else ()
   whole = {_SHARD.sub('', str(p)) for p in weights if p.suffix in ENDINGS}
   if not whole:
@@ -138,18 +201,27 @@ def wanted(paths: Sequence[str], where: str) -> list[str]:
   return [str(p) for p in chosen + weights]
 
 
-def _weights(paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
-  """The weight files of one folder: one kind, with the index of its shards, without variants."""
+def of_network(paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
+  """Chooses the weight files in the folder of one network: one kind, without variants (fp16).
+
+  Variants are taken if there is nothing else. The index of shards comes with them.
+  """
   candidates = [
     p
     for p in paths
     if p.suffix in ENDINGS and not any(fnmatch.fnmatch(p.name, pattern) for pattern in _FOREIGN)
   ]
-  plain = [p for p in candidates if not _VARIANT.search(p.name)] or candidates
+  plain = _plain(candidates)
   kind = next((ending for ending in ENDINGS if any(p.suffix == ending for p in plain)), None)
   same = [p for p in plain if p.suffix == kind]
-  sharded = any(_SHARD.search(p.name) for p in same)
-  return same + [p for p in paths if sharded and p.name.endswith(f'{kind}.index.json')]
+  if not any(_SHARD.search(p.name) for p in same):
+    return same
+  return same + _plain([p for p in paths if fnmatch.fnmatch(p.name, f'*{kind}.index*.json')])
+
+
+def _plain(paths: Sequence[PurePosixPath]) -> Sequence[PurePosixPath]:
+  """The files that are no variants, or all if there are none."""
+  return [p for p in paths if not _VARIANT.search(p.name)] or paths
 
 
 def _why(where: str, error: Exception) -> str:

@@ -128,6 +128,59 @@ def test_what_is_neither_path_nor_id_is_refused_without_asking_anybody(name, mon
   assert 'does not exist' in refusal(local_path, name)
 
 
+@pytest.mark.parametrize(
+  ('name', 'words'),
+  [
+    ('weights/tny', 'weights/tny does not exist: did you mean weights/tiny?'),
+    ('weights/TINY', 'did you mean weights/tiny?'),
+    ('wieghts/tiny', 'did you mean weights/tiny?'),
+    ('wieghts/tinny', 'did you mean weights/tiny?'),
+    ('weights/large', 'weights/large does not exist: weights has small, tiny'),
+    ('./weights/tny', 'did you mean weights/tiny?'),
+    ('weights/tny/model.safetensors', 'did you mean weights/tiny/model.safetensors?'),
+    ('weights/a/b/c', 'weights has small, tiny'),
+    ('~/tny', 'does not exist: did you mean'),
+    (
+      'https://huggingface.co/owner/name/tree/main',
+      'address .* name .* owner/name$',
+    ),
+    ('hf://owner/name', 'name the repository alone, owner/name$'),
+    ('https://example.com/a.ckpt', 'does not exist'),
+  ],
+)
+def test_names_that_look_like_paths_are_not_sent_to_the_hub(name, words, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path / 'weights'))
+  for folder in ('tiny', 'small'):
+    (tmp_path / 'weights' / folder).mkdir(parents=True)
+  (tmp_path / 'weights' / 'tiny' / 'model.safetensors').touch()
+  line = refusal(local_path, name)
+  assert re.search(words, line), line
+  if name == 'weights/tny':  # so can a repository of this name be fetched
+    assert 'weights/tny@main' in line
+    assert 'pip install huggingface_hub' in refusal(local_path, 'weights/tny@main')
+  assert local_path('~/tiny') == tmp_path / 'weights' / 'tiny'
+
+
+def test_a_folder_of_the_hubs_cache_means_what_was_downloaded(tmp_path):
+  home = tmp_path / 'hub' / 'models--owner--name'
+  for folder in ('refs', 'blobs', 'snapshots'):
+    (home / folder).mkdir(parents=True)
+  assert 'finished download: name owner/name' in refusal(local_path, home)
+  for commit in ('a' * 40, 'b' * 40):
+    (home / 'snapshots' / commit).mkdir()
+  line = refusal(local_path, home)
+  assert 'cache of owner/name with several downloads' in line and f'snapshots/{"b" * 40}' in line
+  (home / 'refs' / 'main').write_text('b' * 40)
+  for path in (home, home / 'snapshots', home / 'blobs', home / 'snapshots' / ('b' * 40)):
+    assert local_path(path) == home / 'snapshots' / ('b' * 40)
+  (home / 'refs' / 'main').write_text('c' * 40)  # this download was removed
+  assert 'several' in refusal(local_path, home)
+  (home / 'snapshots' / ('a' * 40)).rmdir()
+  assert local_path(home) == home / 'snapshots' / ('b' * 40)
+
+
 def test_two_different_revisions_are_refused():
   line = refusal(local_path, 'owner/name@main', 'refs/pr/3')
   assert 'main' in line and 'refs/pr/3' in line
@@ -274,7 +327,7 @@ def test_fetch_once_then_from_the_cache_online_and_offline(tmp_path, server):
 
 
 def test_refusals_of_the_hub_are_one_line_each(tmp_path, server):
-  names = ['no/body', 'private/name', 'owner/name@nowhere', 'broken/name', 'weights/huge']
+  names = ['no/body', 'private/name', 'owner/name@nowhere', 'broken/name', 'weights/huge@main']
   answers, _ = ask(tmp_path, server, *names)
   for (said, line), name, expected in zip(
     answers,

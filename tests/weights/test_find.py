@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -14,9 +15,15 @@ from exedit import paint_by_example as pbe
 from exedit.models import parameters
 from exedit.runtime.errors import UserError, explain
 from exedit.weights import find
+from exedit.weights.formats.torch_saving import save_checkpoint
 from tests import pictures, released, small
 
 KERNEL = 'unet.down.0.attentions.0.attn1.to_q.kernel'
+
+
+@pytest.fixture(scope='session')
+def run(tmp_path_factory):
+  return Path(small.workdir(tmp_path_factory.mktemp('small') / 'run', steps=(3,)))
 
 
 pytestmark = pytest.mark.usefixtures('own_cache')
@@ -51,6 +58,12 @@ def test_a_folder_with_one_checkpoint_means_it(tmp_path):
   released.write_checkpoint(tmp_path / 'download' / 'other.safetensors')
   with pytest.raises(UserError, match=r'several checkpoints \(model.safetensors, other.safeten'):
     find.weights(tmp_path / 'download')
+  (tmp_path / 'torch').mkdir()
+  save_checkpoint(tmp_path / 'torch' / 'model.pt', released.checkpoint())
+  assert find.weights(tmp_path / 'torch', heads=2, groups=4).layout == 'original'
+  (tmp_path / 'torch' / 'model.ckpt').write_bytes(b'another kind of the same')
+  released.write_checkpoint(tmp_path / 'torch' / 'model.safetensors')
+  assert find.weights(tmp_path / 'torch', heads=2, groups=4).files[0].suffix == '.safetensors'
 
 
 def test_the_system_of_our_own_layout_is_in_its_config(tmp_path):
@@ -73,6 +86,58 @@ def test_a_workdir_gives_each_array_away_and_can_be_asked_again(pipeline, tmp_pa
 def test_a_path_that_is_not_there():
   with pytest.raises(UserError, match='nowhere does not exist'):
     find.weights('nowhere')
+
+
+@pytest.mark.parametrize(
+  'part',
+  [
+    'pipeline/unet',
+    'pipeline/unet/config.json',
+    'pipeline/unet/diffusion_pytorch_model.safetensors',
+    'pipeline/image_encoder',
+    'pipeline/scheduler/scheduler_config.json',
+    'pipeline/model_index.json',
+    'run/checkpoints',
+    'run/checkpoints/3',
+    'run/config.json',
+    'run/frozen.safetensors',
+  ],
+)
+@pytest.mark.parametrize('where', ['absolute', 'relative', 'inside'])
+def test_a_part_of_weights_names_the_whole(pipeline, run, tmp_path, monkeypatch, part, where):
+  name, _, rest = part.partition('/')
+  folder = dict(pipeline=pipeline, run=run)[name]
+  path, whole = folder / rest, folder
+  if where != 'absolute':
+    monkeypatch.chdir(folder.parent if where == 'relative' else folder)
+    path = path.relative_to(os.getcwd())
+    whole = os.path.relpath(folder)
+  what = 'a diffusers pipeline' if name == 'pipeline' else 'exported weights or a run'
+  for look in (find.weights, find.config):
+    with pytest.raises(UserError) as error:
+      look(path)
+    assert str(error.value) == f'{path} is a part of {what}: name the whole folder, {whole}'
+  find.config(whole)
+
+
+def test_parts_without_the_whole_and_wholes_among_others(folder, tmp_path):
+  (folder / 'unet').rename(tmp_path / 'alone')
+  with pytest.raises(UserError, match='one network of diffusers .*UNet2D.* folder of a pipeline'):
+    find.weights(tmp_path / 'alone')
+  runs = tmp_path / 'unet'  # a folder of this name is no pipeline
+  runs.mkdir()
+  released.export(runs / 'unet')
+  assert find.weights(runs / 'unet').layout == 'exedit'
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'config.json').touch()
+  for place in (folder, tmp_path / 'checkpoints'):  # as the hub and the original code have it
+    original = released.write_checkpoint(place / 'model.safetensors')
+    assert find.weights(original, heads=2, groups=4).layout == 'original'
+  (tmp_path / 'all').mkdir()
+  released.export(tmp_path / 'all' / 'one')
+  (tmp_path / 'all' / 'photos').mkdir()
+  with pytest.raises(UserError, match=f'no weights itself: name one of {tmp_path}/all/one$'):
+    find.weights(tmp_path / 'all')
 
 
 # loading

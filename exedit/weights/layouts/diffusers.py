@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
-from exedit.weights import settings
-from exedit.weights.formats.files import INDEX, open_tensors
+from exedit.weights import fetch, settings
+from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.tensor import Tensor, read_json
 from exedit.weights.found import Weights, system_of
@@ -103,30 +103,22 @@ def _mapper_layers(clip: Mapping[str, Any]) -> int:
 
 
 def weights_file(folder: Path, stem: str) -> Path:
-  """Returns the weight file of one network.
+  """Returns the weight file of one network, or the index of its shards, by the rule of the hub.
 
-  .safetensors go before torch's .bin, whole files before shards, and both before variants (fp16).
+  Whole files go before shards, and of several variants fp16 goes first.
   """
   torch_stem = 'pytorch_model' if stem == 'model' else stem
-  for name, ending in ((stem, 'safetensors'), (torch_stem, 'bin')):
-    for candidate in (f'{name}.{ending}', f'{name}.{ending}{INDEX}'):
-      if (folder / candidate).exists():
-        return folder / candidate
-  for name, ending in ((stem, '.safetensors'), (torch_stem, '.bin')):
-    found = [folder / n for n in files.listing(folder) if _is_variant(n, name, ending)]
+  names = files.listing(folder)
+  for name in (stem, torch_stem):
+    own = [PurePosixPath(n) for n in names if n.startswith((f'{name}.', f'{name}-'))]
+    found = [p for p in fetch.of_network(own) if '-of-' not in p.name]
     if found:
-      return next((p for p in found if '.fp16.' in p.name), found[0])
-  there = ', '.join(files.listing(folder)[:5]) or 'nothing'
+      order = lambda p: (p.suffix == '.json', p.name.count('.'), '.fp16' not in p.name)
+      return folder / min(found, key=order)
+  there = ', '.join(names[:5]) or 'nothing'
   raise UserError(
     f'{folder} has no weights: it needs {stem}.safetensors or {torch_stem}.bin and has {there}'
   )
-
-
-def _is_variant(name: str, stem: str, ending: str) -> bool:
-  """Whether this is `stem.fp16.safetensors`, or `stem.safetensors.index.fp16.json` for shards."""
-  rest = name.removeprefix(stem)
-  whole = rest.endswith(ending) and rest.count('.') == 2 and '-of-' not in rest
-  return whole or (rest.startswith(f'{ending}.index.') and rest.endswith('.json'))
 
 
 def shards(file: Path) -> list[Path]:

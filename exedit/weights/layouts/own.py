@@ -43,6 +43,11 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
         f'{path} is a model of transformers ({config["model_type"]!r:.50}): '
         'a training takes a CLIP tower as --config.init_clip'
       )
+    if '_class_name' in config:
+      raise UserError(
+        f'{path} is one network of diffusers ({config["_class_name"]!r:.50}): name the folder of a '
+        'pipeline, with unet/, vae/, image_encoder/ and scheduler/ in it'
+      )
     exported = dict(config.get('exported') or {})
     exported = dict(exported, sha256=dict(exported.get('sha256') or {}))
     exported['step'] = int(exported.get('step') or 0)
