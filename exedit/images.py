@@ -113,7 +113,7 @@ def read_photo(path: str | os.PathLike) -> Photo:
 
 def read_icc(path: str | os.PathLike) -> bytes | None:
   """The RGB colour profile of an image file, to save with its edit; None if there is none."""
-  with Image.open(path) as file:
+  with decode.opened(path) as file:
     return decode.icc(file)
 
 

@@ -34,6 +34,10 @@ LISTS = (
 )
 REPLAY = Flag('replay', None, 'an out.json, or its out.png: make that edit again', str)
 RECIPE = Flag('recipe', None, 'write out.json, and the recipe into the PNG too', bool, shown='true')
+LARGEST = Flag(
+  'max_megapixels', None, 'the largest picture to read, in millions of pixels', float, 1, 4000,
+  'what a quarter of the memory can edit',
+)  # fmt: skip
 HOW = (
   Flag(
     'num_samples', None, 'number of samples, with seeds that count up: out-0.png, ...', int,
@@ -88,7 +92,7 @@ def setting(name: str, fields: list[dataclasses.Field]) -> Flag:
 
 def flags() -> list[Flag]:
   """Files, the inputs and settings of all systems, and how to work."""
-  return [*FILES, *inputs(), *LISTS, REPLAY, *settings(), *HOW, RECIPE]
+  return [*FILES, *inputs(), *LISTS, REPLAY, *settings(), *HOW, RECIPE, LARGEST]
 
 
 def main(**values: Any) -> None:
@@ -101,7 +105,7 @@ def main(**values: Any) -> None:
     'replay': ((*FILES, REPLAY, *inputs(), RECIPE), ('replay',)),
   }[mode]
   for name in given:
-    if name not in [flag.name for flag in allowed]:
+    if name not in [flag.name for flag in (*allowed, LARGEST)]:
       raise UserError(f'--{name} does not go with {mode if " " in mode else "--" + mode}')
   abouts = {flag.name: flag.help for flag in FILES}
   for name in needed:
@@ -115,10 +119,11 @@ def edit(mode: str, given: dict[str, Any]) -> None:
   import jax
 
   from exedit.editing import edit_files, replay
-  from exedit.runtime import compilation, processes
+  from exedit.runtime import compilation, decode, processes
 
   processes.join_processes()
   compilation.cache_compiled()
+  decode.allow(given.pop('max_megapixels', None))
   given['keep_recipe'] = given.pop('recipe', True)
   if jax.process_index():
     given['say'] = lambda line: None

@@ -1,4 +1,4 @@
-"""Encoded pictures to pixels and back, for training and benchmarks: as stored, never rotated."""
+"""Encoded pictures to pixels and back, for training: as stored, because boxes count stored ones."""
 
 import io
 
@@ -6,41 +6,36 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from .errors import DataError
+from exedit.runtime import decode as pictures
 
 
 def decode(data: bytes, name='image') -> np.ndarray:
-  """Decodes an image to uint8 [h w 3], RGB. It ignores EXIF rotation and transparency.
+  """Decodes an image to uint8 [h w 3], RGB, as `exedit.runtime.decode` does but not turned.
 
   Raises:
-    DataError: if the image is damaged or truncated.
+    DataError: if the image cannot be used.
   """
-  # OpenCV gives the same pixels faster, but accepts truncated files, so it gets whole JPEGs only.
-  if data[:3] == b'\xff\xd8\xff' and data[-2:] == b'\xff\xd9':
+  if _is_plain_jpeg(data):  # OpenCV gives the same pixels faster
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is not None:
       return pixels
-  image = load(data, name)
-  if image.mode.startswith('I'):  # 16-bit grey, which convert() would clip to white
-    image = PIL.Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
-  return np.asarray(image.convert('RGB'))
+  return np.asarray(pictures.upright(data, 'RGB', 'white', name, turn=False))
 
 
-def load(data: bytes, name: str) -> PIL.Image.Image:
-  """Decodes an image with Pillow, in the file's own mode.
-
-  Raises:
-    DataError: if the image is damaged or truncated; names it.
-  """
-  try:
-    image = PIL.Image.open(io.BytesIO(data))
-    image.load()
-  except PIL.UnidentifiedImageError:
-    raise DataError(f'{name}: {len(data)} bytes that are no image') from None
-  except Exception as error:  # Pillow raises a dozen types for damaged files
-    raise DataError(f'{name}: not a readable image ({error})') from error
-  return image
+def _is_plain_jpeg(data):
+  """Whether it is a whole JPEG, which OpenCV does not check, with 8 bits of grey or YCbCr."""
+  if data[:2] != b'\xff\xd8' or data[-2:] != b'\xff\xd9':
+    return False
+  at = 2
+  while at + 9 < len(data) and data[at] == 0xFF:
+    kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+    if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # the frame
+      height, width = (int.from_bytes(data[at + k : at + k + 2]) for k in (5, 7))
+      small = height * width <= (PIL.Image.MAX_IMAGE_PIXELS or height * width)
+      return small and data[at + 4] == 8 and data[at + 9] in (1, 3)
+    at += 2 + length
+  return False
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -11,8 +11,8 @@ from PIL import ImageDraw, ImageFont
 from exedit.input_pipeline import codec
 from exedit.input_pipeline.coco_ee import bench as coco_ee
 from exedit.input_pipeline.coco_ee import references
-from exedit.runtime import files
-from exedit.runtime.errors import DataError
+from exedit.runtime import decode, files
+from exedit.runtime.errors import DataError, UserError
 
 SHOWN = ('identification', 'psnr', 'copy_paste', 'pasted')
 WIDTH, HEIGHT = 620, 380  # pixels of a chart
@@ -115,9 +115,8 @@ def read_picture(folder: str, edit_id: int) -> np.ndarray:
   """Reads the result of an edit, uint8 [h w 3]."""
   path = os.path.join(folder, f'{edit_id:012d}.png')
   try:
-    with PIL.Image.open(path) as image:
-      return np.asarray(image.convert('RGB'))
-  except OSError as error:
+    return np.asarray(decode.upright(path, 'RGB', 'white'))
+  except UserError as error:
     raise DataError(f'{path} cannot be read ({error}): run launch/ablation.sh again') from None
 
 

@@ -39,13 +39,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import PIL.Image
 
 from exedit.input_pipeline import codec
 from exedit.input_pipeline.errors import DataError
 from exedit.input_pipeline.tf_example import serialize_example
 from exedit.input_pipeline.tfrecord import write_shard
-from exedit.runtime import files, progress, remote
+from exedit.runtime import decode, files, progress, remote
 from exedit.runtime.parallel import in_parallel
 
 SPLITS = {'train': 1024, 'validation': 32, 'test': 64}  # shards of half a gigabyte
@@ -194,11 +193,10 @@ def load_photo(path: str) -> tuple[bytes, bool, str, str]:
     return b'', False, 'unreadable', f'{path}: {error.strerror or error}'
   try:
     codec.decode(image, path)
-    rotated = PIL.Image.open(io.BytesIO(image)).getexif().get(0x0112, 1) != 1
+    with decode.opened(image, path) as file:
+      rotated = decode.orientation(file) != 1
   except DataError as error:
     return b'', False, 'unreadable', str(error)
-  except Exception:  # the pixels are sound but Pillow cannot read the EXIF block, so nobody rotates
-    rotated = False
   return image, rotated, '', ''
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from .. import codec
+from exedit.runtime import decode
+
 from ..errors import DataError
 from . import build
 
@@ -265,7 +266,7 @@ def _coco_plan(source: dict, place: build.Place, exemplar: dict, size: int, pad:
 
 def _stored(path: str, shape: tuple[int, int]) -> PIL.Image.Image:
   """Reads a photo without EXIF rotation, because COCO's boxes are those of the stored photo."""
-  image = codec.load(_read(path), path).convert('RGB')
+  image = decode.upright(path, 'RGB', 'white', turn=False)
   if image.size != shape:
     says = f'its annotation says {shape[0]}x{shape[1]}'
     raise DataError(f'{path} is {image.width}x{image.height}, {says} (width x height)')

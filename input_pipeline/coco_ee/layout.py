@@ -14,9 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from exedit.runtime import files
+from exedit.runtime import decode, files
 
-from .. import codec
 from ..errors import DataError
 
 IDS = 'id_list.npy'
@@ -97,12 +96,12 @@ def doubled(ids: np.ndarray) -> list[int]:
 
 def decode_source(data: bytes, name: str) -> np.ndarray:
   """Decodes a source to uint8 [h w 3] without resizing it."""
-  return np.asarray(codec.load(data, name).convert('RGB'))
+  return np.asarray(decode.upright(data, 'RGB', 'white', name))
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
   """Decodes a mask to uint8 [h w]: 255 = repaint, 0 = keep; grey values stay grey."""
-  return np.asarray(codec.load(data, name).convert('L'))
+  return np.asarray(decode.upright(data, 'L', 'black', name))
 
 
 def decode_exemplar(data: bytes, name: str, size: int | None) -> np.ndarray:
@@ -110,7 +109,8 @@ def decode_exemplar(data: bytes, name: str, size: int | None) -> np.ndarray:
 
   As in the released code, Pillow's bicubic resizes it before it becomes RGB.
   """
-  image = codec.load(data, name)
+  with decode.opened(data, name) as file:
+    image = decode.flatten(decode.eight_bit(file), 'white')
   return np.asarray((image.resize((size, size)) if size else image).convert('RGB'))
 
 

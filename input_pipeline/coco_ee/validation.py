@@ -192,7 +192,7 @@ def _decoded(
     except FileNotFoundError:
       found.append(_finding('file is missing', edit_id, name))
     except (OSError, DataError) as error:
-      why = str(error).removeprefix(f'{name}: ')
+      why = str(error).removeprefix(f'{name} ')
       found.append(_finding('file is unreadable', edit_id, name, why))
   return pictures, found
 

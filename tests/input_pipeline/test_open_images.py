@@ -173,7 +173,9 @@ def test_damaged_images_are_named(picture, damage):
     'half png': png[: len(png) // 2],
   }[damage]
   features = _features(picture, BOX) | {'image': [data]}
-  with pytest.raises(DataError, match=r'^photo.jpg: ') as info:
+  with pytest.raises(
+    DataError, match=r'^photo.jpg (cannot be decoded|is not an image|is empty)'
+  ) as info:
     open_images.make_example(features, np.random.default_rng(0))
   assert not isinstance(info.value, Unusable) and '\n' not in str(info.value)
   with pytest.raises(DataError, match='a.jpg: the record has no image'):

@@ -147,7 +147,7 @@ def test_the_outline_follows_the_mask():
     ),
     (
       lambda w: (w / 'results quokka' / '000000000017.png').write_bytes(b'no'), [],
-      '000000000017.png: 2 bytes that are no image',
+      '000000000017.png is not an image',
     ),
     (lambda w: (w / 'bench' / 'id_list.npy').unlink(), [], 'id_list.npy is missing'),
     (lambda w: (w / 'study').write_text(''), [], 'study exists already: remove it or name'),

@@ -1,6 +1,5 @@
 import os
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -34,11 +33,6 @@ def test_a_header_says_what_the_pixels_will_be(tmp_path):
     'grey.png': decode.Header((24, 40), False, True, False),
     'inks.tif': decode.Header((24, 40), False, False, True),
   }
-  exif[0x0112] = 8
-  image.save(tmp_path / 'turned.png', exif=exif)
-  found['turned.png'] = decode.header(tmp_path / 'turned.png')
-  for name, header in found.items():
-    assert images.read(tmp_path / name).shape[:2] == header.size
 
 
 def test_a_header_decodes_no_pixels(tmp_path, monkeypatch):
@@ -88,18 +82,6 @@ def test_far_too_many_pixels_are_refused_too(tmp_path, monkeypatch):
   for look in (decode.header, images.read, images.read_mask, images.read_photo):
     with pytest.raises(UserError, match='large.png has more than'):
       look(tmp_path / 'large.png')
-
-
-def test_a_png_turned_by_a_block_behind_its_pixels(tmp_path):
-  exif = Image.Exif()
-  exif[0x0112] = 6
-  block = b'eXIf' + exif.tobytes().removeprefix(b'Exif\0\0')
-  path = tmp_path / 'late.png'
-  Image.fromarray(picture()).save(path)  # 24 x 40
-  data, end = path.read_bytes(), 12  # the length of IEND
-  length, crc = (n.to_bytes(4) for n in (len(block) - 4, zlib.crc32(block)))
-  path.write_bytes(data[:-end] + length + block + crc + data[-end:])
-  assert decode.header(path).size == images.read(path).shape[:2] == (40, 24)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):

@@ -48,8 +48,11 @@ def test_pictures_are_what_the_released_loader_reads(root):
     np.testing.assert_array_equal(edit['source'], np.asarray(source))
     mask = PIL.Image.open(root / 'Mask_bbox_4' / f'{stem}_mask.png').convert('L')
     np.testing.assert_array_equal(edit['mask'], np.asarray(mask))
-    exemplar = PIL.Image.open(root / 'Ref_4' / f'{stem}_ref.png').resize((224, 224)).convert('RGB')
-    np.testing.assert_array_equal(edit['exemplar'], np.asarray(exemplar))
+    exemplar = PIL.Image.open(root / 'Ref_4' / f'{stem}_ref.png')
+    if exemplar.mode == 'RGBA':  # the released loader shows the colours of transparent pixels
+      exemplar = PIL.Image.alpha_composite(PIL.Image.new('RGBA', exemplar.size, 'white'), exemplar)
+    expected = np.asarray(exemplar.resize((224, 224)).convert('RGB'))
+    np.testing.assert_array_equal(edit['exemplar'], expected)
     assert all(edit[name].dtype == np.uint8 for name in ('source', 'mask', 'exemplar'))
   # The order of resize and RGB matters for a palette, of which Pillow takes the nearest pixel.
   late = PIL.Image.open(root / 'Ref_4' / '000000000283_ref.png').convert('RGB').resize((224, 224))
@@ -104,8 +107,8 @@ def test_a_bench_that_is_not_whole_does_not_open(root, spoil, line):
 @pytest.mark.parametrize(
   'name, content, line',
   [
-    ('GT_4/000000000283_GT.png', b'no picture', '000000000283_GT.png: 10 bytes that are no image'),
-    ('Ref_4/000000000283_ref.png', None, '000000000283_ref.png: not a readable image'),
+    ('GT_4/000000000283_GT.png', b'no picture', '000000000283_GT.png is not an image'),
+    ('Ref_4/000000000283_ref.png', None, '000000000283_ref.png cannot be decoded'),
     ('Mask_bbox_4/000000000283_mask.png', layout.mask((0, 0, 0, 0)), 'empty: .* pixel is 0 of 255'),
     (
       'Mask_bbox_4/000000000283_mask.png',

@@ -122,7 +122,7 @@ def test_a_bad_edit_stops_the_work_and_the_same_command_makes_what_is_missing(
   path = root / 'GT_4' / '000000000283_GT.png'
   data = path.read_bytes()
   path.write_bytes(data[:-30])
-  with pytest.raises(DataError, match='000000000283_GT.png: not a readable image'):
+  with pytest.raises(DataError, match='000000000283_GT.png cannot be decoded'):
     references.write(str(root), 'source', str(tmp_path / 'out'))
   assert not [n for n in os.listdir(tmp_path / 'out') if n.startswith('.')]
   path.write_bytes(data)
