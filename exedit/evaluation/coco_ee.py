@@ -17,6 +17,8 @@ from exedit.weights.found import Weights
 PRECISIONS = ('float32', 'bfloat16')
 NETWORKS = ('clip_b32', 'clip', 'inception', 'lpips', 'dino_s16', 'dino')
 RESULTS, FEATURES = 'results.json', 'features'
+# What the beginning of an evaluation's file holds, by name.
+MARKS = {RESULTS: b'"benchmark"', 'index.html': b'p.head {'}
 FORMAT = 'exedit bench 1'
 
 
@@ -171,7 +173,10 @@ def _check_sampling(seed, batch_size, precision):
 
 
 def writable_folder(path: str) -> str:
-  """Return the folder if it exists or can be made, and can be written to; else raise UserError."""
+  """Return the folder if it exists or can be made, and can be written to; else raise UserError.
+
+  A folder with somebody else's files of our names is refused, because they would be replaced.
+  """
   existing = os.path.abspath(path)
   while not os.path.exists(existing):
     existing = os.path.dirname(existing)
@@ -179,4 +184,8 @@ def writable_folder(path: str) -> str:
     raise UserError(f'cannot write to the folder {path}: {existing} is a file')
   if not os.access(existing, os.W_OK):
     raise UserError(f'cannot write to the folder {path}: no permission to write {existing}')
+  for name, mark in MARKS.items():
+    file = os.path.join(path, name)
+    if os.path.lexists(file) and mark not in files.head(file):
+      raise UserError(f'{file} was not written by an evaluation: name another --output')
   return path

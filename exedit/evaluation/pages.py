@@ -4,6 +4,7 @@ import dataclasses
 import html
 import importlib.resources
 import os
+import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,11 @@ def save_pictures(
 
 def _name(edit_id, kind):
   return f'{edit_id:012d}_{kind}.png'
+
+
+def is_picture(name: str) -> bool:
+  """Whether a file has the name of a picture of a page."""
+  return re.fullmatch(r'\d{12}_[a-z_]+\.png', name) is not None
 
 
 def tinted(edit: Mapping[str, Any]) -> UInt8[np.ndarray, 'h w 3']:

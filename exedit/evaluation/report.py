@@ -64,7 +64,7 @@ def write(output: str, results: Mapping[str, Any], scored: Sequence[Scored], rea
     written |= pages.save_pictures(output, scored[i].edit.id, shown)
   folder = Path(output) / pages.PICTURES
   for old in set(files.listing(folder)) - written:
-    if old.endswith('.png'):
+    if pages.is_picture(old):
       os.remove(folder / old)
 
   def figure(i, name=None):

@@ -218,6 +218,15 @@ def no_space(path: PathLike, need: int = 0, remedy: str = 'or choose another fol
   )
 
 
+def head(path: PathLike, count: int = 4096) -> bytes:
+  """The first bytes of a file; none if it is no file or cannot be read."""
+  if not os.path.isfile(path):  # opening a pipe would block
+    return b''
+  with contextlib.suppress(OSError), open(path, 'rb') as file:
+    return file.read(count)
+  return b''
+
+
 def sha256(path: PathLike) -> str:
   """The SHA-256 of a file's content, in hexadecimal."""
   with open(path, 'rb') as file:

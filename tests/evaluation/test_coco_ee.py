@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from exedit import systems
-from exedit.evaluation import benchmark, make_edits, networks
+from exedit.evaluation import benchmark, coco_ee, make_edits, networks
 from exedit.input_pipeline.coco_ee import bench as packing
 from exedit.input_pipeline.coco_ee import references
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.metrics import quality_score
+from exedit.runtime.errors import UserError
 from tests import bench, evaluations, judges
 from tests.evaluations import CHEAP, SIZE, arrays, refuse, score
 from tests.pictures import strew
@@ -208,3 +209,11 @@ def test_the_digest_of_a_benchmark_is_of_its_bytes(world, tmp_path):
   assert digest(root) == digest(world / 'bench')
   bench.mask((4, 6, 14, 19), SIZE).save(root / 'Mask_bbox_4' / f'{bench.IDS[0]:012d}_mask.png')
   assert digest(root) != digest(world / 'bench')
+
+
+@pytest.mark.parametrize('name', ['index.html', 'results.json'])
+def test_somebody_elses_files_of_our_names_are_not_replaced(tmp_path, name):
+  (tmp_path / name).write_text('mine')
+  with pytest.raises(UserError, match=f'{name} was not written by an evaluation: name another'):
+    coco_ee.writable_folder(str(tmp_path))
+  assert (tmp_path / name).read_text() == 'mine'
