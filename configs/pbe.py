@@ -78,6 +78,7 @@ def full() -> ml_collections.ConfigDict:
         workers=8,
         on_corrupt='skip',
       ),
+      synthetic={},  # of input_pipeline.synthetic, to draw scenes first; empty or None: nothing
       model=dict(
         unet=dict(remat='conv1'),
         autoencoder=dict(kind='kl'),
@@ -191,7 +192,7 @@ def published() -> ml_collections.ConfigDict:
 def row(name: str, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """A row of the ablation: the full recipe without the things that later rows add."""
   has = lambda thing: ROWS.index(thing) <= ROWS.index(name)
-  if 'synthetic' in config:
+  if config.synthetic:
     # No pretrained weights are this small; for the prior, the user must set init_from.
     config.update(init_parts='unet' if has('prior') else '')
   else:

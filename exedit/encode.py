@@ -16,6 +16,7 @@ from typing import Any
 from exedit.runtime import doors, place
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
+from exedit.runtime.settings import training
 
 FLAGS = (
   Flag('config', None, 'the settings, configs/pbe.py', 'config'),
@@ -39,7 +40,7 @@ def main(config: Any, output: str | None, draws: int, dtype: str, batch_size: in
   processes.join_processes(**place)
   compilation.cache_compiled()
   with processes.ending_together():
-    encode(config.to_dict(), output, draws=draws, dtype=dtype, batch_size=batch_size)
+    encode(training(config), output, draws=draws, dtype=dtype, batch_size=batch_size)
   if jax.process_index() == 0:
     print(f'train on it with --config.data.root={output}')
 

@@ -17,6 +17,7 @@ from typing import Any
 from exedit.runtime import doors
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
+from exedit.runtime.settings import benchmark
 
 FLAGS = (
   Flag('config', None, 'the benchmark: configs/synthetic_bench.py or configs/coco_ee.py', 'config'),
@@ -48,7 +49,7 @@ def main(
   from exedit.evaluation import coco_ee, synthetic_bench
 
   benches = {'coco_ee': coco_ee.main, 'synthetic': synthetic_bench.main}
-  settings = config.to_dict()
+  settings = benchmark(config)
   bench = bench_of(settings)
   if bench not in benches:
     raise UserError(

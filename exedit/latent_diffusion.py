@@ -26,7 +26,7 @@ from exedit.models import parameters
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
 from exedit.models.parameters import Graph
 from exedit.models.unet import UNet
-from exedit.runtime import compilation
+from exedit.runtime import compilation, settings
 from exedit.runtime.errors import UserError, one_line
 from exedit.systems import Data
 from exedit.weights.formats.tensor import to_dtype
@@ -58,11 +58,29 @@ def make_autoencoder(
   settings: Mapping[str, Any], dtype: Any, rngs: nnx.Rngs
 ) -> AutoencoderKL | SpaceToDepth:
   """The autoencoder of these settings; their `kind` is one of AUTOENCODERS ('kl' by default)."""
-  settings = dict(settings)
-  kind = settings.pop('kind', 'kl')
+  own = {name: value for name, value in settings.items() if name != 'kind'}
+  return autoencoder_class(settings)(**own, dtype=dtype, rngs=rngs)
+
+
+def autoencoder_class(settings: Mapping[str, Any]) -> type:
+  """The class that `kind` names; ValueError if there is none."""
+  kind = settings.get('kind', 'kl')
   if kind not in AUTOENCODERS:
     raise ValueError(f"autoencoder.kind is '{kind}'; use one of {', '.join(AUTOENCODERS)}")
-  return AUTOENCODERS[kind](**settings, dtype=dtype, rngs=rngs)
+  return AUTOENCODERS[kind]
+
+
+def check_groups(
+  groups: Mapping[str, Mapping[str, Any]], networks: Mapping[str, Callable[..., Any]]
+) -> None:
+  """Checks the keys of the model's groups and the types of their values against the networks.
+
+  Raises:
+    UserError: for the first that does not fit.
+  """
+  for name, group in groups.items():
+    own = {key: value for key, value in group.items() if key != 'kind'}
+    settings.check(own, networks[name], f'config.model.{name}')
 
 
 def compute_dtype(name: str) -> Any:

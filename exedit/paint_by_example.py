@@ -84,6 +84,8 @@ def build(
     each example) or 'batch' (one coin for the batch, as the released code does).
   bottleneck: the context is one token; False: all of CLIP's tokens.
   """
+  groups = dict(unet=unet, autoencoder=autoencoder, clip=clip, conditioner=conditioner)
+  latent_diffusion.check_groups({**groups, 'schedule': schedule}, networks(autoencoder))
   if drop not in ('example', 'batch'):
     raise ValueError(f"drop is '{drop}'; use 'example' or 'batch'")
   if not 0 <= p_drop <= 1:
@@ -115,18 +117,22 @@ def abstract(
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
   """Settings of `build` with every default value; see `System.complete`."""
-  kind = settings.get('autoencoder', {}).get('kind', 'kl')
-  networks = dict(
+  autoencoder = settings.get('autoencoder', {})
+  result = latent_diffusion.complete(settings, networks(autoencoder), context_dim=768)
+  result['conditioner'].pop('width', None)
+  result['autoencoder']['kind'] = autoencoder.get('kind', 'kl')
+  return result
+
+
+def networks(autoencoder: Mapping[str, Any]) -> dict[str, Any]:
+  """The class behind each group of `build`'s settings."""
+  return dict(
     unet=UNet,
-    autoencoder=latent_diffusion.AUTOENCODERS[kind],
+    autoencoder=latent_diffusion.autoencoder_class(autoencoder),
     clip=CLIPVision,
     conditioner=ExemplarConditioner,
     schedule=Schedule,
   )
-  result = latent_diffusion.complete(settings, networks, context_dim=768)
-  result['conditioner'].pop('width', None)
-  result['autoencoder']['kind'] = kind
-  return result
 
 
 def load(

@@ -19,6 +19,7 @@ from typing import Any
 from exedit.runtime import doors
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
+from exedit.runtime.settings import training
 
 OWN = "the config's"
 EXAMPLES = 'v5e:4x4, v6e:4x4 or v5p:2x2x2'
@@ -74,7 +75,7 @@ def main(config: Any, topology: str | None, output: str, **given: Any) -> None:
     where = slices.parse(topology)
   except ValueError as error:
     raise UserError(str(error)) from error
-  asked = compile_step.with_defaults(config.to_dict())
+  asked = compile_step.with_defaults(training(config))
   changes = {name: given[name] for name in ('batch', 'sharding', 'remat')}
   settings = overridden(asked, **changes)
   compile_step.check(settings)

@@ -41,8 +41,9 @@ class Input:
 class Data:
   """The data of a training; every function takes the keys of `config.data` as keyword arguments.
 
-  batches(batch_size, seed, start_step, shard_index, shard_count, **data): an endless iterator of
-    batches, {name: array [b ...]}, with `id` int32 [b] and `corrupt` int32 [b] among the names.
+  batches(batch_size, seed, start, shard_index, shard_count, **data): an endless iterator of the
+    batches behind the first `start` examples, {name: array [b ...]}, with `id` int32 [b] and
+    `corrupt` int32 [b] among the names.
   held_out(count, **data): the first `count` validation examples, not augmented.
   shapes(**data): {name: (shape, dtype)} of one example.
   survey(root, split): a dataclass that describes the data; it must be equal in all processes.

@@ -25,11 +25,23 @@ FLAGS = (
     'stopped_status', 0, 'exit status of a run that was told to stop and has saved before its last '
     'step', int, 0, 255,
   ),
+  Flag(
+    'allow_changes', False, 'go on with another model, system, data or loss than the run was begun '
+    'with',
+  ),
+  Flag('ignore_memory', False, 'start even if the arrays are larger than the memory'),
   *place.FLAGS,
 )  # fmt: skip
 
 
-def main(config: Any, workdir: str | None, stopped_status: int, **processes_flags) -> None:
+def main(
+  config: Any,
+  workdir: str | None,
+  stopped_status: int,
+  allow_changes: bool,
+  ignore_memory: bool,
+  **processes_flags,
+) -> None:
   """Trains as the flags say."""
   if not config or not workdir:
     raise UserError('train needs --config=configs/pbe.py:tiny (or another) and --workdir=DIR')
@@ -46,8 +58,9 @@ def main(config: Any, workdir: str | None, stopped_status: int, **processes_flag
       processes.join_processes(**processes_flags)
       with processes.ending_together():
         compilation.keep_memory()
-        settings = read_config(config.to_dict())
-        state = loop.train(workdir, settings, versions.process_began())
+        settings = read_config(config)
+        how = dict(allow_changes=allow_changes, ignore_memory=ignore_memory)
+        state = loop.train(workdir, settings, versions.process_began(), **how)
         finished = bool(state.step >= settings.steps)
   except signals.Stopped as stopped:
     if stopped.number == signal.SIGINT:

@@ -33,7 +33,7 @@ def batches(
   batch_size: int,
   *,
   seed: int = 0,
-  start_step: int = 0,
+  start: int = 0,
   shard_index: int = 0,
   shard_count: int = 1,
   on_corrupt: str = 'skip',
@@ -47,8 +47,9 @@ def batches(
   """Yields endless batches from the shards of one split; batch k depends only on (seed, k).
 
   Example i of the stream, including its random numbers, depends only on (seed, i). Batch k holds
-  the examples from k * batch_size on, and this process gets every `shard_count`-th of them. So the
-  number of hosts, workers and threads may change between runs, and a resumed run repeats nothing.
+  the examples from start + k * batch_size on, and this process gets every `shard_count`-th of them.
+  So the numbers of hosts, workers and threads and the batch size may change between runs, and a
+  resumed run repeats nothing.
 
   A batch is a dict of `batch_size / shard_count` rows: image uint8 [b h w 3], mask uint8 [b h w]
   (255 = repaint), exemplar uint8 [b s s 3], id int32 [b] (i modulo 2^31), corrupt int32 [b] (1 if
@@ -65,7 +66,7 @@ def batches(
   Raises:
     DataError: at the call, for settings or data that cannot be used.
   """
-  _check(batch_size, start_step, shard_index, shard_count, on_corrupt)
+  _check(batch_size, start, shard_index, shard_count, on_corrupt)
   settings.check(example_settings, make_example, 'data')
   if make_example is open_images.make_example:
     open_images.check_settings(**example_settings)
@@ -79,7 +80,7 @@ def batches(
   order = grain.MapDataset.range(len(source)).seed(seed % 2**32)
   order = (order.shuffle() if shuffle else order).repeat().map_with_index(_numbered)
   examples = order.random_map(_MakeExample(source, make_example, example_settings))
-  local = examples[start_step * batch_size + shard_index :: shard_count]
+  local = examples[start + shard_index :: shard_count]
 
   threads = threads or max(1, (os.cpu_count() or 1) // max(1, workers))
   ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or threads + 1)
@@ -110,8 +111,18 @@ def held_out(count: int, **data) -> dict[str, np.ndarray]:
 
 
 def shapes(**data) -> dict[str, tuple[tuple[int, ...], Any]]:
-  """Returns {name: (shape, dtype)} of one example that `batches(**data)` yields; reads no data."""
-  sizes = {**defaults(), **data}
+  """Returns {name: (shape, dtype)} of one example that `batches(**data)` yields; reads no data.
+
+  Raises:
+    DataError: for settings that cannot be.
+  """
+  known = defaults()
+  settings.check_names(data, [*known, *(p.name for p in settings.arguments(batches))], 'data')
+  settings.check({n: data[n] for n in data if n in known}, open_images.make_example, 'data')
+  settings.check({n: data[n] for n in data if n not in known}, batches, 'data')
+  open_images.check_settings(**data)
+  _check(1, 0, 0, 1, data.get('on_corrupt', 'skip'))
+  sizes = {**known, **data}
   size, exemplar = sizes['size'], sizes['exemplar_size']
   return dict(
     image=((size, size, 3), np.uint8),
@@ -149,11 +160,9 @@ def survey(root: str, split: str) -> Shards:
   return Shards(len(source.paths), len(source), len(source.damaged), source.digest())
 
 
-def _check(batch_size, start_step, shard_index, shard_count, on_corrupt):
-  if batch_size < 1 or start_step < 0:
-    raise DataError(
-      f'batch_size {batch_size} must be at least 1, start_step {start_step} at least 0'
-    )
+def _check(batch_size, start, shard_index, shard_count, on_corrupt):
+  if batch_size < 1 or start < 0:
+    raise DataError(f'batch_size {batch_size} must be at least 1, start {start} at least 0')
   if not 0 <= shard_index < shard_count:
     raise DataError(f'shard_index {shard_index} must be in 0..{shard_count - 1} (shard_count - 1)')
   if batch_size % shard_count:

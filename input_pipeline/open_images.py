@@ -7,6 +7,8 @@ rotation serves image and exemplar.
 
 import numpy as np
 
+from exedit.runtime.settings import check_limits
+
 from . import augment as augmentation
 from . import codec, crops, latent_shards, masks
 from .errors import DataError, Unusable
@@ -23,16 +25,22 @@ LIMITS = dict(  # the least and the greatest value; None: no bound
   affine_jitter=(0, None),
   min_area=(0, 1),
   max_area=(0, 1),
+  workers=(0, None),
+  threads=(1, None),
+  prefetch=(1, None),
 )
+AREAS = dict(min_area=0.02, max_area=0.8)  # shares of the image
 
 
 def check_settings(**settings) -> None:
   """Raises DataError for a value that `make_example` cannot work with."""
-  for name, (low, high) in LIMITS.items():
-    value = settings.get(name, low)
-    if value < low or (high is not None and value > high):
-      bound = f'at least {low}' if high is None else f'from {low} to {high}'
-      raise DataError(f'data.{name} is {value}: it must be {bound}')
+  check_limits(settings, LIMITS, 'data')
+  kernels = settings.get('blur_kernels', (1,))
+  if not kernels or not all(isinstance(size, int) and size > 0 for size in kernels):
+    raise DataError(f'data.blur_kernels is {kernels}: it must hold numbers of at least 1')
+  least, most = (settings.get(name, default) for name, default in AREAS.items())
+  if least > most:
+    raise DataError(f'data.min_area is {least}: it must be at most data.max_area, {most}')
   non_square = settings.get('non_square', 'squash')
   if non_square not in NON_SQUARE:
     raise DataError(f'data.non_square is {non_square!r}: use one of {", ".join(NON_SQUARE)}')
@@ -53,8 +61,8 @@ def make_example(
   mask_dedupe=False,
   affine_jitter=50,
   blur_kernels=(3, 5, 7),
-  min_area=0.02,
-  max_area=0.8,
+  min_area=AREAS['min_area'],
+  max_area=AREAS['max_area'],
   non_square='squash',
 ) -> dict[str, np.ndarray]:
   """Makes one training example from the features of a record (names of TFDS open_images_v4).

@@ -15,7 +15,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from exedit.runtime import doors, files
+from exedit.runtime import doors, files, settings
 
 from . import codec, latent_shards, synthetic, tf_example, tfrecord
 from .errors import DataError
@@ -147,15 +147,12 @@ def main(config, output: str, split: str, count: int) -> None:
     raise DataError(f'--output={output}: name a .png or .jpg file')
   if count < 1:
     raise DataError(f'--count={count}: must be at least 1')
-  config = config.to_dict()
-  if 'data' not in config:
-    raise DataError('the config has no group data: name one such as configs/pbe.py:tiny')
+  config = settings.training(config)
   data = config['data'] | dict(workers=0) | (dict(split=split) if split else {})
   latents = latent_shards.manifest(data['root'])
   if latents and latents['split'] == data['split']:
     raise DataError(f'{data["root"]} holds latents and no pictures: show what it was encoded from')
-  if config.get('synthetic') and not latents:
-    synthetic.ensure(data['root'], **config['synthetic'])
+  synthetic.provide(data['root'], config.get('synthetic'))
   batch = next(loader.batches(batch_size=count, seed=config.get('seed', 0), **data))
   plots, lines = statistics(data['root'], data['split'], batch)
   print('\n'.join(lines))

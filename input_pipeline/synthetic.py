@@ -8,12 +8,11 @@ of an edit.
 """
 
 import contextlib
-import glob
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -89,13 +88,31 @@ def settings(*, scenes=20000, val_scenes=1000, seed=0, size=GRID, shards=4) -> d
   )
 
 
+def provide(root: str, wanted: Mapping | None) -> str:
+  """Returns where the data of a folder come from, and draws them there first if it holds none.
+
+  Shards that are there already are used as they are. wanted: the arguments of `settings`; empty or
+  None: nothing is drawn.
+
+  Raises:
+    DataError: if scenes are to be drawn and the folder holds other files or other scenes.
+  """
+  if latent_shards.manifest(root) is not None:
+    return 'latents that exedit.encode has made'
+  if wanted and (_manifest(root) is not None or not _shards(root)):
+    ensure(root, **wanted)
+  if _manifest(root) is not None:
+    return f'scenes drawn by {MADE_BY}'
+  return 'existing shards; no scenes were drawn' if wanted else 'existing shards'
+
+
 def ensure(root: str, **kwargs) -> dict:
   """Writes the data set unless it is complete; takes the arguments of `settings`.
 
   Returns the manifest. If several processes call it at once, one writes and the others wait.
 
   Raises:
-    DataError: if the folder holds other data, or cannot be written.
+    DataError: if the folder holds anything else, or cannot be written.
   """
   wanted = settings(**kwargs)
   manifest = _complete(root, wanted)
@@ -106,25 +123,27 @@ def ensure(root: str, **kwargs) -> dict:
 
 
 def write(root: str, **kwargs) -> dict:
-  """Writes the splits `train` and `validation` as shards, then the manifest, which it returns.
+  """Writes the splits `train` and `validation` as shards, and the manifest, which it returns.
 
-  Takes the arguments of `settings`. Replaces an earlier data set; a failure leaves none.
+  Takes the arguments of `settings`. The manifest is there from the beginning, without the files, so
+  that a killed drawing can be told from other people's files. Replaces an earlier data set; a
+  failure leaves none.
+
+  Raises:
+    DataError: if the folder holds anything else, or cannot be written.
   """
   made = settings(**kwargs)
-  _read_manifest(root)  # raises if the folder holds something else
+  _require_ours(root)
   _remove(root)
   written = {}
-  splits = (('train', made['scenes'], made['shards']), ('validation', made['val_scenes'], 1))
+  manifest = dict(made_by=MADE_BY, settings=made, files=written)
   try:
+    files.write_json(os.path.join(root, MANIFEST), manifest)
     total = made['scenes'] + made['val_scenes']
     with progress.bar(what='drawing', total=total, unit='scene') as bar:
-      for split, scenes, shards in splits:
-        for shard in range(shards):
-          name = f'synthetic-{split}.tfrecord-{shard:05d}-of-{shards:05d}'
-          indices = range(shard * scenes // shards, (shard + 1) * scenes // shards)
-          records = _records(made, split, indices, bar)
-          written[name] = tfrecord.write_shard(os.path.join(root, name), records)
-    manifest = dict(made_by=MADE_BY, settings=made, files=written)
+      for name, split, indices in _parts(made):
+        records = _records(made, split, indices, bar)
+        written[name] = tfrecord.write_shard(os.path.join(root, name), records)
     files.write_json(os.path.join(root, MANIFEST), manifest)
   except BaseException as error:
     _remove(root)
@@ -134,6 +153,17 @@ def write(root: str, **kwargs) -> dict:
       ) from error
     raise
   return manifest
+
+
+def _parts(made: Mapping) -> Iterator[tuple[str, str, range]]:
+  """Yields (file name, split, indices of the scenes) of every shard with these settings."""
+  for split, scenes, shards in (
+    ('train', made['scenes'], made['shards']),
+    ('validation', made['val_scenes'], 1),
+  ):
+    for shard in range(shards):
+      name = f'synthetic-{split}.tfrecord-{shard:05d}-of-{shards:05d}'
+      yield name, split, range(shard * scenes // shards, (shard + 1) * scenes // shards)
 
 
 def _records(made: dict, split: str, indices: range, bar) -> Iterator[bytes]:
@@ -146,25 +176,27 @@ def _complete(root: str, wanted: dict) -> dict | None:
   """Returns the manifest of a complete data set with these settings, or None if it must be written.
 
   Raises:
-    DataError: if the folder holds other data, or is in a store, where nothing is drawn.
+    DataError: if the folder holds anything else, or is in a store, where nothing is drawn.
   """
   if latent_shards.manifest(root) is not None:
     raise DataError(f'{root} holds latents that exedit.encode has made: name another folder')
-  manifest = _read_manifest(root)
+  manifest = _manifest(root)
+  if manifest is None and remote.is_remote(root):
+    raise DataError(
+      f'scenes are drawn into a folder of this machine and {root} holds none: draw them here '
+      f'(python -m input_pipeline.synthetic) and copy the folder to {root}'
+    )
   if manifest is None:
-    if remote.is_remote(root):
-      raise DataError(
-        f'scenes are drawn into a folder of this machine and {root} holds none: draw them here '
-        f'(python -m input_pipeline.synthetic) and copy the folder to {root}'
-      )
+    _require_ours(root)
     return None
   for name, value in wanted.items():
     found = manifest['settings'].get(name)
     if found != value:
       raise DataError(
-        f'{root} was made with {name}={found}, not {name}={value}; remove it or name another folder'
+        f'{root} was made with {name}={found}, not {name}={value}; remove it or name another '
+        'folder, or use it as it is (--config.synthetic=None)'
       )
-  sizes = {name: file['bytes'] for name, file in manifest['files'].items()}
+  sizes = {name: manifest['files'].get(name, {}).get('bytes') for name, *_ in _parts(wanted)}
   if any(_size(os.path.join(root, name)) != size for name, size in sizes.items()):
     if remote.is_remote(root):
       raise DataError(f'{root} is not a whole copy of the folder it was copied from: copy it again')
@@ -172,18 +204,49 @@ def _complete(root: str, wanted: dict) -> dict | None:
   return manifest
 
 
-def _read_manifest(root: str) -> dict | None:
-  """Returns the manifest, or None if there is none; raises DataError if it is not ours."""
+def _manifest(root: str) -> dict | None:
+  """Returns the manifest that `write` has made, or None if there is none, or somebody else's.
+
+  Raises:
+    DataError: if it cannot be read.
+  """
   path = os.path.join(root, MANIFEST)
   try:
-    manifest = json.loads(remote.read(path))
-  except (FileNotFoundError, NotADirectoryError):
+    found = json.loads(remote.read(path))
+  except (FileNotFoundError, NotADirectoryError, ValueError):
     return None
-  except (OSError, ValueError) as error:
+  except OSError as error:
     raise DataError(f'{path} cannot be read ({error}); remove it or name another folder') from error
-  if not isinstance(manifest, dict) or manifest.get('made_by') != MADE_BY:
-    raise DataError(f'{path} was not made by {MADE_BY}; name another folder')
-  return manifest
+  try:
+    return found if found['made_by'] == MADE_BY and [*_parts(found['settings'])] else None
+  except (KeyError, TypeError):
+    return None
+
+
+def _shards(root: str) -> list[str]:
+  """Returns the names of the shards in a folder, of any data set."""
+  if not remote.is_remote(root) and not os.path.isdir(root):
+    return []
+  return sorted(name for name in remote.listing(root) if tfrecord.SHARD.fullmatch(name))
+
+
+def _require_ours(root: str) -> None:
+  """Raises DataError unless scenes may be drawn here: the folder is missing, empty or our own.
+
+  Hidden files, such as our lock, and those that systems leave do not count; they stay.
+  """
+  if not os.path.lexists(root) or _manifest(root) is not None:
+    return
+  if not os.path.isdir(root):
+    raise DataError(f'{root} is a file; name a folder')
+  there = _shards(root) or files.listing(root)
+  if there:
+    more = f' (and {len(there) - 1} more like it)' if len(there) > 1 else ''
+    use = 'train on it as it is' if _shards(root) else 'docs/data.md says how to make shards'
+    raise DataError(
+      f'{root} holds {there[0]}{more}, which was not made by {MADE_BY}: scenes are drawn only into '
+      f'an empty folder; name another one ({use})'
+    )
 
 
 def _size(path: str) -> int:
@@ -195,12 +258,15 @@ def _size(path: str) -> int:
 
 
 def _remove(root: str) -> None:
-  """Removes a data set, and the temporary files of killed processes."""
-  for path in glob.glob(os.path.join(glob.escape(root), 'synthetic-*.tfrecord-*')):
-    os.remove(path)
-  with contextlib.suppress(FileNotFoundError):
-    os.remove(os.path.join(root, MANIFEST))
-  files.sweep(root, lambda name: name == MANIFEST or name.startswith('synthetic-'), alone=True)
+  """Removes the data set that the manifest names, and the temporary files of killed processes."""
+  manifest = _manifest(root)
+  if manifest is None:
+    return
+  names = [name for name, *_ in _parts(manifest['settings'])]
+  for name in (*names, *(name + tfrecord.INDEX for name in names), MANIFEST):
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(os.path.join(root, name))
+  files.sweep(root, lambda name: name in (MANIFEST, *names), alone=True)
 
 
 @contextlib.contextmanager
@@ -274,12 +340,16 @@ def write_example(output: str, number: int, *, seed: int, size: int) -> None:
     raise DataError(f'seed {seed} must be at least 0, and size {size} between 8 and 4096')
   scene = -(-size // GRID) * GRID  # drawn at a multiple of the grid, then resized
   *_, edit = bench(number + 1, seed=seed, size=size, exemplar_size=size, scene_size=scene)
-  os.makedirs(output, exist_ok=True)
+  contents = {}
   for name, key in (('image', 'source'), ('mask', 'mask'), ('exemplar', 'exemplar')):
     pixels = edit[key]
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
-    if not cv2.imwrite(os.path.join(output, f'{name}.png'), pixels):
-      raise DataError(f'{output}/{name}.png cannot be written; name another folder')
+    contents[os.path.join(output, f'{name}.png')] = cv2.imencode('.png', pixels)[1].tobytes()
+  for path, data in contents.items():
+    if os.path.lexists(path) and (not os.path.isfile(path) or remote.read(path) != data):
+      raise DataError(f'{path} is there already and another picture: name another folder')
+  os.makedirs(output, exist_ok=True)
+  files.write_all(contents)
 
 
 # The door.

@@ -22,9 +22,10 @@ from tests import ROOT, toy, toy_config
 TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu', 'goodput')
 
 
-def train(workdir, **settings):
+def train(workdir, *, allow_changes=False, ignore_memory=False, **settings):
   """A training in this process; returns its last state."""
-  return loop.train(str(workdir), read_config(settings))
+  how = dict(allow_changes=allow_changes, ignore_memory=ignore_memory)
+  return loop.train(str(workdir), read_config(settings), **how)
 
 
 def start(root, workdir, cache, *overrides, **variables):

@@ -1,5 +1,6 @@
 """Autoencoders between images and latents; `encode` and `decode` apply the latents' scale."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,15 @@ class AutoencoderKL(nnx.Module):
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
+    blocks.require_sizes(
+      'autoencoder',
+      channels=channels,
+      mult=mult,
+      layers=layers,
+      z_channels=z_channels,
+      groups=groups,
+    )
+    _require_scale(scale)
     self.factor = 2 ** (len(mult) - 1)
     self.z_channels = z_channels
     self.scale = scale
@@ -96,6 +106,8 @@ class SpaceToDepth(nnx.Module):
     rngs: nnx.Rngs | None = None,
   ):
     del dtype, rngs  # accepted for the common interface; there are no parameters
+    blocks.require_sizes('autoencoder', patch=patch)
+    _require_scale(scale)
     self.factor = patch
     self.z_channels = 3 * patch**2
     self.scale = scale
@@ -127,6 +139,12 @@ class SpaceToDepth(nnx.Module):
     p = self.factor
     image = (z / self.scale + self.mean).reshape(b, lh, lw, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
     return image.reshape(b, lh * p, lw * p, 3)
+
+
+def _require_scale(scale: float) -> None:
+  """Raises ValueError for a scale of latents that cannot be undone."""
+  if not math.isfinite(scale) or scale == 0:
+    raise ValueError(f'autoencoder.scale is {scale}: it must be finite and not 0')
 
 
 class Encoder(nnx.Module):

@@ -1,6 +1,7 @@
 """Layers that the networks share: norms, convolutions, ResBlock, downsampling and upsampling."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,14 @@ from jaxtyping import Array, Float, Int
 from exedit.models import kernels
 
 zeros = nnx.initializers.zeros_init()
+
+
+def require_sizes(network: str, **sizes: int | Sequence[int]) -> None:
+  """Raises ValueError unless these sizes of a network, or lists of sizes, are at least 1."""
+  for name, size in sizes.items():
+    listed = [size] if isinstance(size, int) else size
+    if not listed or min(listed) < 1:
+      raise ValueError(f'{network}.{name} is {size!r:.60}: it must be at least 1')
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -37,6 +46,10 @@ class GroupNorm(nnx.GroupNorm):
 
 def group_norm(channels: int, *, eps: float, groups: int = 32, rngs: nnx.Rngs) -> GroupNorm:
   """GroupNorm in float32 with two-pass variance, as in PyTorch (docs/facts.md, "JAX and XLA")."""
+  if channels % groups:
+    raise ValueError(
+      f'groups is {groups}: it must divide the channels of every norm, {channels} here'
+    )
   return GroupNorm(
     channels,
     num_groups=groups,

@@ -62,6 +62,7 @@ class CLIPVision(vit.VisionTransformer):
       dtype=dtype,
       rngs=rngs,
     )
+    blocks.require_sizes('CLIP', layers=layers, mlp=mlp)
     self.remat = remat
     self.pre_norm = blocks.layer_norm(width, rngs=rngs)
     settings: dict[str, Any] = dict(heads=heads, mlp=mlp, depth=layers, activation=quick_gelu)

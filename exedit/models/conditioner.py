@@ -46,6 +46,7 @@ class ExemplarConditioner(nnx.Module):
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
+    blocks.require_sizes('conditioner', layers=layers, context_dim=context_dim)
     self.mapper = nnx.List([MapperBlock(width, dtype=dtype, rngs=rngs) for _ in range(layers)])
     self.final_norm = blocks.layer_norm(width, rngs=rngs)
     self.proj_out = blocks.linear(width, context_dim, dtype=dtype, rngs=rngs)

@@ -107,8 +107,24 @@ class UNet(nnx.Module):
         rngs=rngs,
       )
 
+    blocks.require_sizes(
+      'unet',
+      channels=channels,
+      mult=mult,
+      layers=layers,
+      heads=heads,
+      groups=groups,
+      context_dim=context_dim,
+    )
+    if channels % 2:
+      raise ValueError(f'unet.channels is {channels}: half of them are sines, so it must be even')
     temb = 4 * channels
     widths = [channels * m for m in mult]
+    attending = {w for i, w in enumerate(widths) if i in attention_levels} | {widths[-1]}
+    if any(w % heads for w in attending):
+      raise ValueError(
+        f'unet.heads is {heads}: it must divide every width with attention, {sorted(attending)}'
+      )
     last = len(widths) - 1
     self.channels, self.remat, self.dtype = channels, remat, dtype
     self.multiple = 2**last

@@ -69,6 +69,7 @@ class VisionTransformer(nnx.Module):
     rngs: nnx.Rngs,
   ):
     name = type(self).__name__.removesuffix('Vision')
+    blocks.require_sizes(name, width=width, heads=heads, patch=patch, image_size=image_size)
     if width % heads:
       raise ValueError(f'{name} of width {width} cannot have {heads} heads: choose a divisor')
     if patch > image_size:

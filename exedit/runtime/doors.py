@@ -5,6 +5,7 @@ commands. It imports JAX and other large packages inside the functions that use 
 `--help` and a misspelt flag are answered before these are imported.
 """
 
+import ast
 import contextlib
 import math
 import os
@@ -191,7 +192,9 @@ def flag_values(
       default, kind = None, str
     kind: Any = type(default) if kind is None else kind
     if kind == 'config':
-      from ml_collections import config_flags
+      from ml_collections import ConfigDict, config_flags
+
+      config_flags.register_flag_parser_for_type(ConfigDict, _GroupParser())
 
       config_flags.DEFINE_config_file(name, default, about, values, sys_argv=argv)
       values[name].parser = _ConfigParser(values[name].parser)
@@ -231,6 +234,27 @@ class _Number(flags.ArgumentParser):
     return self.kind.__name__
 
 
+class _GroupParser(flags.ArgumentParser):
+  """The parser of a whole group: `{'scenes': 64}`, or None to switch it off."""
+
+  def parse(self, argument: Any) -> Any:
+    from ml_collections import ConfigDict
+
+    if not isinstance(argument, str):  # the group as it stands in the config
+      return argument
+    if argument.lower() in ('', 'none', 'off', 'false', 'no', '0'):
+      return None
+    try:
+      return ConfigDict(ast.literal_eval(argument))
+    except (SyntaxError, ValueError, TypeError, AttributeError):
+      raise ValueError(
+        f"{argument!r} is no group of settings: write {{'key': value}}, or None for none"
+      ) from None
+
+  def flag_type(self) -> str:
+    return 'config group'
+
+
 class _ConfigParser(flags.ArgumentParser):
   """ml_collections' parser of a config file, with the path that `find_config` returns."""
 
@@ -239,9 +263,16 @@ class _ConfigParser(flags.ArgumentParser):
 
   def parse(self, argument: str) -> Any:
     path = find_config(argument)
-    if not os.path.isfile(path.split(':', 1)[0]):
+    if not path.split(':', 1)[0].endswith('.py') or not os.path.isfile(path.split(':', 1)[0]):
       raise ValueError('there is no such file; name one, such as configs/pbe.py:tiny')
-    return self.parser.parse(path)
+    try:
+      return self.parser.parse(path)
+    except AttributeError as error:
+      if 'get_config' not in str(error):
+        raise
+      raise ValueError('it has no get_config; name one, such as configs/pbe.py:tiny') from None
+    except (NameError, ImportError, LookupError, ArithmeticError) as error:
+      raise ValueError(f'it fails with {type(error).__name__}: {one_line(error)}') from error
 
   def flag_type(self) -> str:
     return 'config file'

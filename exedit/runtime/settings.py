@@ -3,11 +3,16 @@
 import contextlib
 import difflib
 import inspect
+import math
 import re
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from exedit.runtime.errors import UserError, one_line
+from exedit.runtime.errors import DataError, UserError, one_line
+
+WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'text'}
 
 
 def arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -23,9 +28,119 @@ def check(group: Mapping[str, Any], function: Callable[..., Any], path: str) -> 
   """Checks that `function` takes every key of the group, which is at `path` in the config.
 
   Raises:
-    UserError: for a key that it does not take.
+    UserError: for a key that it does not take, and for a value of another type than its argument.
   """
-  check_names(group, [p.name for p in arguments(function)], path)
+  known = {p.name: p for p in arguments(function)}
+  check_names(group, [*known], path)
+  for name, value in group.items():
+    p = known[name]
+    kind = p.annotation
+    if kind is p.empty and p.default not in (None, p.empty):
+      kind = type(p.default)
+    if not _fits(value, kind):
+      raise UserError(f'{path}.{name} is {value!r:.60}: it must be {_words(kind)}')
+
+
+def _words(kind: Any) -> str:
+  """The type of an annotation in words: 'a whole number or None'."""
+  base, inner = typing.get_origin(kind), typing.get_args(kind)
+  if base in (typing.Union, types.UnionType):
+    return ' or '.join(map(_words, inner))
+  if kind is type(None):
+    return 'None'
+  if base is Mapping:
+    return 'a group of settings'
+  return WORDS.get(kind, 'a list of numbers')
+
+
+def _fits(value: Any, kind: Any) -> bool:
+  """Whether a value of a config is of the type that an annotation says; True if it says nothing."""
+  base, inner = typing.get_origin(kind), typing.get_args(kind)
+  if base in (typing.Union, types.UnionType):
+    return any(_fits(value, one) for one in inner)
+  if base is typing.Literal:
+    return value in inner
+  if kind is type(None):
+    return value is None
+  if kind is int or kind is float:
+    return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+  if kind in (bool, str):
+    return isinstance(value, kind)
+  if kind is tuple or base in (tuple, Sequence):
+    return isinstance(value, list | tuple) and all(_fits(v, k) for v in value for k in inner[:1])
+  if base is Mapping:
+    return isinstance(value, Mapping) and all(_fits(v, inner[1]) for v in value.values())
+  return True
+
+
+def check_finite(values: Any, path: str) -> None:
+  """Checks that all numbers in nested settings are finite.
+
+  Raises:
+    UserError: for the first that is not.
+  """
+  inner = values.items() if isinstance(values, Mapping) else ()
+  if isinstance(values, list | tuple):
+    inner = enumerate(values)
+  for name, value in inner:
+    check_finite(value, f'{path}.{name}')
+  if isinstance(values, float) and not math.isfinite(values):
+    raise UserError(f'{path} is {values}: it must be a finite number')
+
+
+def check_limits(
+  group: Mapping[str, Any], limits: Mapping[str, tuple[Any, Any]], path: str
+) -> None:
+  """Checks numbers of a group that are given: {name: (least, greatest)}; None: no bound.
+
+  Raises:
+    DataError: for the first that is out of its bounds.
+  """
+  for name, (low, high) in limits.items():
+    value = group.get(name)
+    if value is None:
+      continue
+    if not low <= value or (high is not None and value > high):  # NaN is not at least anything
+      bound = f'at least {low}' if high is None else f'from {low} to {high}'
+      raise DataError(f'{path}.{name} is {value}: it must be {bound}')
+
+
+def training(config: Any) -> dict[str, Any]:
+  """The settings of a training from the flag --config.
+
+  Raises:
+    UserError: for a config of another kind.
+  """
+  values = _plain(config)
+  if 'bench' in values or not {'system', 'data'} & values.keys():
+    other = 'of a benchmark, which exedit.evaluate takes' if 'bench' in values else 'of no training'
+    raise UserError(f'this config is {other}: name one of a training, such as configs/pbe.py:tiny')
+  return values
+
+
+def benchmark(config: Any) -> dict[str, Any]:
+  """The settings of a benchmark from the flag --config.
+
+  Raises:
+    UserError: for the config of a training.
+  """
+  values = _plain(config)
+  if 'system' in values:
+    raise UserError(
+      'this is the config of a training, which exedit.train takes: name one of a benchmark, '
+      'configs/synthetic_bench.py or configs/coco_ee.py'
+    )
+  return values
+
+
+def _plain(config: Any) -> dict[str, Any]:
+  values = config.to_dict() if hasattr(config, 'to_dict') else config
+  if not isinstance(values, Mapping):
+    raise UserError(
+      f'get_config() of the config file returned {type(values).__name__}: it must return a '
+      'ml_collections.ConfigDict, as in configs/pbe.py'
+    )
+  return dict(values)
 
 
 def check_names(group: Mapping[str, Any], known: Sequence[str], path: str) -> None:

@@ -1,18 +1,32 @@
 """The settings of a training."""
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from exedit import systems
 from exedit.runtime import settings
 from exedit.runtime.errors import UserError
+from exedit.training import optimizer
 from exedit.training.checkpoint import Checkpoints
-from exedit.training.optimizer import make_optimizer
 from exedit.training.sharding import make_mesh
 from exedit.training.state import Ema
 
 Group = Mapping[str, Any]
+GROUPS: dict[str, Callable[..., Any]] = dict(
+  optimizer=optimizer.make_optimizer, ema=Ema, mesh=make_mesh, checkpoint=Checkpoints
+)
+LIMITS = dict(
+  steps=(1, 2**31 - 1),
+  batch_size=(1, 2**31 - 1),
+  accumulate=(1, None),
+  log_every=(1, None),
+  save_every=(1, None),
+  edit_every=(0, None),
+  max_bad_steps=(1, None),
+  seed=(0, 2**32 - 1),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +50,8 @@ class Config:
   optimizer: arguments of `make_optimizer`. ema: of `Ema`. mesh: of `make_mesh`.
   checkpoint: arguments of `Checkpoints`.
   edit: settings of the edits in a grid, and `count`, the number of held-out examples in it.
-  synthetic: arguments of `synthetic.ensure`, to draw the data first.
+  synthetic: arguments of `synthetic.settings`, to draw scenes into an empty data.root first; empty
+    or None: nothing is drawn.
   """
 
   system: str
@@ -73,28 +88,36 @@ def read_config(values: Mapping[str, Any]) -> Config:
   Raises:
     UserError: for an unknown key or a missing one, and for a value that is not allowed.
   """
-  settings.check(values, Config, 'config')
+  values = settings.training(values)
+  settings.check_names(values, [*Config.__dataclass_fields__], 'config')
+  values |= {n: {} for n in ('data', 'model', *GROUPS) if n in values and values[n] is None}
   settings.check_complete(values, Config, 'config')
+  settings.check(values, Config, 'config')
+  settings.check_finite(values, 'config')
   config = Config(**values)
   system = systems.get(config.system)
-  least = dict.fromkeys(
-    ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'max_bad_steps'), 1
+  for name, function in GROUPS.items():
+    settings.check(getattr(config, name), function, f'config.{name}')
+  settings.check_limits(values, LIMITS, 'config')
+  settings.check_limits(config.edit, dict(count=(1, None)), 'config.edit')
+  settings.check_limits(
+    config.checkpoint, dict(keep=(1, None), keep_every=(1, None)), 'config.checkpoint'
   )
-  least |= {'edit_every': 0, 'edit.count': 1, 'checkpoint.keep': 1}
-  for name, bound in least.items():
-    group, _, key = name.rpartition('.')
-    value = getattr(config, group).get(key, bound) if group else getattr(config, name)
-    if value < bound:
-      raise UserError(f'config.{name} is {value}; it must be at least {bound}')
+  settings.check_limits(config.optimizer, optimizer.LIMITS, 'config.optimizer')
+  rates = config.optimizer.get('lr_multipliers', {})
+  settings.check_limits(rates, dict.fromkeys(rates, (0, None)), 'config.optimizer.lr_multipliers')
   settings.check(config.model, system.build, 'config.model')
-  settings.check(config.optimizer, make_optimizer, 'config.optimizer')
-  settings.check(config.ema, Ema, 'config.ema')
-  settings.check(config.mesh, make_mesh, 'config.mesh')
-  settings.check(config.checkpoint, Checkpoints, 'config.checkpoint')
-  if config.synthetic is not None:
+  if config.synthetic:
     from exedit.input_pipeline import synthetic  # a training on photos does not need it
 
     settings.check(config.synthetic, synthetic.settings, 'config.synthetic')
+    synthetic.settings(**config.synthetic)
+  patterns = dict(trainable=config.trainable, init_parts=config.init_parts)
+  for name, pattern in patterns.items():
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(f"config.{name} is '{pattern}', no regular expression: {error}") from error
   settings.check_names(
     config.edit, [*systems.network_settings(system.settings()), 'count'], 'config.edit'
   )

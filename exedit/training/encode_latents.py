@@ -62,8 +62,8 @@ def encode(
   crops = check(config, draws, dtype, batch_size)
   root, split = config['data']['root'], config['data'].get('split', 'train')
   with processes.together():
-    if config.get('synthetic') and jax.process_index() == 0:
-      synthetic.ensure(root, **config['synthetic'])
+    if jax.process_index() == 0:
+      synthetic.provide(root, config.get('synthetic'))
   shards = tfrecord.shard_paths(root, split)
   graph, params = latent_encoder.load(config, crops['size'])
   how = dict(

@@ -1,39 +1,49 @@
 """The training loop: everything is checked first, then steps, log lines, grids and checkpoints."""
 
 import dataclasses
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from exedit import images, systems
-from exedit.input_pipeline import latent_shards
+from exedit.input_pipeline import synthetic
 from exedit.models import parameters
 from exedit.models.parameters import Params
 from exedit.runtime import compilation, files, processes, settings, signals, versions
 from exedit.runtime.errors import DataError, UserError
+from exedit.training import history, memory
 from exedit.training.checkpoint import Checkpoints
 from exedit.training.config import Config
+from exedit.training.history import History
 from exedit.training.initial import given_weights, has_checkpoints, initial_state, sizes
 from exedit.training.log import Log, say
+from exedit.training.optimizer import fitted
 from exedit.training.prefetch import Prefetch
 from exedit.training.sharding import batch_sharding
 from exedit.training.state import TrainState
 from exedit.training.step import Program, make_program
 from exedit.training.timing import Account, duration
-from exedit.training.workdir import Workdir
+from exedit.training.workdir import Workdir, require_ours
 from exedit.weights.formats.tensor import Tensor
 
 
-def train(workdir: str, config: Config, began: float | None = None) -> TrainState:
+def train(
+  workdir: str,
+  config: Config,
+  began: float | None = None,
+  *,
+  allow_changes=False,
+  ignore_memory=False,
+) -> TrainState:
   """Trains up to step `config.steps`, from the last checkpoint in the workdir or from the start.
 
   workdir: a folder or gs://BUCKET/RUN. began: when the process began, on the clock of
-  time.perf_counter; None: now.
+  time.perf_counter; None: now. allow_changes: go on with another model, system, data or loss than
+  the run was begun with. ignore_memory: start even if the arrays are larger than the memory.
 
   Raises:
     UserError: for settings or weights that cannot be used, before anything is written; later for
@@ -42,7 +52,7 @@ def train(workdir: str, config: Config, began: float | None = None) -> TrainStat
   began = time.perf_counter() if began is None else began
   if config.compile_cache:
     compilation.cache_compiled()
-  prepared = prepare(workdir, config)
+  prepared = prepare(workdir, config, allow_changes, ignore_memory)
   program, place = prepared.program, Workdir(workdir, jax.process_index())
   with processes.together():
     place.open()
@@ -53,11 +63,10 @@ def train(workdir: str, config: Config, began: float | None = None) -> TrainStat
     start = int(state.step)
     if start >= config.steps:
       checkpoints.tidy()
-      at = f'{workdir} is at step {start} of {config.steps}'
-      say(f'{at}: nothing to do; raise --config.steps to go on')
+      say(f'{workdir} is at step {start} of {config.steps}{nothing_done(prepared.changed)}')
       return state
     place.claim()
-    record(place, program, config, start)
+    record(place, prepared, start)
     with signals.Stop() as stop:  # to the end, so that a second SIGTERM does not interrupt writing
       log = Log(
         place.folder,
@@ -69,7 +78,8 @@ def train(workdir: str, config: Config, began: float | None = None) -> TrainStat
         peak=program.peak(),
         account=Account(began),
       )
-      feed = Prefetch(batches(config, start), batch_sharding(program.mesh))
+      rows = batches(config, prepared.history.examples(start))
+      feed = Prefetch(rows, batch_sharding(program.mesh))
       try:
         state = take_steps(prepared, state, frozen, feed, log, checkpoints, place, stop)
         with log.pause('checkpoint'):
@@ -93,7 +103,8 @@ class Prepared:
 
   tensors: the weights to start from, not yet read; None if the workdir has checkpoints. examples:
   the held-out examples of the grids; None without grids. survey: the system's description of the
-  data.
+  data. origin: where the data come from, in words. history: what earlier starts have done. changed:
+  the settings that differ from the last start's.
   """
 
   config: Config
@@ -101,20 +112,27 @@ class Prepared:
   tensors: Mapping[str, Tensor] | None
   examples: Mapping[str, np.ndarray] | None
   survey: Any
+  origin: str
+  history: History
+  changed: list[str]
 
 
-def prepare(workdir: str, config: Config) -> Prepared:
+def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=False) -> Prepared:
   """Lays out the program, finds weights and data, and traces one step; draws synthetic data.
 
   Raises:
     UserError: in all processes, for what one of them cannot use, and for differences between them.
   """
   system, data = systems.get(config.system), config.data
+  with processes.together():
+    if jax.process_index() == 0:
+      require_ours(workdir, data['root'])
   with processes.together(), settings.fixable(config.as_dict()):
+    schedule, shortened = fitted(config.optimizer, config.steps)
     program = make_program(
       system,
       model=config.model,
-      optimizer=config.optimizer,
+      optimizer=schedule,
       ema=config.ema,
       mesh=config.mesh,
       trainable=config.trainable,
@@ -123,16 +141,30 @@ def prepare(workdir: str, config: Config) -> Prepared:
       seed=config.seed,
       steps=config.steps,
     )
-    tensors = None if has_checkpoints(workdir) else given_weights(system, config)
-    draw_scenes(config)
+    if not ignore_memory:
+      memory.require(program)
+    begun = has_checkpoints(workdir)
+    past = history.read(workdir, config.batch_size) if begun else History()
+    learned, other = past.changes(config)
+    history.require_same(workdir, learned, allow_changes)
+    shapes = system.data.shapes(**data)
+    if config.synthetic:  # drawing takes a minute, so what cannot work is said before
+      trace_step(program, config, shapes)
+    tensors = None if begun else given_weights(system, config)
+    origin = provide_data(config)
   with processes.together(), settings.fixable(config.as_dict()):  # by now the data exist
     examples = held_out(config) if config.edit_every else None
-    trace_step(program, config)
+    trace_step(program, config, stored_shapes(config))
     survey = system.data.survey(data['root'], data.get('split', 'train'))
+    replaced = past.other_data(data['root'], dataclasses.asdict(survey))
+    history.require_same(workdir, replaced, allow_changes)
   # The folder of the data may have another name on another machine; its content may not differ.
   facts = dict(config.as_dict(), data={**data, 'root': dataclasses.asdict(survey)})
   processes.must_agree(dict(config=facts, versions=versions.versions_of_packages()))
-  return Prepared(config, program, tensors, examples, survey)
+  if shortened:
+    say(shortened)
+  changed = [*learned, *replaced, *other]
+  return Prepared(config, program, tensors, examples, survey, origin, past, changed)
 
 
 def take_steps(
@@ -172,32 +204,35 @@ def take_steps(
 
 
 def batches(config: Config, start: int) -> Iterator[dict[str, np.ndarray]]:
-  """This process's rows of the batches after step `start`."""
+  """This process's rows of the batches behind the first `start` examples."""
   shard = dict(shard_index=jax.process_index(), shard_count=jax.process_count())
-  how = dict(batch_size=config.batch_size, seed=config.seed, start_step=start)
+  how = dict(batch_size=config.batch_size, seed=config.seed, start=start)
   return systems.get(config.system).data.batches(**how, **shard, **config.data)
 
 
-def trace_step(program: Program, config: Config) -> None:
-  """Traces one step on the shapes of a batch, so that sizes that do not fit are reported now."""
+def stored_shapes(config: Config) -> dict[str, tuple[tuple[int, ...], Any]]:
+  """{name: (shape, dtype)} of one example, from the data themselves."""
   quick = {**config.data, 'workers': 0, 'threads': 1, 'prefetch': 1}
   small = dataclasses.replace(config, batch_size=jax.process_count(), data=quick)
+  return {name: (rows.shape[1:], rows.dtype) for name, rows in next(batches(small, 0)).items()}
+
+
+def trace_step(
+  program: Program, config: Config, shapes: Mapping[str, tuple[tuple[int, ...], Any]]
+) -> None:
+  """Traces one step on examples of these shapes, so that sizes that do not fit are reported now."""
   batch = {
-    name: jax.ShapeDtypeStruct((config.batch_size, *rows.shape[1:]), rows.dtype)
-    for name, rows in next(batches(small, 0)).items()
+    name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
+    for name, (shape, dtype) in shapes.items()
   }
   program.step.eval_shape(program.state, program.frozen, batch)
 
 
-def draw_scenes(config: Config) -> None:
-  """Draws the synthetic data if the config asks for them and the folder holds no latents."""
-  root = config.data['root']
-  if config.synthetic is None or latent_shards.manifest(root) is not None:
-    return
-  if jax.process_index() == 0:
-    from exedit.input_pipeline import synthetic  # a training on photos does not need it
-
-    synthetic.ensure(root, **config.synthetic)
+def provide_data(config: Config) -> str:
+  """Draws the synthetic data if the config asks for them; says where the data come from."""
+  if jax.process_index() != 0:
+    return ''
+  return synthetic.provide(config.data['root'], config.synthetic)
 
 
 def held_out(config: Config) -> Mapping[str, np.ndarray]:
@@ -236,19 +271,37 @@ def write_grid(
   log.image(step, 'edits', sheet)
 
 
-def record(workdir: Workdir, program: Program, config: Config, start: int) -> None:
-  """Writes what the run is: config.json, versions.json, parameters.txt; reports changes."""
+def nothing_done(changed: Sequence[str]) -> str:
+  """What a run that is at its last step says; changed: settings that differ from its own."""
+  if not changed:
+    return ': nothing to do; raise --config.steps to go on'
+  return (
+    f' and was trained with other settings ({", ".join(changed)}): nothing is trained with these; '
+    'raise --config.steps to go on with them, or choose another --workdir'
+  )
+
+
+def record(workdir: Workdir, prepared: Prepared, start: int) -> None:
+  """Writes what the run is and reads: JSON files and parameters.txt; reports changes."""
   if jax.process_index() != 0:
     return
   from clu import parameter_overview
 
-  path = os.path.join(workdir.folder, 'config.json')
-  if start and os.path.exists(path):
-    with open(path, encoding='utf-8') as file:
-      changed = settings.differences(json.load(file), json.loads(json.dumps(config.as_dict())))
+  config, program, past = prepared.config, prepared.program, prepared.history
+  if start:
+    changed = prepared.changed
     words = f', with other settings than before: {", ".join(changed)}' if changed else ''
     say(f'going on from step {start}{words}')
-  files.write_json(path, config.as_dict())
+  survey, root = dataclasses.asdict(prepared.survey), config.data['root']
+  batches = past.going_on(start, config.batch_size)
+  if len(batches) > 1:
+    say(f'{past.examples(start):,} examples of the data are seen; the next ones follow')
+  count = f'{survey["records"]:,} records' if 'records' in survey else 'records'
+  split = config.data.get('split', 'train')
+  say(f'data: {root}, split {split}, {count}: {prepared.origin}')
+  files.write_json(os.path.join(workdir.folder, history.CONFIG), config.as_dict())
+  described = dict(root=root, split=split, **survey, origin=prepared.origin, batches=batches)
+  files.write_json(os.path.join(workdir.folder, history.DATA), described)
   files.write_json(os.path.join(workdir.folder, 'versions.json'), versions.versions())
   tables = [
     f'{title}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}\n'

@@ -13,6 +13,16 @@ import optax
 from jaxtyping import Array, Float
 
 SCHEDULES = ('constant', 'cosine')
+LIMITS = dict(
+  lr=(1e-12, None),
+  b1=(0, 0.999999),
+  b2=(0, 0.99999999),
+  eps=(1e-20, None),
+  weight_decay=(0, None),
+  clip=(1e-12, None),
+  warmup=(0, None),
+  lr_end=(0, None),
+)
 
 
 def make_optimizer(
@@ -64,6 +74,21 @@ def make_optimizer(
   return optax.with_extra_args_support(optax.chain(*chain))
 
 
+def fitted(optimizer: Mapping[str, Any], steps: int) -> tuple[dict[str, Any], str]:
+  """(arguments of `make_optimizer` whose cosine has steps after the warm-up, a line about that).
+
+  The line is empty if the run is longer than its warm-up.
+  """
+  warmup = optimizer.get('warmup', 10_000)
+  if steps > warmup:
+    return dict(optimizer), ''
+  words = f'config.steps is {steps} and config.optimizer.warmup {warmup}: '
+  if optimizer.get('schedule') != 'cosine':
+    return dict(optimizer), f'{words}the run ends before its learning rate is reached'
+  short = steps // 10
+  return {**optimizer, 'warmup': short}, f'{words}the warm-up takes {short} steps, a tenth'
+
+
 def learning_rate_schedule(
   lr: float, warmup: int, schedule: str = 'constant', lr_end: float = 0.0, steps: int | None = None
 ) -> Callable[[Any], jax.Array]:
@@ -78,7 +103,10 @@ def learning_rate_schedule(
     raise ValueError(f"optimizer.schedule is '{schedule}'; use one of {', '.join(SCHEDULES)}")
   length = (steps or 0) - warmup
   if schedule == 'cosine' and length <= 0:
-    raise ValueError(f'a cosine schedule needs more steps ({steps}) than warm-up ({warmup})')
+    raise ValueError(
+      f'a cosine schedule needs more steps ({steps}) than warm-up ({warmup}): set '
+      '--config.optimizer.warmup or --config.steps'
+    )
 
   def rate(n):
     n = jnp.asarray(n, jnp.float32)

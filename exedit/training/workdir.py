@@ -16,8 +16,11 @@ from etils import epath
 
 from exedit.runtime import files, remote
 from exedit.runtime.errors import DataError, Passing, UserError, one_line
+from exedit.weights.formats.run import steps_in
 
 STARTED = 'started.json'
+LOGS = ('.log', '.out', '.err', '.txt')  # files that people keep in a workdir from the beginning
+MARKS = ('config.json', 'lock')  # files that tell that a folder is a run's
 PULLED = ('metrics.jsonl', 'config.json')  # small files that a later start reads
 
 
@@ -173,6 +176,36 @@ class Workdir:
         self._lock.release()
       if remote.is_remote(self.name):
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def require_ours(workdir: str, data_root: str) -> None:
+  """Checks that a folder is a run's, or holds nothing but log files and the data of the run.
+
+  Raises:
+    UserError: if it holds anything else, which a run would stand among or write over.
+  """
+  if remote.is_remote(workdir) or not os.path.isdir(workdir):
+    return
+  folder = Path(workdir)
+  if steps_in(folder / 'checkpoints') or any(map(_is_runs, (folder / n for n in MARKS))):
+    return
+  data = Path(os.path.relpath(data_root, workdir)).parts[:1]
+  there = [n for n in files.listing(workdir) if n not in data and Path(n).suffix not in LOGS]
+  if there:
+    more = f' and {len(there) - 1} more' if len(there) > 1 else ''
+    raise UserError(
+      f'{workdir} is no workdir of a run and holds {there[0]}{more}: name an empty folder or a new '
+      'one with --workdir'
+    )
+
+
+def _is_runs(path: Path) -> bool:
+  """Whether this is the settings or the lock of a run."""
+  try:
+    text = path.read_text()
+    return not text or {'pid', 'system', 'steps'} & json.loads(text).keys() != set()
+  except (OSError, ValueError, AttributeError):
+    return False
 
 
 def path_of(workdir: str | os.PathLike) -> epath.Path:

@@ -16,6 +16,7 @@ from exedit import paint_by_example as pbe
 from exedit.diffusion import sampling
 from exedit.diffusion.schedule import Schedule
 from exedit.editing import edit_files
+from exedit.runtime import doors
 from exedit.runtime.errors import UserError
 from tests import ROOT, pictures, small
 
@@ -82,6 +83,21 @@ def arguments(tmp_path, weights):
     (('exedit.convert', '--from=nowhere', '--to=new'), 'nowhere does not exist'),
     (('input_pipeline.synthetic', '--scenes=10'), '--output'),
     (('input_pipeline.show', '--config=configs/none.py', '--output=sheet.png'), 'configs/none.py'),
+    (
+      ('exedit.train', '--config=configs/coco_ee.py', '--workdir=w'),
+      'this config is of a benchmark',
+    ),
+    (
+      ('exedit.encode', '--config=configs/coco_ee.py', '--output=w'),
+      'this config is of a benchmark',
+    ),
+    (('input_pipeline.show', '--config=configs/coco_ee.py', '--output=s.png'), 'is of a benchmark'),
+    (
+      ('exedit.evaluate', '--config=configs/pbe.py:tiny', '--weights=w'),
+      'is the config of a training',
+    ),
+    (('exedit.train', '--config=configs/__init__.py', '--workdir=w'), 'it has no get_config'),
+    (('exedit.train', '--config=configs', '--workdir=w'), 'there is no such file; name one'),
   ],
 )
 def test_a_wrong_command_is_one_line(command, says, tmp_path):
@@ -242,6 +258,19 @@ def test_a_config_key_that_is_no_argument_is_named_with_the_nearest(tmp_path, mo
 def test_wrong_overrides_are_named(change, says, weights, monkeypatch, capsys):
   good = dict(config='configs/synthetic_bench.py', weights=weights)
   assert says in knock(evaluate, good | change, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize('variant', ['full', 'tiny'])
+@pytest.mark.parametrize(
+  'word, found', [('None', None), ('off', None), ("{'scenes': 3}", dict(scenes=3))]
+)
+def test_a_group_of_a_config_is_switched_off_or_replaced(variant, word, found):
+  argv = ['door', f'--config=configs/pbe.py:{variant}', f'--config.synthetic={word}']
+  given = []
+  doors.call(
+    lambda config: given.append(config), [doors.Flag('config', None, '', 'config')], '', argv
+  )
+  assert given[0].to_dict()['synthetic'] == found
 
 
 def test_a_config_file_that_is_missing_or_no_python(tmp_path, monkeypatch, capsys):

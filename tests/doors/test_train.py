@@ -13,7 +13,7 @@ from flax import nnx
 from configs import pbe
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
-from exedit.training import checkpoint, log, prefetch, sharding
+from exedit.training import checkpoint, log, loop, prefetch, sharding
 from exedit.training.initial import place
 from exedit.training.step import make_program
 from exedit.weights.formats import run
@@ -84,6 +84,7 @@ def test_the_workdir_holds_what_the_run_was(settings, tmp_path):
   names = {p.name for p in tmp_path.iterdir()}
   assert names == {
     'config.json',
+    'data.json',
     'versions.json',
     'parameters.txt',
     'metrics.jsonl',
@@ -151,11 +152,31 @@ def test_too_many_bad_steps_end_the_run(settings, tmp_path):
     (dict(trainable='unt'), 'matches no parameter; the parts are clip, unet'),
     (dict(system='paint_by_exemple'), "system is 'paint_by_exemple'; use one of paint_by_example"),
     (dict(data=dict(size=16)), 'data.root is not set'),
-    (dict(steps=0), 'config.steps is 0; it must be at least 1'),
+    (dict(steps=0), 'config.steps is 0: it must be from 1'),
     (dict(save_every=0), 'config.save_every is 0'),
-    (dict(accumulate=0), 'config.accumulate is 0; it must be at least 1'),
-    (dict(edit_every=-1), 'config.edit_every is -1; it must be at least 0'),
+    (dict(accumulate=0), 'config.accumulate is 0: it must be at least 1'),
+    (dict(edit_every=-1), 'config.edit_every is -1: it must be at least 0'),
     (dict(checkpoint=dict(keep=0)), 'config.checkpoint.keep is 0'),
+    (dict(checkpoint=dict(keep_every=0)), 'config.checkpoint.keep_every is 0'),
+    (dict(optimizer=dict(lr=float('nan'))), 'config.optimizer.lr is nan: it must be a finite'),
+    (dict(optimizer=dict(lr=-1.0)), 'config.optimizer.lr is -1.0: it must be at least'),
+    (dict(optimizer=dict(lr='1e-3')), "config.optimizer.lr is '1e-3': it must be a number"),
+    (dict(optimizer=dict(b2=1.0)), 'config.optimizer.b2 is 1.0: it must be from 0 to'),
+    (dict(optimizer=dict(clip=0.0)), 'config.optimizer.clip is 0.0'),
+    (dict(optimizer=dict(lr_multipliers={'unet': -1.0})), 'lr_multipliers.unet is -1.0'),
+    (dict(ema=dict(decay=float('inf'))), 'config.ema.decay is inf'),
+    (dict(seed=-1), 'config.seed is -1: it must be from 0 to 4294967295'),
+    (dict(steps=1.5), 'config.steps is 1.5: it must be a whole number'),
+    (dict(batch_size=None), 'config.batch_size is None: it must be a whole number'),
+    (dict(optimizer=3), 'config.optimizer is 3: it must be a group of settings'),
+    (dict(trainable='('), "config.trainable is '\\(', no regular expression"),
+    (dict(synthetic=dict(scenes=0)), 'scenes=0: must be at least 1'),
+    (dict(data=dict(root='x', zoom=float('nan'))), 'config.data.zoom is nan'),
+    (dict(data=dict(root='x', extend=2)), 'data.extend is 2: it must be from 0 to 1'),
+    (dict(data=dict(root='x', blur_kernels=(0,))), 'data.blur_kernels is'),
+    (dict(data=dict(root='x', workers=-1)), 'data.workers is -1'),
+    (dict(data=dict(root='x', sise=3)), "data.sise is not a setting: did you mean 'size'"),
+    (dict(bench='coco_ee'), 'this config is of a benchmark, which exedit.evaluate takes: name one'),
   ],
 )
 def test_a_wrong_setting_is_one_line_and_nothing_is_written(settings, tmp_path, change, words):
@@ -174,6 +195,32 @@ def test_a_wrong_setting_is_one_line_and_nothing_is_written(settings, tmp_path, 
     ('model', dict(dtype='int8'), "dtype is 'int8'; use one of float32"),
     ('model', dict(autoencoder=dict(kind='vq')), "autoencoder.kind is 'vq'; use one of kl"),
     ('model', dict(p_drop=20.0), 'p_drop is 20'),
+    (
+      'model',
+      dict(unet=dict(heads=5, channels=8)),
+      r'unet.heads is 5: it must divide .*\[8, 16, 32\]',
+    ),
+    ('model', dict(unet=dict(heads=0)), 'unet.heads is 0: it must be at least 1'),
+    ('model', dict(unet=dict(groups=3, channels=8)), 'groups is 3: it must divide the channels'),
+    ('model', dict(unet=dict(channels=7, groups=1)), 'unet.channels is 7.* it must be even'),
+    (
+      'model',
+      dict(unet=dict(channels=8.5)),
+      'config.model.unet.channels is 8.5: it must be a whole',
+    ),
+    ('model', dict(unet=dict(mult=())), 'unet.mult is'),
+    ('model', dict(unet=dict(attention='flash')), "config.model.unet.attention is 'flash'"),
+    ('model', dict(unet=dict(attention_levels=1)), 'unet.attention_levels is 1: it must be a list'),
+    ('model', dict(clip=dict(width=8, heads=0)), 'CLIP.heads is 0'),
+    ('model', dict(conditioner=dict(layers=0)), 'conditioner.layers is 0'),
+    ('model', dict(context_dim=-1), 'unet.context_dim is -1'),
+    (
+      'model',
+      dict(schedule=dict(beta_start='x')),
+      'schedule.beta_start is .x.: it must be a number',
+    ),
+    ('model', dict(autoencoder=dict(kind='space_to_depth', patch=0)), 'autoencoder.patch is 0'),
+    ('model', dict(autoencoder=dict(kind='space_to_depth', scale=0.0)), 'autoencoder.scale is 0'),
     ('edit', dict(sampler='euler'), "sampler is 'euler': use one of plms"),
     ('edit', dict(steps=1000), 'steps is 1000: it must be between 1 and 999'),
   ],
@@ -190,6 +237,32 @@ def test_what_the_real_model_cannot_do_is_said_before_anything_is_written(
   with pytest.raises(UserError, match=words):
     runs.train(tmp_path / 'run', **config)
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_short_cosine_has_a_short_warm_up_and_says_so(settings, tmp_path, capsys):
+  optimizer = dict(lr=1e-2, warmup=100, schedule='cosine')
+  runs.train(tmp_path / 'a', **{**settings, 'steps': 2, 'optimizer': optimizer})
+  words = 'config.steps is 2 and config.optimizer.warmup 100: the warm-up takes 0 steps, a tenth'
+  assert words in capsys.readouterr().out
+  assert [line['lr'] for line in lines(tmp_path / 'a')] == pytest.approx([1e-2, 5e-3])
+  optimizer['schedule'] = 'constant'
+  runs.train(tmp_path / 'b', **{**settings, 'steps': 1, 'optimizer': optimizer})
+  assert 'the run ends before its learning rate is reached' in capsys.readouterr().out
+
+
+def test_a_folder_with_other_files_is_no_workdir(settings, tmp_path):
+  (tmp_path / 'notes.log').write_text('')  # where `tee` writes what the run says
+  (tmp_path / 'photo.jpg').write_text('')
+  with pytest.raises(UserError, match='is no workdir of a run and holds photo.jpg: name an empty'):
+    runs.train(tmp_path, **settings)
+  (tmp_path / 'photo.jpg').rename(tmp_path / 'config.json')
+  (tmp_path / 'config.json').write_text('{"mine": 1}')
+  with pytest.raises(UserError, match='holds config.json'):
+    runs.train(tmp_path, **settings)
+  (tmp_path / 'config.json').unlink()
+  inside = {**settings['data'], 'root': str(tmp_path / 'data')}
+  for steps in (1, 2):
+    runs.train(tmp_path, **{**settings, 'steps': steps, 'data': inside})
 
 
 def test_a_workdir_that_cannot_be_written_is_one_line(settings, tmp_path):
@@ -217,19 +290,125 @@ def test_a_workdir_that_is_only_read_or_another_runs_is_one_line(settings, tmp_p
   runs.train(held, **{**settings, 'steps': 1})
 
 
-def test_another_model_in_the_same_workdir_is_refused(settings, tmp_path):
-  runs.train(tmp_path, **settings)
-  before = (tmp_path / 'config.json').read_text()
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    (dict(model=dict(width=32)), 'model.width 64 -> 32'),
+    (dict(model=dict(explode=(0, 1))), r'model.explode \[0, 0\] -> \[0, 1\]'),
+    (dict(data=dict(mask_jitter=1, size=12)), 'data.size 16 -> 12, .*data.mask_jitter 5 -> 1'),
+    (dict(data=dict(split='validation')), 'data.split train -> validation'),
+    (dict(seed=8), 'seed 7 -> 8'),
+    (dict(trainable='unet|clip'), r'trainable unet -> unet\|clip'),
+    (dict(system='paint_by_example', model=dict(unet={})), 'system toy -> paint_by_example'),
+  ],
+)
+def test_another_model_or_other_data_are_refused_on_going_on(
+  settings, tmp_path, capsys, change, words
+):
+  runs.train(tmp_path, **{**settings, 'steps': 1})
+  before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file() and p.name != 'lock'}
+  data = {**settings['data'], **change.get('data', {})}
+  for steps in (1, 2):  # at the end of the run, and before it
+    wanted = {**settings, 'steps': steps, 'edit': {}, **change, 'data': data}
+    with pytest.raises(UserError, match=f'begun with other settings.*{words}.*--allow_changes'):
+      runs.train(tmp_path, **wanted)
+  assert before == {p: p.read_bytes() for p in before}
+
+
+def test_changes_that_are_allowed_are_made_and_said(settings, tmp_path, capsys):
+  runs.train(tmp_path, **{**settings, 'steps': 1})
+  data = {**settings['data'], 'mask_jitter': 1}
+  runs.train(tmp_path, allow_changes=True, **{**settings, 'steps': 2, 'data': data})
+  assert 'going on from step 1, with other settings than before: data.mask_jitter 5 -> 1' in (
+    capsys.readouterr().out
+  )
   with pytest.raises(checkpoint.CheckpointError, match='written with other settings'):
-    runs.train(tmp_path, **{**settings, 'model': dict(width=32), 'steps': 9})
-  assert (tmp_path / 'config.json').read_text() == before
+    model = dict(width=32)
+    runs.train(
+      tmp_path, allow_changes=True, **{**settings, 'steps': 3, 'data': data, 'model': model}
+    )
 
 
 def test_changed_settings_are_said_on_going_on(settings, tmp_path, capsys):
   runs.train(tmp_path, **settings)
-  runs.train(tmp_path, **{**settings, 'steps': 7, 'optimizer': dict(lr=1e-3, warmup=2)})
+  other = {**settings, 'optimizer': dict(lr=1e-3, warmup=2)}
+  runs.train(tmp_path, **other)
+  said = capsys.readouterr().out
+  assert 'step 6 of 6 and was trained with other settings (optimizer.lr 0.01 -> 0.001)' in said
+  assert 'nothing to do' not in said
+  runs.train(tmp_path, **{**other, 'steps': 7})
   words = 'going on from step 6, with other settings than before: '
   assert words + 'steps 6 -> 7, optimizer.lr 0.01 -> 0.001\n' in capsys.readouterr().out
+
+
+def test_a_run_of_an_older_program_goes_on(settings, tmp_path, capsys):
+  """Its config.json has fewer keys, and data.json is missing."""
+  runs.train(tmp_path, **{**settings, 'steps': 1})
+  kept = ('steps', 'batch_size', 'data', 'seed', 'optimizer')
+  old = {name: settings[name] for name in kept} | dict(model={}, trainable='unet')
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  (tmp_path / 'data.json').unlink()
+  runs.train(tmp_path, **{**settings, 'steps': 2})
+  assert 'going on from step 1' in capsys.readouterr().out and len(lines(tmp_path)) == 2
+
+
+def test_the_same_data_may_lie_elsewhere_and_others_are_refused(settings, tmp_path, capsys):
+  runs.train(tmp_path / 'run', **{**settings, 'steps': 1})
+  at = lambda root: {**settings['data'], 'root': str(root)}
+  there = shutil.copytree(settings['data']['root'], tmp_path / 'copy')
+  runs.train(tmp_path / 'run', **{**settings, 'steps': 2, 'data': at(there)})
+  assert 'data.root' in capsys.readouterr().out
+  scenes = dict(scenes=20, val_scenes=4, shards=1)
+  others = {**settings, 'steps': 3, 'data': at(tmp_path / 'others'), 'synthetic': scenes}
+  with pytest.raises(UserError, match=r'copy -> .*others \(records 32 -> 20, digest'):
+    runs.train(tmp_path / 'run', **others)
+  runs.train(tmp_path / 'run', allow_changes=True, **others)
+
+
+def test_another_batch_size_goes_on_behind_the_examples_that_were_seen(
+  settings, tmp_path, monkeypatch, capsys
+):
+  """Three starts with three sizes read the stream once, as one run with one size reads it."""
+  seen, batches = [], loop.batches
+
+  def spy(config, start):
+    read: list[list[int]] = []
+    if config.batch_size > 1:  # one example is read for its shape
+      seen.append(read)
+    for batch in batches(config, start):
+      read.append(batch['id'].tolist())
+      yield batch
+
+  monkeypatch.setattr(loop, 'batches', spy)
+  for steps, size in ((3, 8), (5, 16), (6, 16), (8, 8)):
+    runs.train(tmp_path, **{**settings, 'steps': steps, 'batch_size': size})
+  read = [sum(batches[:n], []) for batches, n in zip(seen, (3, 2, 1, 2))]
+  assert sum(read, []) == [*range(3 * 8 + 3 * 16 + 2 * 8)]
+  assert json.loads((tmp_path / 'data.json').read_text())['batches'] == [[0, 8], [3, 16], [6, 8]]
+  assert '72 examples of the data are seen' in capsys.readouterr().out
+
+
+def test_before_the_first_step_a_run_says_what_it_reads(settings, tmp_path, capsys):
+  root = tmp_path / 'mine'
+  shutil.copytree(settings['data']['root'], root)
+  (root / 'manifest.json').unlink()
+  before = {p.name for p in root.iterdir()}
+  mine = {**settings, 'steps': 1, 'data': {**settings['data'], 'root': str(root)}}
+  runs.train(tmp_path / 'a', **mine)
+  words = f'data: {root}, split train, 32 records: existing shards; no scenes were drawn\n'
+  assert words in capsys.readouterr().out
+  runs.train(tmp_path / 'b', **{**settings, 'steps': 1})
+  assert '32 records: scenes drawn by input_pipeline.synthetic\n' in capsys.readouterr().out
+  assert {p.name for p in root.iterdir()} - before <= {f'{name}.idx.npy' for name in before}
+  photos = tmp_path / 'photos'
+  photos.mkdir()
+  (photos / 'IMG_1.jpg').write_text('')
+  mine['data']['root'] = str(photos)
+  with pytest.raises(UserError, match='photos holds IMG_1.jpg, which was not made by'):
+    runs.train(tmp_path / 'c', **mine)
+  with pytest.raises(UserError, match='photos. holds no .*tfrecord'):
+    runs.train(tmp_path / 'c', **{**mine, 'synthetic': None})
+  assert [p.name for p in photos.iterdir()] == ['IMG_1.jpg'] and not (tmp_path / 'c').exists()
 
 
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(settings, tmp_path, capsys):

@@ -139,9 +139,11 @@ def test_the_number_of_hosts_changes_nothing_but_who_reads(flipped, shard_count)
 
 def test_resuming_is_continuing(root):
   whole = take(root, 14)
-  same(whole[9:], take(root, 5, start_step=9))
-  halves = [take(root, 5, start_step=9, shard_index=i, shard_count=2) for i in range(2)]
+  same(whole[9:], take(root, 5, start=9 * 8))
+  halves = [take(root, 5, start=9 * 8, shard_index=i, shard_count=2) for i in range(2)]
   assert rows(itertools.chain(*halves)) == rows(whole[9:])
+  smaller = take(root, 10, start=9 * 8, batch_size=4)
+  assert rows(smaller) == rows(whole[9:])
 
 
 def test_resuming_far_ahead_replays_nothing(root, monkeypatch):
@@ -150,7 +152,7 @@ def test_resuming_far_ahead_replays_nothing(root, monkeypatch):
   monkeypatch.setattr(
     tfrecord.Source, '__getitem__', lambda self, i: asked.append(i) or read(self, i)
   )
-  batch = take(root, 1, start_step=10**9, threads=1, prefetch=1)[0]
+  batch = take(root, 1, start=8 * 10**9, threads=1, prefetch=1)[0]
   assert len(asked) <= 3 * 8
   np.testing.assert_array_equal(batch['id'], (np.arange(8) + 8 * 10**9) % 2**31)
   assert batch['id'].dtype == np.int32
@@ -277,7 +279,7 @@ def test_a_shard_cut_short_is_skipped_or_fatal(tmp_path, caplog):
     (dict(shard_index=2, shard_count=2), 'shard_index 2'),
     (dict(on_corrupt='ignore'), "'ignore'.*'skip' or 'fatal'"),
     (dict(scal=2), "data.scal is not a setting: did you mean 'scale'"),
-    (dict(start_step=-1), 'start_step -1'),
+    (dict(start=-1), 'start -1'),
   ],
 )
 def test_a_wrong_argument_is_named(root, options, message):

@@ -110,12 +110,56 @@ def test_of_several_at_once_one_draws_and_the_others_wait(tmp_path, monkeypatch,
   assert {*os.listdir(root)} == {'.lock', 'manifest.json', *manifests[0]['files']}
 
 
-def test_write_leaves_other_peoples_folders_alone(tmp_path):
-  (tmp_path / 'manifest.json').write_text('{"made_by": "somebody"}')
+def contents(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+  'there',
+  [
+    ['manifest.json'],
+    ['IMG_1.jpg', 'IMG_2.jpg'],
+    ['photos-train.tfrecord-00000-of-00001'],
+    ['synthetic-train.tfrecord-00000-of-00002', 'synthetic-train.tfrecord-00001-of-00002'],
+    ['.lock', 'synthetic-train.tfrecord-00000-of-00001.idx.npy'],
+  ],
+)
+def test_nothing_is_drawn_or_removed_where_other_files_lie(tmp_path, there):
+  for name in there:
+    (tmp_path / name).write_text('{"made_by": "somebody"}')
+  before = contents(tmp_path)
   for f in (synthetic.write, synthetic.ensure):
-    with pytest.raises(DataError, match='was not made by input_pipeline.synthetic'):
+    words = f'holds {there[-1] if there[0] == ".lock" else there[0]}.* was not made by '
+    with pytest.raises(DataError, match=words + 'input_pipeline.synthetic.* name another'):
       f(str(tmp_path), **SMALL)
-  assert os.listdir(tmp_path) == ['manifest.json']
+  assert contents(tmp_path) == before
+
+
+def test_shards_that_are_there_win(tmp_path):
+  made = tmp_path / 'made'
+  assert synthetic.provide(str(made), SMALL) == 'scenes drawn by input_pipeline.synthetic'
+  assert synthetic.provide(str(made), None) == 'scenes drawn by input_pipeline.synthetic'
+  (made / 'manifest.json').unlink()
+  before = contents(made)
+  assert synthetic.provide(str(made), SMALL) == 'existing shards; no scenes were drawn'
+  assert synthetic.provide(str(made), None) == 'existing shards'
+  assert contents(made) == before
+  for nothing in (None, {}):
+    synthetic.provide(str(tmp_path / 'none'), nothing)
+  assert not (tmp_path / 'none').exists()
+
+
+def test_a_killed_drawing_is_made_again_and_other_files_stay(tmp_path):
+  whole = synthetic.write(str(tmp_path), **SMALL)
+  drawn = contents(tmp_path)
+  (tmp_path / 'manifest.json').write_text(json.dumps({**whole, 'files': {}}))
+  (tmp_path / 'synthetic-train.tfrecord-00001-of-00002').unlink()
+  (tmp_path / '.synthetic-train.tfrecord-00001-of-00002.1.0.tmp').write_text('half')
+  (tmp_path / 'synthetic-train.tfrecord-of-mine').write_text('mine')
+  assert synthetic.ensure(str(tmp_path), **SMALL) == whole
+  after = contents(tmp_path)
+  assert after.pop('synthetic-train.tfrecord-of-mine') == b'mine' and after.pop('.lock')
+  assert after == drawn
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
@@ -200,7 +244,10 @@ def test_example_is_the_benchs_edit_in_files(tmp_path):
     np.testing.assert_array_equal(read[..., ::-1], pixels)
   mask = cv2.imread(str(tmp_path / 'mask.png'), cv2.IMREAD_UNCHANGED)
   np.testing.assert_array_equal(mask, edit['mask'])
-  synthetic.main(str(tmp_path), example=0, seed=0, size=32)
-  assert cv2.imread(str(tmp_path / 'image.png')).shape == (32, 32, 3)
+  synthetic.main(str(tmp_path), example=2, seed=5, size=64)  # the same again
+  with pytest.raises(DataError, match='image.png is there already and another picture'):
+    synthetic.main(str(tmp_path), example=0, seed=0, size=32)
+  synthetic.main(str(tmp_path / 'other'), example=0, seed=0, size=32)
+  assert cv2.imread(str(tmp_path / 'other' / 'image.png')).shape == (32, 32, 3)
   with pytest.raises(DataError, match='size 0 between 8 and 4096'):
     synthetic.main(str(tmp_path), example=0, seed=0, size=0)

@@ -57,3 +57,21 @@ def test_other_type_errors_stay_what_they_are():
 def test_differences_are_named_by_path():
   old, new = dict(a=1, b=dict(c=2, d=3)), dict(a=1, b=dict(c=4, e=5))
   assert settings.differences(old, new) == ['b.c 2 -> 4', 'b.d 3 -> None', 'b.e None -> 5']
+
+
+@pytest.mark.parametrize(
+  'kind, config, words',
+  [
+    ('training', dict(bench='coco_ee', data={}), 'of a benchmark, which exedit.evaluate takes'),
+    ('training', dict(edits=3), 'of no training: name one of a training, such as configs/pbe.py'),
+    ('training', None, 'get_config.. of the config file returned NoneType'),
+    (
+      'benchmark',
+      dict(system='toy'),
+      'of a training, which exedit.train takes: name one of a bench',
+    ),
+  ],
+)
+def test_a_config_of_another_kind_is_said(kind, config, words):
+  with pytest.raises(UserError, match=words):
+    getattr(settings, kind)(config)
