@@ -102,7 +102,7 @@ def abstract(
     return parameters.flatten(
       nnx.eval_shape(lambda: build(**settings, rngs=parameters.Keys(jax.random.key(0))))
     )
-  except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+  except (UserError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
     raise UserError(f'{where}: its config builds no model ({one_line(error)})') from error
 
 
