@@ -49,9 +49,11 @@ def convert(
   which: str = 'ema',
   dtype: str | None = None,
   revision: str | None = None,
+  heads: int | None = None,
+  groups: int | None = None,
+  clip_heads: int | None = None,
   format: str | None = None,
   say: Callable[[str], None] = print,
-  **sizes: int | None,
 ) -> None:
   """Writes the weights `src` to the new folder or file `to`, whole or not at all.
 
@@ -59,9 +61,9 @@ def convert(
   which: 'ema' or 'params', if `src` has both.
   dtype: one of TYPES; by default the tensors keep their types.
   revision: of a hub repository.
+  heads, groups, clip_heads: of an original checkpoint that does not have the published size.
   format: of the original layout, one of FORMATS; by default as `to` ends.
   say: is called with each line of output.
-  sizes: heads, groups and clip_heads of an original checkpoint that has not the published ones.
   Raises:
     UserError: if the weights cannot be used, the layout cannot hold them, or `to` exists.
   """
@@ -79,7 +81,7 @@ def convert(
     original.format_of(target, format)
   elif format:
     raise UserError(f'--format={format} goes with --layout=original: leave one of them out')
-  weights = find.weights(src, which, revision, **sizes)
+  weights = find.weights(src, which, revision, heads=heads, groups=groups, clip_heads=clip_heads)
   for note in weights.notes:
     say(f'{weights.where}: {note}')
   system, model = systems.of(weights), dict(weights.config['model'])

@@ -216,7 +216,8 @@ def of_network(paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
   same = [p for p in plain if p.suffix == kind]
   if not any(_SHARD.search(p.name) for p in same):
     return same
-  return same + _plain([p for p in paths if fnmatch.fnmatch(p.name, f'*{kind}.index*.json')])
+  indices = [p for p in paths if fnmatch.fnmatch(p.name, f'*{kind}.index*.json')]
+  return [*same, *_plain(indices)]
 
 
 def _plain(paths: Sequence[PurePosixPath]) -> Sequence[PurePosixPath]:
