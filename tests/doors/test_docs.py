@@ -111,9 +111,9 @@ def flags_of(words: list[str]) -> dict[str, list[str]]:
   """The flags of a program: {name: allowed words, if they are listed}."""
   found = {}
   for line in helps()[program(words)].splitlines():
-    match = re.match(r' +(?:-\w, )?--(\[no\])?(\w+)(?:: <([\w|]+)>|(?=[:\s,]|$))', line)
+    match = re.match(r' +(?:-\w, )?--(\[no\])?(\w+)(?:=(\S+)|(?=[:\s,]|$))', line)
     if match:
-      found[match[2]] = match[3].split('|') if match[3] else []
+      found[match[2]] = match[3].split('|') if '|' in (match[3] or '') else []
       if match[1]:
         found['no' + match[2]] = []
   return found
