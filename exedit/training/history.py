@@ -80,7 +80,8 @@ def read(workdir: str, batch_size: int) -> History:
   """
   config, data = (_json(workdir, name) for name in (CONFIG, DATA))
   first = [(0, config.get('batch_size', batch_size))]
-  return History(config, data, tuple(map(tuple, data.get('batches', first))))
+  batches = tuple((int(step), int(size)) for step, size in data.get('batches', first))
+  return History(config, data, batches)
 
 
 def _json(workdir: str, name: str) -> dict[str, Any]:
