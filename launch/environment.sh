@@ -8,13 +8,19 @@
 # only what is missing or has changed.
 
 make_environment() {
-  local venv=${VENV:-$1} python=${PYTHON:-python3} made file files=() missing=''
+  local venv=${VENV:-$1} python=${PYTHON:-python3} version found made file files=() missing=''
   shift
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "error: $python is missing or older than 3.11: install Python 3.11+, or set PYTHON=..." >&2
     exit 2
   fi
-  made="$PWD/$venv $("$python" -VV)"
+  version=$("$python" -VV)
+  if [ -n "${PYTHON-}" ] && found=$("$venv/bin/python" -VV 2>/dev/null) && [ "$found" != "$version" ]; then
+    echo "error: $venv is an environment of ${found%% (*}, and PYTHON is ${version%% (*}:" \
+      "remove it, or name another folder (VENV=...)" >&2
+    exit 2
+  fi
+  made="$PWD/$venv $version"
   if [ "$(cat "$venv/.requirements/made" 2>/dev/null)" != "$made" ]; then
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 && ! "$python" -m venv --clear "$venv"; then
       echo "error: $python cannot make $venv: install its venv module (Debian: python3-venv)" >&2
@@ -36,4 +42,18 @@ make_environment() {
   PATH=$VIRTUAL_ENV/bin:$PATH
   export PATH VIRTUAL_ENV PYTHONNOUSERSITE=1
   unset PYTHONPATH PYTHONHOME
+}
+
+# Prints the path of a Python of this version (such as 3.13): on PATH, among pyenv's, or among uv's.
+# Fails if there is none. What pyenv puts on PATH may not start, so each one is tried.
+find_python() {
+  local python
+  for python in "python$1" "${PYENV_ROOT:-${HOME-}/.pyenv}/versions/$1".*/bin/python \
+    "$(uv python find --no-python-downloads "$1" 2>/dev/null)"; do
+    if "$python" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
+      command -v "$python"
+      return
+    fi
+  done
+  return 1
 }

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Sets up an environment and runs the tests.
 #
-#   launch/test.sh [--parity | --plan | --all | --prepare | --lint] [pytest arguments]
+#   launch/test.sh [--core | --parity | --plan | --all | --prepare | --lint] [pytest arguments]
 #
 #   (nothing)   the suite
+#   --core      what other versions of Python, jax and numpy might break, in a few minutes
 #   --parity    the suite and the agreement tests against PyTorch, or the tests that you name
 #   --plan      the tests of exedit.plan, with the TPU compiler
 #   --all       the suite, the agreement tests and the tests with the TPU compiler
@@ -46,7 +47,26 @@ test_in_parallel() {
   python -m pytest -n "${TEST_JOBS:-2}" --dist loadfile "$@"
 }
 
+# Networks, samplers, a training step to the number, meshes, checkpoints, plans, and the doors.
+CORE=(
+  tests/models tests/diffusion
+  tests/training/test_checkpoint.py tests/training/test_state.py tests/training/test_optimizer.py
+  tests/training/test_sharding.py::test_any_mesh_gives_the_losses_of_one_device
+  tests/training/test_sharding.py::test_the_compiler_adds_no_collectives_to_the_toy
+  tests/planning/test_hlo.py tests/planning/test_plan.py tests/planning/test_topology.py
+  tests/doors/test_golden.py tests/doors/test_train.py tests/doors/test_evaluate.py
+  tests/doors/test_edit_photo.py
+  tests/doors/test_sample.py::test_outside_the_mask_the_output_holds_the_sources_bytes
+  tests/doors/test_sample.py::test_at_the_trained_size_the_door_is_edit_in_a_notebook
+  tests/doors/test_sample.py::test_a_list_is_the_single_edits
+)
+
 case "${1:-}" in
+  --core)
+    shift
+    prepare
+    test_in_parallel "${CORE[@]}" "$@"
+    ;;
   --lint)
     prepare lint
     ruff check .

@@ -40,7 +40,7 @@ def dry(name, *flags, extra=()):
 
 def stand_in(folder, name, text):
   """Writes a bash script under the name of a real program."""
-  folder.mkdir(exist_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
   path = folder / name
   path.write_text(f'#!/usr/bin/env bash\n{text}\n')
   path.chmod(0o755)

@@ -100,6 +100,12 @@ def test_the_compiler_adds_no_collectives(pbe_on_eight, mesh):
   assert size == sum(one['bytes'] for one in asked)
 
 
+@pytest.mark.parametrize('mesh', TOY)
+def test_the_compiler_adds_no_collectives_to_the_toy(toy_on_eight, mesh):
+  asked, compiled = toy_on_eight[mesh]['asked'], toy_on_eight[mesh]['compiled'].values()
+  assert sum(size for _, size in compiled) == sum(one['bytes'] for one in asked)
+
+
 def test_kernels_gathered_in_half_precision_are_those_that_layers_would_cast_to(toy_on_eight):
   """One step: the same loss to the bit, and half the bytes of float32."""
   data, fsdp = (toy_on_eight[name] for name in HALF)
