@@ -25,7 +25,11 @@ from exedit.training.step import Program, make_program
 
 # The settings that change the compiled step; all others are only numbers that it computes with.
 GROUPS = ('system', 'model', 'optimizer', 'ema', 'mesh', 'trainable', 'batch_size', 'accumulate')
-EFFORTS = dict(quick='-1.0', full='0.0')  # the compiler's effort to make the program fast
+# The compiler's effort to make the program fast: a number, and from jax 0.12 on a level.
+if hasattr(jax.config, 'jax_exec_time_optimization_effort'):
+  EFFORT, EFFORTS = 'JAX_EXEC_TIME_OPTIMIZATION_EFFORT', dict(quick='-1.0', full='0.0')
+else:
+  EFFORT, EFFORTS = 'JAX_OPTIMIZATION_LEVEL', dict(quick='O0', full='UNKNOWN')
 MEMORY = ('argument', 'output', 'alias', 'temp', 'generated_code')
 REMEDY = 'try another --batch or --sharding, or another version of libtpu'
 
@@ -57,7 +61,7 @@ def cached_compile(
   if not refresh:
     with contextlib.suppress(OSError, ValueError):
       return {**json.loads(path.read_text('utf-8')), 'cached': True}
-  environment = topology.environment() | {topology.EFFORT: EFFORTS[effort]}
+  environment = topology.environment() | {EFFORT: EFFORTS[effort]}
   try:
     found = subprocess.run(compile_step, (dict(config), name), environment, tick)
   except subprocess.Died as death:

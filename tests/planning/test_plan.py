@@ -158,7 +158,7 @@ def compiles(monkeypatch, tmp_path):
 
   def run(function, arguments, environment, tick):
     assert environment['JAX_PLATFORMS'] == 'cpu'
-    calls.append((arguments[1], environment[topology.EFFORT]))
+    calls.append((arguments[1], environment[compile_step.EFFORT]))
     return dict(fits=True)
 
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
@@ -167,16 +167,21 @@ def compiles(monkeypatch, tmp_path):
   return calls
 
 
+def test_jax_knows_the_variable_of_the_effort():
+  """A variable that JAX has dropped would be ignored, and `quick` would take as long as `full`."""
+  assert hasattr(jax.config, compile_step.EFFORT.lower())
+
+
 def test_results_are_cached_by_all_that_changes_them(compiles, config, monkeypatch):
   assert not compile_step.cached_compile(config, 'v5e:2x2')['cached']
   assert compile_step.cached_compile(config, 'v5e:2x2')['cached']
   assert compile_step.cached_compile({**config, 'seed': 5, 'log_every': 7}, 'v5e:2x2')['cached']
-  assert compiles == [('v5e:2x2', '-1.0')]
+  assert compiles == [('v5e:2x2', compile_step.EFFORTS['quick'])]
   assert not compile_step.cached_compile(config, 'v5e:2x2', refresh=True)['cached']
   assert not compile_step.cached_compile({**config, 'batch_size': 128}, 'v5e:2x2')['cached']
   assert not compile_step.cached_compile(config, 'v5e:4x4')['cached']
   assert not compile_step.cached_compile(config, 'v5e:2x2', effort='full')['cached']
-  assert compiles[-1] == ('v5e:2x2', '0.0')
+  assert compiles[-1] == ('v5e:2x2', compile_step.EFFORTS['full'])
   monkeypatch.setattr(topology, 'compiler', lambda: '0.0.43')
   assert not compile_step.cached_compile(config, 'v5e:2x2')['cached']
   monkeypatch.setattr(compile_step, 'source_hash', lambda: 'another')
@@ -339,7 +344,7 @@ def attention_traffic(slices, say):
 @needs_compiler
 def test_the_attention_kernel_compiles_for_every_generation():
   slices = ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2']
-  quick = topology.environment() | {topology.EFFORT: compile_step.EFFORTS['quick']}
+  quick = topology.environment() | {compile_step.EFFORT: compile_step.EFFORTS['quick']}
   found = runner.run(attention_traffic, (slices,), quick)
   for name in slices:
     kernel, xla = found[name]
