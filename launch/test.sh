@@ -47,9 +47,9 @@ test_in_parallel() {
   python -m pytest -n "${TEST_JOBS:-2}" --dist loadfile "$@"
 }
 
-# Networks, samplers, a training step to the number, meshes, checkpoints, plans, and the doors.
+# Samplers, a training step to the number, meshes, checkpoints, plans, and the doors.
 CORE=(
-  tests/models/test_unet.py tests/models/test_clip.py tests/diffusion/test_sampling.py
+  tests/diffusion/test_sampling.py
   tests/training/test_checkpoint.py tests/training/test_state.py tests/training/test_optimizer.py
   tests/training/test_sharding.py::test_any_mesh_gives_the_losses_of_one_device
   tests/training/test_sharding.py::test_the_compiler_adds_no_collectives_to_the_toy
