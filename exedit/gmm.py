@@ -42,6 +42,7 @@ def make(
     raise UserError(f'{output} exists already: name another file, or remove it')
   if not os.path.isdir(os.path.dirname(output) or '.'):
     raise UserError(f'cannot write {output}: its folder does not exist; make it first')
+  files.check_output(output, '--to')
   compilation.cache_compiled()
   try:
     if os.path.isdir(source):

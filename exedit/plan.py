@@ -11,7 +11,6 @@ exit status is 1 if the run does not fit.
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,13 +55,6 @@ def overridden(
   return result
 
 
-def check_output(path: str) -> None:
-  """UserError if the report cannot be written, before minutes of compiling."""
-  folder = os.path.dirname(path) or '.'
-  if os.path.isdir(path) or not os.access(folder, os.W_OK):
-    raise UserError(f'cannot write {path}: name another file, in a folder that exists, as --output')
-
-
 def main(config: Any, topology: str | None, output: str, **given: Any) -> None:
   """Plan the run that the flags describe; print the table and write the JSON file."""
   if not config or not topology:
@@ -79,7 +71,7 @@ def main(config: Any, topology: str | None, output: str, **given: Any) -> None:
   changes = {name: given[name] for name in ('batch', 'sharding', 'remat')}
   settings = overridden(asked, **changes)
   compile_step.check(settings)
-  check_output(output)
+  files.check_output(output)
   if slices.compiler() is None:
     raise UserError("the TPU's compiler is not installed: pip install -r requirements-plan.txt")
   how = dict(refresh=given['refresh'], effort=given['effort'])

@@ -145,6 +145,7 @@ def main(config, output: str, split: str, count: int) -> None:
   kind = _FORMATS.get(os.path.splitext(output)[1].lower())
   if kind is None:
     raise DataError(f'--output={output}: name a .png or .jpg file')
+  files.check_output(output)
   if count < 1:
     raise DataError(f'--count={count}: must be at least 1')
   config = settings.training(config)

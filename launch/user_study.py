@@ -212,6 +212,8 @@ def run_build(bench: str, results: list[str], output: str, **settings) -> None:
 
 def run_table(paths: list[str], key: str, resamples: int, json: str) -> None:
   """The command `table`."""
+  if json:
+    files.check_output(json, '--json')
   paths = [path for path in paths if not path.endswith('.key.json')]
   known = answers.read_key(key or answers.find_key(paths))
   used, complaints = answers.gather(paths, known)

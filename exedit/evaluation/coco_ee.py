@@ -68,10 +68,10 @@ def evaluate(
   """
   output = _checked(output, weights, pictures, data, features, reference)
   _check_sampling(seed, batch_size, precision)
+  bench = Bench(data['root'], exemplar_size=None)
   found = find.weights(weights) if weights is not None else None
   how = dict(steps=steps, scale=scale, sampler=sampler, spacing=spacing, mask_resize=mask_resize)
   sampling = make_edits.edit_settings(found, **how) if found is not None else {}
-  bench = Bench(data['root'], exemplar_size=None)
   edits = benchmark.survey(bench)
   given = resources.load(features, gmm, reference.get('root'), edits)
   made: dict[str, Any] = dict(pictures=pictures)
@@ -173,17 +173,11 @@ def _check_sampling(seed, batch_size, precision):
 
 
 def writable_folder(path: str) -> str:
-  """Return the folder if it exists or can be made, and can be written to; else raise UserError.
+  """Returns the folder; UserError unless files can be written there.
 
   A folder with somebody else's files of our names is refused, because they would be replaced.
   """
-  existing = os.path.abspath(path)
-  while not os.path.exists(existing):
-    existing = os.path.dirname(existing)
-  if not os.path.isdir(existing):
-    raise UserError(f'cannot write to the folder {path}: {existing} is a file')
-  if not os.access(existing, os.W_OK):
-    raise UserError(f'cannot write to the folder {path}: no permission to write {existing}')
+  files.check_folder(path)
   for name, mark in MARKS.items():
     file = os.path.join(path, name)
     if os.path.lexists(file) and mark not in files.head(file):

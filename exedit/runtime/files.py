@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -138,7 +139,7 @@ def check_new(path: PathLike, flag: str = '') -> None:
   flag: the flag that named it, such as '--output', for the message.
 
   Raises:
-    DataError: if something has that name, if the name is too long, or if the parent is a file.
+    DataError: if something has that name, if the name is too long, or as `check_folder`.
   """
   path = Path(path).absolute()
   another = f'name another {flag}'.rstrip()
@@ -149,8 +150,59 @@ def check_new(path: PathLike, flag: str = '') -> None:
       raise DataError(f'{path} is a folder with files in it: remove it or {another}')
   elif os.path.lexists(path):
     raise DataError(f'{path} exists already: remove it or {another}')
-  if os.path.lexists(path.parent) and not path.parent.is_dir():
-    raise DataError(f'cannot write {path}: {path.parent} is not a folder; {another}')
+  check_folder(path.parent, flag or 'folder')
+
+
+def check_output(path: PathLike, flag: str = '--output') -> None:
+  """Checks that a file can be written at `path`; call it before the work whose result it is.
+
+  The folder need not exist. flag: see `check_new`.
+
+  Raises:
+    DataError: for a folder, pipe or device, and for a place that takes no files.
+  """
+  if os.path.isdir(path):
+    raise DataError(f'{path} is a folder: name a file as {flag}')
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise DataError(f'{path} is a pipe or device: name a file as {flag}')
+  check_folder(os.path.dirname(path), flag)
+
+
+def check_folder(path: PathLike, flag: str = '--output') -> None:
+  """Checks as `check_output` does that files can be written in a folder, by writing one.
+
+  Of a folder that does not exist, it checks the nearest folder above it.
+  """
+  existing = os.path.abspath(path)
+  while not os.path.lexists(existing):
+    existing = os.path.dirname(existing)
+  why = '' if os.path.isdir(existing) else f'{existing} is not a folder'
+  if not why:
+    try:  # `os.access` says yes of /proc and of some network file systems
+      tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+      why = f'{existing} takes no new files ({error.strerror})'
+  if why:
+    raise DataError(f'{path or "."} cannot be written to: {why}; name another {flag}')
+
+
+def keep_old(path: PathLike, *beside: PathLike) -> str:
+  """Keeps a file under a new name before it is replaced: `out-old.png`, `out-old-2.png`, ...
+
+  beside: files that get the same new stem, if they exist, such as `out.json`. Returns the new name.
+  """
+  stem, ending = os.path.splitext(path)
+  endings = [ending, *(os.path.splitext(other)[1] for other in beside if os.path.exists(other))]
+  for number in itertools.count(1):
+    kept = f'{stem}-old' + (f'-{number}' if number > 1 else '')
+    if not any(os.path.lexists(kept + ending) for ending in endings):
+      break
+  for ending in endings:
+    try:
+      os.link(stem + ending, kept + ending)
+    except OSError:  # a file system without links
+      shutil.copy2(stem + ending, kept + ending)
+  return kept + endings[0]
 
 
 def temporary_of(path: PathLike) -> str:

@@ -23,6 +23,8 @@ from . import own_pictures as own
 
 def validate(bench: str, size: int, report: str) -> None:
   """Prints the report of a benchmark; raises DataError if it has faults."""
+  if report:
+    files.check_output(report, '--report')
   found = validation.validate(bench, size)
   if report:
     files.write_json(report, found)

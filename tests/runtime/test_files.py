@@ -4,11 +4,12 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from exedit.runtime import files, remote
-from exedit.runtime.errors import DataError, explain
+from exedit.runtime.errors import DataError, UserError, explain
 from tests import pictures
 
 HOLD = """
@@ -157,3 +158,41 @@ def test_a_listing_leaves_out_what_systems_leave(tmp_path, ours):
   for name in ('ehthumbs_vista.db', 'Desktop.ini', 'THUMBS.DB', 'Icon\r', '$RECYCLE.BIN'):
     (tmp_path / name).touch()
   assert files.listing(tmp_path) == [ours] == [*remote.listing(str(tmp_path))]
+
+
+@pytest.mark.parametrize(
+  'path, says',
+  [
+    ('/dev/null', 'pipe or device'),
+    ('pipe', 'pipe or device'),
+    ('.', 'is a folder'),
+    ('/proc/new/x.png', 'takes no new files'),
+    ('a.png/x.png', 'a.png is not a folder'),
+  ],
+)
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, monkeypatch, path, says):
+  monkeypatch.chdir(tmp_path)
+  Path('a.png').write_text('')
+  os.mkfifo('pipe')
+  with pytest.raises(UserError, match=says) as caught:
+    files.check_output(path, '--there')
+  assert '--there' in str(caught.value)
+
+
+def test_an_output_in_a_folder_to_come_is_fine_and_nothing_is_written(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  Path('old.png').write_text('')
+  for path in ('new.png', 'old.png', 'new/deeper/x.png', tmp_path / 'new' / 'x.png'):
+    files.check_output(path)
+  assert os.listdir() == ['old.png']
+
+
+@pytest.mark.parametrize('linked', [True, False])
+def test_an_old_file_is_kept_under_a_free_name(tmp_path, monkeypatch, linked):
+  if not linked:
+    monkeypatch.setattr(os, 'link', lambda *_: (_ for _ in ()).throw(OSError))
+  for name in ('a.png', 'a.json', 'a-old.json'):
+    (tmp_path / name).write_text(name)
+  kept = files.keep_old(tmp_path / 'a.png', tmp_path / 'a.json', tmp_path / 'a.txt')
+  assert kept == str(tmp_path / 'a-old-2.png') and Path(kept).read_text() == 'a.png'
+  assert (tmp_path / 'a-old-2.json').read_text() == 'a.json' and len(os.listdir(tmp_path)) == 5
