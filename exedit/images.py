@@ -9,14 +9,17 @@ import io
 import itertools
 import math
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from exedit.runtime import decode, files
+from exedit.runtime import decode, files, mask_files
 from exedit.runtime.errors import UserError
 
 FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP'}
@@ -55,21 +58,22 @@ def load(path: str | os.PathLike) -> Float[Array, '1 h w 3']:
   return jnp.asarray(from_uint8(read(path)))[None]
 
 
-def load_mask(path: str | os.PathLike, like: AnyFloat | None = None) -> Float[Array, '1 h w 1']:
-  """Reads a mask file: 1 (repaint) if a pixel is at least half bright, else 0 (keep).
+def load_mask(
+  path: str | os.PathLike, like: AnyFloat | None = None, *, scale: bool = False
+) -> Float[Array, '1 h w 1']:
+  """Reads a mask file: 1 (repaint) or 0 (keep); docs/editing.md says what masks mean.
 
-  The brightness of a colour is its luminance; transparent pixels count as black.
+  A file that is not plain black and white causes a warning that says how it was understood.
 
   Args:
     path: the file.
     like: the image [b h w c] of the mask; the two must have the same size.
+    scale: the mask may have another size if it has the shape of the image; it is scaled then.
   Raises:
-    UserError: as `load`, for a mask of another size, and for an empty mask.
+    UserError: as `load`, for a mask of another size, for an empty mask and for no mask.
   """
-  repaint = read_mask(path)
-  if like is not None:
-    check_size_of_mask(path, repaint.shape, like.shape[-3:-1])
-  return jnp.asarray(repaint[None, :, :, None], jnp.float32)
+  size = None if like is None else like.shape[-3:-1]
+  return jnp.asarray(read_mask(path, size, scale=scale)[None, :, :, None], jnp.float32)
 
 
 def read(path: str | os.PathLike) -> UInt8[np.ndarray, 'h w 3']:
@@ -77,16 +81,57 @@ def read(path: str | os.PathLike) -> UInt8[np.ndarray, 'h w 3']:
   return np.asarray(decode.upright(path, 'RGB', 'white'))
 
 
-def read_mask(path: str | os.PathLike, what: str = 'region to repaint') -> Bool[np.ndarray, 'h w']:
-  """Reads a mask file as `load_mask` does: True = repaint. `what`: the white part, for messages."""
-  brightness = np.asarray(decode.upright(path, 'L', 'black'))
-  repaint = brightness >= 128
-  if not repaint.any():
+def read_mask(
+  path: str | os.PathLike,
+  size: tuple[int, ...] | None = None,
+  *,
+  of: str | None = None,
+  scale: bool = False,
+  say: Callable[[str], Any] | None = None,
+) -> Bool[np.ndarray, 'h w']:
+  """Reads a mask file as `load_mask` does: True = repaint.
+
+  Args:
+    size: height and width of the picture that the mask belongs to; scale: see `load_mask`.
+    of: the name of that picture if the mask is that of its subject; None: the photo's hole.
+    say: gets the words of `mask_files.Mask.said`; None: they become a warning.
+  """
+  found = mask_files.read(path, subject=of is not None)
+  meant = found.meant
+  if size is not None and meant.shape != size:
+    check_size_of_mask(path, meant.shape, size, of or 'image', scale=scale)
+    meant = np.asarray(Image.fromarray(meant).resize(size[::-1], Image.Resampling.NEAREST))
+  if not meant.any():
     raise UserError(
-      f'{path}: the mask is empty (its brightest pixel is {brightness.max()} of 255, and 128 or'
-      f' more count): paint the {what} white'
+      f'{path}: the mask is empty (its brightest pixel is {found.levels.max()} of 255, and'
+      f' {mask_files.HALF} or more count): paint the'
+      f' {f"subject of the {of}" if of else "region to repaint"} white'
     )
-  return repaint
+  if found.said and say:
+    say(found.said)
+  elif found.said:
+    warnings.warn(f'{path}: the mask {found.said} ({meant.mean():.1%} of it)', stacklevel=2)
+  return meant
+
+
+def as_mask(mask: Shaped[Array | np.ndarray, '*b']) -> Float[Array | np.ndarray, '*b']:
+  """A mask in an array as 0..1: from bool, from whole numbers (0 and 1, or 0 to 255), from 0..1.
+
+  Raises:
+    ValueError: for other values. Inside a compiled function values are not checked.
+  """
+  whole = not jnp.issubdtype(mask.dtype, jnp.floating)
+  if isinstance(mask, jax.core.Tracer) or not getattr(mask, 'is_fully_addressable', True):
+    return mask
+  values = np.asarray(mask)
+  low, high = values.min(), values.max()
+  most = 255 if whole and high > 1 else 1
+  if not (low >= 0 and high <= most):
+    raise ValueError(
+      f'mask has values from {low:g} to {high:g} of {mask.dtype}: 1 means repaint and 0 keep; '
+      'whole numbers may also go from 0 to 255'
+    )
+  return values.astype(np.float32) / np.float32(most) if whole else mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +163,25 @@ def read_icc(path: str | os.PathLike) -> bytes | None:
 
 
 def check_size_of_mask(
-  path: str | os.PathLike, mask: tuple[int, ...], image: tuple[int, ...], name: str = 'image'
+  path: str | os.PathLike,
+  mask: tuple[int, ...],
+  image: tuple[int, ...],
+  name: str = 'image',
+  *,
+  scale: bool = False,
 ) -> None:
-  """Raises UserError unless the mask has the size (height, width) of its image."""
+  """Raises UserError unless the mask has the size (height, width) of its image.
+
+  scale: another size will do if it has the same shape, up to the rounding of a side.
+  """
   (mh, mw), (h, w) = mask, image
-  if (mh, mw) == (h, w):
+  alike = abs(mw * h - mh * w) <= max(*mask, *image)
+  if (mh, mw) == (h, w) or (scale and alike):
     return
   if (mh, mw) == (w, h):
     remedy = f'the two are turned against each other: paint the mask on the upright {name}'
+  elif alike:
+    remedy = f'paint the mask on the {name} at its own size, or scale it with --scale_mask'
   else:
     remedy = f'paint the mask on the {name} at its own size'
   raise UserError(
@@ -209,6 +265,8 @@ def output_path(path: str | os.PathLike) -> str:
 def check_ending(path: str | os.PathLike) -> str:
   """The path, with `.png` if it has no ending; UserError for a name that no image can have."""
   path = os.fspath(path)
+  if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+    raise UserError(f'{path} is a pipe or device: name the image to write, such as out.png')
   if os.path.isdir(path) or not os.path.basename(path).strip('.'):
     raise UserError(f'{path} is a folder: name the image to write, such as {path}/out.png')
   if len(os.fsencode(os.path.basename(path))) > files.LONGEST_NAME:

@@ -16,7 +16,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 
 from exedit import images
 from exedit.diffusion import guidance, sampling
@@ -279,7 +279,7 @@ def repaint(
   function: Callable[..., Any],
   model: Any,
   source: Float[Array, 'b h w 3'],
-  mask: Float[Array, 'm mh mw 1'],
+  mask: Shaped[Array | np.ndarray, 'm mh mw 1'],
   *conditions: Any,
   key: Key[Array, ''] | Key[Array, ' b'],
   noise: Float[Array, 'b lh lw z'] | None,
@@ -297,13 +297,15 @@ def repaint(
   paste: every pixel outside the mask is the source's own.
 
   Raises:
-    ValueError: for an unknown sampler, and a mask of another size than the source.
+    ValueError: for an unknown sampler, and a mask of another size than the source or of other
+      values than `images.as_mask` takes.
   """
   if settings['sampler'] not in SAMPLERS:
     raise ValueError(f"sampler is '{settings['sampler']}'; use one of {', '.join(SAMPLERS)}")
   b, h, w, _ = source.shape
   if mask.shape != (b, h, w, 1):
     raise ValueError(f'mask has shape {mask.shape}; the source needs {(b, h, w, 1)}')
+  mask = images.as_mask(mask)
   padded = [images.pad_to_multiple(array, model.multiple()) for array in (source, mask)]
   shape = latent_shape(model, padded[0].shape)
   keys = jax.vmap(jax.random.split)(picture_keys(key, b))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from exedit import images, latent_diffusion
 from exedit.diffusion import guidance
@@ -277,7 +277,7 @@ def preview(
 def edit(
   model: PaintByExample,
   source: Float[Array, 'b h w 3'],
-  mask: Float[Array, 'm mh mw 1'],
+  mask: Shaped[Array | np.ndarray, 'm mh mw 1'],
   exemplar: Float[Array, 'e eh ew 3'],
   key: Key[Array, ''] | Key[Array, ' b'],
   *,
@@ -294,6 +294,7 @@ def edit(
 
   Args:
     source: in [-1, 1], of any size; it is padded to the network's multiple and cropped back.
+    mask: bool, 0..1, or whole numbers from 0 to 255; see `images.as_mask`.
     exemplar: in [-1, 1], of any size; it is squashed to CLIP's square, as in training.
     key: one key, from which picture i takes `fold_in(key, i)`, or one key for each picture. No
       picture depends on the others of its batch.
@@ -355,7 +356,7 @@ def denoiser(
 def edit_photo(
   model: PaintByExample,
   source: Float[Array, '1 h w 3'],
-  mask: Float[Array, '1 mh mw 1'],
+  mask: Shaped[Array | np.ndarray, '1 mh mw 1'],
   exemplar: Float[Array, '1 eh ew 3'],
   key: Key[Array, ''],
   *,
@@ -364,7 +365,7 @@ def edit_photo(
   feather: float = FEATHER,
   match: str = 'colour',
   fit: str = 'squash',
-  exemplar_mask: Float[Array, '1 sh sw 1'] | None = None,
+  exemplar_mask: Shaped[Array | np.ndarray, '1 sh sw 1'] | None = None,
   **settings: Any,
 ) -> Float[Array, '1 h w 3']:
   """A finished edit of one photo of any size, at its own resolution.

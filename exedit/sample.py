@@ -24,7 +24,8 @@ from exedit.runtime.errors import UserError
 FILES = (
   Flag(
     'weights', None,
-    'run, exported or diffusers folder, .ckpt or .safetensors file, or the id of a hub', str,
+    'run, exported or diffusers folder, .ckpt or .safetensors file, or the id of a hub; for photos'
+    ' Fantasy-Studio/Paint-by-Example, for a try without a download weights/tiny', str,
   ),
   Flag('output', None, 'file to write (with --edits: the folder)', str),
 )  # fmt: skip
@@ -33,7 +34,10 @@ LISTS = (
   Flag('skip_bad', None, 'leave out the edits of a list with faults', bool, shown='false'),
 )
 REPLAY = Flag('replay', None, 'an out.json, or its out.png: make that edit again', str)
-RECIPE = Flag('recipe', None, 'write out.json, and the recipe into the PNG too', bool, shown='true')
+WRITING = (
+  Flag('recipe', None, 'write out.json, and the recipe into the PNG too', bool, shown='true'),
+  Flag('keep', None, 'keep a file that is replaced as out-old.png', bool, shown='false'),
+)
 LARGEST = Flag(
   'max_megapixels', None, 'the largest picture to read, in millions of pixels', float, 1, 4000,
   'what a quarter of the memory can edit',
@@ -92,7 +96,7 @@ def setting(name: str, fields: list[dataclasses.Field]) -> Flag:
 
 def flags() -> list[Flag]:
   """Files, the inputs and settings of all systems, and how to work."""
-  return [*FILES, *inputs(), *LISTS, REPLAY, *settings(), *HOW, RECIPE, LARGEST]
+  return [*FILES, *inputs(), *LISTS, REPLAY, *settings(), *HOW, *WRITING, LARGEST]
 
 
 def main(**values: Any) -> None:
@@ -100,9 +104,9 @@ def main(**values: Any) -> None:
   given = {name: value for name, value in values.items() if value is not None}
   mode = next((name for name in ('replay', 'edits') if name in given), 'a single edit')
   allowed, needed = {
-    'a single edit': ((*FILES, *inputs(), *settings(), *HOW, RECIPE), ('weights', 'output')),
-    'edits': ((*FILES, *LISTS, *settings(), *HOW, RECIPE), ('weights', 'edits')),
-    'replay': ((*FILES, REPLAY, *inputs(), RECIPE), ('replay',)),
+    'a single edit': ((*FILES, *inputs(), *settings(), *HOW, *WRITING), ('weights', 'output')),
+    'edits': ((*FILES, *LISTS, *settings(), *HOW, *WRITING), ('weights', 'edits')),
+    'replay': ((*FILES, REPLAY, *inputs(), *WRITING), ('replay',)),
   }[mode]
   for name in given:
     if name not in [flag.name for flag in (*allowed, LARGEST)]:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,13 +10,15 @@ from typing import Any
 
 import jax
 
-from exedit import images
+from exedit import images, systems
 from exedit.editing import jobs
 from exedit.editing.engine import share_out, threads
 from exedit.editing.session import Pace, Session, sweep
 from exedit.runtime import processes, progress
 from exedit.runtime.errors import UserError
 
+COMPILES = 'the first edit of a size compiles, so it takes longer than the next ones'
+USUAL_SIZE = 512  # the side in pixels at which released weights were trained
 PER_DEVICE = 4  # edits of a list that a device makes at once, unless a batch size is given
 
 Say = Callable[[str], None]
@@ -31,6 +34,7 @@ def edit_once(
   revision: str | None = None,
   batch_size: int | None = None,
   keep_recipe: bool = True,
+  keep: bool = False,
   say: Say = print,
   **given: Any,
 ) -> list[str]:
@@ -39,41 +43,79 @@ def edit_once(
   `given` holds the system's inputs (paths and texts) and settings by name. The network sees the
   window that `framing.choose` finds; outside the mask the photo keeps its bytes. A sample does not
   depend on the number of samples. With Paint by Example, at the trained size and without feather
-  and match, it is `paint_by_example.edit` with `key=jax.random.key(seed)`.
+  and match, it is `paint_by_example.edit` with `key=jax.random.key(seed)`. With `keep`, a file that
+  is replaced stays under another name.
 
   Raises:
     UserError: for everything that the user can fix, before anything is written.
   """
   outputs = output_paths(output, num_samples)
+
+  def checked(system, make_settings, trained):
+    inputs, settings = _split(system, given)
+    one = jobs.Edit(inputs, images.check_ending(output), make_settings(settings))
+    found = jobs.samples([one], num_samples)
+    for fault in jobs.clashes(found, system, (), keep_recipe):
+      raise UserError(fault.why)
+    return found, jobs.check(found[0], system, trained)
+
+  _before_fetching(weights, checked)
   session = Session(
-    weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe
-  )
-  inputs, settings = _split(session.system, given)
-  one = jobs.Edit(inputs, images.check_ending(output), session.settings(**settings))
-  found = jobs.samples([one], num_samples)
-  for fault in jobs.clashes(found, session.system, (), keep_recipe):
-    raise UserError(fault.why)
-  first = jobs.check(found[0], session.system, session.trained)
+    weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe,
+    keep=keep,
+  )  # fmt: skip
+  own = lambda settings: session.settings(**settings)
+  found, first = checked(session.system, own, session.trained)
   decoded = session.decode(first.edit)
   known = decoded, session.prepare(first, decoded)
   ours = processes.own_share([dataclasses.replace(first, edit=edit) for edit in found])
   devices, rows, note = share_out(batch_size, 1, len(ours))
-  for line in [*session.found.notes, *first.notes, *_window(first.frame, decoded), *note]:
+  understood = [f'{line} ({first.repainted:.1%} is repainted)' for line in first.understood]
+  told = [*session.notes(), *first.notes, *understood]
+  for line in [*told, *_window(first.frame, decoded), *note]:
     say(f'note: {line}')
   if not ours:
     return outputs
   engine = session.load(devices)
   batches = engine.batches(session.works(ours), rows)
   sweep([job.edit.output for job in ours])
+  say(COMPILES)
   pace = Pace()
   with _bar(len(ours), 'editing') as bar:
     for batch in session.run(engine, batches, pace=pace, known=known):
       bar.update(len(batch))
       bar.clear()  # for the lines below
       for made in batch:
-        say(f'{made.path}  seed {made.job.edit.settings.seed}')
+        old = f' ({made.old})' if made.old else ''
+        say(f'{made.path}{old}  seed {made.job.edit.settings.seed}')
   say(pace.text())
   return outputs
+
+
+def _before_fetching(weights: str, checked: Callable[..., Any]) -> None:
+  """Checks the files before weights are fetched, as they must suit one of the systems at least.
+
+  checked(system, settings, trained): raises UserError; it is called again when the weights are
+  here. settings: makes a system's settings of values by name.
+  """
+  faults = []
+  for system in () if os.path.exists(weights) else systems.all_systems().values():
+    try:
+      checked(system, functools.partial(_settings, system), USUAL_SIZE)
+      return
+    except UserError as error:
+      faults.append(error)
+  for fault in faults:
+    raise fault
+
+
+def _settings(system, given):
+  """The settings as far as they are known without the weights."""
+  known = {field.name for field in dataclasses.fields(system.settings)}
+  for name in given:
+    if name not in known:
+      raise UserError(f'{name} is not a setting of {system.name}: leave it out')
+  return systems.make_settings(system, given)
 
 
 def _split(system, given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -99,10 +141,10 @@ def _window(frame, decoded) -> Iterator[str]:
 
 def output_paths(output: str, num_samples: int) -> list[str]:
   """`out.png`, or `out-0.png`, ... for several; UserError for a path that cannot be written."""
-  stem, ending = os.path.splitext(images.output_path(output))
+  stem, ending = os.path.splitext(images.check_ending(output))
   if num_samples == 1:
     return [stem + ending]
-  return [images.output_path(f'{stem}-{i}{ending}') for i in range(num_samples)]
+  return [images.check_ending(f'{stem}-{i}{ending}') for i in range(num_samples)]
 
 
 # A list
@@ -119,6 +161,7 @@ def edit_list(
   revision: str | None = None,
   batch_size: int | None = None,
   keep_recipe: bool = True,
+  keep: bool = False,
   skip_bad: bool = False,
   say: Say = print,
   **settings: Any,
@@ -133,20 +176,27 @@ def edit_list(
     UserError: for a list with faults, unless `skip_bad`; for files that turn out to be damaged,
       after everything else is made; and as `edit_once`.
   """
-  session = Session(
-    weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe
-  )
-  own = session.settings(**settings)
-  found, faults = jobs.read(edits, output, session.system, own, session.most_steps)
-  total = len(found) + len(faults)
-  good, more = _checked(found, edits, num_samples, session)
-  faults += more
   remedy = 'Mend them, or leave them out with --skip_bad'
-  if not skip_bad or not good:
-    jobs.refuse(faults, edits, total, remedy)
+
+  def checked(system, make_settings, trained, most_steps=None):
+    found, faults = jobs.read(edits, output, system, make_settings(settings), most_steps)
+    total = len(found) + len(faults)
+    good, more = _checked(found, edits, num_samples, system, trained, keep_recipe)
+    faults += more
+    if not skip_bad or not good:
+      jobs.refuse(faults, edits, total, remedy)
+    return good, faults, total
+
+  _before_fetching(weights, checked)
+  session = Session(
+    weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe,
+    keep=keep,
+  )  # fmt: skip
+  own = lambda settings: session.settings(**settings)
+  good, faults, total = checked(session.system, own, session.trained, session.most_steps)
   ours = processes.own_share(good)
   states = _states(session, ours)
-  for line in [*session.found.notes, *_notes(ours, states)]:
+  for line in [*session.notes(), *_notes(ours, states, keep)]:
     say(f'note: {line}')
   late = _make(session, ours, states, batch_size, say)
   if not skip_bad:
@@ -157,15 +207,15 @@ def edit_list(
   return [job.edit.output for job in ours if job.edit.where not in bad]
 
 
-def _checked(found, listed, num_samples, session):
+def _checked(found, listed, num_samples, system, trained, keep_recipe):
   """The jobs of the edits that can be made, and the faults of the others."""
   also = [listed] if os.path.isfile(listed) else []
   several = jobs.samples(found, num_samples)
-  faults = jobs.clashes(several, session.system, also, session.keep_recipes)
+  faults = jobs.clashes(several, system, also, keep_recipe)
   bad = {fault.where for fault in faults}
   with _bar(len(found), 'checking the files') as bar:
     left = [edit for edit in found if edit.where not in bad]
-    good, more = jobs.check_all(left, session.system, session.trained, bar.update)
+    good, more = jobs.check_all(left, system, trained, bar.update)
   several = [
     dataclasses.replace(job, edit=edit)
     for job in good
@@ -187,14 +237,24 @@ def _states(session, ours: Sequence[jobs.Job]) -> dict[str, str]:
   return states
 
 
-def _notes(ours, states) -> Iterator[str]:
+def _notes(ours, states, keep) -> Iterator[str]:
   counts = collections.Counter(note for job in ours for note in job.notes)
   for note, count in counts.items():
     yield f'{note} ({count} edits)'
+  shares = collections.defaultdict(list)
+  for job in ours:
+    for line in job.understood:
+      shares[line].append(job.repainted)
+  for line, found in shares.items():
+    yield f'{line} ({len(found)} edits; {min(found):.1%} to {max(found):.1%} is repainted)'
   if finished := sum(state != 'no' for state in states.values()):
     yield f'{finished} of {len(ours)} edits are finished already'
   if changed := [output for output, state in states.items() if state == 'changed']:
     yield f'{len(changed)} of them were changed since and are kept, such as {changed[0]}'
+  old = [name for name, state in states.items() if state == 'no' and os.path.exists(name)]
+  if old:
+    what = 'kept under another name' if keep else 'replaced'
+    yield f'{len(old)} files that were made otherwise are {what}, such as {old[0]}'
 
 
 def _make(session, ours, states, batch_size, say) -> list[jobs.Fault]:
@@ -204,8 +264,6 @@ def _make(session, ours, states, batch_size, say) -> list[jobs.Fault]:
   if not left:
     return []
   devices, rows, note = share_out(batch_size, PER_DEVICE, len(ours))
-  for folder in {os.path.dirname(job.edit.output) or '.' for job in left}:
-    os.makedirs(folder, exist_ok=True)
   sweep([job.edit.output for job in left])
   engine = session.load(devices)
   works = session.works(ours)
@@ -214,6 +272,7 @@ def _make(session, ours, states, batch_size, say) -> list[jobs.Fault]:
     note = [*note, f'{groups} working sizes or settings, each compiled once']
   for line in note:
     say(f'note: {line}')
+  say(COMPILES)
   late: list[jobs.Fault] = []
   pace = Pace()
   with _bar(len(left), 'editing', passing=False) as bar:

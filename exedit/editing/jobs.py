@@ -15,7 +15,7 @@ import numpy as np
 from exedit import images, systems
 from exedit.editing import framing, photo, recipe
 from exedit.editing.settings import LARGEST_SEED
-from exedit.runtime import decode, lists, parallel
+from exedit.runtime import decode, files, lists, parallel
 from exedit.runtime.errors import UserError, explain
 from exedit.systems import System
 
@@ -46,13 +46,16 @@ class Job:
   """An edit whose files were checked.
 
   frame: the window that the network sees. notes: what to tell the user. pixels: the number of
-  pixels that are decoded at once for this job, for `PHOTOS`.
+  pixels that are decoded at once for this job, for `PHOTOS`. repainted: the mask's share of the
+  photo. understood: what to tell about masks; the share is of interest then.
   """
 
   edit: Edit
   frame: framing.Frame
   notes: tuple[str, ...] = ()
   pixels: int = 0
+  repainted: float = 1.0
+  understood: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +88,10 @@ def read(
   Raises:
     UserError: for a list that cannot be read at all.
   """
-  files = [entry for entry in system.inputs if entry.kind != 'text']
-  needed = [entry.name for entry in files if entry.required]
+  pictures = [entry for entry in system.inputs if entry.kind != 'text']
+  needed = [entry.name for entry in pictures if entry.required]
   check = lambda names: _check_columns(names, system)
-  rows, base = lists.read(path, [entry.name for entry in files], needed, check)
+  rows, base = lists.read(path, [entry.name for entry in pictures], needed, check)
   found: list[Edit] = []
   faults: list[Fault] = []
   for where, row in rows:
@@ -116,11 +119,11 @@ def _edit(where, row, base, output, system, settings) -> Edit:
       raise UserError(f'its {entry.name} is empty')
   target = given.pop('output', None)
   if target is None:
-    files = [inputs[entry.name] for entry in system.inputs if _is_file(entry, inputs)]
-    if output is None or not files:
-      folder = ', and no folder was named for it: give --output=FOLDER' if files else ''
+    paths = [inputs[entry.name] for entry in system.inputs if _is_file(entry, inputs)]
+    if output is None or not paths:
+      folder = ', and no folder was named for it: give --output=FOLDER' if paths else ''
       raise UserError(f'it has no output{folder}')
-    target = Path(files[0]).stem + '.png'
+    target = Path(paths[0]).stem + '.png'
   values = {n: systems.check_setting(system.settings, n, value) for n, value in given.items()}
   return Edit(
     inputs,
@@ -188,42 +191,70 @@ def samples(found: Sequence[Edit], count: int) -> list[Edit]:
 
 
 def check(edit: Edit, system: System, trained: int) -> Job:
-  """Checks the files of one edit; of them it decodes only the mask.
+  """Checks the files of one edit; of them it decodes only the masks.
 
   Raises:
     UserError: for a file that is missing or not readable, an empty mask or one of another size,
       and a photo that is too long.
   """
-  files = {e.name: edit.inputs[e.name] for e in system.inputs if _is_file(e, edit.inputs)}
-  headers = {name: decode.header(path) for name, path in files.items()}
-  for entry in system.inputs_of('cutout'):
-    if entry.name in files and entry.of in files:
-      sizes = headers[entry.name].size, headers[entry.of].size
-      images.check_size_of_mask(files[entry.name], *sizes, entry.of)
+  headers, masks, understood = check_files(edit, system)
   pixels = sum(
     math.prod(headers[entry.name].size)
     for entry in system.inputs_of('photo', 'picture')
-    if entry.name in files
+    if entry.name in headers
   )
-  photos = [entry.name for entry in system.inputs_of('photo') if entry.name in files]
+  photos = [entry.name for entry in system.inputs_of('photo') if entry.name in headers]
   if not photos:
     frame = photo.choose_frame(None, trained)
     images.check_holds(edit.output, frame.size)
-    return Job(edit, frame, (), pixels)
+    return Job(edit, frame, (), pixels, understood=tuple(understood))
   [name] = photos
-  masks = [entry.name for entry in system.inputs_of('mask') if entry.name in files]
-  path = files[masks[0]] if masks else None
   images.check_holds(edit.output, headers[name].size)
-  with PHOTOS.taken(math.prod(headers[masks[0] if masks else name].size)):
-    region = np.ones(headers[name].size, bool) if path is None else images.read_mask(path)
-    if path is not None:
-      images.check_size_of_mask(path, region.shape, headers[name].size)
+  holes = [masks[entry.name] for entry in system.inputs_of('mask') if entry.name in masks]
+  with PHOTOS.taken(math.prod(headers[name].size)):
+    region = holes[0] if holes else np.ones(headers[name].size, bool)
     try:
       frame = photo.choose_frame(region, trained, edit.settings.zoom)
     except UserError as error:
-      raise UserError(f'{files[name]}: {error}') from None
-    white = path is not None and bool(region.all())
-  return Job(edit, frame, tuple(_notes(edit, headers[name], white)), pixels)
+      raise UserError(f'{edit.inputs[name]}: {error}') from None
+    repainted = float(region.mean())
+  white = bool(holes) and repainted == 1
+  if holes and 0.5 < repainted < 1:
+    understood.append('the mask covers more than half of the photo; is it inverted?')
+  notes = tuple(_notes(edit, headers[name], white))
+  return Job(edit, frame, notes, pixels, repainted, tuple(understood))
+
+
+def check_files(
+  edit: Edit, system: System
+) -> tuple[dict[str, decode.Header], dict[str, np.ndarray], list[str]]:
+  """The headers of an edit's files and its masks [h w], by input, and how masks were understood.
+
+  Raises:
+    UserError: for a file that is missing or not readable, and as `images.read_mask`.
+  """
+  paths = {e.name: edit.inputs[e.name] for e in system.inputs if _is_file(e, edit.inputs)}
+  headers = {name: decode.header(path) for name, path in paths.items()}
+  masks, understood = {}, []
+  for entry in system.inputs_of('mask', 'cutout'):
+    if entry.name in paths:
+      say = lambda said, name=entry.name: understood.append(f'the {name} {said}')
+      with PHOTOS.taken(math.prod(headers[entry.name].size)):
+        of = entry.of or next((photo.name for photo in system.inputs_of('photo')), '')
+        size = headers[of].size if of in headers else None
+        masks[entry.name] = read_mask(edit, entry, size, say)
+  return headers, masks, understood
+
+
+def read_mask(
+  edit: Edit,
+  entry: systems.Input,
+  size: tuple[int, ...] | None,
+  say: Callable[[str], Any] = lambda said: None,
+) -> np.ndarray:
+  """The mask [h w] of an edit; size: of the picture that it belongs to. See `images.read_mask`."""
+  scale = getattr(edit.settings, 'scale_mask', False)
+  return images.read_mask(edit.inputs[entry.name], size, of=entry.of, scale=scale, say=say)
 
 
 def _notes(edit, header, white):
@@ -283,7 +314,7 @@ def clashes(
   }
   inputs |= {_real(path) for path in also}
   seen: dict[str, str] = {}
-  places: dict[str, bool] = {}
+  places: set[str] = set()
   faults = []
   for edit in found:
     try:
@@ -296,9 +327,8 @@ def clashes(
 def _check_output(edit, inputs, seen, places, recipes):
   folder = os.path.dirname(edit.output) or '.'
   if folder not in places:
-    places[folder] = _writable(folder)
-  if not places[folder]:
-    raise UserError(f'{folder} cannot be written to: choose another output')
+    files.check_folder(folder)
+    places.add(folder)
   paths = [edit.output, images.recipe_path(edit.output)] if recipes else [edit.output]
   for path in paths:
     if _real(path) in inputs:
@@ -309,14 +339,6 @@ def _check_output(edit, inputs, seen, places, recipes):
       raise UserError(f'{path} is written by {other} too: give each its own output')
   if recipes and (why := recipe.stranger(edit.output)):
     raise UserError(why)
-
-
-def _writable(folder):
-  """Whether the folder, or the nearest folder above it that exists, can be written to."""
-  existing = os.path.abspath(folder)
-  while not os.path.lexists(existing):
-    existing = os.path.dirname(existing)
-  return os.path.isdir(existing) and os.access(existing, os.W_OK)
 
 
 def _real(path):

@@ -161,11 +161,11 @@ def edit_photo(
   for entry in inputs:
     value = given.get(entry.name)
     if value is not None and entry.kind in ('mask', 'cutout'):
-      pixels[entry.name] = np.asarray(value[0, ..., 0] >= 0.5)
+      pixels[entry.name] = np.asarray(images.as_mask(value)[0, ..., 0] >= 0.5)
     elif value is not None:
       pixels[entry.name] = images.to_uint8(value[0])
   names = {entry.kind: entry.name for entry in inputs}
-  source, mask = given[names['photo']], given[names['mask']]
+  source, mask = given[names['photo']], images.as_mask(given[names['mask']])
   if mask.shape[1:3] != source.shape[1:3]:
     raise ValueError(f'mask has shape {mask.shape}; the source needs {source.shape[:3]} and 1')
   seen = prepare(inputs, pixels, settings, trained=trained, picture_size=picture_size)

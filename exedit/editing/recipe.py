@@ -21,7 +21,8 @@ from exedit.runtime.errors import UserError, one_line
 from exedit.systems import System
 
 FORMAT = 1
-OLDER = dict(spacing='leading')  # settings that came later, as a recipe without them means them
+# Settings that came later, as a recipe without them means them.
+OLDER = dict(spacing='leading', scale_mask=False)
 LARGEST_FILE = 1 << 20  # bytes; a recipe has about two thousand
 VERSIONS = (
   *('exedit', 'python', 'jax', 'jaxlib', 'flax', 'numpy', 'pillow'),

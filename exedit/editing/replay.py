@@ -1,5 +1,6 @@
 """Makes an edit again from its recipe, and compares the pixels with the recorded ones."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 
@@ -20,6 +21,7 @@ def replay(
   *,
   weights: str | None = None,
   keep_recipe: bool = True,
+  keep: bool = False,
   say: Callable[[str], None] = print,
   **inputs: str | None,
 ) -> str:
@@ -39,14 +41,15 @@ def replay(
   """
   old = recipes.read(path)
   first = _first_output(old, path)
+  target = _output(old, path, output)
+  files.check_output(target)
   session = _session(old, path, weights)
-  session.keep_recipes = keep_recipe
+  session.keep_recipes, session.keep = keep_recipe, keep
   settings = recipes.settings_of(old, session.system, path)
   systems.check_steps(systems.network_settings(settings), session.most_steps)
-  given = _inputs(old, path, inputs)
-  edit = jobs.Edit(given, _output(old, path, output), settings)
-  keep = [path, images.recipe_path(path), first]
-  for fault in jobs.clashes([edit], session.system, keep, keep_recipe):
+  edit = jobs.Edit(_inputs(old, path, inputs), target, settings)
+  inputs_too = [path, images.recipe_path(path), first]
+  for fault in jobs.clashes([edit], session.system, inputs_too, keep_recipe):
     raise UserError(fault.why)
   job = _job(edit, old, session, say)
   for line in recipes.other_versions(old, session.versions):
@@ -58,7 +61,8 @@ def replay(
   pace = Pace()
   [[made]] = session.run(engine, [batch], pace=pace)
   verdict = recipes.compare(old, made.recipe, first, made.path)
-  say(f'{made.path}  seed {settings.seed}  {pace.seconds():.1f} s  {verdict}')
+  old = f' ({made.old})' if made.old else ''
+  say(f'{made.path}{old}  seed {settings.seed}  {pace.seconds():.1f} s  {verdict}')
   return made.path
 
 
@@ -94,9 +98,10 @@ def _output(old, path, output) -> str:
   ending = old.output['ending']
   if output is None:
     return os.path.splitext(path)[0] + '-replay' + ending
+  images.check_ending(output)
   if not os.path.splitext(output)[1]:
     output += ending
-  if images.format_of(images.output_path(output)) != images.format_of('a' + ending):
+  if images.format_of(images.check_ending(output)) != images.format_of('a' + ending):
     raise UserError(f'{output} is of another kind than the recorded {ending}: name a {ending}')
   return output
 
@@ -137,7 +142,8 @@ def _job(edit, old, session, say) -> jobs.Job:
     )
   for entry in session.system.inputs_of('mask'):
     if entry.name in inputs:
-      top, left, bottom, right = framing.bounds(images.read_mask(inputs[entry.name]))
+      size = (old.output['height'], old.output['width'])
+      top, left, bottom, right = framing.bounds(jobs.read_mask(edit, entry, size))
       if top < frame.top or left < frame.left or bottom > frame.bottom or right > frame.right:
         raise UserError(
           f'{inputs[entry.name]} leaves the frame that the recipe says: the recipe is damaged'
@@ -145,4 +151,4 @@ def _job(edit, old, session, say) -> jobs.Job:
   job = jobs.check(edit, session.system, session.trained)
   if job.frame != frame:
     say('note: this exedit would choose another window; the recorded one is used')
-  return jobs.Job(job.edit, frame, job.notes, job.pixels)
+  return dataclasses.replace(job, frame=frame)

@@ -20,14 +20,17 @@ from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import find
 
+RELEASED = 'Fantasy-Studio/Paint-by-Example'  # weights on the hub
+
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-  """One written output."""
+  """One written output. old: in words, what became of the file that had its name; or empty."""
 
   job: jobs.Job
   path: str
   recipe: recipes.Recipe
+  old: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +79,16 @@ class Session:
     revision: str | None = None,
     precision: str | None = None,
     keep_recipes: bool = True,
+    keep: bool = False,
   ):
+    """keep: an output that is replaced keeps its old file under another name."""
     self.found = find.weights(weights, which, revision)
     self.config = self.found.config
     self.system = systems.of(self.found)
     self.trained = systems.trained_on(self.system, self.config, 'size')
     self.most_steps = systems.most_steps(self.config)
     self.precision = precision or self.config['model'].get('dtype', 'float32')
-    self.keep_recipes = keep_recipes
+    self.keep_recipes, self.keep = keep_recipes, keep
     self._weights = weights
     self._named = dict(which=which, revision=revision, step=self.found.step)
     self._lock, self._digest = threading.Lock(), ''
@@ -116,6 +121,14 @@ class Session:
     network = {n: v for n, v in given.items() if fields[n].metadata['network']}
     own = systems.edit_settings(self.system, self.config, self.found.where, **network)
     return systems.make_settings(self.system, {**given, **own})
+
+  def notes(self) -> list[str]:
+    """What to tell about the weights."""
+    root = str(self.config['data'].get('root', ''))
+    if not self.config.get('synthetic') or os.path.basename(root.rstrip('/')) != 'synthetic':
+      return [*self.found.notes]
+    what = f'these weights were trained on drawn scenes of {self.trained} pixels'
+    return [*self.found.notes, f'{what}; for photos use --weights={RELEASED}']
 
   def asked(self, edit: jobs.Edit) -> dict[str, Any]:
     """`Recipe.asked` of the output that this session would make."""
@@ -203,14 +216,11 @@ class Session:
         given[entry.name] = whole.rgb
       elif entry.kind == 'picture':
         given[entry.name] = images.read(path)
-      else:
-        what = 'region to repaint' if entry.kind == 'mask' else f'subject of the {entry.of}'
-        given[entry.name] = images.read_mask(path, what)
     for entry in self.system.inputs_of('mask', 'cutout'):
-      of = entry.of or next((e.name for e in self.system.inputs_of('photo')), '')
-      if entry.name in given and of in given:
-        shapes = given[entry.name].shape, given[of].shape[:2]
-        images.check_size_of_mask(edit.inputs[entry.name], *shapes, of)
+      if entry.name in edit.inputs and (not kinds or entry.kind in kinds):
+        of = entry.of or next((e.name for e in self.system.inputs_of('photo')), '')
+        size = given[of].shape[:2] if of in given else None
+        given[entry.name] = jobs.read_mask(edit, entry, size)
     return Decoded(whole, photo.painted_region(self.system.inputs, given), given)
 
   def prepare(self, job: jobs.Job, decoded: Decoded) -> dict[str, np.ndarray]:
@@ -231,6 +241,7 @@ class Session:
       alpha=images.holds_alpha(edit.output), name=edit.output,
     )  # fmt: skip
     folder = os.path.dirname(edit.output)
+    os.makedirs(folder or '.', exist_ok=True)
     recipe = recipes.Recipe(
       weights=dict(
         source=recipes.relative(self._weights, folder),
@@ -245,6 +256,10 @@ class Session:
       versions=self.versions,
       output=recipes.describe(edit.output, pixels),
     )
+    old = 'replaced' if os.path.exists(edit.output) else ''
+    if old and self.keep:
+      old = files.keep_old(edit.output, images.recipe_path(edit.output))
+      old = f'the old one is kept as {old}'
     if not self.keep_recipes:
       recipes.forget(edit.output)
     path = images.save(
@@ -253,7 +268,7 @@ class Session:
       icc_profile=decoded.photo.icc_profile if decoded.photo else None,
       recipe=recipe.text() if self.keep_recipes else None,
     )
-    return Made(job, path, recipe)
+    return Made(job, path, recipe, old)
 
   def _inputs(self, edit, folder) -> dict[str, dict[str, str]]:
     """The `inputs` of a recipe that lies in this folder."""

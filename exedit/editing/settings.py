@@ -33,3 +33,4 @@ class PhotoSettings(EditSettings):
   )  # fmt: skip
   match: str = setting('colour', 'match the colours around the mask', choices=MATCHES)
   paste: bool = setting(True, 'keep every pixel outside the mask')
+  scale_mask: bool = setting(False, "scale a mask of the photo's shape and of another size")

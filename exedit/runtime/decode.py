@@ -309,13 +309,7 @@ def eight_bit(
   """
   turns, name = orientation(file) if turn else 1, getattr(file, 'filename', 'the picture')
   most, inverted, key = greatest(file), _white_is_zero(file), _transparent_value(file)
-  if isinstance(file, TiffImagePlugin.TiffImageFile):
-    with contextlib.suppress(Exception):
-      file.getexif()[ORIENTATION] = 1  # else Pillow turns the pixels itself
-    image = file.copy()  # it has the size of the stored pixels; the file may have the turned one
-  else:
-    file.load()
-    image = file
+  image = _decoded(file)
   if image.mode.startswith('I'):
     image, brightest, most = _scaled(image, most, inverted, key, name)
   else:
@@ -330,6 +324,28 @@ def eight_bit(
   if image.mode == 'CMYK' and image.info.get('icc_profile'):
     image = _to_srgb(image)
   return image.transpose(TURNS[turns]) if turns > 1 else image
+
+
+def as_stored(file: Image.Image) -> Image.Image:
+  """The decoded picture, upright, in the file's own mode; deep grey has black as 0."""
+  turns, most = orientation(file), greatest(file)
+  inverted, key = _white_is_zero(file), _transparent_value(file)
+  image = _decoded(file)
+  if inverted and most < 2**31:
+    image = Image.fromarray((most - np.asarray(image, np.int64)).astype(np.int32))
+  elif key is not None and not image.mode.startswith('I'):
+    image.info['transparency'] = key
+  return image.transpose(TURNS[turns]) if turns > 1 else image
+
+
+def _decoded(file):
+  """The stored pixels, not turned."""
+  if not isinstance(file, TiffImagePlugin.TiffImageFile):
+    file.load()
+    return file
+  with contextlib.suppress(Exception):
+    file.getexif()[ORIENTATION] = 1  # else Pillow turns the pixels itself
+  return file.copy()  # it has the size of the stored pixels; the file may have the turned one
 
 
 def _scaled(image, most, inverted, key, name):

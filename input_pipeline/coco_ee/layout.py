@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from exedit.runtime import decode, files
+from exedit.runtime import decode, files, mask_files
 
 from ..errors import DataError
 
@@ -101,7 +101,15 @@ def decode_source(data: bytes, name: str) -> np.ndarray:
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
   """Decodes a mask to uint8 [h w]: 255 = repaint, 0 = keep; grey values stay grey."""
-  return np.asarray(decode.upright(data, 'L', 'black', name))
+  found = read_mask(data, name)
+  if found.said:
+    decode.note(f'{name}: the mask {found.said}')
+  return found.levels
+
+
+def read_mask(data: bytes, name: str) -> mask_files.Mask:
+  """Decodes a mask as every reader of masks does, with the words about an unusual one."""
+  return mask_files.read(data, name)
 
 
 def decode_exemplar(data: bytes, name: str, size: int | None) -> np.ndarray:

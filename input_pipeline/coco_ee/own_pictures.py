@@ -3,8 +3,9 @@
 import os
 
 import numpy as np
+from PIL import Image
 
-from exedit.runtime import decode, lists
+from exedit.runtime import decode, lists, mask_files
 from exedit.runtime.errors import UserError
 
 from ..errors import DataError
@@ -68,7 +69,10 @@ def _ids(rows: dict[str, dict]) -> list[int]:
 
 def _own_edit(files: dict[str, str], size: int, rectangles: bool) -> dict:
   source, exemplar = (decode.upright(files[k], 'RGB', 'white') for k in ('source', 'exemplar'))
-  mask = decode.upright(files['mask'], 'L', 'black')
+  found = mask_files.read(files['mask'])
+  if found.said:
+    decode.note(f'{files["mask"]}: the mask {found.said}')
+  mask = Image.fromarray(found.levels)
   if mask.size != source.size:
     raise DataError(
       f'{files["mask"]} is {mask.width}x{mask.height} (width x height), its image '

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ FAULTS = (
 ODDITIES = (
   'mask is not a rectangle',
   'mask has values other than 0 and 255',
+  'mask is not plain black and white',
   'more than half of the source is repainted',
   'file belongs to no id',
   "folder's name gives another count",
@@ -165,20 +167,21 @@ def _examine(
   share = []
   if 'mask' in pictures:
     name, mask = pictures['mask']
-    judged = [*layout.mask_faults(mask, pictures.get('source', ('', None))[1]), *_odd_mask(mask)]
+    source = pictures.get('source', ('', None))[1]
+    judged = [*layout.mask_faults(mask.levels, source), *_odd_mask(mask.levels, mask.said)]
     found += [_finding(what, edit_id, name, detail) for what, detail in judged]
-    share = [float(mask.mean(dtype=np.float64) / 255)]
+    share = [float(mask.levels.mean(dtype=np.float64) / 255)]
   sides = list(pictures['exemplar'][1].shape[:2]) if 'exemplar' in pictures else []
   return found, share, sides
 
 
 def _decoded(
   files: Folders | Shards, position: int, sums: dict
-) -> tuple[dict[str, tuple[str, np.ndarray]], list[dict]]:
-  """Returns {kind: (file name, pixels)} of the files that can be read, and the findings."""
+) -> tuple[dict[str, tuple[str, Any]], list[dict]]:
+  """Returns {kind: (file name, pixels or a Mask)} of the readable files, and the findings."""
   decoders = dict(
     source=layout.decode_source,
-    mask=layout.decode_mask,
+    mask=layout.read_mask,
     exemplar=lambda data, name: layout.decode_exemplar(data, name, None),
   )
   pictures, found, edit_id = {}, [], files.ids[position]
@@ -197,13 +200,15 @@ def _decoded(
   return pictures, found
 
 
-def _odd_mask(mask: np.ndarray) -> Iterator[tuple[str, str]]:
+def _odd_mask(mask: np.ndarray, said: str) -> Iterator[tuple[str, str]]:
   """Yields (what, detail) of what the published masks do not have; nothing for an empty mask."""
   if mask.max() < 128:
     return
   other = int(((mask > 0) & (mask < 255)).sum())
   if other:
     yield 'mask has values other than 0 and 255', f'{other} pixels'
+  elif said:
+    yield 'mask is not plain black and white', f'it {said}'
   x0, y0, x1, y1 = layout.bounding_box(mask)
   holes = int((mask[y0:y1, x0:x1] < 128).sum())
   if holes:

@@ -221,7 +221,10 @@ def test_bad_inputs_are_found_before_the_weights_are_read(files, tmp_path, monke
     dict(mask=files['exemplar']),
     dict(exemplar_mask=files['mask']),
     dict(output=str(tmp_path / 'out.gif')),
-    dict(output=str(tmp_path / 'no' / 'out.png')),
+    dict(output='/dev/null'),
+    dict(output='/proc/out.png'),
+    dict(output='/proc/new/out.png'),
+    dict(mask=files['image']),
     dict(output=files['image']),
     dict(output=str(tmp_path / 'taken.png')),
     dict(steps=0),
@@ -233,6 +236,59 @@ def test_bad_inputs_are_found_before_the_weights_are_read(files, tmp_path, monke
     with pytest.raises(UserError):
       edit_files.edit_once(**arguments)
   assert (tmp_path / 'taken.json').read_text() == '{"mine": 1}'
+
+
+def test_files_are_checked_before_weights_are_fetched(files, tmp_path, monkeypatch):
+  monkeypatch.setattr(session.find, 'weights', lambda *_: pytest.fail('the weights were fetched'))
+  files |= dict(weights='owner/name')
+  listed = tmp_path / 'list.jsonl'
+  for change, says in (
+    (dict(image=str(tmp_path / 'typo.png')), 'typo.png does not exist'),
+    (dict(mask=files['image']), 'photo.png is no mask'),
+    (dict(sampler='none'), "sampler is 'none'"),
+  ):
+    listed.write_text(json.dumps({n: v for n, v in (files | change).items() if n != 'weights'}))
+    with pytest.raises(UserError, match=says):
+      run(files | change, tmp_path / 'out.png')
+    with pytest.raises(UserError, match=says):
+      run_list(files, str(listed), tmp_path / 'out')
+  with pytest.raises(UserError, match='takes no new files'):
+    run(files, '/proc/out.png')
+
+
+# what becomes of an older file
+
+
+def test_a_file_is_replaced_and_that_is_said_or_kept_when_it_is_asked_for(
+  files, tmp_path, monkeypatch
+):
+  paint(monkeypatch)
+  (path,), said = run(files, tmp_path / 'new' / 'deeper' / 'out.png')  # makes the folder
+  old = contents(tmp_path / 'new')
+  assert not any('(replaced)' in line for line in said) and len(old) == 2
+  _, said = run(files, path, seed=1)
+  assert any(line.startswith(f'{path} (replaced)  seed 1') for line in said)
+  _, said = run(files, path, seed=0, keep=True)
+  kept = f'{path[:-4]}-old.png'
+  assert any(f'the old one is kept as {kept})' in line for line in said)
+  assert json.loads(Path(images.recipe_path(kept)).read_text())['settings']['seed'] == 1
+  assert {name: contents(tmp_path / 'new')[name] for name in old} == old
+  made, said = run_list(files, make_list(tmp_path, files), tmp_path / 'new' / 'deeper', seed=3)
+  assert made == [path]
+  assert any('1 files that were made otherwise are replaced' in line for line in said)
+
+
+def make_list(folder, files):
+  row = {name: path for name, path in files.items() if name != 'weights'} | dict(output='out.png')
+  (folder / 'one.jsonl').write_text(json.dumps(row))
+  return str(folder / 'one.jsonl')
+
+
+def test_weights_that_saw_only_drawn_scenes_say_so(files, tmp_path, monkeypatch):
+  paint(monkeypatch)
+  _, said = run(files | dict(weights=str(ROOT / 'weights/tiny')), tmp_path / 'out.png', steps=1)
+  [line] = [line for line in said if 'drawn scenes' in line]
+  assert '32 pixels' in line and '--weights=Fantasy-Studio/Paint-by-Example' in line
 
 
 # a list

@@ -263,9 +263,9 @@ def test_samples_count_their_seeds_and_names_up():
 # checking the files
 
 
-def planned(folder, **changes):
+def planned(folder, own=OWN, **changes):
   paths = {name: str(folder / path) for name, path in (ROW | changes).items()}
-  return jobs.check(jobs.Edit(paths, 'out.png', OWN), SYSTEM, trained=16)
+  return jobs.check(jobs.Edit(paths, 'out.png', own), SYSTEM, trained=16)
 
 
 def test_a_plan_knows_the_window_and_what_to_tell(folder):
@@ -278,9 +278,34 @@ def test_a_plan_knows_the_window_and_what_to_tell(folder):
   assert 'white everywhere' in planned(folder).notes[0]
 
 
+def test_a_plan_says_how_masks_were_understood_and_the_share_that_is_repainted(folder):
+  assert planned(folder).understood == () and planned(folder).repainted == 48 / 1280
+  hole, subject = pictures.box(32, 40, 3, 4, 7, 16), pictures.box(9, 20, 3, 4, 7, 16)
+  for name, photo, opaque in (('cut', 'a', ~hole), ('subject', 'e', subject)):
+    pixels = np.dstack([Image.open(folder / f'{photo}.png'), np.where(opaque, 255, 0)])
+    Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{name}.png')
+  job = planned(folder, mask='cut.png', exemplar_mask='subject.png')
+  assert job.repainted == 48 / 1280
+  assert ['that part' in line for line in job.understood] == [True, False]
+  assert job.understood[1].endswith('the visible part is meant')
+  Image.fromarray(~hole).save(folder / 'm.png')
+  [line] = planned(folder).understood
+  assert 'more than half of the photo' in line
+
+
+def test_a_mask_of_the_photos_shape_is_scaled_when_it_is_asked_for(folder):
+  Image.fromarray(pictures.box(64, 80, 6, 8, 14, 32)).save(folder / 'large.png')
+  with pytest.raises(UserError, match='large.png is 80 x 64 .* 40 x 32: .*--scale_mask'):
+    planned(folder, mask='large.png')
+  scaled = planned(folder, dataclasses.replace(OWN, scale_mask=True), mask='large.png')
+  assert dataclasses.replace(scaled, edit=None) == dataclasses.replace(planned(folder), edit=None)
+
+
 @pytest.mark.parametrize(
   'changes, says',
   [
+    (dict(mask='a.png'), 'a.png is no mask'),
+    (dict(exemplar_mask='e.png'), 'e.png is no mask'),
     (dict(image='none.png'), 'none.png does not exist'),
     (dict(mask='hole.png'), 'hole.png is 20 x 60 pixels .* image is 40 x 32'),
     (dict(mask='black.png'), 'black.png: the mask is empty'),

@@ -193,6 +193,31 @@ def test_another_window_than_today_is_used_as_recorded(folder):
   assert recipe.read(str(folder / 'out-replay.json')).frame.size == (24, 30)
 
 
+def test_a_replay_says_that_it_replaces_and_keeps_when_it_is_asked_to(folder):
+  path, said = again(folder / 'out.json', str(folder / 'new' / 'again.png'))
+  assert 'replaced' not in said[-1] and 'identical to the recorded' in said[-1]
+  assert f'{path} (replaced)' in again(folder / 'out.json', path)[1][-1]
+  assert 'kept as' in again(folder / 'out.json', path, keep=True)[1][-1]
+  assert (folder / 'new' / 'again-old.json').exists()
+
+
+def test_a_scaled_mask_is_scaled_again(folder):
+  Image.fromarray(pictures.box(48, 60, 12, 14, 36, 42)).save(folder / 'mask.png')
+  make(folder, 'scaled.png', scale_mask=True)
+  path, said = again(folder / 'scaled.json')
+  assert 'identical to the recorded pixels' in said[-1]
+  assert recipe.read(path).settings['scale_mask'] is True
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_weights_are_read(
+  folder, monkeypatch
+):
+  monkeypatch.setattr(replay, 'Session', lambda *_, **__: pytest.fail('the weights were read'))
+  for output in ('/proc/x.png', '/dev/null'):
+    with pytest.raises(UserError, match='takes no new files|pipe or device'):
+      again(folder / 'out.json', output)
+
+
 def test_a_recipe_of_an_older_exedit_gives_the_same_picture(tmp_path):
   """Commit 1404a88 made the file, with weights/tiny and docs/example."""
   old = str(shutil.copy(ROOT / 'tests/fixtures/recipe_of_1404a88.png', tmp_path / 'old.png'))
@@ -247,7 +272,7 @@ def test_nothing_that_went_in_is_overwritten(folder):
   for output, says in (
     ('out.png', 'also an input'),
     ('photo.png', 'also an input'),
-    ('none/b.png', 'does not exist'),
+    ('photo.png/b.png', 'is not a folder'),
     ('b.jpg', 'another kind than the recorded .png'),
   ):
     with pytest.raises(UserError, match=says):

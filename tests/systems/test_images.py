@@ -190,6 +190,45 @@ def test_one_bit_and_sixteen_bit_masks(tmp_path):
     np.testing.assert_array_equal(images.read_mask(tmp_path / name), half)
 
 
+def test_an_unusual_mask_warns_and_says_how_it_was_understood(tmp_path):
+  Image.fromarray(np.eye(16, dtype=np.uint8)).save(tmp_path / 'm.png')
+  with pytest.warns(UserWarning, match=r'm.png: the mask has only the values 0 and 1.* \(6.2% of'):
+    mask = images.load_mask(tmp_path / 'm.png')
+  np.testing.assert_array_equal(np.asarray(mask)[0, :, :, 0], np.eye(16))
+
+
+@pytest.mark.parametrize('size', [(80, 48), (20, 12), (27, 16)])  # the last one is rounded
+def test_a_mask_of_the_same_shape_is_scaled_when_it_is_asked_for(tmp_path, size):
+  half = np.zeros(size[::-1], bool)
+  half[:, : size[0] // 2] = True
+  Image.fromarray(half).save(tmp_path / 'm.png')
+  source = np.zeros((1, 24, 40, 3), np.float32)
+  assert '--scale_mask' in refusal(images.load_mask, tmp_path / 'm.png', like=source)
+  mask = np.asarray(images.load_mask(tmp_path / 'm.png', like=source, scale=True))
+  assert mask.shape == (1, 24, 40, 1) and set(np.unique(mask)) == {0, 1}
+  np.testing.assert_allclose(mask.mean(), half.mean(), atol=0.02)
+
+
+@pytest.mark.parametrize('size', [(40, 25), (24, 40), (30, 20)])
+def test_a_mask_of_another_shape_is_not_scaled(tmp_path, size):
+  Image.new('L', (size[0], size[1] + 4), 255).save(tmp_path / 'm.png')
+  source = np.zeros((1, 24, 40, 3), np.float32)
+  assert '--scale_mask' not in refusal(images.load_mask, tmp_path / 'm.png', source, scale=True)
+
+
+def test_masks_in_arrays_have_one_meaning():
+  hole = np.zeros((1, 4, 4, 1), bool)
+  hole[0, 1:3] = True
+  for array in (hole, hole.astype(np.uint8), hole.astype(int), hole * np.uint8(255)):
+    for given in (array, jnp.asarray(array)):
+      np.testing.assert_array_equal(images.as_mask(given), hole.astype(np.float32))
+  soft = hole * np.float32(0.3)
+  np.testing.assert_array_equal(images.as_mask(soft), soft)
+  for wrong in (hole * 255.0, hole * 256, hole * -1, hole * np.nan):
+    with pytest.raises(ValueError, match='1 means repaint'):
+      images.as_mask(wrong)
+
+
 def test_a_mask_of_another_size_names_both_sizes(tmp_path):
   Image.new('L', (30, 20), 255).save(tmp_path / 'm.png')
   source = np.zeros((1, 24, 40, 3), np.float32)
