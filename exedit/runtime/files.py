@@ -177,6 +177,8 @@ def check_folder(path: PathLike, flag: str = '--output') -> None:
   while not os.path.lexists(existing):
     existing = os.path.dirname(existing)
   why = '' if os.path.isdir(existing) else f'{existing} is not a folder'
+  if existing == '/dev':
+    why = 'it holds devices'
   if not why:
     try:  # `os.access` says yes of /proc and of some network file systems
       tempfile.TemporaryFile(dir=existing).close()

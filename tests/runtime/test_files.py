@@ -165,6 +165,7 @@ def test_a_listing_leaves_out_what_systems_leave(tmp_path, ours):
   [
     ('/dev/null', 'pipe or device'),
     ('pipe', 'pipe or device'),
+    ('/dev/x.png', 'holds devices'),
     ('.', 'is a folder'),
     ('/proc/new/x.png', 'takes no new files'),
     ('a.png/x.png', 'a.png is not a folder'),
