@@ -47,7 +47,7 @@ test_in_parallel() {
   python -m pytest -n "${TEST_JOBS:-2}" --dist loadfile "$@"
 }
 
-# Samplers, a training step to the number, meshes, checkpoints, plans, and the doors.
+# The core: samplers, a training step to the number, meshes, checkpoints, plans, and the doors.
 CORE=(
   tests/diffusion/test_sampling.py
   tests/training/test_checkpoint.py tests/training/test_state.py tests/training/test_optimizer.py
