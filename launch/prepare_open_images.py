@@ -3,11 +3,12 @@
   python -m launch.prepare_open_images --input=dataset/open-images --output=data/open_images
 
 Reads <input>/annotations/*<split>-annotations-bbox.csv (and class-descriptions-boxable.csv there,
-for label numbers) and <input>/images/{train_0..train_f,validation,test}/<ImageID>.jpg. Drops boxes
-under 2 % or over 80 % of the image, as PbE scripts/read_bbox.py does. Writes records with the
-feature names of tensorflow-datasets' open_images_v4 and the JPEG bytes unchanged. Boxes are
-fractions of the stored picture, so EXIF rotation is ignored, here and by the reader; the summary
-counts the photos that have one.
+for label numbers) and <input>/images/{train_0..train_f,validation,test}/<ImageID>.jpg (.JPG, .jpeg
+and .png too). Drops boxes under 2 % or over 80 % of the image, as PbE scripts/read_bbox.py does.
+Writes records with the feature names of tensorflow-datasets' open_images_v4 and the files' bytes
+unchanged. Boxes are fractions of the stored picture, so EXIF rotation is ignored, here and by the
+reader; the summary counts the photos that have one. A split that keeps no image is an error that
+says why, and leaves nothing.
 
 The hash of its id decides the shard of an image, so shards are made independently, in any order,
 and equal inputs give equal bytes. Each finished shard has a report in <output>/reports; the same
@@ -44,11 +45,17 @@ from exedit.input_pipeline import codec
 from exedit.input_pipeline.errors import DataError
 from exedit.input_pipeline.tf_example import serialize_example
 from exedit.input_pipeline.tfrecord import write_shard
-from exedit.runtime import decode, files, progress, remote
+from exedit.runtime import decode, files, lists, progress, remote
 from exedit.runtime.parallel import in_parallel
 
-SPLITS = {'train': 1024, 'validation': 32, 'test': 64}  # shards of half a gigabyte
-COLUMNS = ('ImageID', 'XMin', 'XMax', 'YMin', 'YMax')
+# Shards and images of the published splits: half a gigabyte in each shard.
+SPLITS = {'train': (1024, 1743042), 'validation': (32, 41620), 'test': (64, 125436)}
+ENDINGS = ('.jpg', '.JPG', '.jpeg', '.JPEG', '.png', '.PNG')  # the published one first
+ROUNDING = 1e-3  # a box that leaves the picture by less is cut: it was rounded
+SHORTEST_ROW = 40  # bytes; to guess the number of images from the size of a table
+EARLY = 2**20  # bytes of a table in which a fault of all rows is found before the pipeline starts
+BOX = ('XMin', 'XMax', 'YMin', 'YMax')
+COLUMNS = ('ImageID', *BOX)
 # The class numbers of Source and the names of the flags are those of TFDS open_images_v4.
 SOURCES = ('verification', 'crowdsource-verification', 'machine', 'freeform', 'xclick', 'activemil')
 QUIET = ['--default_sdk_harness_log_level=CRITICAL']
@@ -76,6 +83,11 @@ class Split:
   min_area: float = 0.02
   max_area: float = 0.8
   threads: int = 4
+  separator: str = ','
+
+  @property
+  def id_column(self) -> int:
+    return self.columns.index('ImageID')
 
   def shard_path(self, shard: int) -> str:
     name = f'open_images-{self.name}.tfrecord-{shard:05d}-of-{self.shards:05d}'
@@ -85,12 +97,18 @@ class Split:
     folder, name = os.path.split(self.shard_path(shard))
     return os.path.join(folder, 'reports', f'{name}.json')
 
-  def image_path(self, image_id: str) -> str | None:
-    """Returns the published path of an image, or None if its folder does not exist."""
+  @property
+  def settings_path(self) -> str:
+    return os.path.join(self.output, 'reports', f'{self.name}.settings.json')
+
+  def image_paths(self, image_id: str) -> list[str]:
+    """Returns the paths that an image may have, the published one first; [] without its folder."""
+    named = image_id.endswith(ENDINGS)
     for folder in (f'{self.name}_{image_id[:1].lower()}', self.name):
       if folder in self.folders:
-        return os.path.join(self.images, folder, f'{image_id}.jpg')
-    return None
+        path = os.path.join(self.images, folder, image_id)
+        return [path] if named else [path + ending for ending in ENDINGS]
+    return []
 
 
 # One shard: rows to records and a report.
@@ -101,41 +119,84 @@ def shard_of(image_id: str, shards: int) -> int:
   return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8]) % shards
 
 
-def parse_row(row: list[str], columns: tuple[str, ...]) -> dict | None:
-  """Returns a row of the box table, `box` as (ymin, xmin, ymax, xmax), None if it is malformed."""
+class Unreadable(Exception):
+  """A row of the table that is no box: (reason, column and value)."""
+
+
+def parse_row(row: list[str], columns: tuple[str, ...]) -> dict:
+  """Returns a row of the box table, `box` as (ymin, xmin, ymax, xmax). Raises Unreadable."""
   if len(row) != len(columns):
-    return None
-  fields = dict(zip(columns, row, strict=True))
+    raise Unreadable('malformed', f'{len(row)} cells in {len(columns)} columns')
+  fields = {name: cell.strip() for name, cell in zip(columns, row, strict=True)}
+  x0, x1, y0, y1 = (_edge(name, fields[name]) for name in BOX)
+  if not (x0 < x1 and y0 < y1):
+    low, high = ('XMin', 'XMax') if x0 >= x1 else ('YMin', 'YMax')
+    raise Unreadable('malformed', f'{low} is {fields[low]!r} and {high} is {fields[high]!r}')
+  flags = {flag: _flag(name, fields[name]) for name, flag in FLAGS.items() if name in fields}
+  label, source = fields.get('LabelName', ''), fields.get('Source', '')
+  return dict(box=(y0, x0, y1, x1), label=label, source=source, flags=flags)
+
+
+def _edge(column: str, text: str) -> float:
+  """Returns one edge of a box, a fraction of the picture."""
   try:
-    box = tuple(float(fields[name]) for name in ('YMin', 'XMin', 'YMax', 'XMax'))
-    flags = {name: int(fields[column]) for column, name in FLAGS.items() if column in fields}
+    value = float(text)
   except ValueError:
-    return None
-  y0, x0, y1, x1 = box
-  if not (0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1):
-    return None
-  return dict(
-    box=box, label=fields.get('LabelName', ''), source=fields.get('Source', ''), flags=flags
-  )
+    value = float('nan')
+  if -ROUNDING <= value <= 1 + ROUNDING:
+    return min(max(value, 0.0), 1.0)
+  if 2 < value < float('inf'):
+    what = f'{column} is {text!r}, which looks like pixels: boxes are fractions of the picture'
+    raise Unreadable('in_pixels', what)
+  comma = ', with a point for decimals' if ',' in text else ''
+  raise Unreadable('malformed', f'{column} is {text!r}: it must be from 0 to 1{comma}')
 
 
-def sort_boxes(rows: list[list[str]], split: Split) -> tuple[list[dict], Counter]:
-  """Returns the boxes of one image that are kept, and the number of dropped ones by reason."""
+def _flag(column: str, text: str) -> int:
+  """Returns a flag; -1 means unknown, as in Open Images, and so does an empty cell."""
+  if text.lower() in lists.BLANK:
+    return -1
+  word = text.lower().removesuffix('.0')
+  try:
+    return {'true': 1, 'yes': 1, 'false': 0, 'no': 0}[word] if word.isalpha() else int(word)
+  except (KeyError, ValueError):
+    raise Unreadable('malformed', f'{column} is {text!r}: it must be 1, 0 or -1') from None
+
+
+def sort_boxes(
+  rows: list[list[str]], split: Split, examples: dict[str, str] | None = None
+) -> tuple[list[dict], Counter]:
+  """Returns the boxes of one image that are kept, and the number of dropped ones by reason.
+
+  examples: gets the first dropped row of each reason, with its column and value.
+  """
   kept, dropped = [], Counter()
   for row in rows:
-    box = parse_row(row, split.columns)
-    if box is None:
-      dropped['malformed'] += 1
-      continue
-    y0, x0, y1, x1 = box['box']
-    area = (y1 - y0) * (x1 - x0)
-    if area < split.min_area:
-      dropped['too_small'] += 1
-    elif area > split.max_area:
-      dropped['too_large'] += 1
-    else:
+    try:
+      box = parse_row(row, split.columns)
+      y0, x0, y1, x1 = box['box']
+      area = (y1 - y0) * (x1 - x0)
+      if not split.min_area <= area <= split.max_area:
+        reason = 'too_small' if area < split.min_area else 'too_large'
+        raise Unreadable(reason, f'its box covers {area:.2g} of the picture')
       kept.append(box)
+    except Unreadable as error:
+      reason, why = error.args
+      dropped[reason] += 1
+      if examples is not None:
+        examples.setdefault(reason, f'{id_of(row, split)}: {why}')
   return kept, dropped
+
+
+def id_of(row: list[str], split: Split) -> str:
+  """Returns the image id of a row, '' if the row is too short."""
+  return row[split.id_column].strip(' "') if len(row) > split.id_column else ''
+
+
+def rows_of(lines: Iterable[str], split: Split) -> Iterator[list[str]]:
+  """Yields the cells of each line of the table."""
+  filled = (line for line in lines if line)
+  return csv.reader(filled, delimiter=split.separator, skipinitialspace=True)
 
 
 def features(image_id: str, image: bytes, boxes: list[dict], labels: dict[str, int]) -> dict:
@@ -150,32 +211,38 @@ def features(image_id: str, image: bytes, boxes: list[dict], labels: dict[str, i
   for name in boxes[0]['flags']:
     bobjects[name] = np.array([box['flags'][name] for box in boxes], np.int64)
   named = {f'bobjects/{name}': values for name, values in bobjects.items()}
-  return {'image': image, 'image/filename': f'{image_id}.jpg'.encode()} | named
+  stem = os.path.splitext(image_id)[0] if image_id.endswith(ENDINGS) else image_id
+  return {'image': image, 'image/filename': f'{stem}.jpg'.encode()} | named
 
 
 def records(lines: Iterable[str], split: Split, report: dict) -> Iterator[bytes]:
   """Yields the records of one shard, by image id, from lines of the table; fills in `report`."""
   rows = {}
-  for row in csv.reader(line for line in lines if line):
-    rows.setdefault(row[0], []).append(row)
+  for row in rows_of(lines, split):
+    rows.setdefault(id_of(row, split), []).append(row)
   report.update(images=Counter(), boxes=Counter(), exif_rotated=0, missing=[], unreadable=[])
+  examples = report.setdefault('examples', {})
   wanted = []
   for image_id in sorted(rows):
-    boxes, dropped = sort_boxes(sorted(rows[image_id]), split)
+    boxes, dropped = sort_boxes(sorted(rows[image_id]), split, examples)
     report['boxes'].update(dropped)
     if not boxes:
       report['images']['no_fitting_box'] += 1
-    elif split.image_path(image_id) is None:
+    elif not split.image_paths(image_id):
       report['images']['folder_absent'] += 1
+      what = f'its folder {split.name}_{image_id[:1].lower()} is not there'
+      examples.setdefault('folder_absent', f'{image_id}: {what}{odd_id(image_id)}')
       report['boxes']['of_lost_images'] += len(boxes)
     else:
       wanted.append((image_id, boxes))
-  photos = in_parallel(lambda item: load_photo(split.image_path(item[0])), wanted, split.threads)
+  photos = in_parallel(lambda item: load_photo(split.image_paths(item[0])), wanted, split.threads)
   for (image_id, boxes), (image, rotated, loss, why) in zip(wanted, photos, strict=True):
     if loss:
       report['images'][loss] += 1
       report['boxes']['of_lost_images'] += len(boxes)
       report[loss].append([image_id, why])
+      hint = odd_id(image_id) if loss == 'missing' else ''
+      examples.setdefault(loss, f'{image_id}: {why}{hint}')
       continue
     report['images']['kept'] += 1
     report['boxes']['kept'] += len(boxes)
@@ -183,14 +250,28 @@ def records(lines: Iterable[str], split: Split, report: dict) -> Iterator[bytes]
     yield serialize_example(features(image_id, image, boxes, split.labels))
 
 
-def load_photo(path: str) -> tuple[bytes, bool, str, str]:
-  """Returns (bytes, has an EXIF rotation, '' or 'missing' or 'unreadable', why) of a photo."""
-  try:
-    image = remote.read(path)
-  except FileNotFoundError:
-    return b'', False, 'missing', path
-  except OSError as error:
-    return b'', False, 'unreadable', f'{path}: {error.strerror or error}'
+def odd_id(image_id: str) -> str:
+  """Returns a hint if an id is not one of Open Images, else ''."""
+  if re.fullmatch('[0-9a-f]{16}', image_id):
+    return ''
+  return ' (the id has not the 16 hexadecimal digits of Open Images: a spreadsheet may cut zeros)'
+
+
+def load_photo(paths: list[str]) -> tuple[bytes, bool, str, str]:
+  """Returns (bytes, has an EXIF rotation, '' or 'missing' or 'unreadable', why) of a photo.
+
+  paths: where it may be; the first that exists counts.
+  """
+  for path in paths:
+    try:
+      image = remote.read(path)
+      break
+    except FileNotFoundError:
+      continue
+    except OSError as error:
+      return b'', False, 'unreadable', f'{path}: {error.strerror or error}'
+  else:
+    return b'', False, 'missing', paths[0]
   try:
     codec.decode(image, path)
     with decode.opened(image, path) as file:
@@ -241,19 +322,60 @@ def find_split(args: argparse.Namespace, name: str) -> Split:
       f'{annotations!r} must hold one *{name}-annotations-bbox.csv; found {found or "none"}'
     )
   path = os.path.join(annotations, found[0])
-  first_line = remote.read(path, 0, 4096).decode('utf-8-sig', 'replace').partition('\n')[0].strip()
-  columns = tuple(next(csv.reader([first_line]), []))
-  if columns[:1] != ('ImageID',) or not {*COLUMNS} <= {*columns}:
+  head = remote.read(path, 0, 4096)
+  if b'\0' in head:
+    raise DataError(f'{path!r} is not UTF-8 text (it has zero bytes): save it as UTF-8')
+  first_line = head.decode('utf-8-sig', 'replace').partition('\n')[0].strip('\r')
+  separator = lists.separator(first_line)
+  header = next(csv.reader([first_line], delimiter=separator, skipinitialspace=True), [])
+  columns = tuple(name.strip() for name in header)
+  if not {*COLUMNS} <= {*columns}:
     raise DataError(f'{path!r} needs the columns {", ".join(COLUMNS)}; it has {", ".join(columns)}')
   images = os.path.join(args.input, 'images')
   wanted = [name] + [f'{name}_{digit}' for digit in '0123456789abcdef']
   folders = tuple(folder for folder in names(images) if folder in wanted)
   if not folders:
     raise DataError(f'no image folder {name} or {name}_0 ... {name}_f in {images!r}')
-  return Split(
+  split = Split(
     name, path, columns, images, folders, class_numbers(annotations, tables), args.output,
-    args.shards or SPLITS[name], args.min_area, args.max_area, args.threads
+    args.shards, args.min_area, args.max_area, args.threads, separator
   )  # fmt: skip
+  return split if args.shards else dataclasses.replace(split, shards=default_shards(split))
+
+
+def default_shards(split: Split) -> int:
+  """Returns the shards of an earlier run, else as many as fit the photos that are there.
+
+  Photos in a store are not counted; the size of the table limits their number.
+  """
+  with contextlib.suppress(FileNotFoundError):
+    return json.loads(remote.read(split.settings_path))['shards']
+  most, published = SPLITS[split.name]
+  count = remote.info(split.annotations)[0] // SHORTEST_ROW
+  if not remote.is_remote(split.images):
+    listings = (os.scandir(os.path.join(split.images, folder)) for folder in split.folders)
+    count = min(count, sum(f.name.endswith(ENDINGS) for found in listings for f in found))
+  return max(1, min(most, -(-most * count // published)))
+
+
+def check_table(split: Split) -> None:
+  """Raises DataError if none of the table's first rows is a box: nothing was written then."""
+  data = remote.read(split.annotations, 0, EARLY)
+  _, *lines = data.decode('utf-8-sig', 'replace').split('\n')
+  if len(data) == EARLY:
+    lines = lines[:-1]
+  rows = list(rows_of((line.rstrip('\r\n ') for line in lines), split))
+  examples = {}
+  _, dropped = sort_boxes(rows, split, examples)
+  if dropped['malformed'] + dropped['in_pixels'] == len(rows):
+    raise DataError(f'{split.annotations!r}: no row is a box: {told(dropped, examples)}')
+
+
+def told(counts: Counter, examples: dict[str, str]) -> str:
+  """Returns the counts by reason, the largest first, each with its first example."""
+  found = [(reason, count) for reason, count in counts.most_common() if count]
+  first = lambda reason: f' (the first is {examples[reason]})' if reason in examples else ''
+  return '; '.join(f'{n:,} {reason}{first(reason)}' for reason, n in found) or 'there are none'
 
 
 def class_numbers(annotations: str, tables: Iterable[str]) -> dict[str, int]:
@@ -285,7 +407,7 @@ def settings(split: Split) -> dict:
 
 def check_settings(split: Split) -> None:
   """Writes the settings of a first run; raises DataError if they differ from an earlier run's."""
-  path = os.path.join(split.output, 'reports', f'{split.name}.settings.json')
+  path = split.settings_path
   now = settings(split)
   try:
     before = json.loads(remote.read(path))
@@ -317,12 +439,13 @@ def finished(split: Split) -> list[int]:
 
 def summary(split: Split) -> dict:
   """Returns the sums of the reports of a split."""
-  total = dict(images=Counter(), boxes=Counter(), exif_rotated=0, shards=[])
+  total = dict(images=Counter(), boxes=Counter(), exif_rotated=0, examples={}, shards=[])
   for shard in range(split.shards):
     report = json.loads(remote.read(split.report_path(shard)))
     total['images'].update(report['images'])
     total['boxes'].update(report['boxes'])
     total['exif_rotated'] += report['exif_rotated']
+    total['examples'] = report.get('examples', {}) | total['examples']
     total['shards'].append({key: report[key] for key in ('shard', 'records', 'bytes', 'sha256')})
   return total
 
@@ -355,10 +478,30 @@ def show(split: Split, total: dict) -> None:
   for what in ('images', 'boxes'):
     counts = sorted(total[what].items(), key=lambda item: (item[0] != 'kept', item[0]))
     print(f'  {what}: ' + (', '.join(f'{name} {count:,}' for name, count in counts) or 'none'))
+  for reason in ('malformed', 'in_pixels', 'folder_absent', 'missing', 'unreadable'):
+    if reason in total['examples']:
+      print(f'  the first {reason}: {total["examples"][reason]}')
   if total['exif_rotated']:
     print(f'  {total["exif_rotated"]:,} kept images carry an EXIF rotation, which is ignored')
   if not split.labels:
     print('  no class-descriptions-boxable.csv: every label is -1')
+
+
+def refuse_empty(split: Split, total: dict) -> None:
+  """Removes what was made of a split without images; raises DataError with the reasons."""
+  for shard in finished(split):
+    remote.remove(split.shard_path(shard))
+    remote.remove(split.report_path(shard))
+  remote.remove(split.settings_path)
+  if not remote.is_remote(split.output):
+    for folder in (os.path.join(split.output, 'reports'), split.output):
+      with contextlib.suppress(OSError):  # other splits are in it
+        os.rmdir(folder)
+  raise DataError(
+    f'{split.name} keeps no image, and nothing of it was written: '
+    f'images: {told(total["images"], total["examples"])}; '
+    f'boxes: {told(total["boxes"], total["examples"])}'
+  )
 
 
 @contextlib.contextmanager
@@ -399,7 +542,7 @@ def run(splits: list[Split], beam_flags: list[str]) -> None:
       lines = (
         pipeline
         | f'read {split.name}' >> beam.io.ReadFromText(split.annotations, skip_header_lines=1)
-        | f'assign {split.name}' >> beam.FlatMap(by_shard, split.shards, missing)
+        | f'assign {split.name}' >> beam.FlatMap(by_shard, split, missing)
       )
       # Shards without images are written too, because readers want all shards of a set.
       empty = pipeline | f'all {split.name}' >> beam.Create([(shard, '') for shard in missing])
@@ -411,10 +554,11 @@ def run(splits: list[Split], beam_flags: list[str]) -> None:
       )
 
 
-def by_shard(line: str, shards: int, missing: frozenset[int]) -> list[tuple[int, str]]:
+def by_shard(line: str, split: Split, missing: frozenset[int]) -> list[tuple[int, str]]:
   """Returns [(shard, line)] if that shard is still missing, else []."""
-  shard = shard_of(line.split(',', 1)[0], shards)
-  return [(shard, line.rstrip())] if shard in missing and line.strip() else []
+  cells = line.split(split.separator, split.id_column + 1)
+  shard = shard_of(id_of([cell.strip() for cell in cells], split), split.shards)
+  return [(shard, line.rstrip('\r\n '))] if shard in missing and line.strip() else []
 
 
 # The command.
@@ -431,7 +575,12 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument('--input', required=True, help='folder with annotations/ and images/')
   parser.add_argument('--output', required=True, help='folder for the shards')
   parser.add_argument('--splits', default='train,validation', help='train,validation,test')
-  parser.add_argument('--shards', type=int, default=0, help=f'per split; default {SPLITS}')
+  parser.add_argument(
+    '--shards',
+    type=int,
+    default=0,
+    help='per split; default: one for half a gigabyte of photos',
+  )
   parser.add_argument('--min_area', type=float, default=0.02, help='least share of the image')
   parser.add_argument('--max_area', type=float, default=0.8, help='greatest share of the image')
   parser.add_argument('--threads', type=int, default=4, help='photos decoded at once per worker')
@@ -474,6 +623,8 @@ def prepare(argv: list[str]) -> None:
     ) from error
   splits = [find_split(args, name) for name in dict.fromkeys(args.splits.split(','))]
   for split in splits:
+    check_table(split)
+  for split in splits:
     check_settings(split)
   if not remote.is_remote(args.output):
     files.sweep(args.output, lambda name: name.startswith('open_images-'), alone=True)
@@ -485,9 +636,16 @@ def prepare(argv: list[str]) -> None:
       if known:
         raise DataError(f'{known[2]}; the shards so far are kept, run again') from error
       raise
-  write_manifest(splits)
-  for split in splits:
-    show(split, summary(split))
+  totals = [summary(split) for split in splits]
+  kept = [split for split, total in zip(splits, totals) if total['images']['kept']]
+  if kept:
+    write_manifest(kept)
+  for split, total in zip(splits, totals):
+    if split in kept:
+      show(split, total)
+  for split, total in zip(splits, totals):
+    if split not in kept:
+      refuse_empty(split, total)
 
 
 def main() -> None:

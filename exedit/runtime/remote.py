@@ -1,6 +1,6 @@
 """Files by path or URL: gs://, s3://, ... are read and written through fsspec, local paths by os.
 
-`read`, `writing`, `listing` and `info` accept both; the other functions accept URLs only.
+`read`, `writing`, `remove`, `listing` and `info` accept both; the other functions accept URLs only.
 """
 
 import contextlib
@@ -133,6 +133,15 @@ def writing(path: str, *, durable: bool = False) -> Iterator[IO[bytes]]:
     yield file  # type: ignore  # its wrapper has every method of a file
     file.flush()
     put(file.name, path)
+
+
+def remove(path: str) -> None:
+  """Removes a file. Raises OSError."""
+  if not is_remote(path):
+    os.remove(path)
+    return
+  with _as_os_error():
+    store(path).rm_file(path)
 
 
 # Stores.

@@ -96,6 +96,9 @@ def test_an_image_has_one_shard_for_ever():
     ((0.1, 1.01, 0, 0.5), 'malformed'),
     (('nan', 1, 0, 0.5), 'malformed'),
     (('', 1, 0, 0.5), 'malformed'),
+    (('0,1', 1, 0, 0.5), 'malformed'),
+    (('-0.0000001', 0.5, 0.5, '1.0000001'), None),  # rounded
+    ((16, 96, 12, 72), 'in_pixels'),
   ],
 )
 def test_boxes_are_sorted_by_their_share_of_the_image(layout, box, reason):
@@ -103,6 +106,130 @@ def test_boxes_are_sorted_by_their_share_of_the_image(layout, box, reason):
   kept, dropped = prepare.sort_boxes([row('a', *box).split(',')], split)
   assert len(kept) == (reason is None) and dropped == ({reason: 1} if reason else {})
   assert prepare.sort_boxes([['a', 'xclick', '0.5']], split) == ([], {'malformed': 1})
+
+
+@pytest.mark.parametrize('text', ['0', '0.0', '', 'nan', '-1', '1.0', 'false', 'True'])
+def test_flags_are_read_as_tools_write_them(layout, text):
+  cells = ['a', 'xclick', '/m/01', '1', '0', '0.5', '0', '0.5', *[text] * 5]
+  [box], dropped = prepare.sort_boxes([cells], split_of(layout, 'out'))
+  wanted = {'0': 0, '0.0': 0, '': -1, 'nan': -1, '-1': -1, '1.0': 1, 'false': 0, 'True': 1}[text]
+  assert not dropped and set(box['flags'].values()) == {wanted}
+
+
+def small_layout(root, change=lambda lines: lines, ending='.jpg', kind='JPEG', encoding='utf-8'):
+  """Writes Open Images with 12 sound photos and one box each; `change` gets the table's lines."""
+  (root / 'annotations').mkdir(parents=True)
+  (root / 'images' / 'train').mkdir(parents=True)
+  lines = [HEADER]
+  for i in range(12):
+    lines.append(row(f'{i:016x}', 0.1, 0.6, 0.2, 0.7))
+    photo = PIL.Image.open(io.BytesIO(jpeg(i)))
+    if ending:
+      photo.save(root / 'images' / 'train' / f'{i:016x}{ending}', kind)
+  text = '\n'.join(change(lines)) + '\n'
+  table = root / 'annotations' / 'train-annotations-bbox.csv'
+  table.write_bytes(text.encode(encoding))
+  return root
+
+
+def cells(change):
+  """Changes every row of the table as a list of cells, the header too."""
+  return lambda lines: [change(number, line.split(',')) for number, line in enumerate(lines)]
+
+
+WRITTEN = dict(
+  blanks=lambda lines: [line.replace(',0,1,0,0,-1', ',0,1,0,0,') for line in lines],
+  tabs_and_blanks=cells(lambda n, row: '\t'.join([*row[:-1], row[-1] if not n else ''])),
+  semicolons=cells(lambda n, row: ';'.join(row)),
+  tabs=cells(lambda n, row: '\t'.join(row)),
+  spaces=cells(lambda n, row: ', '.join(row)),
+  quotes=cells(lambda n, row: ','.join(f'"{cell}"' for cell in row)),
+  index=cells(lambda n, row: ','.join([str(n) if n else '', *row])),
+  another_order=cells(lambda n, row: ','.join(row[::-1])),
+  bom=lambda lines: ['\ufeff' + lines[0], *lines[1:]],
+  crlf=lambda lines: [line + '\r' for line in lines],
+  floats=lambda lines: [line.replace(',0,1,0,0,-1', ',0.0,1.0,0.0,0.0,-1.0') for line in lines],
+  ids_with_endings=cells(lambda n, row: ','.join([row[0] + '.jpg' * (n > 0), *row[1:]])),
+)
+
+
+@pytest.mark.parametrize('how', WRITTEN)
+def test_a_table_is_read_as_tools_write_it(tmp_path, how):
+  plain, other = small_layout(tmp_path / 'a'), small_layout(tmp_path / how, WRITTEN[how])
+  made = {}
+  for root in (plain, other):
+    split = split_of(root, tmp_path / 'out')
+    prepare.check_table(split)
+    text = next((root / 'annotations').iterdir()).read_bytes().decode('utf-8-sig')
+    lines = text.split('\n')[1:]
+    keyed = [pair for line in lines for pair in prepare.by_shard(line, split, frozenset(range(3)))]
+    made[root] = list(prepare.records([line for _, line in sorted(keyed)], split, {}))
+    assert len(made[root]) == 12
+    if how != 'ids_with_endings':
+      shards = [shard for shard, _ in keyed]
+      assert shards == [prepare.shard_of(f'{i:016x}', 3) for i in range(12)]
+  assert made[plain] == made[other]
+
+
+@pytest.mark.parametrize(
+  'ending, kind', [('.JPG', 'JPEG'), ('.jpeg', 'JPEG'), ('.png', 'PNG'), ('.JPEG', 'JPEG')]
+)
+def test_photos_may_have_other_endings(tmp_path, ending, kind):
+  root, report = small_layout(tmp_path / 'a', ending=ending, kind=kind), {}
+  lines = next((root / 'annotations').iterdir()).read_text().splitlines()[1:]
+  assert len(list(prepare.records(lines, split_of(root, 'out'), report))) == 12
+  assert report['images'] == dict(kept=12)
+
+
+@pytest.mark.parametrize(
+  'change, line',
+  [
+    (lambda lines: lines[:1], 'no row is a box: there are none'),
+    (
+      cells(lambda n, row: ','.join(row[:5] if n else row)),
+      '12 malformed .the first is 0{16}: 5 cells in 13 columns',
+    ),
+    (
+      lambda lines: [line.replace('0.1,0.6,0.2,0.7', '16,96,12,72') for line in lines],
+      "12 in_pixels .the first is 0{16}: XMin is '16', which looks like pixels",
+    ),
+    (
+      lambda lines: [line.replace(',0,1,0,0,-1', ',0,1,x,0,-1') for line in lines],
+      "12 malformed .the first is 0{16}: IsGroupOf is 'x': it must be 1, 0 or -1",
+    ),
+    (
+      lambda lines: [line.replace('0.1,0.6', '"0,1","0,6"') for line in lines],
+      "XMin is '0,1': it must be from 0 to 1, with a point",
+    ),
+  ],
+)
+def test_a_table_without_a_box_is_refused_before_anything_is_written(tmp_path, change, line):
+  root = small_layout(tmp_path / 'a', change)
+  with pytest.raises(DataError, match=line):
+    prepare.check_table(split_of(root, tmp_path / 'out'))
+
+
+def test_a_table_in_utf_16_is_refused(tmp_path):
+  with pytest.raises(DataError, match='zero bytes.*save it as UTF-8'):
+    split_of(small_layout(tmp_path / 'a', encoding='utf-16'), 'out')
+
+
+def test_the_number_of_shards_fits_the_photos(layout, tmp_path):
+  argv = [f'--input={layout}', f'--output={tmp_path / "out"}', '--splits=train']
+  found = lambda: prepare.find_split(prepare.arguments(argv)[0], 'train')
+  assert found().shards == 1
+  folder = layout / 'images' / 'train_0'
+  for i in range(3500):
+    (folder / f'{i}.jpg').touch()
+  assert found().shards == 1  # the table names fewer images
+  with (layout / 'annotations' / 'oidv6-train-annotations-bbox.csv').open('a') as table:
+    table.write((row('0', 0.1, 0.6, 0.2, 0.7) + '\n') * 5000)
+  assert found().shards == 3
+  prepare.check_settings(found())
+  (folder / '1.jpg').rename(tmp_path / 'gone.jpg')
+  for i in range(1700):
+    (folder / f'{i}.jpg').unlink(missing_ok=True)
+  assert found().shards == 3  # a run that was begun goes on with its number
 
 
 def test_every_image_and_box_is_accounted_for(layout, tmp_path):
@@ -259,6 +386,32 @@ def test_the_command_ends_a_wrong_input_with_one_line_and_status_2(tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('lost', ['missing', 'folder_absent', 'small'])
+def test_a_split_without_images_is_an_error_and_leaves_nothing(tmp_path, lost):
+  root = small_layout(tmp_path / 'a', ending='')
+  if lost == 'folder_absent':
+    (root / 'images' / 'train').rename(root / 'images' / 'train_f')
+  split = split_of(root, tmp_path / 'out', *['--min_area=0.5'] * (lost == 'small'))
+  prepare.check_settings(split)
+  lines = next((root / 'annotations').iterdir()).read_text().splitlines()[1:]
+  for shard in range(3):
+    prepare.make_shard((shard, lines[shard::3]), split)
+  reason = dict(missing='12 missing .the first is 0{16}: .*/train/0{16}.jpg')
+  reason |= dict(folder_absent='12 folder_absent .*its folder train_0 is not there')
+  reason |= dict(small='12 no_fitting_box; boxes: 12 too_small .*its box covers 0.25 of')
+  with pytest.raises(DataError, match=f'train keeps no image.*{reason[lost]}'):
+    prepare.refuse_empty(split, prepare.summary(split))
+  assert not (tmp_path / 'out').exists()
+
+
+def test_ids_that_a_spreadsheet_shortened_are_named(tmp_path):
+  shorten = cells(lambda n, row: ','.join([row[0].lstrip('0') or '0', *row[1:]]))
+  root, report = small_layout(tmp_path / 'a', shorten), {}
+  lines = next((root / 'annotations').iterdir()).read_text().splitlines()[1:]
+  assert list(prepare.records(lines, split_of(root, 'out'), report)) == []
+  assert 'has not the 16 hexadecimal digits' in report['examples']['missing']
+
+
 # With Beam.
 
 
@@ -296,6 +449,22 @@ def test_the_whole_pipeline(beam, layout, tmp_path, flags):
     ('0gone', 'missing'),
     ('0cut', 'unreadable'),
   }
+
+
+def test_nothing_kept_is_status_2_and_another_split_stays(beam, tmp_path):
+  root = small_layout(tmp_path / 'a')
+  table = (root / 'annotations' / 'train-annotations-bbox.csv').read_text()
+  (root / 'annotations' / 'validation-annotations-bbox.csv').write_text(table)
+  (root / 'images' / 'validation').mkdir()
+  done = run_command(f'--input={root}', f'--output={tmp_path / "out"}')
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.splitlines()[-1].startswith(
+    'prepare_open_images: validation keeps no image, and nothing of it was written: images: 12 mis'
+  )
+  assert 'train: 1 shards' in done.stdout
+  names = sorted(path.name for path in (tmp_path / 'out').iterdir())
+  shard = 'open_images-train.tfrecord-00000-of-00001'
+  assert names == ['dropped.csv', 'manifest.json', shard, 'reports']
 
 
 def test_only_what_is_missing_is_made_again(beam, layout, tmp_path):
