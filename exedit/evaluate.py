@@ -46,10 +46,10 @@ def main(
     raise UserError(f'{words[0]!r} is not a flag: flags are written --name=value')
   if config is None:
     raise UserError('--config is missing: use --config=configs/synthetic_bench.py')
+  settings = benchmark(config)
   from exedit.evaluation import coco_ee, synthetic_bench
 
   benches = {'coco_ee': coco_ee.main, 'synthetic': synthetic_bench.main}
-  settings = benchmark(config)
   bench = bench_of(settings)
   if bench not in benches:
     raise UserError(

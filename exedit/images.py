@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
@@ -100,7 +100,9 @@ def read_mask(
   meant = found.meant
   if size is not None and meant.shape != size:
     check_size_of_mask(path, meant.shape, size, of or 'image', scale=scale)
-    meant = np.asarray(Image.fromarray(meant).resize(size[::-1], Image.Resampling.NEAREST))
+    height, width = size
+    meant = Image.fromarray(meant).resize((width, height), Image.Resampling.NEAREST)
+    meant = np.asarray(meant)
   if not meant.any():
     raise UserError(
       f'{path}: the mask is empty (its brightest pixel is {found.levels.max()} of 255, and'

@@ -193,8 +193,8 @@ def _complete(root: str, wanted: dict) -> dict | None:
     found = manifest['settings'].get(name)
     if found != value:
       raise DataError(
-        f'{root} was made with {name}={found}, not {name}={value}; remove it or name another '
-        'folder, or use it as it is (--config.synthetic=None)'
+        f'{root} was made with {name}={found}, not {name}={value}; remove it or name another folder'
+        + (', or use it as it is (--config.synthetic=None)' if manifest['files'] else '')
       )
   sizes = {name: manifest['files'].get(name, {}).get('bytes') for name, *_ in _parts(wanted)}
   if any(_size(os.path.join(root, name)) != size for name, size in sizes.items()):

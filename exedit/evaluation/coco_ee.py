@@ -69,10 +69,10 @@ def evaluate(
   output = _checked(output, weights, pictures, data, features, reference)
   _check_sampling(seed, batch_size, precision)
   bench = Bench(data['root'], exemplar_size=None)
+  edits = benchmark.survey(bench)  # before weights are fetched
   found = find.weights(weights) if weights is not None else None
   how = dict(steps=steps, scale=scale, sampler=sampler, spacing=spacing, mask_resize=mask_resize)
   sampling = make_edits.edit_settings(found, **how) if found is not None else {}
-  edits = benchmark.survey(bench)
   given = resources.load(features, gmm, reference.get('root'), edits)
   made: dict[str, Any] = dict(pictures=pictures)
   if found is not None:

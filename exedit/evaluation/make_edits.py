@@ -163,8 +163,8 @@ def make_missing(
 
   def read(edit):
     own = bench[edit.position]
-    pictures = (own[kind] for kind in ('source', 'mask', 'exemplar'))
-    return network_inputs(engine.system, *pictures, shown[edit.id]), own
+    source, mask, exemplar = (own[kind] for kind in ('source', 'mask', 'exemplar'))
+    return network_inputs(engine.system, source, mask, exemplar, shown[edit.id]), own
 
   def write(result: Result):
     own, name = result.kept, result.item.name

@@ -86,10 +86,10 @@ def conv(inputs: int, outputs: int, size: int = 3, *, zero: bool = False, **kwar
   It starts as PyTorch's does, or at 0 with `zero` (LDM's zero_module).
   """
   init = zeros if zero else starting(inputs * size**2)
-  kwargs = dict(padding=size // 2, kernel_init=init, bias_init=init) | kwargs
+  kwargs.setdefault('padding', size // 2)
   if size == 3 and kwargs['padding'] == kwargs.get('strides', 1) == 1:
     kwargs['conv_general_dilated'] = kernels.convolve
-  return nnx.Conv(inputs, outputs, (size, size), **kwargs)
+  return nnx.Conv(inputs, outputs, (size, size), kernel_init=init, bias_init=init, **kwargs)
 
 
 def timestep_embedding(t: Int[Array, ' b'], dim: int) -> Float[Array, 'b dim']:

@@ -15,11 +15,12 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from typing import IO
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from exedit.runtime import png_blocks
+from exedit.runtime import memory, png_blocks
 from exedit.runtime.errors import DataError, UserError, one_line
 
 Source = str | os.PathLike | bytes  # a path, or the content of a file
@@ -65,7 +66,7 @@ class Header:
 def header(source: Source, name: str = '') -> Header:
   """The size and kind of an image file, without decoding its pixels."""
   with opened(source, name) as file:
-    width, height = _stored_size(file)
+    width, height = stored_size(file)
     size = (width, height) if orientation(file) >= 5 else (height, width)
     return Header(size, file.has_transparency_data, greatest(file) > 255, file.mode == 'CMYK')
 
@@ -84,14 +85,14 @@ def orientation(file: Image.Image) -> int:
       exif = Image.Exif()
       exif.load(file.info.get('exif') or b'')
       found = exif.get(ORIENTATION)
-  if found in range(1, 9):
+  if isinstance(found, int) and found in range(1, 9):
     return found
   xmp = file.info.get('xmp') or b''
   stated = XMP_ORIENTATION.search(xmp.replace(b'\0', b'')) if isinstance(xmp, bytes) else None
   return int(stated[1]) if stated else 1
 
 
-def _stored_size(file):
+def stored_size(file: Image.Image) -> tuple[int, int]:
   """Width and height before a turn; Pillow's `size` of a TIFF file may be after it."""
   if isinstance(file, TiffImagePlugin.TiffImageFile):
     return file.tag_v2[TiffImagePlugin.IMAGEWIDTH], file.tag_v2[TiffImagePlugin.IMAGELENGTH]
@@ -144,16 +145,16 @@ def opened(source: Source, name: str = '') -> Iterator[Image.Image]:
   Raises:
     DataError: for a fault at opening or inside the block: the file, what is wrong, the remedy.
   """
-  path = None if isinstance(source, bytes) else source
+  content, path = (source, None) if isinstance(source, bytes) else (b'', source)
   name = name or ('the picture' if path is None else os.fspath(path))
   if path is not None and os.path.isdir(path):
     raise DataError(f'{name} is a folder: name an image file')
   if path is not None and os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
     raise DataError(f'{name} is a pipe or device: save it to a file first')
   try:
-    with _QUIET, io.BytesIO(source) if path is None else open(path, 'rb') as stream:
+    with _QUIET, io.BytesIO(content) if path is None else open(path, 'rb') as stream:
       with _open(stream, name) as file:
-        file.filename = name  # for notes
+        file.filename = name  # pyright: ignore[reportAttributeAccessIssue]; for notes
         yield file
   except UserError:
     raise
@@ -170,7 +171,7 @@ def opened(source: Source, name: str = '') -> Iterator[Image.Image]:
     ) from None
 
 
-def _open(stream: io.BufferedIOBase, name: str) -> Image.Image:
+def _open(stream: IO[bytes], name: str) -> Image.Image:
   """Opens a picture; what Pillow misses or refuses of a PNG file's metadata is mended first."""
   start = stream.read(16)
   blocks = None
@@ -204,7 +205,7 @@ _FLOAT = (
 )
 
 
-def _what_it_is(stream: io.BufferedIOBase, start: bytes) -> str:
+def _what_it_is(stream: IO[bytes], start: bytes) -> str:
   """Says what Pillow does not read."""
   if not start:
     return 'is empty (0 bytes): give a PNG, JPEG or WebP file'
@@ -246,7 +247,7 @@ def _too_many_pixels(path, pixels):
   return (
     f'{path} has more than the {limit:.0f} million pixels allowed ({pixels / 1e6:.1f}): make it'
     f' smaller, or edit it with --max_megapixels={math.ceil(pixels / 1e6)}, which takes about'
-    f' {pixels * BYTES_PER_PIXEL / 1e9:.1f} GB of the {_memory() / 1e9:.1f} GB of memory here'
+    f' {pixels * BYTES_PER_PIXEL / 1e9:.1f} GB of the {memory.of_machine() / 1e9:.1f} GB here'
   )
 
 
@@ -255,13 +256,8 @@ def allow(megapixels: float | None = None) -> None:
 
   That is at least Pillow's own bound against decompression bombs, and at most `MOST_MEGAPIXELS`.
   """
-  pixels = min(_memory() / 4 / BYTES_PER_PIXEL, MOST_MEGAPIXELS * 1e6)
+  pixels = min(memory.of_machine() / 4 / BYTES_PER_PIXEL, MOST_MEGAPIXELS * 1e6)
   Image.MAX_IMAGE_PIXELS = int(max(_BOMB, pixels) if megapixels is None else megapixels * 1e6)
-
-
-def _memory():
-  """The bytes of memory of this machine."""
-  return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 _BOMB = Image.MAX_IMAGE_PIXELS or 0

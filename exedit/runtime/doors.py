@@ -195,7 +195,9 @@ def flag_values(
       from ml_collections import ConfigDict, config_flags
 
       config_flags.register_flag_parser_for_type(ConfigDict, _GroupParser())
-      config_flags.DEFINE_config_file(name, default, about, values, sys_argv=argv)
+      config_flags.DEFINE_config_file(
+        name, default, about, values, sys_argv=list(argv) if argv else None
+      )
       values[name].parser = _ConfigParser(values[name].parser)
     elif kind in (int, float):
       flags.DEFINE(_Number(kind, least, most), name, default, about, values)

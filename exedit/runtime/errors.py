@@ -82,12 +82,12 @@ def _platform(error):
     trace = trace.tb_next
   if 'config.py' in places and 'environment' in text and isinstance(error, ValueError):
     return f'JAX refuses its settings: {text}; correct or unset the variable'
-  if 'RESOURCE_EXHAUSTED' in text or 'CUDA_ERROR_OUT_OF_MEMORY' in text:
+  if re.search('RESOURCE_EXHAUSTED.*(memory|allocat)|CUDA_ERROR_OUT_OF_MEMORY', text):
     return (
       f'the device has too little memory ({text:.200}): give a smaller batch or size, or end other '
       'programs that use the device'
     )
-  fault = any(word in text for word in ('CUDA_ERROR', 'CUDA error', 'cuInit', 'hipError', 'driver'))
+  fault = any(word in text for word in ('CUDA_ERROR', 'CUDA error', 'cuInit', 'hipError'))
   if 'xla_bridge.py' in places or fault and isinstance(error, RuntimeError):
     asked = os.environ.get('JAX_PLATFORMS')
     where = f'the devices of JAX_PLATFORMS={asked}' if asked else "this machine's devices"

@@ -193,12 +193,10 @@ def keep_old(path: PathLike, *beside: PathLike) -> str:
 
   beside: files that get the same new stem, if they exist, such as `out.json`. Returns the new name.
   """
-  stem, ending = os.path.splitext(path)
+  stem, ending = os.path.splitext(os.fspath(path))
   endings = [ending, *(os.path.splitext(other)[1] for other in beside if os.path.exists(other))]
-  for number in itertools.count(1):
-    kept = f'{stem}-old' + (f'-{number}' if number > 1 else '')
-    if not any(os.path.lexists(kept + ending) for ending in endings):
-      break
+  names = (f'{stem}-old{f"-{number}" if number > 1 else ""}' for number in itertools.count(1))
+  kept = next(name for name in names if not any(os.path.lexists(name + e) for e in endings))
   for ending in endings:
     try:
       os.link(stem + ending, kept + ending)

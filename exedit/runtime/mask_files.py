@@ -64,6 +64,8 @@ def read(source: decode.Source, name: str = '', *, subject: bool = False) -> Mas
   """What a file, or the content of one, means as a mask; see `understand`."""
   name = name or str(source)
   with decode.opened(source, name) as file:
+    if decode.greatest(file) > 255 and not file.mode.startswith(('I', 'F')):
+      raise DataError(f'{name} has several channels of more than 8 bits: save it with 8 bits')
     return understand(decode.as_stored(file), name, subject=subject)
 
 
@@ -99,6 +101,10 @@ def _grey(levels: UInt8[np.ndarray, 'h w'], name: str) -> Mask:
     raise DataError(f'{name} has areas of the values {labels}, as a map of labels has: {REMEDY}')
   if high < HALF:
     return Mask(levels)
+  dim, bright = counts[BLACK + 1 : HALF].sum() / levels.size, counts[HALF:].sum() / levels.size
+  if dim > 8 * bright:  # the noise of a JPEG lifts some pixels of a grey area over HALF
+    what = f'{dim:.1%} of its pixels are dark grey and {bright:.1%} brighter'
+    raise DataError(f'{name} is no clear mask, because {what}: {REMEDY}')
   between = counts[BLACK + 1 : WHITE].sum() / levels.size
   if between > 0.8 and len(values) > 1:
     what = f'{between:.0%} of its pixels are neither black nor white'
@@ -110,13 +116,15 @@ def _grey(levels: UInt8[np.ndarray, 'h w'], name: str) -> Mask:
 def _labels(levels: UInt8[np.ndarray, 'h w'], values: list[int]) -> str:
   """The values of a map of labels, such as '0, 1, 255'; empty if it is none.
 
-  Flat areas of dark values are labels. The noise of JPEG has no flat areas, or only of 1 and 2.
+  Flat areas of dark values are labels. The noise of JPEG has no flat areas, or only of 1 and 2; it
+  has values just below white too.
   """
   flat = np.ones([side - 2 for side in levels.shape], bool)
   for y, x in np.ndindex(3, 3):
     flat &= levels[y : y + flat.shape[0], x : x + flat.shape[1]] == levels[1:-1, 1:-1]
   areas = np.bincount(levels[1:-1, 1:-1][flat], minlength=256)
-  least = 0 if len(values) <= 3 or values[-1] < HALF else 2
+  noisy = values[-1] >= HALF and any(values[-1] - 8 < value < values[-1] for value in values)
+  least = 2 if noisy and len(values) > 3 else 0
   inner = [
     value for value in values[1:] if least < value <= (BLACK if values[-1] >= HALF else HALF)
   ]
@@ -135,7 +143,7 @@ def _coloured(rgb: UInt8[np.ndarray, 'h w 3'], name: str) -> Mask:
     return _grey(np.asarray(Image.fromarray(rgb).convert('L')), name)
   colours, counts = _colours(rgb)
   if len(colours) == 2 and (paint := colours[colours.any(-1)]).shape[0] == 1:
-    return Mask(_binary(rgb.any(-1)), _on_black(paint[0]))
+    return Mask(_binary(np.any(rgb, -1)), _on_black(paint[0]))
   dark = (colours <= DARK).all(-1)
   if dark.all():
     raise DataError(f'{name} has the colours {_names(colours)}: {REMEDY}')

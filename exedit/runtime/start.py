@@ -1,6 +1,7 @@
 """Ctrl-C while a door still imports; the package imports this first of all."""
 
-import _signal  # `signal` without enum, which would have to be imported first
+# `signal` imports enum, and nothing may be imported before this.
+import _signal  # pyright: ignore[reportMissingImports]
 import os
 import sys
 

@@ -14,7 +14,7 @@ from exedit.training.workdir import trouble
 
 CONFIG, DATA = 'config.json', 'data.json'
 # Settings that decide what is learned; and so do `model` and `data`.
-LEARNED = ('system', 'seed', 'trainable', 'init_from', 'init_clip', 'init_parts')
+LEARNED = ('system', 'seed', 'trainable')
 READING = ('workers', 'threads', 'prefetch', 'on_corrupt')  # how data are read, not which
 
 
@@ -53,7 +53,8 @@ class History:
       return [], []
     new = config.as_dict()
     if self.config.get('system', new['system']) != new['system']:
-      return settings.differences(*({'system': c['system']} for c in (self.config, new))), []
+      was, now = ({'system': c['system']} for c in (self.config, new))
+      return settings.differences(was, now), []
     base = {**defaults(Config), 'system': new['system']}
     was, now = (_by_kind({n: c.get(n, base.get(n)) for n in new}) for c in (self.config, new))
     if self.data:

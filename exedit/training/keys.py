@@ -101,7 +101,8 @@ def described(module: str, name: str) -> dict[str, str]:
 
 def _parameters(node) -> set[str]:
   if isinstance(node, ast.ClassDef):
-    fields = {part.target.id for part in node.body if isinstance(part, ast.AnnAssign)}
+    targets = [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
+    fields = {target.id for target in targets if isinstance(target, ast.Name)}
     inits = [p for p in node.body if isinstance(p, ast.FunctionDef) and p.name == '__init__']
     return fields.union(*map(_parameters, inits))
   return {argument.arg for argument in node.args.args + node.args.kwonlyargs}

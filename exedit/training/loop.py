@@ -128,11 +128,11 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
     if jax.process_index() == 0:
       require_ours(workdir, data['root'])
   with processes.together(), settings.fixable(config.as_dict()):
-    schedule, shortened = fitted(config.optimizer, config.steps)
+    _, shortened = fitted(config.optimizer, config.steps)
     program = make_program(
       system,
       model=config.model,
-      optimizer=schedule,
+      optimizer=config.optimizer,
       ema=config.ema,
       mesh=config.mesh,
       trainable=config.trainable,
@@ -150,6 +150,8 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
     shapes = system.data.shapes(**data)
     if config.synthetic:  # drawing takes a minute, so what cannot work is said before
       trace_step(program, config, shapes)
+    if not config.synthetic:  # before weights are fetched
+      system.data.survey(data['root'], data.get('split', 'train'))
     tensors = None if begun else given_weights(system, config)
     origin = provide_data(config)
   with processes.together(), settings.fixable(config.as_dict()):  # by now the data exist

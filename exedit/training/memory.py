@@ -1,16 +1,13 @@
 """Whether a machine can hold a training, known from shapes alone."""
 
 import math
-import os
 from typing import Any
 
 import jax
 
+from exedit.runtime import memory as machine
 from exedit.runtime.errors import UserError
 from exedit.training.step import Program
-
-MEMINFO = '/proc/meminfo'
-LIMITS = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes')
 
 
 def require(program: Program) -> None:
@@ -47,17 +44,7 @@ def available(device: Any) -> int | None:
   """Bytes of memory of a device, or of this machine for a CPU; None if that is not known."""
   if device.platform != 'cpu':
     return (device.memory_stats() or {}).get('bytes_limit')
-  found = []
-  if os.path.exists(MEMINFO):
-    with open(MEMINFO, encoding='ascii') as file:
-      total = next(line for line in file if line.startswith('MemTotal:'))
-    found.append(int(total.split()[1]) * 1024)
-  for path in LIMITS:  # of the container
-    if os.path.exists(path):
-      with open(path, encoding='ascii') as file:
-        limit = file.read().strip()
-      found += [int(limit)] if limit.isdigit() else []
-  return min(found, default=None)
+  return machine.of_machine()
 
 
 def _bytes_here(array: Any) -> int:

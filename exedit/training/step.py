@@ -17,7 +17,7 @@ from exedit.models.parameters import Graph, Params
 from exedit.runtime import compilation
 from exedit.systems import System
 from exedit.training import flops, sharding, state
-from exedit.training.optimizer import learning_rate, make_optimizer
+from exedit.training.optimizer import fitted, learning_rate, make_optimizer
 from exedit.training.state import TrainState
 
 
@@ -93,7 +93,8 @@ def make_program(
   """
   over = sharding.make_mesh(**mesh, devices=devices)
   sharding.check_batch(over, batch_size, accumulate)
-  tx = make_optimizer(**{'steps': steps, **optimizer})
+  schedule, _ = fitted(optimizer, steps)
+  tx = make_optimizer(**{'steps': steps, **schedule})
   average = state.Ema(**ema)
   abstract = nnx.eval_shape(lambda: system.build(**model, rngs=parameters.Keys(jax.random.key(0))))
   graph, params = parameters.flatten(abstract)

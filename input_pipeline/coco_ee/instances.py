@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from exedit.runtime import decode
+from exedit.runtime.errors import UserError
 
 from ..errors import DataError
 from . import build
@@ -200,9 +201,9 @@ def _depth(paths: list[tuple[str, ...]], folder: str) -> int:
 def _size_of(path: str) -> tuple[int, int]:
   """Returns the (width, height) of a stored picture that the annotations do not tell."""
   try:
-    with PIL.Image.open(path) as image:
-      return image.size
-  except (OSError, ValueError, PIL.Image.DecompressionBombError):
+    with decode.opened(path) as file:
+      return decode.stored_size(file)
+  except UserError:
     raise Odd('its image has no size, and the file cannot be read') from None
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from configs import pbe
 from exedit import systems
+from exedit.runtime import memory as machine
 from exedit.runtime.errors import UserError
 from exedit.training import memory
 from exedit.training.step import make_program
@@ -46,7 +47,7 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
   whole = memory.available(device)
   assert whole > 2**28
   limit = tmp_path / 'memory.max'
-  monkeypatch.setattr(memory, 'LIMITS', (str(limit),))
+  monkeypatch.setattr(machine, 'LIMITS', (str(limit),))
   for text, expected in (('max\n', whole), (f'{2**20}\n', 2**20)):
     limit.write_text(text)
     assert memory.available(device) == pytest.approx(expected, rel=0.9)

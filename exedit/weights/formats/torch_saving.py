@@ -17,6 +17,7 @@ from exedit.weights.formats.torch_names import DTYPES, STORAGES
 
 TOP = 'archive/'
 NOTES = f'{TOP}extra/'  # entries that torch does not look at
+HEADER = 30  # bytes of an entry's header before its name
 ALIGNMENT = 64  # bytes, as in torch's files, which may be mapped into memory
 ENTRY = 512  # bytes that an entry takes at most beside its data
 ZIP64 = 20  # bytes that a header has more for sizes above 4 GB; every header here has them
@@ -51,7 +52,7 @@ def save_checkpoint(
 def _add(archive: zipfile.ZipFile, file: IO[bytes], name: str, data: bytes | memoryview) -> None:
   """Adds an entry whose data begin at a multiple of ALIGNMENT; without a time, to be repeatable."""
   entry = zipfile.ZipInfo(TOP + name)
-  begin = file.tell() + zipfile.sizeFileHeader + len(entry.filename) + ZIP64 + 4
+  begin = file.tell() + HEADER + len(entry.filename) + ZIP64 + 4
   padding = -begin % ALIGNMENT
   entry.extra = b'FB' + padding.to_bytes(2, 'little') + bytes(padding)
   with archive.open(entry, 'w', force_zip64=True) as opened:

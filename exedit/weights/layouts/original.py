@@ -184,6 +184,6 @@ def write(file: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
   note = dict(
     model=model,
     data={name: data[name] for name in ('size', 'exemplar_size') if name in data},
-    edit={name: edit[name] for name in ('steps', 'scale', 'sampler') if name in edit},
+    edit={name: value for name, value in edit.items() if name != 'count'},
   )
   save(file, to_theirs(table, tensors), {NOTE: json.dumps(note), 'format': 'pt'})

@@ -196,9 +196,9 @@ def _schedule(
 
 def _other_schedule(file: Path, name: str, stored: np.ndarray, beside: Mapping[str, Any]) -> str:
   """What helps where a file's betas are not those of its config."""
-  ends = stored[[0, -1]].astype(np.float64) if stored.size else np.zeros(2)
+  ends = stored[[0, -1]].astype(np.float64).tolist() if stored.size else [0.0, 0.0]
   if name == 'betas' and 0 < ends[0] <= ends[1] < 1:
-    if not same_numbers(stored, _betas(*ends, stored.size)):
+    if not same_numbers(stored, _betas(ends[0], ends[1], stored.size)):
       return "exedit implements Stable Diffusion's schedule alone, and cannot use these weights"
   if beside:
     return f'correct linear_start, linear_end and timesteps in {file.stem}.yaml'
