@@ -155,7 +155,7 @@ def measure(root: Path = ROOT) -> list[Row]:
   users = [m for m in users if m != 'exedit.systems' and not m.startswith('benchmarks.')]
   doors = [path for path in source if len(path.parts) == 2 and path.parts[0] == 'exedit']
   doors = [path for path in doors if "__name__ == '__main__'" in (root / path).read_text()]
-  training, library = (loaded_by(root, m) for m in ('exedit.train', 'exedit.runtime.doors'))
+  training, library = (loaded_by(root, m) for m in ('exedit.training.loop', 'exedit.runtime.doors'))
   readme = (root / 'README.md').read_bytes()
   long, foreign = list(long_functions(root, source)), list(foreign_citations(root, files))
   return [
@@ -163,7 +163,7 @@ def measure(root: Path = ROOT) -> list[Row]:
     Row('source lines', lines(root, source), 22_000),
     Row('test files', len(tests)),
     Row('test lines', lines(root, tests), 19_000),
-    Row('files that exedit.train imports', len(training), 50),
+    Row('files that a training imports', len(training), 60),
     Row('  their lines', lines(root, training)),
     Row('files that exedit.runtime.doors imports', len(library)),
     Row('  their lines', lines(root, library)),

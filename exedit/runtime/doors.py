@@ -116,7 +116,7 @@ def call(
       sys.exit(0)
     rest = read(values, given_argv, bool(words))
     given = {row.name: values[row.name].value for row in rows}
-    require(**{row.name: given[row.name] for row in rows if row.default is REQUIRED})
+    require(rows, given)
     main(**given, **({words: rest[1:]} if words else {}))
 
 
@@ -293,11 +293,11 @@ def find_config(argument: str) -> str:
   return ':'.join([path, *variant])
 
 
-def require(**given: Any) -> None:
-  """UserError for the first of these flags that is not set."""
-  for name, value in given.items():
-    if not value:
-      raise UserError(f'--{name}=... is missing')
+def require(rows: Sequence[Flag], given: Mapping[str, Any]) -> None:
+  """UserError for the first flag that must be given and is not set."""
+  for row in rows:
+    if row.default is REQUIRED and not given[row.name]:
+      raise UserError(f'--{row.name}=... is missing: {row.help}')
 
 
 def read(values: flags.FlagValues, argv: Sequence[str], words: bool = False) -> list[str]:

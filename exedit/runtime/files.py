@@ -65,10 +65,13 @@ def write_bytes(path: PathLike, data: bytes) -> None:
 def write_all(contents: Mapping[PathLike, bytes]) -> None:
   """Writes several files, all of them or none; they take their places in the given order.
 
+  A file that was replaced before the fault stays as the new one.
+
   Raises:
     OSError: if one cannot be written; its `filename` is that path.
   """
   temporary = {path: temporary_of(path) for path in contents}
+  new = {path for path in contents if not os.path.lexists(path)}
   moved = []
   try:
     for path, data in contents.items():
@@ -79,7 +82,7 @@ def write_all(contents: Mapping[PathLike, bytes]) -> None:
         os.replace(temporary[path], path)
       moved.append(path)
   except OSError:
-    for path in moved:
+    for path in new.intersection(moved):
       os.unlink(path)
     raise
   finally:

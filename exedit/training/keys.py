@@ -59,8 +59,15 @@ def rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _groups(values, path='') -> Iterator[tuple[str, dict[str, Any]]]:
-  """The groups of a config by path, each without the groups inside it."""
-  inner = {n: v for n, v in values.items() if isinstance(v, Mapping) and n != 'lr_multipliers'}
+  """The groups of a config by path, each without the groups inside it.
+
+  At the top an empty group is a value, so that it is listed.
+  """
+  inner = {
+    name: group
+    for name, group in values.items()
+    if isinstance(group, Mapping) and name != 'lr_multipliers' and (group or path)
+  }
   yield path, {name: value for name, value in values.items() if name not in inner}
   for name, group in inner.items():
     yield from _groups(group, f'{path}.{name}' if path else name)

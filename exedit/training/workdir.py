@@ -20,7 +20,6 @@ from exedit.weights.formats.run import steps_in
 
 STARTED = 'started.json'
 LOGS = ('.log', '.out', '.err', '.txt')  # files that people keep in a workdir from the beginning
-MARKS = ('config.json', 'lock')  # files that tell that a folder is a run's
 PULLED = ('metrics.jsonl', 'config.json')  # small files that a later start reads
 
 
@@ -187,9 +186,14 @@ def require_ours(workdir: str, data_root: str) -> None:
   if remote.is_remote(workdir) or not os.path.isdir(workdir):
     return
   folder = Path(workdir)
-  if steps_in(folder / 'checkpoints') or any(map(_is_runs, (folder / n for n in MARKS))):
+  if steps_in(folder / 'checkpoints') or _is_runs(folder):
     return
   data = Path(os.path.relpath(data_root, workdir)).parts[:1]
+  if _json(folder / 'config.json').get('exported'):
+    raise UserError(
+      f'{workdir} holds exported weights: name a new --workdir, and start from these weights with '
+      f'--config.init_from={workdir}'
+    )
   there = [n for n in files.listing(workdir) if n not in data and Path(n).suffix not in LOGS]
   if there:
     more = f' and {len(there) - 1} more' if len(there) > 1 else ''
@@ -199,13 +203,21 @@ def require_ours(workdir: str, data_root: str) -> None:
     )
 
 
-def _is_runs(path: Path) -> bool:
-  """Whether this is the settings or the lock of a run."""
+def _is_runs(folder: Path) -> bool:
+  """Whether the folder holds the settings or the lock of a run."""
+  config, lock = _json(folder / 'config.json'), folder / 'lock'
+  if {'steps', 'batch_size', 'model', 'data'} <= config.keys() and 'exported' not in config:
+    return True
+  return 'pid' in _json(lock) or (lock.is_file() and not lock.stat().st_size)
+
+
+def _json(path: Path) -> dict[str, Any]:
+  """The object in a JSON file; empty if there is none."""
   try:
-    text = path.read_text()
-    return not text or {'pid', 'system', 'steps'} & json.loads(text).keys() != set()
-  except (OSError, ValueError, AttributeError):
-    return False
+    found = json.loads(path.read_text())
+    return found if isinstance(found, dict) else {}
+  except (OSError, ValueError):
+    return {}
 
 
 def path_of(workdir: str | os.PathLike) -> epath.Path:

@@ -171,7 +171,9 @@ def _checkpoint(path: Path) -> Path:
 
 
 def _checkpoints(path: Path) -> list[Path]:
-  """The checkpoints in a folder; of two kinds of file, the one that a hub's folder gives first."""
-  rank = {ending: i for i, ending in enumerate(fetch.ENDINGS) if ending != '.bin'}
-  found = [path / name for name in files.listing(path) if Path(name).suffix in rank]
-  return sorted(found, key=lambda file: rank[file.suffix])
+  """The checkpoints in a folder: .safetensors first, then .ckpt; others only if there are none."""
+  for endings in (('.safetensors', '.ckpt'), ('.pt', '.pth')):
+    found = [path / name for name in files.listing(path) if Path(name).suffix in endings]
+    if found:
+      return sorted(found, key=lambda file: endings.index(file.suffix))
+  return []

@@ -42,7 +42,9 @@ def test_a_required_flag_must_be_given(capsys):
   rows = [('bench', doors.REQUIRED, 'to read'), ('output', doors.REQUIRED, 'to write')]
   read = lambda *argv: doors.call(lambda bench, output: None, rows, 'About.', ['door', *argv])
   read('--bench=a', '--output=b')
-  assert refusal(capsys, read, '--bench=a', '--output=') == 'error: --output=... is missing'
+  assert (
+    refusal(capsys, read, '--bench=a', '--output=') == 'error: --output=... is missing: to write'
+  )
   assert '--output' in refusal(capsys, read, '--bench=a')
 
 

@@ -14,6 +14,7 @@ def test_every_key_of_the_recipe_has_a_value_and_a_meaning(variant):
   values = {path: value for path, value, _ in rows}
   assert values['optimizer.lr'] == str(config.optimizer.lr) and values['init_from'] == 'None'
   assert values['data.size'] == str(config.data.size)
+  assert variant == 'tiny' or values['synthetic'] == '{}'
 
 
 def test_the_listing_is_of_the_config_that_is_given():
