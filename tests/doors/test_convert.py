@@ -186,12 +186,15 @@ def test_what_diffusers_cannot_say_goes_into_the_original_layout(tmp_path, part,
   )
 
 
-def test_a_note_in_the_file_keeps_no_paths(tmp_path):
+def test_a_note_in_the_file_keeps_settings_of_edits_and_no_paths(tmp_path):
   config = released.config()
   config['data']['root'] = 'somewhere/private'
+  config['edit'] |= dict(spacing='ldm', mask_resize='nearest', count=4)
   released.own.write(tmp_path / 'a', config, released.params(), step=1)
   quiet(tmp_path / 'a', tmp_path / 'b.safetensors', layout='original')
   assert b'private' not in (tmp_path / 'b.safetensors').read_bytes()
+  kept = find.weights(tmp_path / 'b.safetensors').config['edit']
+  assert kept == {name: value for name, value in config['edit'].items() if name != 'count'}
 
 
 @pytest.mark.parametrize('ending', ['ckpt', 'pt'])

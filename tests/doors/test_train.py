@@ -259,6 +259,10 @@ def test_a_folder_with_other_files_is_no_workdir(settings, tmp_path):
   (tmp_path / 'config.json').write_text('{"mine": 1}')
   with pytest.raises(UserError, match='holds config.json'):
     runs.train(tmp_path, **settings)
+  exported = dict(settings, exported=dict(step=3))
+  (tmp_path / 'config.json').write_text(json.dumps(exported))
+  with pytest.raises(UserError, match='holds exported weights: name a new --workdir'):
+    runs.train(tmp_path, **settings)
   (tmp_path / 'config.json').unlink()
   inside = {**settings['data'], 'root': str(tmp_path / 'data')}
   for steps in (1, 2):

@@ -1,5 +1,6 @@
 """What the files of many tools mean as masks: one rectangle of a picture of 64 x 48."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -103,6 +104,7 @@ REFUSED = {
   'nothing painted': (with_alpha(on(WHITE, WHITE), 0 * GREY), 'transparent everywhere'),
   'a hole in black': (with_alpha(0 * SMOOTH, 255 - GREY), '86% of it is visible'),
   'a cut-out subject': (with_alpha(ROUGH, GREY), '14% of it is visible'),
+  'labels and 255': (bands(255, 1, 2), 'the values 0, 1, 2, 255'),
   '1 and 2': (1 + HOLE, 'only the values 1 and 2'),
   '110 and 160': (np.where(HOLE, 160, 110), 'only the values 110 and 160'),
   '0 and -1': (-HOLE.astype(np.int32), 'from -1 to 0'),
@@ -155,6 +157,19 @@ def test_the_noise_of_jpeg_does_no_harm(tmp_path, quality, paint):
   found = mask_files.read(tmp_path / 'm.jpg')
   expected = np.asarray(Image.fromarray(HOLE).resize(large.size))
   assert (found.meant != expected).mean() < 0.005 and bool(found.said) == (paint == RED)
+
+
+def test_a_grey_that_only_noise_lifts_over_half_is_refused(tmp_path):
+  grey = Image.fromarray((127 * HOLE).astype(np.uint8)).resize((500, 380), Image.Resampling.NEAREST)
+  grey.save(tmp_path / 'm.jpg', quality=75)
+  with pytest.raises(UserError, match='of its pixels are dark grey and'):
+    mask_files.read(tmp_path / 'm.jpg')
+
+
+def test_deep_colours_are_refused(tmp_path):
+  cv2.imwrite(str(tmp_path / 'm.png'), np.dstack([255 * HOLE.astype(np.uint16)] * 3))
+  with pytest.raises(UserError, match='several channels of more than 8 bits: save it with 8 bits'):
+    mask_files.read(tmp_path / 'm.png')
 
 
 def test_soft_edges_keep_their_levels():

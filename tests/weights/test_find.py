@@ -55,6 +55,8 @@ def test_a_folder_with_one_checkpoint_means_it(tmp_path):
   released.write_checkpoint(tmp_path / 'download' / 'model.safetensors')
   pictures.strew(tmp_path)
   assert find.weights(tmp_path / 'download', heads=2, groups=4).layout == 'original'
+  (tmp_path / 'download' / 'optimizer.pt').write_bytes(b'not weights')
+  assert find.weights(tmp_path / 'download', heads=2, groups=4).layout == 'original'
   released.write_checkpoint(tmp_path / 'download' / 'other.safetensors')
   with pytest.raises(UserError, match=r'several checkpoints \(model.safetensors, other.safeten'):
     find.weights(tmp_path / 'download')
