@@ -101,7 +101,7 @@ def provide(root: str, wanted: Mapping | None) -> str:
     return 'latents that exedit.encode has made'
   if wanted and (_manifest(root) is not None or not _shards(root)):
     ensure(root, **wanted)
-  if _manifest(root) is not None:
+  if _manifest(root) is not None and not _strangers(root):
     return f'scenes drawn by {MADE_BY}'
   return 'existing shards; no scenes were drawn' if wanted else 'existing shards'
 
@@ -186,8 +186,8 @@ def _complete(root: str, wanted: dict) -> dict | None:
       f'scenes are drawn into a folder of this machine and {root} holds none: draw them here '
       f'(python -m input_pipeline.synthetic) and copy the folder to {root}'
     )
+  _require_ours(root)
   if manifest is None:
-    _require_ours(root)
     return None
   for name, value in wanted.items():
     found = manifest['settings'].get(name)
@@ -230,19 +230,29 @@ def _shards(root: str) -> list[str]:
   return sorted(name for name in remote.listing(root) if tfrecord.SHARD.fullmatch(name))
 
 
+def _strangers(root: str) -> list[str]:
+  """Returns the shards in a folder that are not of the scenes that its manifest names."""
+  manifest = _manifest(root)
+  ours = [name for name, *_ in _parts(manifest['settings'])] if manifest else []
+  return [name for name in _shards(root) if name not in ours]
+
+
 def _require_ours(root: str) -> None:
   """Raises DataError unless scenes may be drawn here: the folder is missing, empty or our own.
 
-  Hidden files, such as our lock, and those that systems leave do not count; they stay.
+  A folder with our manifest and other shards is not our own. Hidden files, such as our lock, and
+  those that systems leave do not count; they stay.
   """
-  if not os.path.lexists(root) or _manifest(root) is not None:
-    return
-  if not os.path.isdir(root):
-    raise DataError(f'{root} is a file; name a folder')
-  there = _shards(root) or files.listing(root)
+  there = _strangers(root)
+  if not there and _manifest(root) is None and os.path.lexists(root):
+    if not os.path.isdir(root):
+      raise DataError(f'{root} is a file; name a folder')
+    there = files.listing(root)
   if there:
     more = f' (and {len(there) - 1} more like it)' if len(there) > 1 else ''
-    use = 'train on it as it is' if _shards(root) else 'docs/data.md says how to make shards'
+    use = 'docs/data.md says how to make shards'
+    if _shards(root):
+      use = 'or train on it as it is: --config.synthetic=None'
     raise DataError(
       f'{root} holds {there[0]}{more}, which was not made by {MADE_BY}: scenes are drawn only into '
       f'an empty folder; name another one ({use})'

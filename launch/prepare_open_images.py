@@ -54,6 +54,7 @@ ENDINGS = ('.jpg', '.JPG', '.jpeg', '.JPEG', '.png', '.PNG')  # the published on
 ROUNDING = 1e-3  # a box that leaves the picture by less is cut: it was rounded
 SHORTEST_ROW = 40  # bytes; to guess the number of images from the size of a table
 EARLY = 2**20  # bytes of a table in which a fault of all rows is found before the pipeline starts
+SCHEMA = 'tf.train.Example, features of tensorflow-datasets open_images_v4'
 BOX = ('XMin', 'XMax', 'YMin', 'YMax')
 COLUMNS = ('ImageID', *BOX)
 # The class numbers of Source and the names of the flags are those of TFDS open_images_v4.
@@ -154,7 +155,7 @@ def _edge(column: str, text: str) -> float:
 
 def _flag(column: str, text: str) -> int:
   """Returns a flag; -1 means unknown, as in Open Images, and so does an empty cell."""
-  if text.lower() in lists.BLANK:
+  if text.lower() in lists.UNSET:
     return -1
   word = text.lower().removesuffix('.0')
   try:
@@ -349,7 +350,7 @@ def default_shards(split: Split) -> int:
   Photos in a store are not counted; the size of the table limits their number.
   """
   with contextlib.suppress(FileNotFoundError):
-    return json.loads(remote.read(split.settings_path))['shards']
+    return read_own(split.settings_path, 'shards')['shards']
   most, published = SPLITS[split.name]
   count = remote.info(split.annotations)[0] // SHORTEST_ROW
   if not remote.is_remote(split.images):
@@ -391,6 +392,47 @@ def class_numbers(annotations: str, tables: Iterable[str]) -> dict[str, int]:
 # What was done before.
 
 
+def require_ours(output: str) -> None:
+  """Raises DataError unless the folder is empty or missing, or was begun by this program.
+
+  A split was begun if its settings are there. Its shards, manifest.json and dropped.csv may be
+  replaced then; other files stay.
+  """
+  if not remote.is_remote(output):
+    files.check_folder(output)
+  reports = names(os.path.join(output, 'reports'))
+  there = [name for name in names(output) if name != 'reports' or reports]
+  begun = [split for split in SPLITS if f'{split}.settings.json' in reports]
+  shard = re.compile(rf'open_images-({"|".join({*SPLITS} - {*begun})})\.tfrecord-.*')
+  if strange := [name for name in there if not begun or shard.fullmatch(name)]:
+    raise DataError(
+      f'{output!r} holds {strange[0]!r}, and no reports/*.settings.json says that this program '
+      'made it: name an empty folder as --output'
+    )
+  if 'manifest.json' in there:
+    read_own(os.path.join(output, 'manifest.json'), schema=SCHEMA)
+  for split in begun:
+    read_own(os.path.join(output, 'reports', f'{split}.settings.json'), 'shards', 'annotations')
+  paths = [os.path.join(output, 'reports', name) for name in reports if '.tfrecord-' in name]
+  for _ in in_parallel(lambda path: read_own(path, 'split', 'images', 'boxes', 'sha256'), paths):
+    pass
+
+
+def read_own(path: str, *keys: str, schema: str | None = None) -> dict:
+  """Returns a JSON object that this program wrote, with these keys and this schema.
+
+  Raises:
+    DataError: if it is damaged or somebody else's. FileNotFoundError: if it is missing.
+  """
+  with contextlib.suppress(ValueError, AttributeError, TypeError):
+    found = json.loads(remote.read(path))
+    if found.get('schema') == schema and all(key in found for key in keys):
+      return found
+  raise DataError(
+    f'{path!r} is damaged or was not made by prepare_open_images: name another --output'
+  )
+
+
 def settings(split: Split) -> dict:
   """Returns what must be equal in all runs into the same folder."""
   return dict(
@@ -410,7 +452,7 @@ def check_settings(split: Split) -> None:
   path = split.settings_path
   now = settings(split)
   try:
-    before = json.loads(remote.read(path))
+    before = read_own(path)
   except FileNotFoundError:
     write_json(path, now)
     return
@@ -441,7 +483,7 @@ def summary(split: Split) -> dict:
   """Returns the sums of the reports of a split."""
   total = dict(images=Counter(), boxes=Counter(), exif_rotated=0, examples={}, shards=[])
   for shard in range(split.shards):
-    report = json.loads(remote.read(split.report_path(shard)))
+    report = read_own(split.report_path(shard))
     total['images'].update(report['images'])
     total['boxes'].update(report['boxes'])
     total['exif_rotated'] += report['exif_rotated']
@@ -454,8 +496,9 @@ def write_manifest(splits: list[Split]) -> None:
   """Writes manifest.json, in which earlier splits stay, and dropped.csv."""
   output = splits[0].output
   path = os.path.join(output, 'manifest.json')
-  manifest = json.loads(remote.read(path)) if 'manifest.json' in names(output) else {}
-  manifest['schema'] = 'tf.train.Example, features of tensorflow-datasets open_images_v4'
+  manifest = dict(schema=SCHEMA)
+  if 'manifest.json' in names(output):
+    manifest = read_own(path, schema=SCHEMA)
   for split in splits:
     manifest[split.name] = dict(settings=settings(split), **summary(split))
   rows = io.StringIO()
@@ -463,7 +506,7 @@ def write_manifest(splits: list[Split]) -> None:
   table.writerow(['split', 'image', 'reason', 'detail'])
   for name in names(os.path.join(output, 'reports')):
     if '.tfrecord-' in name:
-      report = json.loads(remote.read(os.path.join(output, 'reports', name)))
+      report = read_own(os.path.join(output, 'reports', name))
       for reason in ('missing', 'unreadable'):
         table.writerows([report['split'], image, reason, why] for image, why in report[reason])
   with remote.writing(os.path.join(output, 'dropped.csv')) as file:
@@ -487,21 +530,28 @@ def show(split: Split, total: dict) -> None:
     print('  no class-descriptions-boxable.csv: every label is -1')
 
 
-def refuse_empty(split: Split, total: dict) -> None:
-  """Removes what was made of a split without images; raises DataError with the reasons."""
-  for shard in finished(split):
-    remote.remove(split.shard_path(shard))
-    remote.remove(split.report_path(shard))
-  remote.remove(split.settings_path)
-  if not remote.is_remote(split.output):
-    for folder in (os.path.join(split.output, 'reports'), split.output):
-      with contextlib.suppress(OSError):  # other splits are in it
-        os.rmdir(folder)
-  raise DataError(
+def refuse_empty(empty: list[tuple[Split, dict]]) -> None:
+  """Removes what was made of splits without images; raises DataError with the reasons.
+
+  empty: the splits with their summaries.
+  """
+  for split, _ in empty:
+    for shard in finished(split):
+      remote.remove(split.shard_path(shard))
+      remote.remove(split.report_path(shard))
+    remote.remove(split.settings_path)
+    if not remote.is_remote(split.output):
+      for folder in (os.path.join(split.output, 'reports'), split.output):
+        with contextlib.suppress(OSError):  # other splits are in it
+          os.rmdir(folder)
+  reasons = [
     f'{split.name} keeps no image, and nothing of it was written: '
     f'images: {told(total["images"], total["examples"])}; '
     f'boxes: {told(total["boxes"], total["examples"])}'
-  )
+    for split, total in empty
+  ]
+  if reasons:
+    raise DataError('; '.join(reasons))
 
 
 @contextlib.contextmanager
@@ -621,6 +671,7 @@ def prepare(argv: list[str]) -> None:
       'Apache Beam is not installed here; make an environment for it: python3 -m venv beam && '
       'beam/bin/pip install -r requirements-prepare.txt'
     ) from error
+  require_ours(args.output)
   splits = [find_split(args, name) for name in dict.fromkeys(args.splits.split(','))]
   for split in splits:
     check_table(split)
@@ -636,16 +687,13 @@ def prepare(argv: list[str]) -> None:
       if known:
         raise DataError(f'{known[2]}; the shards so far are kept, run again') from error
       raise
-  totals = [summary(split) for split in splits]
-  kept = [split for split, total in zip(splits, totals) if total['images']['kept']]
+  totals = [(split, summary(split)) for split in splits]
+  kept = [(split, total) for split, total in totals if total['images']['kept']]
   if kept:
-    write_manifest(kept)
-  for split, total in zip(splits, totals):
-    if split in kept:
-      show(split, total)
-  for split, total in zip(splits, totals):
-    if split not in kept:
-      refuse_empty(split, total)
+    write_manifest([split for split, _ in kept])
+  for split, total in kept:
+    show(split, total)
+  refuse_empty([(split, total) for split, total in totals if not total['images']['kept']])
 
 
 def main() -> None:

@@ -91,7 +91,9 @@ def read(
   pictures = [entry for entry in system.inputs if entry.kind != 'text']
   needed = [entry.name for entry in pictures if entry.required]
   check = lambda names: _check_columns(names, system)
-  rows, base = lists.read(path, [entry.name for entry in pictures], needed, check)
+  fields = dataclasses.fields(system.settings)
+  unset = [field.name for field in fields if 'none' not in field.metadata['choices']]
+  rows, base = lists.read(path, [entry.name for entry in pictures], needed, check, unset)
   found: list[Edit] = []
   faults: list[Fault] = []
   for where, row in rows:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from exedit import systems
-from exedit.evaluation import benchmark, make_edits, report, resources, scores, vectors
+from exedit.evaluation import benchmark, make_edits, pages, report, resources, scores, vectors
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime import compilation, files, processes, settings, versions
 from exedit.runtime.errors import UserError
@@ -18,7 +18,8 @@ PRECISIONS = ('float32', 'bfloat16')
 NETWORKS = ('clip_b32', 'clip', 'inception', 'lpips', 'dino_s16', 'dino')
 RESULTS, FEATURES = 'results.json', 'features'
 # What the beginning of an evaluation's file holds, by name.
-MARKS = {RESULTS: b'"benchmark"', 'index.html': b'p.head {'}
+MARKS = {RESULTS: b'"benchmark"', pages.PAGE: b'p.head {'}
+UNMARKED = (pages.PICTURES, 'grid.png')  # what is written after one of them
 FORMAT = 'exedit bench 1'
 
 
@@ -96,8 +97,8 @@ def evaluate(
     results = dict(format=FORMAT, benchmark=about, **made, **given.summary())
     results |= dict(versions=versions.versions(), **scorer.summary())
     say(report.table(results))
-    page = report.write(output, results, scored, reader)
     files.write_json(os.path.join(output, RESULTS), results)
+    page = report.write(output, results, scored, reader)
     say(f'{page} and {RESULTS} beside it')
   processes.wait_for_others('scored')  # JAX ends the others if process 0 is still working
   return results
@@ -176,10 +177,13 @@ def writable_folder(path: str) -> str:
   """Returns the folder; UserError unless files can be written there.
 
   A folder with somebody else's files of our names is refused, because they would be replaced.
+  Pictures are ours if one of the marked files is there.
   """
   files.check_folder(path)
-  for name, mark in MARKS.items():
+  there = [name for name in (*MARKS, *UNMARKED) if os.path.lexists(os.path.join(path, name))]
+  ours = any(name in MARKS for name in there)
+  for name in there:
     file = os.path.join(path, name)
-    if os.path.lexists(file) and mark not in files.head(file):
+    if MARKS[name] not in files.head(file) if name in MARKS else not ours:
       raise UserError(f'{file} was not written by an evaluation: name another --output')
   return path

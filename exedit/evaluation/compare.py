@@ -148,10 +148,6 @@ def write(output: str, comparison: Mapping[str, Any]) -> str:
   first = ids[: pages.SHOWN]
   root = results[0]['benchmark']['root']
   reader = benchmark.Reader(Bench(root, exemplar_size=None))
-  for i in {*first, *(i for sides in ends.values() for side in sides.values() for i in side)}:
-    edit, second = reader(scored[0][i]), reader.result(scored[1][i])
-    shown = (pages.tinted(edit), edit['exemplar'], edit['result'], second)
-    pages.save_pictures(output, i, dict(zip(KINDS, shown, strict=True)))
   about = f'The first {len(first)} of {len(ids)}. The source with the region to repaint in pink,'
   about += f' the exemplar, {paths[0]}, {paths[1]}.'
   figures = {'': [pages.figure(i, KINDS, str(i)) for i in first]}
@@ -163,7 +159,12 @@ def write(output: str, comparison: Mapping[str, Any]) -> str:
     sections.append(pages.Section(name, '', figures))
   head = [f'{len(ids)} edits of {root}, paired']
   title = f'{paths[0]} against {paths[1]}'
-  return pages.write(output, title, head, COLUMNS, _rows(comparison), sections)
+  page = pages.write(output, title, head, COLUMNS, _rows(comparison), sections)  # marks the folder
+  for i in {*first, *(i for sides in ends.values() for side in sides.values() for i in side)}:
+    edit, second = reader(scored[0][i]), reader.result(scored[1][i])
+    shown = (pages.tinted(edit), edit['exemplar'], edit['result'], second)
+    pages.save_pictures(output, i, dict(zip(KINDS, shown, strict=True)))
+  return page
 
 
 def _pictures(paths: Sequence[str], results: Sequence[dict]) -> list[dict[int, Scored]]:

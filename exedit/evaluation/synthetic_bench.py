@@ -105,8 +105,8 @@ def evaluate(
   say(table(results))
   os.makedirs(output, exist_ok=True)
   sheet = images.grid(_rows(bench, others, passes), COLUMNS)
+  files.write_json(os.path.join(output, 'results.json'), results)  # it marks the folder as ours
   picture = images.save(sheet, os.path.join(output, 'grid.png'))
-  files.write_json(os.path.join(output, 'results.json'), results)
   say(f'{picture} and results.json beside it')
   return results
 

@@ -20,7 +20,8 @@ from exedit.runtime import files
 from exedit.runtime.errors import UserError
 
 TABLES = ('.csv', '.tsv')
-BLANK = ('', 'nan', '<na>', 'n/a', '#n/a', 'null', 'none')  # cells of a table that hold nothing
+BLANK = ('', 'nan', '<na>', '#n/a')  # cells of a table that hold nothing: programs write them
+UNSET = (*BLANK, 'n/a', 'null', 'none')  # people's words too: a text or a file may be called so
 NAMELESS = re.compile(r'(Unnamed: \d+\S*)?')  # the name that a nameless column has, also in pandas
 
 Row = tuple[str, dict[str, Any] | UserError]
@@ -31,6 +32,7 @@ def read(
   columns: Sequence[str],
   needed: Sequence[str],
   check: Callable[[list[str]], None] = lambda names: None,
+  settings: Sequence[str] = (),
 ) -> tuple[list[Row], str]:
   """Returns the rows of a list or folder, and the folder in which its relative paths start.
 
@@ -38,6 +40,7 @@ def read(
     columns: the folders to look for in a folder; their files belong together by their names without
       the endings. needed: those that must be there.
     check: raises UserError for column names of a list that are not allowed.
+    settings: the columns of a table in which all words of UNSET hold nothing.
 
   Raises:
     UserError: if the list cannot be read at all, or is empty.
@@ -48,8 +51,9 @@ def read(
   elif not os.path.exists(path):
     raise UserError(f'{path} does not exist: name a .jsonl or .csv file, or a folder')
   elif ending in ('.jsonl', *TABLES):
-    reader = _jsonl if ending == '.jsonl' else _csv
-    rows, base = list(reader(path, _text(path), check)), os.path.dirname(path)
+    text, jsonl = _text(path), ending == '.jsonl'
+    found = _jsonl(path, text, check) if jsonl else _csv(path, text, check, settings)
+    rows, base = list(found), os.path.dirname(path)
   else:
     raise UserError(f'{path} is no list of edits: name a .jsonl or .csv file, or a folder')
   if not rows:
@@ -93,7 +97,7 @@ def _jsonl(path: str, text: str, check) -> Iterator[Row]:
     yield where, row
 
 
-def _csv(path: str, text: str, check) -> Iterator[Row]:
+def _csv(path: str, text: str, check, settings: Sequence[str]) -> Iterator[Row]:
   lines = _cells(path, text)
   _, names = next(lines, (1, []))
   named = [name for name in names if not NAMELESS.fullmatch(name)]
@@ -112,7 +116,7 @@ def _csv(path: str, text: str, check) -> Iterator[Row]:
     strays = [
       (at, cell)
       for at, (name, cell) in enumerate(zip(names, cells))
-      if cell and name not in named and not (cell.isdigit() and (name or at < first))
+      if cell and name not in named and not (_is_index(cell) and (name or at < first))
     ]
     if len(cells) > len(names):
       what = f'it has {len(cells)} cells and the first line {len(names)}'
@@ -121,8 +125,13 @@ def _csv(path: str, text: str, check) -> Iterator[Row]:
       at, cell = strays[0]
       yield where, UserError(f'its column {at + 1} has no name and holds {cell!r:.40}: name it')
     elif any(cells):
-      row = dict(zip(names, cells))
-      yield where, {name: row[name] for name in named if name in row}
+      blank = lambda name, cell: name in settings and cell.lower() in UNSET
+      row = {name: cell for name, cell in zip(names, cells) if name in named}
+      yield where, {name: '' if blank(name, cell) else cell for name, cell in row.items()}
+
+
+def _is_index(cell: str) -> bool:
+  return cell.removesuffix('.0').isdigit()  # pandas writes 3.0 where a number is missing
 
 
 def _cells(path: str, text: str) -> Iterator[tuple[int, list[str]]]:

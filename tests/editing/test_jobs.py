@@ -97,8 +97,10 @@ TABLES = dict(
   empty_ends=f'\n{HEAD},,\n{CELLS},,\n{CELLS},,,,\n,,,,,,,,\n  \n\n',
   index=f',{HEAD}\n0,{CELLS}\n',
   two_indexes=f',Unnamed: 0,{HEAD}\n4,9,{CELLS}\n',
+  index_of_floats=f',{HEAD}\n0.0,{CELLS}\n1.0,{CELLS}\n',
   floats=f'{HEAD}\na.png,m.png,e.png,7.0,2.5,0.0\n',
   nan=f'{HEAD},steps,zoom,output\n{CELLS},NaN,nan,<NA>\n',
+  words=f'{HEAD},steps,zoom,sampler\n{CELLS},None,n/a,null\n',
 )
 
 
@@ -112,6 +114,15 @@ def test_a_table_is_read_as_spreadsheets_and_pandas_write_it(folder, kind):
     assert edit.inputs == {name: str(folder / path) for name, path in ROW.items()}
     assert edit.settings == dataclasses.replace(OWN, seed=7, scale=2.5, paste=False)
     assert edit.output == os.path.join('out', 'a.png')
+
+
+def test_words_for_nothing_are_texts_where_they_may_be_meant(folder):
+  table = 'image,mask,exemplar,match,output\nnull,None,n/a,none,none\n'
+  [edit], faults = jobs.read(csv(folder, table), 'out', SYSTEM, OWN)
+  assert not faults and edit.settings == dataclasses.replace(OWN, match='none')
+  names = dict(image='null', mask='None', exemplar='n/a')
+  assert edit.inputs == {name: str(folder / path) for name, path in names.items()}
+  assert edit.output == os.path.join('out', 'none.png')
 
 
 def test_rows_of_pandas_as_json(folder):

@@ -5,6 +5,7 @@ In Beam's own environment (requirements-prepare.txt and pytest):
 """
 
 import csv
+import dataclasses
 import importlib.util
 import io
 import json
@@ -400,7 +401,70 @@ def test_a_split_without_images_is_an_error_and_leaves_nothing(tmp_path, lost):
   reason |= dict(folder_absent='12 folder_absent .*its folder train_0 is not there')
   reason |= dict(small='12 no_fitting_box; boxes: 12 too_small .*its box covers 0.25 of')
   with pytest.raises(DataError, match=f'train keeps no image.*{reason[lost]}'):
-    prepare.refuse_empty(split, prepare.summary(split))
+    prepare.refuse_empty([(split, prepare.summary(split))])
+  assert not (tmp_path / 'out').exists()
+
+
+def contents(folder):
+  return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+SHARD = 'open_images-train.tfrecord-00000-of-00003'
+OURS = {'reports/train.settings.json': dict(shards=3, annotations='train.csv')}
+
+
+@pytest.mark.parametrize(
+  'there, named',
+  [
+    ({'IMG_1.jpg': 0}, 'IMG_1.jpg'),
+    ({'reports/2023.json': 0}, 'reports'),
+    ({'dropped.csv': 'mine'}, 'dropped.csv'),
+    ({SHARD: 0, 'manifest.json': dict(schema=prepare.SCHEMA)}, 'manifest.json'),
+    (OURS | {SHARD.replace('train', 'validation'): 0}, 'open_images-validation'),
+    (OURS | {'manifest.json': dict(made_by='input_pipeline.synthetic')}, 'manifest.json'),
+    (OURS | {'manifest.json': [1]}, 'manifest.json'),
+    ({'reports/test.settings.json': dict(mine=1)}, 'test.settings.json'),
+    (OURS | {f'reports/{SHARD}.json': dict(split='train')}, f'{SHARD}.json'),
+  ],
+)
+def test_nothing_is_written_where_other_files_lie(layout, tmp_path, there, named):
+  for name, value in there.items():
+    path = tmp_path / 'out' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+  before = contents(tmp_path / 'out')
+  with pytest.raises(DataError, match=f'{named}.* name a.* --output') as caught:
+    prepare.prepare([f'--input={layout}', f'--output={tmp_path / "out"}', '--splits=train'])
+  assert '\n' not in str(caught.value) and contents(tmp_path / 'out') == before
+
+
+def test_a_damaged_manifest_is_refused_and_a_folder_of_ours_is_not(layout, tmp_path):
+  out = tmp_path / 'out'
+  (out / 'reports').mkdir(parents=True)  # left by a full disk
+  (out / '.DS_Store').touch()
+  prepare.require_ours(str(out))
+  split = split_of(layout, out)
+  prepare.check_settings(split)
+  for shard in range(3):
+    prepare.make_shard((shard, lines_of(layout)[shard::3]), split)
+  prepare.write_manifest([split])
+  (out / 'notes.txt').touch()
+  prepare.require_ours(str(out))
+  (out / 'manifest.json').write_text('{"schema": ')
+  with pytest.raises(DataError, match='manifest.json. is damaged or was not made by prepare_open'):
+    prepare.require_ours(str(out))
+
+
+def test_all_splits_without_images_are_told_and_removed(tmp_path):
+  root = small_layout(tmp_path / 'a', ending='')
+  train = split_of(root, tmp_path / 'out', '--shards=1')
+  splits = [train, dataclasses.replace(train, name='test', folders=('test',))]
+  lines = next((root / 'annotations').iterdir()).read_text().splitlines()[1:]
+  for split in splits:
+    prepare.check_settings(split)
+    prepare.make_shard((0, lines), split)
+  with pytest.raises(DataError, match='^train keeps no image.*; test keeps no image'):
+    prepare.refuse_empty([(split, prepare.summary(split)) for split in splits])
   assert not (tmp_path / 'out').exists()
 
 

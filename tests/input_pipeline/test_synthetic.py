@@ -135,6 +135,20 @@ def test_nothing_is_drawn_or_removed_where_other_files_lie(tmp_path, there):
   assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize('lost', ['', 'synthetic-*'])
+def test_our_manifest_does_not_make_other_shards_ours(tmp_path, lost):
+  synthetic.write(str(tmp_path), **SMALL)
+  for shard in tmp_path.glob(lost) if lost else ():
+    shard.unlink()
+  (tmp_path / 'photos-train.tfrecord-00000-of-00001').write_text('mine')
+  before = contents(tmp_path)
+  for f in (synthetic.write, synthetic.ensure, lambda root, **made: synthetic.provide(root, made)):
+    with pytest.raises(DataError, match='holds photos-train.*name another.*synthetic=None'):
+      f(str(tmp_path), **SMALL)
+  assert synthetic.provide(str(tmp_path), None) == 'existing shards'
+  assert contents(tmp_path) == before
+
+
 def test_shards_that_are_there_win(tmp_path):
   made = tmp_path / 'made'
   assert synthetic.provide(str(made), SMALL) == 'scenes drawn by input_pipeline.synthetic'
