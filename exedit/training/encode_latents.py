@@ -137,13 +137,13 @@ def begin(output: str, how: Mapping[str, Any], root: str, say: Callable[[str], N
     )
   if not remote.is_remote(output):
     os.makedirs(output, exist_ok=True)
-    files.sweep(output, lambda name: tfrecord.SHARD.fullmatch(name) is not None, alone=True)
-  there = remote.listing(output)
   if not found:
-    if there:
+    if remote.listing(output):
       raise UserError(f'{output} holds files already: name an empty folder')
     with remote.writing(os.path.join(output, latent_shards.MANIFEST)) as file:
       file.write(files.json_text(how).encode())
+  if not remote.is_remote(output):
+    files.sweep(output, lambda name: tfrecord.SHARD.fullmatch(name) is not None, alone=True)
   if how['split'] != 'validation':
     copy_validation(root, output, say)
 
