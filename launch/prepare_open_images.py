@@ -662,6 +662,7 @@ def prepare(argv: list[str]) -> None:
   args, beam_flags = arguments(argv)
   if not remote.is_remote(args.input) and not os.path.isdir(args.input):
     raise DataError(f'--input {args.input!r} is not a folder')
+  require_ours(args.output)
   if not args.verbose:
     logging.getLogger().setLevel(logging.CRITICAL)  # Beam logs traces of errors that we print
   try:
@@ -671,7 +672,6 @@ def prepare(argv: list[str]) -> None:
       'Apache Beam is not installed here; make an environment for it: python3 -m venv beam && '
       'beam/bin/pip install -r requirements-prepare.txt'
     ) from error
-  require_ours(args.output)
   splits = [find_split(args, name) for name in dict.fromkeys(args.splits.split(','))]
   for split in splits:
     check_table(split)

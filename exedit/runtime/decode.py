@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import Any
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
@@ -171,7 +171,7 @@ def opened(source: Source, name: str = '') -> Iterator[Image.Image]:
     ) from None
 
 
-def _open(stream: IO[bytes], name: str) -> Image.Image:
+def _open(stream: Any, name: str) -> Image.Image:
   """Opens a picture; what Pillow misses or refuses of a PNG file's metadata is mended first."""
   start = stream.read(16)
   blocks = None
@@ -205,7 +205,7 @@ _FLOAT = (
 )
 
 
-def _what_it_is(stream: IO[bytes], start: bytes) -> str:
+def _what_it_is(stream: Any, start: bytes) -> str:
   """Says what Pillow does not read."""
   if not start:
     return 'is empty (0 bytes): give a PNG, JPEG or WebP file'

@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import PngImagePlugin
 
@@ -26,7 +26,7 @@ class Blocks(NamedTuple):
   lost_profile: bool
 
 
-def scan(file: IO[bytes]) -> Blocks:
+def scan(file: Any) -> Blocks:
   """The blocks of an open PNG file. It passes over the pixels and unpacks at most 1 MB of a block.
 
   The orientation may be in eXIf, in XMP, or in one of the text blocks "Raw profile type ..." of
@@ -54,7 +54,7 @@ def scan(file: IO[bytes]) -> Blocks:
   return Blocks(exif, found.get('xmp', b''), too_long, lost)
 
 
-def without(file: IO[bytes], places: list[tuple[int, int]]) -> IO[bytes]:
+def without(file: Any, places: list[tuple[int, int]]) -> Any:
   """A copy of the file in memory without these places."""
   copy, at = io.BytesIO(), 0
   for start, end in places:

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from exedit import images
 from exedit.input_pipeline import codec
 from exedit.input_pipeline.coco_ee import layout
-from exedit.runtime import decode
+from exedit.runtime import decode, memory
 from exedit.runtime.errors import DataError
 
 H, W = 12, 20
@@ -344,7 +344,7 @@ def test_a_short_profile_is_kept_beside_a_long_text(tmp_path):
 def test_the_bound_of_pixels_follows_the_memory_and_the_flag(tmp_path, monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)  # put back at the end
   for gigabytes, megapixels in ((4, 89), (16, 167), (10**4, 500)):
-    monkeypatch.setattr(decode, '_memory', lambda g=gigabytes: int(g * 1e9))
+    monkeypatch.setattr(memory, 'of_machine', lambda g=gigabytes: int(g * 1e9))
     decode.allow()
     assert round(Image.MAX_IMAGE_PIXELS / 1e6) == megapixels
   Image.new('1', (2000, 1500)).save(tmp_path / 'a.png')
