@@ -15,7 +15,8 @@ make_environment() {
     exit 2
   fi
   version=$("$python" -VV)
-  if [ -n "${PYTHON-}" ] && found=$("$venv/bin/python" -VV 2>/dev/null) && [ "$found" != "$version" ]; then
+  if [ -n "${PYTHON-}" ] && found=$("$venv/bin/python" -VV 2>/dev/null) && [ -n "$found" ] &&
+    [ "$found" != "$version" ]; then
     echo "error: $venv is an environment of ${found%% (*}, and PYTHON is ${version%% (*}:" \
       "remove it, or name another folder (VENV=...)" >&2
     exit 2

@@ -139,9 +139,9 @@ def bad_inputs(folder):
     ('exemplar', 'nowhere.png', 'does not exist'),
     ('mask', 'other_size.png', '24 x 17 .* 24 x 16'),
     ('image', 'dot.png', '1 x 1'),
-    ('image', 'float.tif', "'F'"),
+    ('image', 'float.tif', 'floating-point pixels'),
     ('weights', '.', 'config.json'),
-    ('output', 'no/a.png', 'does not exist'),
+    ('output', 'dot.png/a.png', 'is not a folder'),
     ('num_samples', '0', 'num_samples'),
     ('scale', 'much', 'scale'),
   )

@@ -235,8 +235,8 @@ def test_a_crash_of_the_compiler_is_one_line(status, noise, says, compiles, conf
       'data, zero1, fsdp',
     ),
     (
-      dict(config='configs/pbe.py:tiny', topology='v5e:2x2', output='none/there.json'),
-      'none/there.json',
+      dict(config='configs/pbe.py:tiny', topology='v5e:2x2', output='README.md/there.json'),
+      'README.md is not a folder',
     ),
     (dict(config='configs/pbe.py:tiny', topology='v5e:2x2'), 'requirements-plan.txt'),
   ],

@@ -167,7 +167,7 @@ def test_the_door_packs(root, tmp_path, door):
 @pytest.mark.parametrize(
   'argv, line',
   [
-    ([], 'name a command: validate, pack, build, build_coco'),
+    ([], 'name a command, validate, pack, build, build_coco'),
     (['validate'], '--bench=... is missing'),
     (['pack', '--bench=x'], '--output=... is missing'),
     (['pack', '--bench=nowhere', '--output=y'], 'nowhere is not a folder'),
