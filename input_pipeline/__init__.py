@@ -1,3 +1,3 @@
 """Turns shards of records into batches of numpy arrays. It imports no jax."""
 
-import exedit  # noqa: F401  it arranges that Ctrl-C is one line while the rest is imported
+from exedit.runtime import start  # noqa: F401  Ctrl-C is one line while the rest is imported
