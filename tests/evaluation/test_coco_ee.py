@@ -190,7 +190,7 @@ def test_unusable_settings_are_one_line(world, repeated, settings, tmp_path):
   ]:
     given = dict(settings, pictures=str(repeated)) | change
     assert says in refuse(out, **given), change
-  assert 'is a file' in refuse(str(tmp_path / 'file'), **settings, pictures=str(repeated))
+  assert 'is not a folder' in refuse(str(tmp_path / 'file'), **settings, pictures=str(repeated))
   assert '--output is missing' in refuse(None, **settings, pictures=str(repeated))
 
 

@@ -55,9 +55,9 @@ def test_the_door_draws_the_sheet(door, folder, capsys):
   'flags, line',
   [
     ([], '--config is missing'),
-    (['--config=none.py'], "No such file or directory: 'none.py'"),
+    (['--config=none.py'], '--config=none.py: there is no such file; name one'),
     (['--config=config.py', '--config.data.rot=x'], "no key 'rot': did you mean 'root'?"),
-    (['--config=config.py', '--config.data.size=x'], "invalid literal for int() with base 10: 'x'"),
+    (['--config=config.py', '--config.data.size=x'], 'data.size=x: it must be a whole number'),
     (['--config=config.py', '--config.data.size=0'], 'data.size is 0: it must be at least 1'),
     (['--config=config.py', '--count=0'], '--count=0: must be at least 1'),
     (['--config=config.py', '--output=sheet.doc'], '--output=sheet.doc: name a .png or .jpg file'),
