@@ -13,7 +13,7 @@ from PIL import Image
 from configs import coco_ee as coco_ee_config
 from exedit import images, paint_by_example, systems
 from exedit.editing.engine import Engine
-from exedit.editing.photo import PhotoSettings
+from exedit.editing.settings import PhotoSettings
 from exedit.evaluation import benchmark, coco_ee, make_edits
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime.errors import UserError
