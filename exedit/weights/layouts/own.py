@@ -79,7 +79,7 @@ def checked_settings(model: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(group, Mapping):
       raise _damaged(where, f'model.{part}', group, '')
     checked[part] = {n: _checked(n, value, f'model.{part}', where) for n, value in group.items()}
-  return checked
+  return {name: checked[name] for name in model}  # in the given order
 
 
 def _checked(name: str, value: Any, group: str, where: str) -> Any:
