@@ -94,7 +94,15 @@ def convert(
     reading = counted(tensors, bar.update)
     if layout == 'exedit':
       log = Path(src) / 'metrics.jsonl'
-      own.write(target, weights.config, reading, step=weights.step, log=log)
+      named = {} if weights.kind == 'paint_by_example' else dict(system=weights.kind)
+      own.write(
+        target,
+        weights.config | named,
+        reading,
+        step=weights.step,
+        log=log,
+        tokenizer=weights.tokenizer,
+      )
     else:
       write_foreign(target, layout, dict(weights.config, model=system.complete(model)), reading)
   say(f'{to}: {layout} layout, {len(tensors)} tensors, {size / 1e6:.1f} MB in {types}')

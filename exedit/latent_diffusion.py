@@ -205,18 +205,19 @@ def noise_prediction_loss(
 def denoiser(
   unet: UNet,
   schedule: Schedule,
-  still: Float[Array, 'b lh lw s'],
+  still: Float[Array, 'b lh lw s'] | None,
   context: Float[Array, 'b n d'],
-  null: Float[Array, '...'],
+  null: Float[Array, '...'] | None,
   scale: float,
 ) -> Denoiser:
   """The guided noise prediction `(x, t) -> eps` that a sampler takes.
 
-  still: the channels that stay the same in all steps. null: the context of guidance's second half.
-  scale: the guidance scale; 1 turns guidance off. Everything that no step changes is computed once,
-  here (docs/design.md, Exact shortcuts).
+  still: the channels that stay the same in all steps; None: there are none. null: the context of
+  guidance's second half, which scale 1 does not need. scale: the guidance scale; 1 turns guidance
+  off. Everything that no step changes is computed once, here (docs/design.md, Exact shortcuts).
   """
   if scale != 1:
+    assert null is not None
     context = guidance.doubled(context, null)
   prepared = unet.prepare(still, context)
 
@@ -311,12 +312,17 @@ def repaint(
   keys = jax.vmap(jax.random.split)(picture_keys(key, b))
   noise = normal(keys[:, 0], shape) if noise is None else noise
   posterior_noise = normal(keys[:, 1], shape) if posterior_noise is None else posterior_noise
-  # Inside another compiled function the options of that one count.
-  platform = None if isinstance(source, jax.core.Tracer) else jax.default_backend()
-  run = compiled(function, platform, tuple(settings))
-  result = run(*nnx.split(model), *padded, *conditions, noise, posterior_noise, **settings)
+  result = run(function, model, *padded, *conditions, noise, posterior_noise, **settings)
   result = result[:, :h, :w]
   return images.paste(result, source, mask) if paste else result
+
+
+def run(function: Callable[..., Any], model: Any, first: Any, *arrays: Any, **settings: Any) -> Any:
+  """`function(graphdef, params, first, *arrays, **settings)`, compiled for the settings' values."""
+  # Inside another compiled function the options of that one count.
+  platform = None if isinstance(first, jax.core.Tracer) else jax.default_backend()
+  call = compiled(function, platform, tuple(settings))
+  return call(*nnx.split(model), first, *arrays, **settings)
 
 
 @functools.cache

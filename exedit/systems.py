@@ -91,7 +91,8 @@ class System(Form):
     network gives them. `arrays` holds the inputs by name, at (height, width) `size`. `keys` [b] is
     one random key for each picture. `settings` are the network's (see `setting`).
   picture_size(model): the side in pixels of a 'picture' input, from the model settings.
-  tokens(model, text): the array that `edit` gets for a 'text' input, from the model settings.
+  tokenizer(weights): a function of a text that gives the array that `edit` gets for a 'text' input;
+    its `cut(text)` is the end of a text that is too long. See `input_pipeline.tokenizer`.
   moments(autoencoder, image, mask): the moments that `exedit.encode` stores. None: the system does
     not train on stored latents.
   """
@@ -104,7 +105,7 @@ class System(Form):
   preview: Callable[..., tuple[Sequence[str], list[list[Any]]]]
   edit: Callable[..., Any]
   picture_size: Callable[[Mapping[str, Any]], int] = lambda model: 0
-  tokens: Callable[[Mapping[str, Any], str], Any] | None = None
+  tokenizer: Callable[['Weights'], Any] | None = None
   moments: Callable[..., Any] | None = None
 
 
@@ -137,8 +138,8 @@ def register(system: System) -> System:
 def all_systems() -> dict[str, System]:
   """Every known system by its name.
 
-  The environment variable EXEDIT_SYSTEMS names modules outside this package, separated by commas.
-  They are imported here, and each calls `register`.
+  The environment variable EXEDIT_SYSTEMS names further modules, separated by commas. They are
+  imported here, and each has a `SYSTEM` or calls `register`.
 
   Raises:
     UserError: for a module that cannot be imported.
@@ -160,7 +161,9 @@ def forms() -> dict[str, Form]:
 def _import_named() -> None:
   for module in filter(None, os.environ.get('EXEDIT_SYSTEMS', '').split(',')):
     try:
-      importlib.import_module(module)
+      found = importlib.import_module(module)
+      if isinstance(system := getattr(found, 'SYSTEM', None), System):
+        register(system)
     except ImportError as error:
       raise UserError(
         f'EXEDIT_SYSTEMS names {module}, which cannot be imported ({error}): correct it, or put '

@@ -21,16 +21,17 @@ def combined(
 
 
 def drop(
-  context: Float[Array, 'b n d'],
-  null: Float[Array, '1 #n d'],
+  context: Shaped[Array, 'b ...'],
+  null: Shaped[Array, '1 ...'],
   key: Key[Array, ''] | Key[Array, ' b'],
   p: float | Float[Array, ''],
-) -> Float[Array, 'b n d']:
+) -> Shaped[Array, 'b ...']:
   """Replace the context by the null with probability `p` (their algorithm 1).
 
+  The context may also be the tokens that make it, and the null those of an empty text.
   With b keys each example has its own coin, as in the paper. With one key the whole batch has one
   coin, as in the released code of Paint by Example (PbE ldm/models/diffusion/ddpm.py).
   """
   toss = jax.vmap(lambda key: jax.random.bernoulli(key, p))
-  coins = toss(key.reshape(-1))[:, None, None]  # [b 1 1] or [1 1 1]
+  coins = toss(key.reshape(-1)).reshape(-1, *[1] * (context.ndim - 1))  # [b 1 ...] or [1 1 ...]
   return jnp.where(coins, null.astype(context.dtype), context)

@@ -192,14 +192,17 @@ def samples(found: Sequence[Edit], count: int) -> list[Edit]:
 # Checking the inputs
 
 
-def check(edit: Edit, system: System, trained: int) -> Job:
-  """Checks the files of one edit; of them it decodes only the masks.
+def check(edit: Edit, system: System, trained: int, tokenizer: Any = None) -> Job:
+  """Checks the texts and files of one edit; of the files it decodes only the masks.
+
+  tokenizer: see `System.tokenizer`. None: texts are not checked.
 
   Raises:
-    UserError: for a file that is missing or not readable, an empty mask or one of another size,
-      and a photo that is too long.
+    UserError: for an empty text, one that cannot be spelt, a file that is missing or not readable,
+      an empty mask or one of another size, and a photo that is too long.
   """
   headers, masks, understood = check_files(edit, system)
+  understood += _check_texts(edit, system, tokenizer)
   pixels = sum(
     math.prod(headers[entry.name].size)
     for entry in system.inputs_of('photo', 'picture')
@@ -259,6 +262,22 @@ def read_mask(
   return images.read_mask(edit.inputs[entry.name], size, of=entry.of, scale=scale, say=say)
 
 
+def _check_texts(edit, system, tokenizer):
+  """Checks the texts of an edit; yields what to tell about them."""
+  for entry in system.inputs_of('text'):
+    text = edit.inputs.get(entry.name)
+    if text is None or tokenizer is None:
+      continue
+    if not text.strip():
+      raise UserError(f'{entry.name} is empty: say what the picture shows')
+    try:
+      tokenizer(text)
+    except UserError as error:
+      raise UserError(f'{entry.name}: {error}') from None
+    if cut := tokenizer.cut(text):
+      yield f'{entry.name} is too long for the text tower, which does not see its end: {cut!r}'
+
+
 def _notes(edit, header, white):
   if white:
     yield 'the mask is white everywhere: nothing of the photo is kept'
@@ -275,13 +294,17 @@ def _notes(edit, header, white):
 
 
 def check_all(
-  found: Iterable[Edit], system: System, trained: int, done: Callable[[], Any] = lambda: None
+  found: Iterable[Edit],
+  system: System,
+  trained: int,
+  done: Callable[[], Any] = lambda: None,
+  tokenizer: Any = None,
 ) -> tuple[list[Job], list[Fault]]:
   """`check` for every edit, in threads; `done` is called after each."""
 
   def one(edit):
     try:
-      return check(edit, system, trained)
+      return check(edit, system, trained, tokenizer)
     except Exception as error:
       why = explain(error)
       if why is None:

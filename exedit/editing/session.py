@@ -104,6 +104,11 @@ class Session:
     return self._digest
 
   @functools.cached_property
+  def tokenizer(self) -> Any:
+    """The function that turns a text into tokens; None for a system without texts."""
+    return self.system.tokenizer(self.found) if self.system.tokenizer else None
+
+  @functools.cached_property
   def versions(self) -> dict[str, Any]:
     """The versions that a recipe records."""
     return recipes.versions()
@@ -227,10 +232,9 @@ class Session:
     """The network's arrays of one job with these decoded inputs."""
     model = self.config['model']
     size = self.system.picture_size(model) if self.system.inputs_of('picture') else 0
-    tokens = functools.partial(self.system.tokens, model) if self.system.tokens else None
     return photo.prepare(
       self.system.inputs, decoded.given, job.edit.settings,
-      trained=self.trained, picture_size=size, tokens=tokens, frame=job.frame,
+      trained=self.trained, picture_size=size, tokens=self.tokenizer, frame=job.frame,
     ).arrays  # fmt: skip
 
   def _write(self, result: Result, decoded: Decoded) -> Made:

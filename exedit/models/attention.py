@@ -17,8 +17,8 @@ class Attention(nnx.Module):
   """Multi-head attention over a context, or over x itself, with the softmax in float32.
 
   `to_q`, `to_k` and `to_v` have a bias only with `qkv_bias`; `to_out` always has one (LDM
-  ldm/modules/attention.py CrossAttention). `linear` makes the layers and decides how they
-  start.
+  ldm/modules/attention.py CrossAttention). With `causal` a token sees itself and earlier ones.
+  `linear` makes the layers and decides how they start.
   """
 
   def __init__(
@@ -28,6 +28,7 @@ class Attention(nnx.Module):
     heads: int,
     context_features: int | None = None,
     qkv_bias: bool = False,
+    causal: bool = False,
     implementation: Implementation = None,
     linear: Callable[..., nnx.Linear] = blocks.linear,
     dtype: DTypeLike = jnp.float32,
@@ -35,7 +36,7 @@ class Attention(nnx.Module):
   ):
     context_features = context_features or features
     qkv = functools.partial(linear, use_bias=qkv_bias, dtype=dtype, rngs=rngs)
-    self.heads = heads
+    self.heads, self.causal = heads, causal
     self.implementation: Implementation = implementation
     self.to_q = qkv(features, features)
     self.to_k = qkv(context_features, features)
@@ -47,7 +48,7 @@ class Attention(nnx.Module):
   ) -> Float[Array, 'b n c']:
     context = x if context is None else context
     q, k, v = (self._split(a) for a in (self.to_q(x), self.to_k(context), self.to_v(context)))
-    y = kernels.attend(q, k, v, self.implementation)
+    y = kernels.attend(q, k, v, self.implementation, causal=self.causal)
     return self.to_out(y.reshape(x.shape))
 
   def constant(self, context: Float[Array, 'b 1 d']) -> Float[Array, 'b 1 c']:

@@ -71,8 +71,12 @@ def attend(
   k: Float[Array, 'b m heads d'],
   v: Float[Array, 'b m heads d'],
   implementation: Implementation = None,
+  *,
+  causal: bool = False,
 ) -> Float[Array, 'b n heads d']:
   """softmax(q k^T / sqrt(d)) v with the softmax in float32 (arXiv 1706.03762, eq. 1).
+
+  causal: token i sees only the tokens 0 to i. This form is for short sequences, such as texts.
 
   If there are many logits, they never exist all at once: the forward pass computes them in blocks
   of queries, and the backward pass computes them again. This is exact, because each query still
@@ -81,6 +85,8 @@ def attend(
   Raises:
     ValueError: for 'cudnn' if it cannot compute this attention here.
   """
+  if causal:
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation='xla')
   (b, n, heads, d), m = q.shape, k.shape[1]
   chosen = choose(q.dtype, (n, m), d, current_device(), implementation)
   if chosen == 'cudnn':

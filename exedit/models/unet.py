@@ -21,7 +21,8 @@ Constants = tuple[Float[Array, 'bk 1 _'], ...]
 class Prepared:
   """The results that all sampling steps of an edit share (docs/design.md, "Exact shortcuts").
 
-  stem: conv_in of the channels that do not change, with its bias, [b h w channels].
+  stem: conv_in of the channels that do not change, with its bias, [b h w channels]; the bias alone,
+    [1 1 1 channels], if all of them change.
   context: for a one-token context one constant [bk 1 c] per cross-attention, in the order of the
     layers; for a longer context its tokens [bk n d].
   """
@@ -168,12 +169,18 @@ class UNet(nnx.Module):
     """The outputs of all cross-attentions for a one-token context, in the order of the layers."""
     return tuple(layer.attn2.constant(context) for layer in self._transformers())
 
-  def prepare(self, still: Float[Array, 'b h w s'], context: Float[Array, 'bk n d']) -> Prepared:
-    """Compute what all sampling steps of an edit share; `still` are the last channels of x."""
-    kernel = self.conv_in.kernel[...][:, :, -still.shape[-1] :]
+  def prepare(
+    self, still: Float[Array, 'b h w s'] | None, context: Float[Array, 'bk n d']
+  ) -> Prepared:
+    """Compute what all sampling steps of an edit share.
+
+    still: the last channels of x, which do not change. None: there are none.
+    """
     assert self.conv_in.bias is not None  # blocks.conv always makes one
-    stem = _conv(still, kernel, self.dtype)
-    stem += self.conv_in.bias[...].astype(self.dtype)[None, None, None]
+    stem = self.conv_in.bias[...].astype(self.dtype)[None, None, None]
+    if still is not None:
+      kernel = self.conv_in.kernel[...][:, :, -still.shape[-1] :]
+      stem = _conv(still, kernel, self.dtype) + stem
     return Prepared(stem, self.constants(context) if context.shape[1] == 1 else context)
 
   def denoise(

@@ -27,6 +27,7 @@ class Layer(nnx.Module):
     depth: int,
     activation: Callable[[Array], Array],
     eps: float,
+    causal: bool = False,
     implementation: Implementation = None,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
@@ -37,6 +38,7 @@ class Layer(nnx.Module):
       width,
       heads=heads,
       qkv_bias=True,
+      causal=causal,
       implementation=implementation,
       linear=nnx.Linear,  # kernels of standard deviation width**-0.5, as CLIP's
       dtype=dtype,

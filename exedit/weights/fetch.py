@@ -22,7 +22,10 @@ from pathlib import Path, PurePosixPath
 from exedit.runtime import caches, files, progress, remote
 from exedit.runtime.errors import DataError, UserError, disk_is_full, one_line
 
-COMPONENTS = ('unet', 'vae', 'image_encoder', 'feature_extractor', 'scheduler')
+COMPONENTS = (
+  *('unet', 'vae', 'scheduler', 'image_encoder', 'feature_extractor'),
+  *('text_encoder', 'tokenizer'),
+)
 ENDINGS = ('.safetensors', '.bin', '.ckpt', '.pt', '.pth')  # in a folder, the first kind is taken
 _VARIANT = re.compile(r'\.(fp16|bf16|fp32|non_ema)[.-]')
 _SHARD = re.compile(r'-\d+-of-\d+')
@@ -185,7 +188,7 @@ def wanted(paths: Sequence[str], where: str) -> list[str]:
     UserError: if there are no weights, or several checkpoints.
   """
   pipeline = 'model_index.json' in paths
-  config = lambda p: p.suffix == '.json' and '.index.' not in p.name
+  config = lambda p: p.name == 'merges.txt' or (p.suffix == '.json' and '.index.' not in p.name)
   chosen = [p for p in map(PurePosixPath, paths) if len(p.parts) == 1 and config(p)]
   weights = []
   for folder in COMPONENTS if pipeline else ('.',):

@@ -18,7 +18,7 @@ PARTS = (
     'a diffusers pipeline',
     (('model_index.json',), ('unet', 'scheduler')),
     re.compile(
-      rf'model_index\.json|({"|".join(fetch.COMPONENTS)}|safety_checker|text_encoder)(/.*)?'
+      rf'model_index\.json|({"|".join(fetch.COMPONENTS)}|safety_checker)(/.*)?'
     ),
   ),
   (
@@ -48,7 +48,8 @@ def weights(
   revision: of the hub repository.
   heads, groups: of an original checkpoint's UNet, because the file does not say them; by default
     the published 8 and 32. clip_heads: of its image tower; by default one per 64 channels.
-  to_start: also accept Stable Diffusion 1.x for text, from which a training can start.
+  to_start: of Stable Diffusion leave out the text tower, which a training of another system does
+    not need.
   Raises:
     UserError: if there are no such weights, or exedit cannot use them.
   """
@@ -57,7 +58,7 @@ def weights(
   if layout == 'diffusers':
     from exedit.weights.layouts import diffusers
 
-    found = diffusers.read(path)
+    found = diffusers.read(path, to_start)
   elif layout == 'original':
     from exedit.weights.layouts import original
 
@@ -67,12 +68,19 @@ def weights(
     from exedit.weights.layouts import own
 
     found = own.read(path, which)
-  if found.kind == 'stable_diffusion' and not to_start:
-    raise UserError(
-      f'{src} is Stable Diffusion, which edits by text: a training can start from it '
-      '(--config.init_from), an edit by exemplar needs Paint by Example'
-    )
+  if to_start:
+    found = _without_text(found)
   return dataclasses.replace(found, layout=layout, where=os.fspath(src))
+
+
+def _without_text(found: Weights) -> Weights:
+  """The weights without a text tower, if they have one."""
+  model = {name: value for name, value in found.config['model'].items() if name != 'text'}
+  table = [
+    (theirs, None if ours is not None and ours.startswith('text.') else ours, transform)
+    for theirs, ours, transform in found.table
+  ]
+  return dataclasses.replace(found, config=dict(found.config, model=model), table=table)
 
 
 def config(

@@ -22,10 +22,11 @@ class Weights:
     was trained, `edit` how it samples.
   theirs: the tensors by the names that they have in the files; `table` translates the names.
   files: the files that hold the weights.
-  kind: the name of the system; 'stable_diffusion' for weights that a training can only start from.
+  kind: the name of the system.
   sha256: the digests of files, where the files' maker left them.
   which: 'ema' or 'params', whichever was taken, where the files have both.
   notes: which settings were taken from where, for the user.
+  tokenizer: the folder with the files of the tokenizer, for weights that take texts and have one.
   layout: 'exedit', 'diffusers', 'original' or 'transformers'.
   where: the name of the weights in messages.
   """
@@ -39,6 +40,7 @@ class Weights:
   sha256: Mapping[Path, str] = dataclasses.field(default_factory=dict)
   which: str = ''
   notes: tuple[str, ...] = ()
+  tokenizer: Path | None = None
   layout: str = ''
   where: str = ''
 

@@ -106,6 +106,18 @@ CLIP = Known(
   implemented=dict(hidden_act=('quick_gelu',), layer_norm_eps=(1e-5,), num_channels=(3,)),
   strict=False,  # transformers' base class adds dozens of settings
 )
+CLIP_TEXT = Known(
+  read=dict(
+    vocab_size=49408,
+    max_position_embeddings=77,
+    hidden_size=512,
+    intermediate_size=2048,
+    num_hidden_layers=12,
+    num_attention_heads=8,
+  ),
+  implemented=dict(hidden_act=('quick_gelu',), layer_norm_eps=(1e-5,)),
+  strict=False,
+)
 SCHEDULER = Known(
   read=dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, prediction_type='epsilon'),
   implemented=dict(
@@ -220,6 +232,20 @@ def clip(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     mlp='intermediate_size',
     patch='patch_size',
     image_size='image_size',
+  )
+  return {ours: read[theirs] for ours, theirs in names.items()}
+
+
+def clip_text(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Returns the arguments of CLIPText."""
+  read = {n: integer({n: v}, n, where) for n, v in values(CLIP_TEXT, config, where).items()}
+  names = dict(
+    vocabulary='vocab_size',
+    length='max_position_embeddings',
+    width='hidden_size',
+    layers='num_hidden_layers',
+    heads='num_attention_heads',
+    mlp='intermediate_size',
   )
   return {ours: read[theirs] for ours, theirs in names.items()}
 

@@ -33,13 +33,15 @@ def randomised(module, seed: int = 0):
   return module.eval()
 
 
-def unet(channels, mult, layers, attention_levels, heads, groups, context_dim, **more):
+def unet(
+  channels, mult, layers, attention_levels, heads, groups, context_dim, in_channels=9, **more
+):
   """diffusers' UNet for the settings of ours, randomised."""
   import diffusers
 
   attends = [i in attention_levels for i in range(len(mult))]
   model = diffusers.UNet2DConditionModel(
-    in_channels=9,
+    in_channels=in_channels,
     out_channels=4,
     block_out_channels=[channels * m for m in mult],
     layers_per_block=layers,
@@ -80,6 +82,21 @@ def tower_config(width, layers, heads, mlp, patch, image_size, **more):
     intermediate_size=mlp,
     patch_size=patch,
     image_size=image_size,
+    **more,
+  )
+
+
+def text_config(vocabulary, length, width, layers, heads, mlp, **more):
+  """transformers' config of the CLIP text tower for the settings of ours."""
+  import transformers
+
+  return transformers.CLIPTextConfig(
+    vocab_size=vocabulary,
+    max_position_embeddings=length,
+    hidden_size=width,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    intermediate_size=mlp,
     **more,
   )
 

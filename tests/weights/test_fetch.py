@@ -72,6 +72,7 @@ def test_half_size_twins_other_frameworks_and_parts_nobody_uses_stay_there():
     'model_index.json',
     'unet/diffusion_pytorch_model.safetensors',
     'vae/diffusion_pytorch_model.bin',
+    'text_encoder/model.safetensors',
   ]
   clip = ['config.json', 'model.safetensors', 'pytorch_model.bin', 'tf_model.h5', 'vocab.json']
   assert wanted(clip, '') == ['config.json', 'vocab.json', 'model.safetensors']

@@ -1,4 +1,8 @@
-"""The folder of a diffusers pipeline, read and written: unet/, vae/, image_encoder/, scheduler/."""
+"""The folder of a diffusers pipeline, read and written.
+
+It holds unet/, vae/ and scheduler/; for Paint by Example image_encoder/; for Stable Diffusion
+text_encoder/ and tokenizer/.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,11 +16,11 @@ from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.tensor import Tensor, read_json
 from exedit.weights.found import Weights, system_of
-from exedit.weights.tables import autoencoder, conditioner, unet
+from exedit.weights.tables import autoencoder, clip_text, conditioner, unet
 from exedit.weights.translate import Row, to_theirs, under
 
-PARTS = ('unet', 'vae', 'image_encoder', 'scheduler')
-STEM = dict(image_encoder='model')  # names of .safetensors: transformers' one, else diffusers'
+ENCODERS = dict(paint_by_example='image_encoder', stable_diffusion='text_encoder')
+STEMS = dict.fromkeys(ENCODERS.values(), 'model')  # transformers' name of a .safetensors
 OTHERS = {  # folders that only other pipelines have
   'text_encoder_2': 'Stable Diffusion XL',
   'text_encoder_3': 'Stable Diffusion 3',
@@ -27,13 +31,15 @@ TABLE: list[Row] = [
   *under('unet/', 'unet.', unet.TABLE),
   *under('vae/', 'autoencoder.', autoencoder.TABLE),
   *under('image_encoder/', '', conditioner.IMAGE_ENCODER),
+  *under('text_encoder/', 'text.', clip_text.TABLE),
 ]
 VERSION = '0.33.1'  # of diffusers: the last one that supported the pipeline
 
 
-def read(path: Path) -> Weights:
+def read(path: Path, to_start: bool = False) -> Weights:
   """Returns the weights in the folder of a pipeline: Paint by Example, or Stable Diffusion 1.x.
 
+  to_start: leave out the text tower of Stable Diffusion; its folder may be missing.
   Raises:
     UserError: for another pipeline, an incomplete folder, or a setting that is not implemented.
   """
@@ -42,7 +48,9 @@ def read(path: Path) -> Weights:
     if other in components:
       raise UserError(f'{path} is {what} ({other}/): exedit reads Paint by Example and SD 1.x')
   by_text = 'text_encoder' in components and 'image_encoder' not in components
-  parts = [part for part in PARTS if part != 'image_encoder' or not by_text]
+  encoder = 'text_encoder' if by_text else 'image_encoder'
+  without = by_text and to_start
+  parts = ['unet', 'vae', *([] if without else [encoder]), 'scheduler']
   missing = [f'{part}/' for part in parts if not (path / part).is_dir()]
   if missing:
     there = [f'{part}/' for part in parts if (path / part).is_dir()]
@@ -53,12 +61,14 @@ def read(path: Path) -> Weights:
   opened, theirs = [], {}
   for part in parts:
     if part != 'scheduler':
-      file = weights_file(path / part, STEM.get(part, 'diffusion_pytorch_model'))
+      file = weights_file(path / part, STEMS.get(part, 'diffusion_pytorch_model'))
       tensors = open_tensors(file)
       theirs |= {f'{part}/{name}': tensor for name, tensor in tensors.items()}
       opened += shards(file)
-  config, kind = _config(path, by_text)
-  return Weights(config, theirs, TABLE, tuple(opened), kind=kind)
+  config, kind = _config(path, None if without else encoder)
+  texts = path / 'tokenizer'
+  tokenizer = texts if texts.is_dir() else None
+  return Weights(config, theirs, TABLE, tuple(opened), kind=kind, tokenizer=tokenizer)
 
 
 def _components(path: Path) -> set[str]:
@@ -69,8 +79,12 @@ def _components(path: Path) -> set[str]:
   return parts | {name for name in files.listing(path) if (path / name).is_dir()}
 
 
-def _config(path: Path, by_text: bool) -> tuple[dict[str, Any], str]:
-  """(config in exedit's words, name of the system)."""
+def _config(path: Path, encoder: str | None) -> tuple[dict[str, Any], str]:
+  """(config in exedit's words, name of the system).
+
+  encoder: the folder of the condition's network; None: without it.
+  """
+  by_text = encoder != 'image_encoder'
   file = lambda part, name='config.json': path / part / name
   translated = lambda part, convert: convert(read_json(file(part)), str(file(part)))
   net, vae = translated('unet', settings.unet), translated('vae', settings.autoencoder)
@@ -89,12 +103,16 @@ def _config(path: Path, by_text: bool) -> tuple[dict[str, Any], str]:
       f'{settings.shown(size * factor)} pixels with this autoencoder: exedit edits up to {most}'
     )
   data = dict(size=size * factor)
-  if kind == 'paint_by_example':
+  if encoder == 'image_encoder':
     tower = translated('image_encoder', settings.clip)
     model |= dict(clip=tower, conditioner=dict(layers=_mapper_layers(tower)))
     data['exemplar_size'] = tower['image_size']
+  elif encoder:
+    model['text'] = translated('text_encoder', settings.clip_text)
   sampler = settings.SAMPLERS.get(str(scheduler.get('_class_name')), 'plms')
-  return dict(model=model, data=data, edit=dict(steps=50, scale=5.0, sampler=sampler)), kind
+  scale = 7.5 if by_text else 5.0  # the defaults of both pipelines
+  config = dict(model=model, data=data, edit=dict(steps=50, scale=scale, sampler=sampler))
+  return config, kind
 
 
 def _mapper_layers(clip: Mapping[str, Any]) -> int:
@@ -148,7 +166,7 @@ def write(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     (path / name).parent.mkdir(exist_ok=True)
     (path / name).write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
   for part in ('unet', 'vae', 'image_encoder'):
-    stem = STEM.get(part, 'diffusion_pytorch_model')
+    stem = STEMS.get(part, 'diffusion_pytorch_model')
     own = {n.removeprefix(f'{part}/'): t for n, t in theirs.items() if n.startswith(f'{part}/')}
     save_tensors(path / part / f'{stem}.safetensors', own, {'format': 'pt'})
 

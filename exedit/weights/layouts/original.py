@@ -13,7 +13,7 @@ from exedit.weights.formats.torch_saving import save_checkpoint
 from exedit.weights.found import Weights, system_of
 from exedit.weights.layouts import original_config, own
 from exedit.weights.layouts.original_config import MALFORMED, MAPPER, NET, TOWER, VAE, shape_of
-from exedit.weights.tables import autoencoder, conditioner, unet
+from exedit.weights.tables import autoencoder, clip_text, conditioner, unet
 from exedit.weights.translate import Row, ignored, to_theirs, under
 
 CONV_IN, CONV_OUT = f'{NET}input_blocks.0.0.weight', f'{NET}out.2.weight'
@@ -37,6 +37,7 @@ BUFFERS = (  # functions of the betas: PbE ldm/models/diffusion/ddpm.py register
   'posterior_mean_coef1',
   'posterior_mean_coef2',
 )
+TEXT: list[Row] = under(TOWER, 'text.', clip_text.TABLE)
 IGNORED = ignored(
   *BUFFERS,
   'logvar',
@@ -88,9 +89,12 @@ def read(
   if by_text and stem.shape[1] == 2 * z + 1 and not stem.read()[:, z:].any():
     channels['in_channels'] = z  # PbE scripts/modify_checkpoints.py has added channels of zeros
   kind = system_of(channels, z, by_text, str(file))
-  rest = ignored('cond_stage_model.*') if by_text else conditioner.ORIGINAL
-  table = [*networks(net, vae), *rest, *IGNORED]
-  return Weights(config, tensors, table, (file,), kind=kind, which=taken, notes=notes)
+  table = [*networks(net, vae), *(TEXT if by_text else conditioner.ORIGINAL), *IGNORED]
+  beside = file.parent / 'tokenizer'
+  tokenizer = beside if by_text and beside.is_dir() else None
+  return Weights(
+    config, tensors, table, (file,), kind=kind, which=taken, notes=notes, tokenizer=tokenizer
+  )
 
 
 def networks(net: Mapping[str, Any], vae: Mapping[str, Any]) -> list[Row]:

@@ -102,6 +102,9 @@ def of(
     data['exemplar_size'] = tower['image_size']
     whence = f'one per {towers.HEAD_WIDTH} channels' if clip_heads is None else 'as given'
     notes.append(f'heads of CLIP: {tower["heads"]}, {whence}')
+  else:
+    model['text'] = _text_sizes(tensors, file)
+    notes.append(f'heads of the text tower: one per {towers.HEAD_WIDTH} channels')
   return dict(model=model, data=data, edit=dict(EDIT)), tuple(notes)
 
 
@@ -167,6 +170,24 @@ def _autoencoder(
     z_channels=shape_of(tensors, f'{VAE}post_quant_conv.weight', file)[0],
     groups=groups,
     scale=scale,
+  )
+
+
+def _text_sizes(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
+  """The arguments of CLIPText, from the shapes of the tensors."""
+  prefix = TOWER + ('text_model.' if any(n.startswith(TOWER + 't') for n in tensors) else '')
+  shape = lambda name: shape_of(tensors, prefix + name, file)
+  vocabulary, width = shape('embeddings.token_embedding.weight')
+  if width % towers.HEAD_WIDTH:
+    raise UserError(f'{file}: a text tower of width {width} has no known number of heads')
+  layer = 'encoder.layers.{}.mlp.fc1.weight'
+  return dict(
+    vocabulary=vocabulary,
+    length=shape('embeddings.position_embedding.weight')[0],
+    width=width,
+    layers=_count(tensors, prefix + layer),
+    heads=width // towers.HEAD_WIDTH,
+    mlp=shape(layer.format(0))[0],
   )
 
 

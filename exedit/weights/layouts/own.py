@@ -1,5 +1,6 @@
 """exedit's own layout: a folder with config.json and model.safetensors, or the workdir of a run."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,14 +20,14 @@ from exedit.weights.formats.tensor import Tensor, read_small, to_dtype
 from exedit.weights.found import Weights
 from exedit.weights.translate import identity
 
-CONFIG, MODEL = 'config.json', 'model.safetensors'
+CONFIG, MODEL, TOKENIZER = 'config.json', 'model.safetensors', 'tokenizer'
 LONGEST_CONFIG = 2**22  # bytes; a config has some thousands
 NUMBERS = ('scale', 'mean', 'beta_start', 'beta_end')  # settings that are real numbers
 WHOLE = (  # settings that are positive whole numbers
   *('channels', 'layers', 'heads', 'groups', 'z_channels', 'width', 'mlp', 'patch', 'image_size'),
-  *('num_steps', 'context_dim'),
+  *('num_steps', 'context_dim', 'vocabulary', 'length'),
 )
-PARTS = ('unet', 'autoencoder', 'clip', 'conditioner', 'schedule')
+PARTS = ('unet', 'autoencoder', 'clip', 'text', 'conditioner', 'schedule')
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -141,13 +142,15 @@ def read(path: Path, which: str = 'ema') -> Weights:
   """
   config = read_config(path)
   kind = str(config.get('system', 'paint_by_example'))  # old configs do not name the system
-  file = path / MODEL
+  file, texts = path / MODEL, path / TOKENIZER
+  tokenizer = texts if texts.is_dir() else None
   if not file.exists():
-    return _workdir(path, config, kind, which)
+    return dataclasses.replace(_workdir(path, config, kind, which), tokenizer=tokenizer)
   tensors, exported = open_tensors(file), config['exported']
   digest = exported['sha256'].get(MODEL)
   known = {file: str(digest)} if digest else {}
-  return Weights(config, tensors, identity(tensors), (file,), exported['step'], kind, known)
+  table, step = identity(tensors), exported['step']
+  return Weights(config, tensors, table, (file,), step, kind, known, tokenizer=tokenizer)
 
 
 def _workdir(path: Path, config: dict[str, Any], kind: str, which: str) -> Weights:
@@ -183,6 +186,7 @@ def write(
   step: int,
   dtype: str | None = None,
   log: str | os.PathLike | None = None,
+  tokenizer: Path | None = None,
 ) -> None:
   """Exports weights to a new folder, with their config and the run's metrics.
 
@@ -191,7 +195,7 @@ def write(
 
   config: the config that the weights were trained with.
   dtype: the type in which the weights are stored; by default the one that they have.
-  log: the metrics.jsonl of the run.
+  log: the metrics.jsonl of the run. tokenizer: a folder, which is copied.
   Raises:
     UserError: if `path` exists or cannot be written.
   """
@@ -208,3 +212,5 @@ def write(
     files.write_json(folder / CONFIG, {**config, 'exported': exported})
     if log is not None and Path(log).exists():
       shutil.copy(log, folder / 'metrics.jsonl')
+    if tokenizer is not None:
+      shutil.copytree(tokenizer, folder / TOKENIZER)

@@ -1,0 +1,66 @@
+"""CLIP's text tower at any size: tokens as one vector each, which condition Stable Diffusion."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from exedit.models import blocks, vit
+from exedit.models.clip import quick_gelu
+from exedit.models.kernels import Implementation
+
+
+class CLIPText(nnx.Module):
+  """The text tower of CLIP (arXiv 2103.00020; transformers CLIPTextModel).
+
+  `text(ids [b n]) -> [b n width]` are the normalised last hidden states; n is at most `length`. A
+  token sees only itself and the tokens before it. The defaults are the text side of ViT-L/14, with
+  123,060,480 parameters. Ids from `vocabulary` on name the rows of `added`, [added width]: words
+  that were learned beside the table, so that the table itself can stay frozen.
+  """
+
+  def __init__(
+    self,
+    *,
+    vocabulary: int = 49408,
+    length: int = 77,
+    width: int = 768,
+    layers: int = 12,
+    heads: int = 12,
+    mlp: int = 3072,
+    added: int = 0,
+    attention: Implementation = None,
+    remat: bool = False,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    if width % heads:
+      raise ValueError(f'a text tower of width {width} cannot have {heads} heads: use a divisor')
+    self.vocabulary, self.length, self.width = vocabulary, length, width
+    self.remat, self.dtype = remat, dtype
+    table, place = (nnx.initializers.normal(std) for std in (0.02, 0.01))  # CLIP model.py
+    self.token_embedding = nnx.Param(table(rngs.params(), (vocabulary, width)))
+    self.position_embedding = nnx.Param(place(rngs.params(), (length, width)))
+    self.added = nnx.Param(table(rngs.params(), (added, width))) if added else None
+    settings: dict[str, Any] = dict(heads=heads, mlp=mlp, depth=layers, activation=quick_gelu)
+    settings |= dict(eps=1e-5, causal=True, implementation=attention, dtype=dtype, rngs=rngs)
+    self.layers = nnx.List([vit.Layer(width, **settings) for _ in range(layers)])
+    self.final_norm = blocks.layer_norm(width, rngs=rngs)
+
+  def __call__(self, ids: Int[Array, 'b n']) -> Float[Array, 'b n width']:
+    x = self.embed(ids) + self.position_embedding[: ids.shape[1]][None]
+    x = x.astype(self.dtype)
+    for layer in self.layers:
+      x = vit.recomputed(layer, x) if self.remat else layer(x)
+    return self.final_norm(x)
+
+  def embed(self, ids: Int[Array, 'b n']) -> Float[Array, 'b n width']:
+    """The vectors of the tokens, without their positions."""
+    if self.added is None:
+      return self.token_embedding[...][ids]
+    known = ids < self.vocabulary
+    table = self.token_embedding[...][jnp.where(known, ids, 0)]
+    added = self.added[...][jnp.where(known, 0, ids - self.vocabulary)]
+    return jnp.where(known[..., None], table, added)

@@ -1,0 +1,236 @@
+"""Stable Diffusion 1.x (arXiv 2112.10752): a picture from a text.
+
+It is not in the registry yet, because no config trains it: EXEDIT_SYSTEMS=exedit.stable_diffusion
+adds it to every command.
+
+A training batch holds uint8 `image [b h w 3]`, int32 `tokens [b n]` and int32 `id [b]`, the
+example's index in the global stream. All random numbers of an example are functions of its id.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from exedit import images, latent_diffusion
+from exedit.diffusion import guidance
+from exedit.diffusion.schedule import Schedule
+from exedit.input_pipeline.tokenizer import Tokenizer
+from exedit.latent_diffusion import as_signed, latent_shape, normal
+from exedit.models.clip_text import CLIPText
+from exedit.models.unet import UNet
+from exedit.runtime.errors import UserError
+from exedit.stable_diffusion_form import FORM
+from exedit.systems import System
+from exedit.weights import find, initial
+from exedit.weights.formats.tensor import Tensor
+from exedit.weights.found import Weights
+
+
+class StableDiffusion(nnx.Module):
+  """The networks of the system; `p_drop` is the share of examples trained without their text."""
+
+  def __init__(self, unet, autoencoder, text, schedule, p_drop):
+    self.unet = unet
+    self.autoencoder = autoencoder
+    self.text = text
+    self.schedule = schedule
+    self.p_drop = p_drop
+
+  def empty(self, count: int) -> Int[Array, 'b n']:
+    """The tokens of `count` empty texts: the start token, then end tokens."""
+    start, end = self.text.vocabulary - 2, self.text.vocabulary - 1
+    return jnp.full((count, self.text.length), end, jnp.int32).at[:, 0].set(start)
+
+  def multiple(self) -> int:
+    """The sides of an image must be multiples of this number of pixels."""
+    return self.autoencoder.factor * self.unet.multiple
+
+
+def build(
+  *,
+  unet: Mapping[str, Any] = {},
+  autoencoder: Mapping[str, Any] = {},
+  text: Mapping[str, Any] = {},
+  schedule: Mapping[str, Any] = {},
+  context_dim: int = 768,
+  p_drop: float = 0.1,
+  dtype: str = 'float32',
+  rngs: nnx.Rngs,
+) -> StableDiffusion:
+  """The model with fresh weights. The defaults are the published sizes (docs/facts.md).
+
+  Each group holds the arguments of its network; `autoencoder.kind` is 'kl' or 'space_to_depth'.
+  `dtype` is the type that the networks compute in; norms, softmax and parameters are float32.
+
+  Raises:
+    ValueError: for a text tower of another width than the UNet's context.
+  """
+  if not 0 <= p_drop <= 1:
+    raise ValueError(f'p_drop is {p_drop}; it is a share, from 0 to 1')
+  compute = latent_diffusion.compute_dtype(dtype)
+  encoder = latent_diffusion.make_autoencoder(autoencoder, compute, rngs)
+  tower = CLIPText(**text, dtype=compute, rngs=rngs)
+  if tower.width != context_dim:
+    raise ValueError(
+      f'the text tower gives vectors of {tower.width} numbers and the UNet takes {context_dim}'
+    )
+  z = encoder.z_channels
+  sizes = dict(in_channels=z, out_channels=z, context_dim=context_dim)
+  net = UNet(**sizes, **unet, dtype=compute, rngs=rngs)
+  return StableDiffusion(net, encoder, tower, Schedule(**schedule), p_drop)
+
+
+def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings of `build` with every default value; see `System.complete`."""
+  kind = settings.get('autoencoder', {}).get('kind', 'kl')
+  networks = dict(
+    unet=UNet, autoencoder=latent_diffusion.AUTOENCODERS[kind], text=CLIPText, schedule=Schedule
+  )
+  result = latent_diffusion.complete(settings, networks, context_dim=768)
+  result['autoencoder']['kind'] = kind
+  return result
+
+
+def start(
+  init_from: str | None, init_clip: str | None, settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+  """The unread tensors from which a training with these `build` settings starts.
+
+  Raises:
+    UserError: for weights of another system or architecture, and for `init_clip`.
+  """
+  if init_clip:
+    raise UserError('--config.init_clip is an image tower, which Stable Diffusion has none of')
+  weights = find.weights(str(init_from))
+  if weights.kind != SYSTEM.name:
+    raise UserError(f'{init_from} holds weights of {weights.kind}; give those of {SYSTEM.name}')
+  _, shapes = latent_diffusion.abstract(build, settings)
+  parts = ('unet', 'autoencoder', 'text', 'schedule', 'context_dim')
+  theirs = complete(weights.config['model'])
+  initial.require_same(theirs, complete(settings), parts, str(init_from))
+  return weights.fit(shapes)
+
+
+# Training
+
+
+def loss(
+  model: StableDiffusion, batch: Mapping[str, Array], key: Key[Array, '']
+) -> tuple[Float[Array, ''], dict[str, Array]]:
+  """The objective of latent diffusion on one batch: predict the noise, given the text.
+
+  Every random number is a function of (key, the example's id).
+  """
+  k_z, k_t, k_noise, k_drop = latent_diffusion.example_keys(key, batch['id'], 4)
+  moments = jax.lax.stop_gradient(model.autoencoder.moments(as_signed(batch['image'])))
+  shape = latent_shape(model, batch['image'].shape)
+  z = model.autoencoder.draw(moments, normal(k_z, shape))
+  tokens = guidance.drop(batch['tokens'], model.empty(1), k_drop, model.p_drop)
+  context = model.text(tokens)
+  predict = lambda x_t, t: model.unet(x_t, t, context)
+  return latent_diffusion.noise_prediction_loss(predict, model.schedule, z, k_t, k_noise)
+
+
+def preview(
+  model: StableDiffusion, examples: Mapping[str, Any], **settings: Any
+) -> tuple[tuple[str, ...], list[list[Any]]]:
+  """Each held-out picture beside two pictures of its text, as grid rows."""
+  tokens = jnp.concatenate([jnp.asarray(examples['tokens'])] * 2)
+  size = examples['image'].shape[1:3]
+  made = generate(model, tokens, key=jax.random.key(0), size=size, **settings)
+  truth = images.from_uint8(examples['image'])
+  first, second = jnp.split(made, 2)
+  return ('picture', 'sample', 'another'), [list(row) for row in zip(truth, first, second)]
+
+
+# Sampling
+
+
+def generate(
+  model: StableDiffusion,
+  tokens: Int[Array, 'b n'],
+  negative: Int[Array, 'b n'] | None = None,
+  *,
+  key: Key[Array, ''] | Key[Array, ' b'],
+  size: Sequence[int] = (512, 512),
+  steps: int = 50,
+  scale: float = 7.5,
+  sampler: str = 'plms',
+  spacing: str = 'leading',
+  noise: Float[Array, 'b lh lw z'] | None = None,
+) -> Float[Array, 'b h w 3']:
+  """Pictures of texts, in [-1, 1].
+
+  Args:
+    tokens: the texts, by `Tokenizer`.
+    negative: the texts that guidance leads away from. None: empty texts.
+    key: one key, from which picture i takes `fold_in(key, i)`, or one key for each picture.
+    size: height and width, multiples of `model.multiple()`.
+    steps, scale, sampler, spacing: see `stable_diffusion_form.Settings`.
+    noise: the latents to start from. None: they are drawn with the key.
+  Raises:
+    ValueError: for an unknown sampler.
+  """
+  if sampler not in latent_diffusion.SAMPLERS:
+    known = ', '.join(latent_diffusion.SAMPLERS)
+    raise ValueError(f"sampler is '{sampler}'; use one of {known}")
+  if noise is None:
+    keys = latent_diffusion.picture_keys(key, len(tokens))
+    noise = normal(keys, latent_shape(model, (len(tokens), *size)))
+  negative = model.empty(len(tokens)) if negative is None else negative
+  how = dict(steps=steps, scale=float(scale), sampler=sampler, spacing=spacing)
+  return latent_diffusion.run(_generate, model, tokens, negative, noise, **how)
+
+
+def _generate(graphdef, params, tokens, negative, noise, *, scale, **how):
+  """The compiled part of `generate`: the texts, sampling, decoding."""
+  model = nnx.merge(graphdef, params)
+  null = model.text(negative) if scale != 1 else None
+  denoise = latent_diffusion.denoiser(
+    model.unet, model.schedule, None, model.text(tokens), null, scale
+  )
+  z = latent_diffusion.sample(denoise, noise, model.schedule, **how)
+  return model.autoencoder.decode(z)
+
+
+# The system
+
+
+def _edit(model, arrays, keys, size, **settings):
+  """`System.edit`."""
+  tokens, negative = arrays['prompt'], arrays.get('negative_prompt')
+  return generate(model, tokens, negative, key=keys, size=size, **settings)
+
+
+def tokenizer(weights: Weights) -> Tokenizer:
+  """The tokenizer that belongs to these weights.
+
+  Raises:
+    UserError: for weights without one, or with one of another vocabulary.
+  """
+  if weights.tokenizer is None:
+    raise UserError(
+      f'{weights.where} has no tokenizer: put vocab.json and merges.txt into a folder tokenizer/ '
+      'beside the weights'
+    )
+  text = complete(weights.config['model'])['text']
+  return Tokenizer(weights.tokenizer, text['vocabulary'], text['length'])
+
+
+SYSTEM = System(
+  name=FORM.name,
+  inputs=FORM.inputs,
+  settings=FORM.settings,
+  build=build,
+  complete=complete,
+  start=start,
+  data=latent_diffusion.OPEN_IMAGES,
+  loss=loss,
+  preview=preview,
+  edit=_edit,
+  tokenizer=tokenizer,
+)

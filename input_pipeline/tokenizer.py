@@ -1,0 +1,101 @@
+"""Texts as CLIP's tokens: transformers' CLIPTokenizer with the files of a folder.
+
+The folder is `tokenizer/` of a diffusers pipeline. It has vocab.json and merges.txt, or the one
+file tokenizer.json, which transformers 5 writes instead.
+"""
+
+import functools
+import os
+import unicodedata
+from typing import Any
+
+import numpy as np
+
+from exedit.runtime.errors import UserError
+
+FILES = ('vocab.json', 'merges.txt')
+WHOLE = 'tokenizer.json'
+SHOWN = 60  # characters of a text in a message
+
+
+class Tokenizer:
+  """`tokenizer(text) -> int32 [length]`: the start token, the text's, and end tokens to the length.
+
+  Args:
+    folder: holds FILES, or WHOLE.
+    vocabulary: the number of rows of the text tower's table. As in CLIP, the last two are the
+      tokens of start and end.
+    length: the number of tokens that the tower takes.
+  Raises:
+    UserError: for a folder without these files, a damaged one, and one of another vocabulary.
+  """
+
+  def __init__(self, folder: str | os.PathLike, vocabulary: int = 49408, length: int = 77):
+    self.folder, self.length = os.fspath(folder), length
+    self._clip = _opened(self.folder)
+    found = len(self._clip)
+    ends = self._clip.bos_token_id, self._clip.eos_token_id
+    if found != vocabulary or ends != (vocabulary - 2, vocabulary - 1):
+      raise UserError(
+        f'{self.folder} has {found} tokens, start and end being {ends[0]} and {ends[1]}; the text '
+        f'tower has {vocabulary} rows, with {vocabulary - 2} and {vocabulary - 1}: use the '
+        'tokenizer that belongs to these weights'
+      )
+
+  def __call__(self, text: str) -> np.ndarray:
+    """The tokens of a text, cut where it is too long.
+
+    Raises:
+      UserError: for control characters, and for words that the vocabulary cannot spell.
+    """
+    self._check(text)
+    start, end = self._clip.bos_token_id, self._clip.eos_token_id
+    own = self._clip(text, add_special_tokens=False).input_ids[: self.length - 2]
+    return np.array([start, *own, *[end] * (self.length - 1 - len(own))], np.int32)
+
+  def cut(self, text: str) -> str:
+    """The end of a text that `__call__` leaves out because of the length; '' for most texts."""
+    places = self._clip(text, add_special_tokens=False, return_offsets_mapping=True)
+    rest = places['offset_mapping'][self.length - 2 :]
+    return text[rest[0][0] :].strip() if rest else ''
+
+  def _check(self, text: str) -> None:
+    """Raises UserError for a text that the tokens would not say."""
+    bad = next(
+      (c for c in text if unicodedata.category(c) in ('Cc', 'Cs') and c not in '\t\r\n'), ''
+    )
+    if bad:
+      raise UserError(
+        f'the text {text!r:.{SHOWN}} has a control character (U+{ord(bad):04X}): delete it'
+      )
+    unknown = [word for word in text.split() if not self._spells(word)]
+    if unknown:
+      words = ', '.join(repr(word[:SHOWN]) for word in unknown[:5])
+      raise UserError(
+        f'the vocabulary of these weights cannot spell {words}: use other words (the files in '
+        f'{self.folder} list what it knows)'
+      )
+
+  def _spells(self, word: str) -> bool:
+    end = self._clip.eos_token
+    return end in word or end not in self._clip.tokenize(word)
+
+
+@functools.cache
+def _opened(folder: str) -> Any:
+  there = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+  missing = [name for name in FILES if name not in there]
+  if missing and WHOLE not in there:
+    raise UserError(f'{folder} is no tokenizer: it lacks {" and ".join(missing)}')
+  try:
+    from transformers import CLIPTokenizer
+  except ImportError:
+    raise UserError(
+      'texts need the package transformers, which is not installed: pip install transformers'
+    ) from None
+  try:
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+  except Exception as error:  # the library raises errors of any kind
+    raise UserError(
+      f'{folder} is damaged ({type(error).__name__}: {str(error)[:100]}): restore it from a copy'
+    ) from error

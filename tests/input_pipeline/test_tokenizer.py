@@ -1,0 +1,59 @@
+"""Texts to tokens: CLIP's rules, what is cut, and texts and folders that are refused."""
+
+import numpy as np
+import pytest
+
+from exedit.input_pipeline.tokenizer import Tokenizer
+from exedit.runtime.errors import UserError
+from tests import vocabulary
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('texts') / 'tokenizer'
+
+
+@pytest.fixture(scope='module')
+def size(folder):
+  return vocabulary.write(folder)
+
+
+@pytest.fixture(scope='module')
+def tokenizer(folder, size):
+  return Tokenizer(folder, size, length=8)
+
+
+def test_start_words_and_end_to_the_length(tokenizer, size):
+  start, end = size - 2, size - 1
+  ids = tokenizer('a Red  BALL')
+  assert ids.dtype == np.int32 and ids.shape == (8,)
+  assert ids[0] == start and (ids[4:] == end).all()
+  assert (ids == tokenizer('a red ball')).all() and (ids != tokenizer('a blue ball')).any()
+  assert (tokenizer('') == [start, *[end] * 7]).all()
+
+
+def test_a_long_text_is_cut_and_the_rest_is_named(tokenizer, size):
+  text = 'red ball of red ball of blue star'
+  ids = tokenizer(text)
+  assert ids[-1] == size - 1 and (ids[1:7] == tokenizer('red ball of red ball of')[1:7]).all()
+  assert tokenizer.cut(text) == 'blue star' and tokenizer.cut('red ball') == ''
+
+
+@pytest.mark.parametrize(
+  'text, says',
+  [('red \x00 ball', r'U\+0000'), ('a red ☃', "cannot spell '☃'"), ('шар', "cannot spell 'шар'")],
+)
+def test_texts_that_the_tokens_would_not_say_are_refused(tokenizer, text, says):
+  with pytest.raises(UserError, match=says):
+    tokenizer(text)
+
+
+def test_other_folders_are_refused(tmp_path, folder, size):
+  with pytest.raises(UserError, match=f'has {size} tokens.*the text tower has 49408 rows'):
+    Tokenizer(folder)
+  with pytest.raises(UserError, match='lacks vocab.json and merges.txt'):
+    Tokenizer(tmp_path)
+  vocabulary.write(tmp_path / 'damaged')
+  (tmp_path / 'damaged' / 'vocab.json').write_text('{')
+  with pytest.raises(UserError, match='is damaged'):
+    Tokenizer(tmp_path / 'damaged')

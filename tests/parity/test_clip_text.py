@@ -1,0 +1,50 @@
+"""CLIPText against transformers' CLIPTextModel, same random weights, float32: within 1e-5."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from exedit.models.clip_text import CLIPText
+from exedit.weights.tables.clip_text import TABLE
+from tests.networks import jitted
+from tests.parity import references
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+
+SETTINGS = [
+  dict(vocabulary=50, length=12, width=32, layers=2, heads=4, mlp=64),
+  dict(vocabulary=99, length=77, width=48, layers=3, heads=3, mlp=100),
+  dict(vocabulary=33, length=20, width=64, layers=1, heads=1, mlp=32),
+]
+
+
+def reference(settings):
+  return references.randomised(transformers.CLIPTextModel(references.text_config(**settings)))
+
+
+@pytest.mark.parametrize('settings', SETTINGS)
+def test_same_hidden_states_for_texts_of_every_length(settings):
+  theirs = reference(settings)
+  model = references.ours(
+    lambda: CLIPText(**settings, rngs=nnx.Rngs(0)), TABLE, references.weights(theirs)
+  )
+  for b, n in ((1, settings['length']), (3, 5)):
+    ids = np.random.default_rng(n).integers(0, settings['vocabulary'], (b, n), np.int32)
+    with torch.no_grad():
+      expected = theirs(torch.from_numpy(ids).long()).last_hidden_state
+    with jax.default_matmul_precision('highest'):
+      np.testing.assert_allclose(jitted(model)(ids), expected, atol=1e-5, rtol=0)
+
+
+def test_files_of_every_age_are_read():
+  build = lambda: CLIPText(**SETTINGS[0], rngs=nnx.Rngs(0))
+  bare = {
+    k.removeprefix('text_model.'): v for k, v in references.weights(reference(SETTINGS[0])).items()
+  }
+  full = {f'text_model.{k}': v for k, v in bare.items()}
+  old = full | {'text_model.embeddings.position_ids': np.arange(12)[None]}
+  model = references.ours(build, TABLE, bare)
+  for other in (full, old):
+    references.assert_same_weights(references.ours(build, TABLE, other), model)

@@ -1,0 +1,109 @@
+"""Stable Diffusion agrees with diffusers' StableDiffusionPipeline, from files that diffusers wrote.
+
+Random weights, float32, the same initial latents: final latents within 1e-3 of their largest,
+images within 2/255.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from exedit import latent_diffusion, stable_diffusion
+from exedit.weights import find
+from tests import vocabulary
+from tests.parity import references
+from tests.parity.test_pipeline import SCHEDULERS, SHAPES, Seen
+
+torch = pytest.importorskip('torch')
+diffusers = pytest.importorskip('diffusers')
+transformers = pytest.importorskip('transformers')
+
+TEXTS = dict(length=16, layers=2, mlp=64)
+PROMPTS = ['a photo of a red ball', 'a blue star']
+
+
+@pytest.fixture(scope='module', params=['two-levels', 'three-levels'])
+def pair(request, tmp_path_factory):
+  """(our weights, our model, their pipeline); ours are read from the folder that theirs wrote."""
+  folder = tmp_path_factory.mktemp('sd')
+  size = vocabulary.write(folder / 'words')
+  shape = SHAPES[request.param]
+  width = shape['context_dim']
+  config = references.text_config(vocabulary=size, width=width, heads=4, **TEXTS)
+  theirs = diffusers.StableDiffusionPipeline(
+    references.vae(**shape['autoencoder']),
+    references.randomised(transformers.CLIPTextModel(config)),
+    transformers.CLIPTokenizer.from_pretrained(folder / 'words', model_max_length=TEXTS['length']),
+    references.unet(**shape['unet'], context_dim=width, in_channels=4),
+    diffusers.PNDMScheduler(**references.PNDM),
+    None,
+    None,
+    requires_safety_checker=False,
+  )
+  theirs.set_progress_bar_config(disable=True)
+  theirs.save_pretrained(folder / 'pipeline', safe_serialization=True)
+  weights = find.weights(folder / 'pipeline')
+  return weights, latent_diffusion.load(stable_diffusion.build, weights), theirs
+
+
+def tokens(weights, texts):
+  spell = stable_diffusion.tokenizer(weights)
+  return jnp.stack([spell(text) for text in texts])
+
+
+def test_the_folder_is_recognised_and_its_texts_become_the_same_tokens(pair):
+  weights, model, theirs = pair
+  assert weights.kind == 'stable_diffusion'
+  for texts in (PROMPTS, [''], ['red ball ' * 20]):
+    expected = theirs.tokenizer(
+      texts, padding='max_length', max_length=TEXTS['length'], truncation=True
+    ).input_ids
+    np.testing.assert_array_equal(tokens(weights, texts), expected)
+  np.testing.assert_array_equal(model.empty(1), tokens(weights, ['']))
+
+
+@pytest.mark.parametrize('scale', [1.0, 7.5])
+@pytest.mark.parametrize('sampler', SCHEDULERS)
+def test_same_latents_and_pictures(pair, sampler, scale):
+  weights, model, theirs = pair
+  negative = ['a blue photo', 'red']
+  f = model.autoencoder.factor
+  side = 4 * model.unet.multiple
+  noise = np.random.default_rng(3).normal(size=(2, side, side, 4)).astype(np.float32)
+  config = dict(diffusers.PNDMScheduler(**references.PNDM).config, clip_sample=False)
+  theirs.scheduler = SCHEDULERS[sampler].from_config(config)
+  z = theirs(
+    PROMPTS,
+    negative_prompt=negative,
+    height=side * f,
+    width=side * f,
+    num_inference_steps=6,
+    guidance_scale=scale,
+    latents=references.channels_first(noise),
+    output_type='latent',
+  ).images
+  with torch.no_grad():
+    image = theirs.vae.decode(z / theirs.vae.config.scaling_factor).sample
+  z, image = references.channels_last(z), references.channels_last(image)
+  seen = []
+  graphdef, params = nnx.split(model)
+  watched = nnx.merge(graphdef, params)
+  watched.autoencoder = Seen(watched.autoencoder, lambda z: seen.append(np.asarray(z)))
+  made = stable_diffusion.generate(
+    watched,
+    tokens(weights, PROMPTS),
+    tokens(weights, negative),
+    key=jax.random.key(0),
+    size=(side * f, side * f),
+    steps=6,
+    scale=scale,
+    sampler=sampler,
+    noise=jnp.asarray(noise),
+  )
+  jax.effects_barrier()
+  np.testing.assert_allclose(seen[0], z, atol=1e-3 * np.abs(z).max(), rtol=0)
+  ours, expected = (np.clip(np.asarray(a) * 127.5 + 127.5, 0, 255) for a in (made, image))
+  np.testing.assert_allclose(ours, expected, atol=2, rtol=0)
+  assert expected.std() > 10 and np.abs(z).max() > 0.5  # the comparison is not of zeros
