@@ -17,9 +17,7 @@ PARTS = (
   (
     'a diffusers pipeline',
     (('model_index.json',), ('unet', 'scheduler')),
-    re.compile(
-      rf'model_index\.json|({"|".join(fetch.COMPONENTS)}|safety_checker)(/.*)?'
-    ),
+    re.compile(rf'model_index\.json|({"|".join(fetch.COMPONENTS)}|safety_checker)(/.*)?'),
   ),
   (
     'exported weights or a run',
@@ -63,7 +61,7 @@ def weights(
     from exedit.weights.layouts import original
 
     given = dict(heads=heads, groups=groups, clip_heads=clip_heads)
-    found = original.read(_checkpoint(path), which, **given)
+    found = original.read(_checkpoint(path), which, **given, to_start=to_start)
   else:
     from exedit.weights.layouts import own
 

@@ -58,6 +58,7 @@ def read(path: Path, to_start: bool = False) -> Weights:
       f'{path} is half a pipeline: it has {", ".join(there)} and lacks {", ".join(missing)}; '
       'fetch the rest, or restore the folder from a copy'
     )
+  config, kind = _config(path, None if without else encoder)
   opened, theirs = [], {}
   for part in parts:
     if part != 'scheduler':
@@ -65,7 +66,6 @@ def read(path: Path, to_start: bool = False) -> Weights:
       tensors = open_tensors(file)
       theirs |= {f'{part}/{name}': tensor for name, tensor in tensors.items()}
       opened += shards(file)
-  config, kind = _config(path, None if without else encoder)
   texts = path / 'tokenizer'
   tokenizer = texts if texts.is_dir() else None
   return Weights(config, theirs, TABLE, tuple(opened), kind=kind, tokenizer=tokenizer)

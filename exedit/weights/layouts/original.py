@@ -11,7 +11,7 @@ from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.formats.torch_saving import save_checkpoint
 from exedit.weights.found import Weights, system_of
-from exedit.weights.layouts import original_config, own
+from exedit.weights.layouts import original_config, own, towers
 from exedit.weights.layouts.original_config import MALFORMED, MAPPER, NET, TOWER, VAE, shape_of
 from exedit.weights.tables import autoencoder, clip_text, conditioner, unet
 from exedit.weights.translate import Row, ignored, to_theirs, under
@@ -65,9 +65,11 @@ def read(
   heads: int | None = None,
   groups: int | None = None,
   clip_heads: int | None = None,
+  to_start: bool = False,
 ) -> Weights:
   """Returns the weights of an original checkpoint: Paint by Example, or Stable Diffusion 1.x.
 
+  to_start: leave out the text tower of Stable Diffusion.
   Raises:
     UserError: for other weights, other networks, or a file that cannot be read.
   """
@@ -89,6 +91,9 @@ def read(
   if by_text and stem.shape[1] == 2 * z + 1 and not stem.read()[:, z:].any():
     channels['in_channels'] = z  # PbE scripts/modify_checkpoints.py has added channels of zeros
   kind = system_of(channels, z, by_text, str(file))
+  if by_text and not to_start and 'text' not in config['model']:
+    config['model']['text'] = original_config.text_sizes(tensors, file)
+    notes += (f'heads of the text tower: one per {towers.HEAD_WIDTH} channels',)
   table = [*networks(net, vae), *(TEXT if by_text else conditioner.ORIGINAL), *IGNORED]
   beside = file.parent / 'tokenizer'
   tokenizer = beside if by_text and beside.is_dir() else None

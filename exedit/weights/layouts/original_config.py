@@ -69,7 +69,10 @@ def of(
   groups: int | None,
   clip_heads: int | None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-  """Returns the config in exedit's words, and notes that say what was taken from where."""
+  """Returns the config in exedit's words, and notes that say what was taken from where.
+
+  A text tower is left out: see `text_sizes`.
+  """
   beside, origin = _beside(file)
   notes = ['widths, levels and layers: the shapes']
 
@@ -102,9 +105,6 @@ def of(
     data['exemplar_size'] = tower['image_size']
     whence = f'one per {towers.HEAD_WIDTH} channels' if clip_heads is None else 'as given'
     notes.append(f'heads of CLIP: {tower["heads"]}, {whence}')
-  else:
-    model['text'] = _text_sizes(tensors, file)
-    notes.append(f'heads of the text tower: one per {towers.HEAD_WIDTH} channels')
   return dict(model=model, data=data, edit=dict(EDIT)), tuple(notes)
 
 
@@ -173,8 +173,8 @@ def _autoencoder(
   )
 
 
-def _text_sizes(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
-  """The arguments of CLIPText, from the shapes of the tensors."""
+def text_sizes(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
+  """Returns the arguments of CLIPText, from the shapes of the tensors."""
   prefix = TOWER + ('text_model.' if any(n.startswith(TOWER + 't') for n in tensors) else '')
   shape = lambda name: shape_of(tensors, prefix + name, file)
   vocabulary, width = shape('embeddings.token_embedding.weight')
