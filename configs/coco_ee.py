@@ -40,6 +40,7 @@ def own() -> ml_collections.ConfigDict:
       sampler=config_dict.placeholder(str),
       spacing=config_dict.placeholder(str),
       mask_resize=config_dict.placeholder(str),
+      guidance_interval=config_dict.placeholder(str),  # such as '0.2,0.8'
       precision=path(),
       paste=True,  # False: the raw decode
       truncate=False,  # True: pixels are rounded down to bytes

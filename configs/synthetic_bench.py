@@ -22,5 +22,6 @@ def get_config() -> ml_collections.ConfigDict:
       steps=config_dict.placeholder(int),
       scale=config_dict.placeholder(float),
       sampler=config_dict.placeholder(str),
+      guidance_interval=config_dict.placeholder(str),  # such as '0.2,0.8'
     )
   )

@@ -4,6 +4,7 @@ Models are built and loaded here, and the noise-prediction loss, the guided deno
 samplers are called here. A system adds its conditions: see `paint_by_example.py`.
 """
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -36,6 +37,7 @@ AUTOENCODERS = {'kl': AutoencoderKL, 'space_to_depth': SpaceToDepth}
 DTYPES = ('float32', 'bfloat16', 'float16')
 SAMPLERS = {'plms': sampling.plms, 'ddim': sampling.ddim, 'dpm_solver_pp': sampling.dpm_solver_pp}
 MASK_RESIZES = ('bilinear', 'nearest')
+WHOLE = (0.0, 1.0)  # the guidance interval that is the whole schedule
 READERS = 2  # threads that read tensors; each may hold a tensor twice, in two layouts
 COMPUTING = ('dtype', 'rngs', 'remat', 'attention')  # settings that do not change the function
 # Photos with boxes, as TFRecords of tensorflow-datasets' open_images_v4; also drawn scenes.
@@ -209,21 +211,37 @@ def denoiser(
   context: Float[Array, 'b n d'],
   null: Float[Array, '...'] | None,
   scale: float,
+  interval: tuple[float, float] = WHOLE,
 ) -> Denoiser:
   """The guided noise prediction `(x, t) -> eps` that a sampler takes.
 
   still: the channels that stay the same in all steps; None: there are none. null: the context of
   guidance's second half, which scale 1 does not need. scale: the guidance scale; 1 turns guidance
-  off. Everything that no step changes is computed once, here (docs/design.md, Exact shortcuts).
+  off. interval: see `guidance.inside`; outside it only the half with the context is evaluated. All
+  examples must then be at one timestep. Everything that no step changes is computed once, here
+  (docs/design.md, Exact shortcuts).
   """
   if scale != 1:
     assert null is not None
     context = guidance.doubled(context, null)
   prepared = unet.prepare(still, context)
 
+  def guided(x, t):  # both halves of guidance see the same x
+    return guidance.combined(unet.denoise(x, t, prepared), scale)
+
+  def plain(x, t):
+    own = jax.tree.map(lambda halves: halves[-len(x) :], prepared.context)
+    return unet.denoise(x, t, dataclasses.replace(prepared, context=own))
+
   def denoise(x, t):
-    output = unet.denoise(x, t, prepared)  # both halves of guidance see the same x
-    return schedule.eps(guidance.combined(output, scale) if scale != 1 else output, x, t)
+    if scale == 1:
+      output = unet.denoise(x, t, prepared)
+    elif interval == WHOLE:
+      output = guided(x, t)
+    else:
+      now = guidance.inside(t[0], interval, schedule.num_steps)
+      output = jax.lax.cond(now, guided, plain, x, t)
+    return schedule.eps(output, x, t)
 
   return denoise
 
@@ -258,6 +276,17 @@ def timesteps(
       'use plms or ddim'
     )
   return sampling.dpm_timesteps(steps, schedule)
+
+
+def evaluations(schedule: Schedule, interval: tuple[float, float], **how: Any) -> tuple[int, int]:
+  """How often a sampler evaluates the network, and how often of these inside an interval.
+
+  interval: see `guidance.inside`. how: see `timesteps`.
+  """
+  found = timesteps(schedule, **how)
+  if how['sampler'] == 'plms':
+    found = found[sampling.plms_evaluations(len(found))]
+  return len(found), int(guidance.inside(found, interval, schedule.num_steps).sum())
 
 
 def resize_mask(

@@ -7,7 +7,7 @@ functions of its id.
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -20,7 +20,7 @@ from exedit import images, latent_diffusion
 from exedit.diffusion import guidance
 from exedit.diffusion.schedule import Schedule
 from exedit.editing import photo
-from exedit.editing.settings import FEATHER
+from exedit.editing.settings import FEATHER, interval_shares
 from exedit.latent_diffusion import as_signed, latent_shape, normal
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
 from exedit.models.clip import CLIPVision
@@ -285,6 +285,7 @@ def edit(
   scale: float = 5.0,
   sampler: str = 'plms',
   spacing: str = 'leading',
+  guidance_interval: str | Sequence[float | int] = latent_diffusion.WHOLE,
   noise: Float[Array, 'b lh lw z'] | None = None,
   posterior_noise: Float[Array, 'b lh lw z'] | None = None,
   paste: bool = True,
@@ -298,7 +299,7 @@ def edit(
     exemplar: in [-1, 1], of any size; it is squashed to CLIP's square, as in training.
     key: one key, from which picture i takes `fold_in(key, i)`, or one key for each picture. No
       picture depends on the others of its batch.
-    steps, scale, sampler, spacing: see `Settings`.
+    steps, scale, sampler, spacing, guidance_interval: see `Settings`.
     noise: the initial latents, instead of random ones.
     posterior_noise: the noise of the masked image's posterior, instead of random noise. Zeros give
       its mean.
@@ -326,18 +327,20 @@ def edit(
     scale=float(scale),
     sampler=sampler,
     spacing=spacing,
+    interval=interval_shares(guidance_interval),
     mask_resize=mask_resize,
   )
 
 
 def _edit(
-  graphdef, params, source, mask, exemplar, noise, posterior_noise, *, scale, mask_resize, **how
-):
+  graphdef, params, source, mask, exemplar, noise, posterior_noise, *, scale, interval,
+  mask_resize, **how
+):  # fmt: skip
   """The compiled part of `edit`: encode, sample, decode."""
   model = nnx.merge(graphdef, params)
   z = model.autoencoder.encode(source * (1 - mask), posterior_noise)
   still = jnp.concatenate([z, keep(mask, z.shape[1:3], mask_resize)], -1)
-  denoise = denoiser(model, still, model.context(exemplar), scale)
+  denoise = denoiser(model, still, model.context(exemplar), scale, interval)
   z = latent_diffusion.sample(denoise, noise, model.schedule, **how)
   return model.autoencoder.decode(z)
 
@@ -347,10 +350,12 @@ def denoiser(
   still: Float[Array, 'b lh lw s'],
   context: Float[Array, 'b n d'],
   scale: float = 5.0,
+  interval: tuple[float, float] = latent_diffusion.WHOLE,
 ) -> latent_diffusion.Denoiser:
   """The guided noise prediction `(x, t) -> eps` for one `still` and one context."""
   null = model.conditioner.null[...]
-  return latent_diffusion.denoiser(model.unet, model.schedule, still, context, null, scale)
+  parts = model.unet, model.schedule, still, context, null
+  return latent_diffusion.denoiser(*parts, scale, interval)
 
 
 def edit_photo(

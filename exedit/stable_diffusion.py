@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from exedit import images, latent_diffusion
 from exedit.diffusion import guidance
 from exedit.diffusion.schedule import Schedule
+from exedit.editing.settings import interval_shares
 from exedit.input_pipeline.tokenizer import Tokenizer
 from exedit.latent_diffusion import as_signed, latent_shape, normal
 from exedit.models.clip_text import CLIPText
@@ -161,6 +162,7 @@ def generate(
   scale: float = 7.5,
   sampler: str = 'plms',
   spacing: str = 'leading',
+  guidance_interval: str | Sequence[float | int] = latent_diffusion.WHOLE,
   noise: Float[Array, 'b lh lw z'] | None = None,
 ) -> Float[Array, 'b h w 3']:
   """Pictures of texts, in [-1, 1].
@@ -170,7 +172,7 @@ def generate(
     negative: the texts that guidance leads away from. None: empty texts.
     key: one key, from which picture i takes `fold_in(key, i)`, or one key for each picture.
     size: height and width, multiples of `model.multiple()`.
-    steps, scale, sampler, spacing: see `stable_diffusion_form.Settings`.
+    steps, scale, sampler, spacing, guidance_interval: see `stable_diffusion_form.Settings`.
     noise: the latents to start from. None: they are drawn with the key.
   Raises:
     ValueError: for an unknown sampler.
@@ -183,15 +185,16 @@ def generate(
     noise = normal(keys, latent_shape(model, (len(tokens), *size)))
   negative = model.empty(len(tokens)) if negative is None else negative
   how = dict(steps=steps, scale=float(scale), sampler=sampler, spacing=spacing)
-  return latent_diffusion.run(_generate, model, tokens, negative, noise, **how)
+  shares = interval_shares(guidance_interval)
+  return latent_diffusion.run(_generate, model, tokens, negative, noise, interval=shares, **how)
 
 
-def _generate(graphdef, params, tokens, negative, noise, *, scale, **how):
+def _generate(graphdef, params, tokens, negative, noise, *, scale, interval, **how):
   """The compiled part of `generate`: the texts, sampling, decoding."""
   model = nnx.merge(graphdef, params)
   null = model.text(negative) if scale != 1 else None
   denoise = latent_diffusion.denoiser(
-    model.unet, model.schedule, None, model.text(tokens), null, scale
+    model.unet, model.schedule, None, model.text(tokens), null, scale, interval
   )
   z = latent_diffusion.sample(denoise, noise, model.schedule, **how)
   return model.autoencoder.decode(z)

@@ -2,22 +2,16 @@
 
 import dataclasses
 
-from exedit.editing.settings import EditSettings
-from exedit.paint_by_example_form import SAMPLERS, SPACINGS
+from exedit.editing.settings import SamplingSettings
 from exedit.systems import Form, Input, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(EditSettings):
+class Settings(SamplingSettings):
   """The settings of one picture."""
 
-  steps: int = setting(50, 'denoising steps', bounds=(1, 10**6), network=True)
   scale: float = setting(
     7.5, 'guidance scale; 1 turns guidance off', bounds=(-1000, 1000), network=True
-  )
-  sampler: str = setting('plms', 'sampling algorithm', choices=SAMPLERS, network=True)
-  spacing: str = setting(
-    'leading', 'timesteps of plms and ddim, see Paint by Example', choices=SPACINGS, network=True
   )
 
 

@@ -214,14 +214,16 @@ def setting(
   *,
   choices: Sequence[str] = (),
   bounds: tuple[float | int, float | int] | None = None,
+  read: Callable[[Any], Any] | None = None,
   network: bool = False,
 ) -> Any:
   """A field of a settings dataclass.
 
-  choices: the allowed words. bounds: the least and the greatest number. network: the value is an
+  choices: the allowed words. bounds: the least and the greatest number. read: makes the value of
+  what is given, or raises UserError; equal values must be equal as JSON. network: the value is an
   argument of `System.edit`, so one compiled function serves one value.
   """
-  metadata = dict(help=help, choices=tuple(choices), bounds=bounds, network=network)
+  metadata = dict(help=help, choices=tuple(choices), bounds=bounds, read=read, network=network)
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -238,6 +240,8 @@ def check_setting(settings: type, name: str, given: Any) -> Any:
     UserError: for a value of another type, out of bounds, or not among the choices.
   """
   field = next(f for f in dataclasses.fields(settings) if f.name == name)
+  if read := field.metadata['read']:
+    return read(given)
   try:
     found = _converted(field.type, given)
   except (ValueError, OverflowError):

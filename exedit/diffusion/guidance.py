@@ -1,8 +1,11 @@
 """Classifier-free guidance in training and sampling (Ho & Salimans 2022, arXiv 2207.12598)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Shaped
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 
 def doubled(
@@ -18,6 +21,18 @@ def combined(
   """eps_null + scale (eps - eps_null), from the predictions of both halves (their eq. 6)."""
   eps_null, eps = jnp.split(eps, 2)
   return eps_null + jnp.asarray(scale, eps.dtype) * (eps - eps_null)
+
+
+def inside(
+  t: Int[Array, '...'] | Int[np.ndarray, '...'], interval: tuple[float, float], num_steps: int
+) -> Bool[Array, '...'] | Bool[np.ndarray, '...']:
+  """Whether a timestep lies in a guidance interval (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+
+  interval: the shares of the noise schedule between which guidance is used, from 0 (no noise) to 1.
+  The paper's is between two noise levels, which grow with the timestep.
+  """
+  low, high = (share * num_steps for share in interval)
+  return (t >= math.ceil(low - 1e-9)) & (t <= math.floor(high + 1e-9))
 
 
 def drop(

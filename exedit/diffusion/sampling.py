@@ -62,7 +62,7 @@ def plms(
   941, ..., 1.
   """
   steps = len(timesteps)
-  evaluated = np.r_[0, min(1, steps - 1), 1:steps]  # the timestep of each evaluation
+  evaluated = plms_evaluations(steps)
   taken = np.r_[0, 0, 1:steps]  # the DDIM step after it
   keep, add, _ = (jnp.asarray(c[taken], x.dtype) for c in _ddim_coefficients(timesteps, schedule))
   weights = jnp.asarray(_adams_bashforth(steps + 1), x.dtype)
@@ -79,6 +79,11 @@ def plms(
   carry = x, x, (jnp.zeros_like(x),) * 4
   xs = jnp.arange(steps + 1), _int32(timesteps[evaluated]), keep, add, weights, extras
   return jax.lax.scan(step, carry, xs)[0][1]
+
+
+def plms_evaluations(steps: int) -> Int[np.ndarray, ' evaluations']:
+  """The index of the timestep of each evaluation of PLMS."""
+  return np.r_[0, min(1, steps - 1), 1:steps]
 
 
 def dpm_solver_pp(

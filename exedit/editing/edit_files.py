@@ -71,7 +71,7 @@ def edit_once(
   ours = processes.own_share([dataclasses.replace(first, edit=edit) for edit in found])
   devices, rows, note = share_out(batch_size, 1, len(ours))
   understood = [f'{line} ({first.repainted:.1%} is repainted)' for line in first.understood]
-  told = [*session.notes(), *first.notes, *understood]
+  told = [*session.notes(), *first.notes, *understood, *filter(None, [session.saved(first.edit)])]
   for line in [*told, *_window(first.frame, decoded), *note]:
     say(f'note: {line}')
   if not ours:
@@ -198,7 +198,7 @@ def edit_list(
   )
   ours = processes.own_share(good)
   states = _states(session, ours)
-  for line in [*session.notes(), *_notes(ours, states, keep)]:
+  for line in [*session.notes(), *_notes(session, ours, states, keep)]:
     say(f'note: {line}')
   late = _make(session, ours, states, batch_size, say)
   if not skip_bad:
@@ -239,8 +239,9 @@ def _states(session, ours: Sequence[jobs.Job]) -> dict[str, str]:
   return states
 
 
-def _notes(ours, states, keep) -> Iterator[str]:
+def _notes(session, ours, states, keep) -> Iterator[str]:
   counts = collections.Counter(note for job in ours for note in job.notes)
+  counts.update(filter(None, (session.saved(job.edit) for job in ours)))
   for note, count in counts.items():
     yield f'{note} ({count} edits)'
   shares = collections.defaultdict(list)

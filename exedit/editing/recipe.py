@@ -22,7 +22,7 @@ from exedit.systems import System
 
 FORMAT = 1
 # Settings that came later, as a recipe without them means them.
-OLDER = dict(spacing='leading', scale_mask=False)
+OLDER = dict(spacing='leading', scale_mask=False, guidance_interval='0,1')
 LARGEST_FILE = 1 << 20  # bytes; a recipe has about two thousand
 VERSIONS = (
   *('exedit', 'python', 'jax', 'jaxlib', 'flax', 'numpy', 'pillow'),

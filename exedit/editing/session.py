@@ -16,6 +16,7 @@ from exedit import images, systems
 from exedit.editing import jobs, photo
 from exedit.editing import recipe as recipes
 from exedit.editing.engine import Batch, Engine, Result, Work
+from exedit.editing.settings import saved_evaluations
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import find
@@ -134,6 +135,10 @@ class Session:
       return [*self.found.notes]
     what = f'these weights were trained on drawn scenes of {self.trained} pixels'
     return [*self.found.notes, f'{what}; for photos use --weights={RELEASED}']
+
+  def saved(self, edit: jobs.Edit) -> str:
+    """See `settings.saved_evaluations`."""
+    return saved_evaluations(systems.network_settings(edit.settings), self.most_steps)
 
   def asked(self, edit: jobs.Edit) -> dict[str, Any]:
     """`Recipe.asked` of the output that this session would make."""

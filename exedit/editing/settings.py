@@ -1,7 +1,10 @@
 """The settings that the edits of several systems share. It imports no JAX: see `systems.forms`."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+from exedit.runtime.errors import UserError
 from exedit.systems import setting
 
 LARGEST_SEED = 2**31 - 1
@@ -9,6 +12,9 @@ LARGEST_FEATHER = 256  # pixels
 ZOOMS = ('auto', 'off', 'context')
 MATCHES = ('none', 'colour')
 FITS = ('squash', 'crop', 'pad')
+SAMPLERS = ('plms', 'ddim', 'dpm_solver_pp')  # those of `latent_diffusion.SAMPLERS`
+SPACINGS = ('leading', 'ldm')  # those of `Schedule.timesteps`
+MASK_RESIZES = ('bilinear', 'nearest')  # those of `latent_diffusion.resize_mask`
 LARGEST_BATCH = 1024  # edits
 FEATHER = 2.0  # pixels of the network, see `framing.stitch`
 
@@ -34,3 +40,69 @@ class PhotoSettings(EditSettings):
   match: str = setting('colour', 'match the colours around the mask', choices=MATCHES)
   paste: bool = setting(True, 'keep every pixel outside the mask')
   scale_mask: bool = setting(False, "scale a mask of the photo's shape and of another size")
+
+
+def interval_shares(given: Any) -> tuple[float, float]:
+  """The two shares of a guidance interval, from 'LOW,HIGH' or two numbers.
+
+  Raises:
+    UserError: unless 0 <= LOW < HIGH <= 1.
+  """
+  parts = given.split(',') if isinstance(given, str) else given
+  try:
+    low, high = (float(part) for part in parts)
+  except (TypeError, ValueError, OverflowError):
+    low, high = 1.0, 0.0
+    why = 'it must be two shares LOW,HIGH of the noise schedule, such as 0.2,0.8'
+  else:
+    why = 'the first share must be less than the second; scale 1 turns guidance off'
+    if not (0 <= low <= 1 and 0 <= high <= 1):
+      why = 'both shares must be between 0 (no noise) and 1 (all noise)'
+  if not 0 <= low < high <= 1:
+    raise UserError(f'guidance_interval is {given!r:.40}: {why}')
+  return low, high
+
+
+def interval_text(given: Any) -> str:
+  """The same guidance interval as the text that settings and recipes hold: '0.2,0.8'."""
+  return ','.join(f'{share:.15g}' for share in interval_shares(given))
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings(EditSettings):
+  """How a latent-diffusion system samples; a system may override a default."""
+
+  steps: int = setting(50, 'denoising steps', bounds=(1, 10**6), network=True)
+  scale: float = setting(
+    5.0, 'guidance scale; 1 turns guidance off', bounds=(-1000, 1000), network=True
+  )
+  sampler: str = setting('plms', 'sampling algorithm', choices=SAMPLERS, network=True)
+  spacing: str = setting(
+    'leading', 'timesteps of plms and ddim: exactly as many as `steps` (leading), or up to the end '
+    "of the schedule as in the original's code (ldm: 31 for 30 steps)",
+    choices=SPACINGS, network=True,
+  )  # fmt: skip
+  guidance_interval: str = setting(
+    '0,1', 'LOW,HIGH: guide only between these shares of the noise schedule, from 0 (no noise) to '
+    '1; outside, each step costs half',
+    read=interval_text, network=True,
+  )  # fmt: skip
+
+
+def saved_evaluations(settings: Mapping[str, Any], most: int) -> str:
+  """A line that counts the evaluations that a guidance interval saves; empty if it saves none.
+
+  settings: the network's. most: see `systems.most_steps`.
+  """
+  from exedit import latent_diffusion
+  from exedit.diffusion.schedule import Schedule
+
+  shares = interval_shares(settings.get('guidance_interval', latent_diffusion.WHOLE))
+  if shares == latent_diffusion.WHOLE or settings['scale'] == 1:
+    return ''
+  how = {n: settings[n] for n in ('steps', 'sampler', 'spacing')}
+  total, guided = latent_diffusion.evaluations(Schedule(num_steps=most + 1), shares, **how)
+  return (
+    f'guidance in {guided} of {total} evaluations: {total - guided} of {2 * total} runs of the '
+    'network are saved'
+  )

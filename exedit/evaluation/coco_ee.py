@@ -40,6 +40,7 @@ def evaluate(
   sampler: str | None = None,
   spacing: str | None = None,
   mask_resize: str | None = None,
+  guidance_interval: str | None = None,
   precision: str | None = None,
   paste: bool = True,
   truncate: bool = False,
@@ -60,7 +61,8 @@ def evaluate(
     gmm: the quality score's mixture (made by exedit.gmm).
     cache: folder of the vectors. None: one in the user's cache folder, or output/features if there
       are several processes.
-    steps, scale, sampler, spacing, mask_resize: see `make_edits.edit_settings`.
+    steps, scale, sampler, spacing, mask_resize, guidance_interval: see
+      `make_edits.edit_settings`.
     seed, batch_size, precision, paste, truncate: see `make_edits.make_missing`.
   Returns:
     The contents of results.json in process 0, {} in the others.
@@ -72,7 +74,10 @@ def evaluate(
   bench = Bench(data['root'], exemplar_size=None)
   edits = benchmark.survey(bench)  # before weights are fetched
   found = find.weights(weights) if weights is not None else None
-  how = dict(steps=steps, scale=scale, sampler=sampler, spacing=spacing, mask_resize=mask_resize)
+  how = dict(
+    steps=steps, scale=scale, sampler=sampler, spacing=spacing, mask_resize=mask_resize,
+    guidance_interval=guidance_interval,
+  )  # fmt: skip
   sampling = make_edits.edit_settings(found, **how) if found is not None else {}
   given = resources.load(features, gmm, reference.get('root'), edits)
   made: dict[str, Any] = dict(pictures=pictures)
@@ -142,7 +147,8 @@ def _make(
   options = dict(options, batch_size=batch_size, say=say)
   make_edits.make_missing(found, bench, edits, output, **options, settings=sampling)
   processes.wait_for_others('made')
-  return dict(weights=dict(path=found.where, step=found.step, sha256=digest), sampling=recorded)
+  weights = dict(path=found.where, step=found.step, sha256=digest)
+  return dict(weights=weights, sampling=recorded, **make_edits.saved(found, sampling))
 
 
 def _checked(output, weights, pictures, data, features, reference):

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from exedit import images, systems
 from exedit.editing import framing, photo
 from exedit.editing.engine import Engine, Result, Work, share_out
+from exedit.editing.settings import saved_evaluations
 from exedit.evaluation.benchmark import Edit
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime import files, processes, progress
@@ -61,6 +62,12 @@ def to_record(found: Weights, settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items()
     if name in ('steps', 'scale', 'sampler') or value != fields[name].default
   }
+
+
+def saved(found: Weights, settings: Mapping[str, Any]) -> dict[str, str]:
+  """Return dict(evaluations=a line) if a guidance interval saves evaluations, or {}."""
+  line = saved_evaluations(settings, systems.most_steps(found.config))
+  return dict(evaluations=line) if line else {}
 
 
 def frames(found: Weights, edits: Sequence[Edit]) -> dict[int, framing.Frame]:

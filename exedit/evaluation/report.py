@@ -35,6 +35,8 @@ def _head(results):
     pasted = 'pasted into the source' if s.pop('paste') else 'raw decode'
     pasted += ', rounded down' if s.pop('truncate', False) else ''
     yield ', '.join([*(f'{name} {value}' for name, value in s.items()), pasted])
+    if 'evaluations' in results:
+      yield results['evaluations']
   else:
     yield f'pictures of {results["pictures"]}'
   if results['reference']:

@@ -54,13 +54,14 @@ def evaluate(
   steps: int | None = None,
   scale: float | None = None,
   sampler: str | None = None,
+  guidance_interval: str | None = None,
   say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Score weights on `edits` held-out synthetic edits; write results.json and grid.png.
 
   Edit number i and its noise depend only on (seed, i), not on the batch size. By default `output`
-  is the folder `evaluation` in the folder of the weights. For `steps`, `scale` and `sampler`, None
-  means the weights' own settings.
+  is the folder `evaluation` in the folder of the weights. For `steps`, `scale`, `sampler` and
+  `guidance_interval`, None means the weights' own settings.
 
   Returns:
     The contents of results.json.
@@ -69,7 +70,8 @@ def evaluate(
   """
   found = find.weights(weights)
   system = systems.of(found)
-  sampling = make_edits.edit_settings(found, steps=steps, scale=scale, sampler=sampler)
+  how = dict(steps=steps, scale=scale, sampler=sampler, guidance_interval=guidance_interval)
+  sampling = make_edits.edit_settings(found, **how)
   if output is None and not os.path.isdir(weights):
     raise UserError(f'--output is missing: {weights} is not a folder that could hold the results')
   output = writable_folder(output or os.path.join(weights, 'evaluation'))
@@ -96,6 +98,7 @@ def evaluate(
   results = dict(
     benchmark=dict(edits=edits, batch_size=batch_size, **drawing),
     sampling=make_edits.to_record(found, sampling),
+    **make_edits.saved(found, sampling),
     weights=dict(path=weights, step=found.step, sha256=found.digest()),
     versions=versions.versions(),
     chance=1 / truths,
@@ -213,6 +216,7 @@ def table(results: dict[str, Any]) -> str:
     f'{b["edits"]} held-out synthetic edits at {b["size"]} px, seed {b["seed"]}',
     f'{w["path"]} at step {w["step"]} (sha256 {w["sha256"][:12]})',
     ', '.join(f'{name} {value}' for name, value in s.items()),
+    *filter(None, [results.get('evaluations')]),
     '',
     f'{"":<24}{"its own exemplar":<24}{"that of another":<24}',
     row('identification', share) + f'chance {results["chance"]:.3f}',

@@ -165,7 +165,8 @@ def test_the_network_sees_the_trained_size_and_nothing_of_the_hole(files, tmp_pa
 def test_what_an_edit_cannot_keep_is_noted(files, tmp_path, monkeypatch):
   paint(monkeypatch)
   Image.new('L', (50, 36), 255).save(files['mask'])
-  (path,), said = run(files, tmp_path / 'out.jpg')
+  (path,), said = run(files, tmp_path / 'out.jpg', guidance_interval='0,.5')
+  assert any('1 of 6 runs of the network are saved' in line for line in said)
   assert Image.open(path).format == 'JPEG'
   assert any('white everywhere' in line for line in said) and any('JPEG' in line for line in said)
   Image.fromarray(np.zeros((36, 50), np.uint16)).save(tmp_path / 'deep.png')

@@ -140,7 +140,7 @@ def test_replay_needs_only_the_png_and_takes_moved_paths(folder, tmp_path):
 @pytest.mark.parametrize(
   'output, settings',
   [
-    ('b.jpg', {}),
+    ('b.jpg', dict(guidance_interval='0.20,0.8')),
     ('c.webp', dict(zoom='context', feather=1.0, match='none', exemplar_fit='pad')),
     ('d.png', dict(paste=False, precision='bfloat16', steps=6, spacing='ldm')),
     ('e.png', dict(num_samples=3, batch_size=3)),
@@ -227,7 +227,8 @@ def test_a_recipe_of_an_older_exedit_gives_the_same_picture(tmp_path):
   assert np.abs(np.int16(pixels(path)) - pixels(old)).max() <= 2  # other machines round otherwise
   assert recipe.read(old).asked() == recipe.read(path).asked()
   assert 'spacing' not in recipe.read(old).settings
-  assert recipe.read(path).settings['spacing'] == 'leading'
+  settings = recipe.read(path).settings
+  assert (settings['spacing'], settings['guidance_interval']) == ('leading', '0,1')
 
 
 # what is refused

@@ -38,6 +38,7 @@ def test_settings_are_given_or_the_weights_own_or_the_defaults(tmp_path):
   given = one.settings(steps=9, zoom='off', seed=None)
   assert (given.steps, given.scale, given.zoom, given.seed) == (9, 2.0, 'off', 0)
   assert one.precision == 'float32' and one.trained == small.SIZE
+  assert one.settings(guidance_interval=[0.25, 1]).guidance_interval == '0.25,1'
   for wrong, says in ((dict(steps=0), 'steps is 0'), (dict(stpes=3), 'stpes is not a setting')):
     with pytest.raises(UserError, match=says):
       one.settings(**wrong)

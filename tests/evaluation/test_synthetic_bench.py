@@ -78,7 +78,9 @@ def test_an_editor_that_ignores_the_exemplar_scores_the_same_in_both(
   weights, tmp_path, monkeypatch
 ):
   stand_in(monkeypatch, lambda m, source, mask, *_, **__: jnp.where(mask > 0, 0.1, source))
-  results, _ = scored(weights, tmp_path, edits=30, batch_size=8)
+  results, said = scored(weights, tmp_path, edits=30, batch_size=8, guidance_interval='0,0.5')
+  assert results['sampling']['guidance_interval'] == '0,0.5'
+  assert 'guidance in 2 of 3 evaluations: 1 of 6 runs of the network are saved' in said[0]
   assert results['own'] == results['shuffled']
   assert results['own']['identification'] < 0.4
 
@@ -124,6 +126,7 @@ def test_unusable_settings_are_refused_before_anything_is_drawn(weights, tmp_pat
     dict(batch_size=0),
     dict(steps=0),
     dict(sampler='euler'),
+    dict(guidance_interval='1,0'),
     dict(output=str(tmp_path / 'file')),
     dict(output=str(tmp_path / 'file' / 'below')),
     dict(weights=str(tmp_path)),

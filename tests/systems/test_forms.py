@@ -1,6 +1,7 @@
 """Forms: what an edit takes, known without JAX (tests/runtime/test_doors.py proves that)."""
 
-from exedit import latent_diffusion, paint_by_example_form, systems
+from exedit import latent_diffusion, systems
+from exedit.editing import settings
 
 
 def test_forms_without_jax_are_the_systems_own():
@@ -8,4 +9,4 @@ def test_forms_without_jax_are_the_systems_own():
   assert systems.forms().keys() == found.keys()
   for name, form in systems.forms().items():
     assert (form.inputs, form.settings) == (found[name].inputs, found[name].settings)
-  assert {*paint_by_example_form.SAMPLERS} == {*latent_diffusion.SAMPLERS}
+  assert {*settings.SAMPLERS} == {*latent_diffusion.SAMPLERS}

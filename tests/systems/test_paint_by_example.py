@@ -194,6 +194,17 @@ def test_edit_equals_the_loop_written_out(model):
   np.testing.assert_allclose(result, by_hand, rtol=1e-3, atol=1e-3 * float(jnp.abs(by_hand).max()))
 
 
+def test_the_guidance_interval_of_the_whole_schedule_is_the_program_without_one(model):
+  still, context = jnp.ones((2, 4, 4, 1 + model.autoencoder.z_channels)), jnp.ones((2, 1, 12))
+  x, t = still[..., 1:], jnp.zeros(2, jnp.int32)
+
+  def program(*interval):
+    return str(jax.make_jaxpr(pbe.denoiser(model, still, context, 3.0, *interval))(x, t))
+
+  assert program() == program((0.0, 1.0))
+  assert program().count('cond') < program((0.2, 0.8)).count('cond')
+
+
 @pytest.mark.parametrize('sampler', ['plms', 'ddim'])
 def test_spacing_decides_the_timesteps_of_an_edit(model, sampler):
   """400 steps of the original are 500, those of 500 steps."""
