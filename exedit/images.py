@@ -9,6 +9,7 @@ import io
 import itertools
 import math
 import os
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -354,17 +355,19 @@ def paste(
 
 
 def grid(
-  rows: Iterable[Iterable[np.ndarray | Array]], captions: Sequence[str] = (), cell: int = 96
+  rows: Iterable[Iterable[np.ndarray | Array | str]], captions: Sequence[str] = (), cell: int = 96
 ) -> UInt8[np.ndarray, 'H W 3']:
-  """Rows of images on one white sheet, each scaled to fit a square cell.
+  """Rows of images and texts on one white sheet, each in a square cell.
 
   Args:
     rows: images [h w 3] of any size, uint8 or in [-1, 1]; small ones are enlarged by whole factors.
+      A text is broken into lines, of which as many are shown as fit.
     captions: one short text above each column.
     cell: the least side of a cell in pixels; cells are multiples of the largest image, up to 512.
   """
   rows = [list(row) for row in rows]
-  largest = max(max(image.shape[:2]) for image in itertools.chain(*rows))
+  pictures = [item for item in itertools.chain(*rows) if not isinstance(item, str)]
+  largest = max(max(image.shape[:2]) for image in pictures)
   cell, gap = min(largest * math.ceil(cell / largest), 512), 4
   top = 20 if captions else gap
   columns = max(len(row) for row in rows)
@@ -375,6 +378,11 @@ def grid(
     place = (gap + x * (cell + gap) + cell / 2, top / 2)
     draw.text(place, text, 'black', ImageFont.load_default(13), anchor='mm')
   for (y, row), x in ((r, x) for r in enumerate(rows) for x in range(len(r[1]))):
+    if isinstance(row[x], str):
+      lines = textwrap.wrap(row[x], cell // 6)[: cell // 13]
+      place = (gap + x * (cell + gap) + 2, top + y * (cell + gap) + 2)
+      draw.multiline_text(place, '\n'.join(lines), 'black', ImageFont.load_default(11), spacing=1)
+      continue
     image = _fit(row[x], cell)
     left = gap + x * (cell + gap) + (cell - image.width) // 2
     sheet.paste(image, (left, top + y * (cell + gap) + (cell - image.height) // 2))

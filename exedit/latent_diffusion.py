@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 from exedit import images
 from exedit.diffusion import guidance, sampling
 from exedit.diffusion.schedule import Schedule
-from exedit.input_pipeline import loader
+from exedit.input_pipeline import captioned, loader, open_images
 from exedit.models import parameters
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
 from exedit.models.parameters import Graph
@@ -40,17 +40,26 @@ MASK_RESIZES = ('bilinear', 'nearest')
 WHOLE = (0.0, 1.0)  # the guidance interval that is the whole schedule
 READERS = 2  # threads that read tensors; each may hold a tensor twice, in two layouts
 COMPUTING = ('dtype', 'rngs', 'remat', 'attention')  # settings that do not change the function
-# Photos with boxes, as TFRecords of tensorflow-datasets' open_images_v4; also drawn scenes.
-OPEN_IMAGES = Data(
-  batches=loader.batches,
-  held_out=loader.held_out,
-  shapes=loader.shapes,
-  survey=loader.survey,
-  defaults=loader.defaults,
-)
 FROM_BUILD = ('in_channels', 'out_channels', 'context_dim')  # `build` passes these to the UNet
 
 Denoiser = Callable[[Float[Array, 'b lh lw z'], Int[Array, ' b']], Float[Array, 'b lh lw z']]
+
+
+def _data(make_example: Callable[..., dict[str, Any]]) -> Data:
+  """Records of shards, as examples that this function makes."""
+  bound = lambda function: functools.partial(function, make_example=make_example)
+  return Data(
+    batches=bound(loader.batches),
+    held_out=bound(loader.held_out),
+    shapes=bound(loader.shapes),
+    survey=loader.survey,
+    defaults=bound(loader.defaults),
+  )
+
+
+# Photos with boxes, as TFRecords of tensorflow-datasets' open_images_v4; also drawn scenes.
+OPEN_IMAGES = _data(open_images.make_example)
+CAPTIONED = _data(captioned.make_example)  # pictures with captions
 
 
 # Building and loading

@@ -1,12 +1,10 @@
 """Stable Diffusion 1.x (arXiv 2112.10752): a picture from a text.
 
-It is not in the registry yet, because no config trains it: EXEDIT_SYSTEMS=exedit.stable_diffusion
-adds it to every command.
-
 A training batch holds uint8 `image [b h w 3]`, int32 `tokens [b n]` and int32 `id [b]`, the
 example's index in the global stream. All random numbers of an example are functions of its id.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +17,7 @@ from exedit import images, latent_diffusion
 from exedit.diffusion import guidance
 from exedit.diffusion.schedule import Schedule
 from exedit.editing.settings import interval_shares
+from exedit.input_pipeline import tokenizer as texts
 from exedit.input_pipeline.tokenizer import Tokenizer
 from exedit.latent_diffusion import as_signed, latent_shape, normal
 from exedit.models.clip_text import CLIPText
@@ -65,7 +64,10 @@ def build(
   """The model with fresh weights. The defaults are the published sizes (docs/facts.md).
 
   Each group holds the arguments of its network; `autoencoder.kind` is 'kl' or 'space_to_depth'.
-  `dtype` is the type that the networks compute in; norms, softmax and parameters are float32.
+
+  context_dim: width of the context, which is that of the text tower.
+  p_drop: share of the examples that are trained with the empty text.
+  dtype: the type that the networks compute in; norms, softmax and parameters are float32.
 
   Raises:
     ValueError: for a text tower of another width than the UNet's context.
@@ -139,13 +141,13 @@ def loss(
 def preview(
   model: StableDiffusion, examples: Mapping[str, Any], **settings: Any
 ) -> tuple[tuple[str, ...], list[list[Any]]]:
-  """Each held-out picture beside two pictures of its text, as grid rows."""
+  """Each held-out picture with its caption and two pictures made of it, as grid rows."""
   tokens = jnp.concatenate([jnp.asarray(examples['tokens'])] * 2)
   size = examples['image'].shape[1:3]
   made = generate(model, tokens, key=jax.random.key(0), size=size, **settings)
-  truth = images.from_uint8(examples['image'])
-  first, second = jnp.split(made, 2)
-  return ('picture', 'sample', 'another'), [list(row) for row in zip(truth, first, second)]
+  said = [bytes(text).decode('utf-8', 'ignore') for text in examples['caption']]
+  rows = zip(images.from_uint8(examples['image']), said, *jnp.split(made, 2))
+  return ('picture', 'caption', 'sample', 'another'), [list(row) for row in rows]
 
 
 # Sampling
@@ -204,9 +206,12 @@ def _generate(graphdef, params, tokens, negative, noise, *, scale, interval, **h
 
 
 def _edit(model, arrays, keys, size, **settings):
-  """`System.edit`."""
+  """`System.edit`; a size that the model cannot make is cut out of the next larger one."""
   tokens, negative = arrays['prompt'], arrays.get('negative_prompt')
-  return generate(model, tokens, negative, key=keys, size=size, **settings)
+  multiple = model.multiple()
+  larger = [-(-side // multiple) * multiple for side in size]
+  made = generate(model, tokens, negative, key=keys, size=larger, **settings)
+  return made[:, : size[0], : size[1]]
 
 
 def tokenizer(weights: Weights) -> Tokenizer:
@@ -224,6 +229,44 @@ def tokenizer(weights: Weights) -> Tokenizer:
   return Tokenizer(weights.tokenizer, text['vocabulary'], text['length'])
 
 
+def data_settings(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]:
+  """`System.data_settings`: what the text tower takes, and the folder of the tokenizer.
+
+  Raises:
+    UserError: for data settings that contradict the model's; if there is no tokenizer.
+  """
+  data, tower = config['data'], complete(config['model'])['text']
+  own = dict(length=tower['length'], vocabulary=tower['vocabulary'])
+  for name, value in own.items():
+    if data.get(name, value) != value:
+      raise UserError(
+        f'config.data.{name} is {data[name]} and config.model.text.{name} is {value}: leave it out '
+        'of config.data'
+      )
+  found = {**data, **own}
+  return found if workdir is None else found | dict(tokenizer=_tokenizer_folder(config, workdir))
+
+
+def _tokenizer_folder(config: Mapping[str, Any], workdir: str) -> str:
+  """The tokenizer of a training: the config's, the run's, init_from's, or that of the data."""
+  data = config['data']
+  if told := data.get('tokenizer'):
+    return texts.local(told)
+  own, beside = (os.path.join(folder, texts.FOLDER) for folder in (workdir, data['root']))
+  if texts.is_there(own):
+    return texts.local(own)
+  start_from = config.get('init_from')
+  if start_from and (folder := find.weights(str(start_from)).tokenizer):
+    return os.fspath(folder)
+  if texts.is_there(beside):
+    return texts.local(beside)
+  where = f'{start_from} and {data["root"]} have' if start_from else f'{data["root"]} has'
+  raise UserError(
+    f'{where} no folder {texts.FOLDER}/: name one with vocab.json and merges.txt as '
+    '--config.data.tokenizer=DIR'
+  )
+
+
 SYSTEM = System(
   name=FORM.name,
   inputs=FORM.inputs,
@@ -231,9 +274,10 @@ SYSTEM = System(
   build=build,
   complete=complete,
   start=start,
-  data=latent_diffusion.OPEN_IMAGES,
+  data=latent_diffusion.CAPTIONED,
   loss=loss,
   preview=preview,
   edit=_edit,
   tokenizer=tokenizer,
+  data_settings=data_settings,
 )

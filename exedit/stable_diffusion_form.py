@@ -13,6 +13,9 @@ class Settings(SamplingSettings):
   scale: float = setting(
     7.5, 'guidance scale; 1 turns guidance off', bounds=(-1000, 1000), network=True
   )
+  size: int = setting(
+    0, 'side of a picture that is made of a text alone; 0: as in training', bounds=(0, 4096)
+  )
 
 
 FORM = Form(

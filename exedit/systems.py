@@ -39,12 +39,13 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """The data of a training; every function takes the keys of `config.data` as keyword arguments.
+  """The data of a training; every function takes `System.data_settings` as keyword arguments.
 
   batches(batch_size, seed, start, shard_index, shard_count, **data): an endless iterator of the
     batches behind the first `start` examples, {name: array [b ...]}, with `id` int32 [b] and
     `corrupt` int32 [b] among the names.
-  held_out(count, **data): the first `count` validation examples, not augmented.
+  held_out(count, **data): the first `count` validation examples, not augmented, with texts for
+    people, which batches leave out.
   shapes(**data): {name: (shape, dtype)} of one example.
   survey(root, split): a dataclass that describes the data; it must be equal in all processes.
   defaults(): the default values of the settings that make an example, such as `size`.
@@ -86,13 +87,17 @@ class System(Form):
   start(init_from, init_clip, model): the weights to start a training from, {path: unread Tensor}.
   data: the source of the batches.
   loss(model, batch, key): the mean loss, and {'per_example': [b], 't': timestep [b]}.
-  preview(model, examples, **edit): captions and rows of pictures for the grids during a training.
+  preview(model, examples, **edit): captions and rows of pictures and texts for the grids during a
+    training.
   edit(model, arrays, keys, size, **settings): the edited pictures [b h w 3] in [-1, 1], as the
     network gives them. `arrays` holds the inputs by name, at (height, width) `size`. `keys` [b] is
     one random key for each picture. `settings` are the network's (see `setting`).
   picture_size(model): the side in pixels of a 'picture' input, from the model settings.
   tokenizer(weights): a function of a text that gives the array that `edit` gets for a 'text' input;
     its `cut(text)` is the end of a text that is too long. See `input_pipeline.tokenizer`.
+  data_settings(config, workdir): `config.data` with what `data` needs of the rest of a training's
+    config, given as a mapping. With a `workdir` it also finds files, for which it may fetch
+    weights, such as those of a `tokenizer` (the folder; the workdir gets a copy of it).
   moments(autoencoder, image, mask): the moments that `exedit.encode` stores. None: the system does
     not train on stored latents.
   """
@@ -107,6 +112,7 @@ class System(Form):
   picture_size: Callable[[Mapping[str, Any]], int] = lambda model: 0
   tokenizer: Callable[['Weights'], Any] | None = None
   moments: Callable[..., Any] | None = None
+  data_settings: Callable[..., dict[str, Any]] = lambda config, workdir=None: dict(config['data'])
 
 
 # The registry
@@ -117,16 +123,16 @@ _registered: dict[str, System] = {}
 @functools.cache
 def _builtin() -> dict[str, System]:
   """The systems of this package. They are imported here because they import this module."""
-  from exedit import paint_by_example
+  from exedit import paint_by_example, stable_diffusion
 
-  return {system.name: system for system in (paint_by_example.SYSTEM,)}
+  return {module.SYSTEM.name: module.SYSTEM for module in (paint_by_example, stable_diffusion)}
 
 
 def _builtin_forms() -> tuple[Form, ...]:
   """Forms of the systems of `_builtin`, from modules that import no JAX: see `forms`."""
-  from exedit import paint_by_example_form
+  from exedit import paint_by_example_form, stable_diffusion_form
 
-  return (paint_by_example_form.FORM,)
+  return paint_by_example_form.FORM, stable_diffusion_form.FORM
 
 
 def register(system: System) -> System:

@@ -48,11 +48,25 @@ def pad_square(image: np.ndarray) -> np.ndarray:
   return cv2.copyMakeBorder(image, *border, cv2.BORDER_REFLECT)
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-  """Resizes to [size size ...]: bilinear, half-pixel centres, no antialiasing."""
+def square(image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+  """Returns a view of the largest square at a random place of an image; without rng the middle."""
+  height, width = image.shape[:2]
+  side = min(height, width)
+  free = max(height, width) - side
+  start = free // 2 if rng is None else int(rng.integers(free + 1))
+  return image[start : start + side] if height > width else image[:, start : start + side]
+
+
+def resize(image: np.ndarray, size: int, smooth=False) -> np.ndarray:
+  """Resizes to [size size ...]: bilinear, half-pixel centres, no antialiasing.
+
+  smooth: an image that becomes smaller is averaged over areas, which is antialiasing.
+  """
   if image.shape[:2] == (size, size):
     return np.ascontiguousarray(image)
-  return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+  shrinks = smooth and min(image.shape[:2]) > size
+  how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+  return cv2.resize(image, (size, size), interpolation=how)
 
 
 def exemplar(image: np.ndarray, box: tuple[int, int, int, int], size: int, pad=10) -> np.ndarray:

@@ -17,11 +17,13 @@ from absl import flags
 
 from exedit.runtime import files, parallel, remote, settings
 
-from . import latent_shards, open_images
-from .errors import DataError, Unusable
+from . import captioned, latent_shards, open_images
+from .errors import DataError, Uncaptioned, Unusable
 from .tf_example import parse_example
 from .tfrecord import INDEX, CorruptRecord, Source, shard_paths
 
+# The modules of the ways to make examples: each checks its settings and knows its shapes.
+_MODULES = {module.make_example: module for module in (open_images, captioned)}
 _SUBSTITUTES = 256  # records that are tried in place of one that cannot be used
 _GRACE = 30.0  # seconds that a worker continues after SIGTERM
 _WHY = 'S200'  # a reason as bytes of a fixed size, so that a batch can contain it
@@ -41,6 +43,7 @@ def batches(
   threads: int | None = None,
   prefetch: int | None = None,
   shuffle: bool = True,
+  texts: bool = False,
   make_example: Callable[..., dict] = open_images.make_example,
   **example_settings,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -51,9 +54,8 @@ def batches(
   So the numbers of hosts, workers and threads and the batch size may change between runs, and a
   resumed run repeats nothing.
 
-  A batch is a dict of `batch_size / shard_count` rows: image uint8 [b h w 3], mask uint8 [b h w]
-  (255 = repaint), exemplar uint8 [b s s 3], id int32 [b] (i modulo 2^31), corrupt int32 [b] (1 if
-  another record replaces the one that was due).
+  A batch is a dict of `batch_size / shard_count` rows: what `make_example` returns, id int32 [b] (i
+  modulo 2^31), corrupt int32 [b] (1 if another record replaces the one that was due).
 
   Args:
     root: the folder of the shards. split: 'train', or another one in it.
@@ -61,6 +63,7 @@ def batches(
     workers: number of processes, 0 for none. threads: of each (default: one per core in total); a
       thread makes a whole batch. prefetch: batches that are ready or being made (default: one more
       than threads).
+    texts: keep texts for people, such as captions, which devices cannot hold.
     example_settings: passed on as `make_example(features, rng, **example_settings)`.
 
   Raises:
@@ -68,8 +71,8 @@ def batches(
   """
   _check(batch_size, start, shard_index, shard_count, on_corrupt)
   settings.check(example_settings, make_example, 'data')
-  if make_example is open_images.make_example:
-    open_images.check_settings(**example_settings)
+  if make_example in _MODULES:
+    _MODULES[make_example].check_settings(**example_settings)
   latent_shards.check(root, split, {**defaults(make_example), **example_settings})
   source = Source(shard_paths(root, split))
   if not len(source):
@@ -92,7 +95,7 @@ def batches(
     resource_tracker.ensure_running()
     stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _start_worker)
   cv2.setNumThreads(0)  # the threads work on different batches
-  return _reported(stream, source, on_corrupt, workers)
+  return _reported(stream, source, on_corrupt, workers, texts)
 
 
 def held_out(count: int, **data) -> dict[str, np.ndarray]:
@@ -103,34 +106,28 @@ def held_out(count: int, **data) -> dict[str, np.ndarray]:
   Raises:
     DataError: if the validation split is missing, or holds latents instead of images.
   """
-  fixed = dict(split='validation', augment=False, workers=0, threads=1, prefetch=1)
+  fixed = dict(split='validation', augment=False, workers=0, threads=1, prefetch=1, texts=True)
   found = next(batches(batch_size=count, seed=0, shuffle=False, **{**data, **fixed}))
   if 'image' not in found:
     raise DataError(f'the validation split in {data["root"]} holds latents and no images')
   return found
 
 
-def shapes(**data) -> dict[str, tuple[tuple[int, ...], Any]]:
+def shapes(
+  make_example: Callable[..., dict] = open_images.make_example, **data
+) -> dict[str, tuple[tuple[int, ...], Any]]:
   """Returns {name: (shape, dtype)} of one example that `batches(**data)` yields; reads no data.
 
   Raises:
     DataError: for settings that cannot be.
   """
-  known = defaults()
+  known, module = defaults(make_example), _MODULES[make_example]
   settings.check_names(data, [*known, *(p.name for p in settings.arguments(batches))], 'data')
-  settings.check({n: data[n] for n in data if n in known}, open_images.make_example, 'data')
+  settings.check({n: data[n] for n in data if n in known}, make_example, 'data')
   settings.check({n: data[n] for n in data if n not in known}, batches, 'data')
-  open_images.check_settings(**data)
+  module.check_settings(**data)
   _check(1, 0, 0, 1, data.get('on_corrupt', 'skip'))
-  sizes = {**known, **data}
-  size, exemplar = sizes['size'], sizes['exemplar_size']
-  return dict(
-    image=((size, size, 3), np.uint8),
-    mask=((size, size), np.uint8),
-    exemplar=((exemplar, exemplar, 3), np.uint8),
-    id=((), np.int32),
-    corrupt=((), np.int32),
-  )
+  return module.shapes(**{**known, **data}) | dict(id=((), np.int32), corrupt=((), np.int32))
 
 
 def defaults(make_example: Callable[..., dict] = open_images.make_example) -> dict[str, Any]:
@@ -203,7 +200,7 @@ class _MakeExample(grain.transforms.RandomMap):
 
   def random_map(self, numbered: tuple[int, int], rng: np.random.Generator) -> dict:
     index, position = numbered
-    count, why, bad = len(self.source), '', position
+    count, why, bad, bare = len(self.source), '', position, 0
     for step in range(min(count, _SUBSTITUTES)):
       try:
         features = parse_example(self.source[(position + step) % count])
@@ -211,6 +208,7 @@ class _MakeExample(grain.transforms.RandomMap):
         break
       except Unusable as error:
         last = error
+        bare += isinstance(error, Uncaptioned)
       except DataError as error:
         last = error
         if not why:
@@ -221,16 +219,20 @@ class _MakeExample(grain.transforms.RandomMap):
     return example | dict(
       id=np.int32(index % 2**31),
       corrupt=np.int32(bool(why)),
+      uncaptioned=np.int32(bare + example.pop('uncaptioned', 0)),
       position=np.int64(bad),
       why=np.array(why.encode()[:200], _WHY),
     )
 
 
 def _reported(
-  stream: grain.IterDataset, source: Source, on_corrupt: str, workers: int
+  stream: grain.IterDataset, source: Source, on_corrupt: str, workers: int, texts: bool
 ) -> Iterator[dict]:
-  """Yields the batches and logs each corrupt record once, from the columns `position` and `why`."""
-  named = set()
+  """Yields the batches; logs each corrupt record once, and how many have no caption.
+
+  The columns `position`, `why` and `uncaptioned` are for this alone.
+  """
+  named, seen, bare, due = set(), 0, 0, 1
   batches = iter(stream)
   try:
     for batch in batches:
@@ -241,6 +243,13 @@ def _reported(
           named.add(position)
           shard, offset, _ = source.locate(position)
           _corrupt(CorruptRecord(shard, offset, reasons[row].decode(errors='replace')), on_corrupt)
+      seen, bare = seen + len(positions), bare + int(batch.pop('uncaptioned').sum())
+      if bare >= due:  # at the first, and whenever the number has doubled
+        due = 2 * bare
+        words = 'records without a caption, for %s examples of this process so far: %s'
+        logging.getLogger(__name__).warning(words, f'{seen:,}', f'{bare:,}')
+      if not texts:
+        batch = {name: rows for name, rows in batch.items() if rows.dtype.kind != 'S'}
       # Copy out of the workers' shared memory, which a JAX array would keep until the exit.
       yield {name: np.array(rows) for name, rows in batch.items()} if workers else batch
   finally:

@@ -5,6 +5,9 @@ box, cut its exemplar, extend the box, draw the mask, cut a square, resize. One 
 rotation serves image and exemplar.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from exedit.runtime.settings import check_limits
@@ -88,7 +91,7 @@ def make_example(
       features, rng, augment=augment, affine_jitter=affine_jitter, blur_kernels=blur_kernels
     )
   check_settings(non_square=non_square)
-  name = _name(features)
+  name = name_of(features)
   if not features.get('image'):
     raise DataError(f'{name}: the record has no image')
   image = codec.decode(features['image'][0], name)
@@ -119,6 +122,15 @@ def make_example(
   return dict(image=crops.resize(image, size), mask=crops.resize(mask, size), exemplar=exemplar)
 
 
+def shapes(*, size: int, exemplar_size: int, **others) -> dict[str, tuple[tuple[int, ...], Any]]:
+  """Returns {name: (shape, dtype)} of what `make_example` returns for records with images."""
+  return dict(
+    image=((size, size, 3), np.uint8),
+    mask=((size, size), np.uint8),
+    exemplar=((exemplar_size, exemplar_size, 3), np.uint8),
+  )
+
+
 def usable_boxes(
   bbox: np.ndarray, shape: tuple[int, int], min_area=0.02, max_area=0.8
 ) -> list[tuple[int, int, int, int]]:
@@ -136,6 +148,7 @@ def usable_boxes(
   return [(x0, y0, x1, y1) for y0, x0, y1, x1 in pixels.tolist() if x1 > x0 and y1 > y0]
 
 
-def _name(features: dict) -> str:
+def name_of(features: Mapping[str, Any]) -> str:
+  """Returns the file name that a record stores, for messages."""
   filename = features.get('image/filename')
   return filename[0].decode('utf-8', 'replace') if filename else 'record without a filename'

@@ -5,14 +5,17 @@ file tokenizer.json, which transformers 5 writes instead.
 """
 
 import functools
+import hashlib
 import os
 import unicodedata
 from typing import Any
 
 import numpy as np
 
+from exedit.runtime import caches, files, remote
 from exedit.runtime.errors import UserError
 
+FOLDER = 'tokenizer'  # its name beside weights, in a run and in a folder of data
 FILES = ('vocab.json', 'merges.txt')
 WHOLE = 'tokenizer.json'
 SHOWN = 60  # characters of a text in a message
@@ -79,6 +82,30 @@ class Tokenizer:
   def _spells(self, word: str) -> bool:
     end = self._clip.eos_token
     return end in word or end not in self._clip.tokenize(word)
+
+
+def is_there(folder: str | os.PathLike) -> bool:
+  """Whether a folder, which may be in a store, holds the files of a tokenizer."""
+  names = {*remote.listing(folder)} if remote.is_remote(folder) or os.path.isdir(folder) else set()
+  return names.issuperset(FILES) or WHOLE in names
+
+
+def contents(folder: str | os.PathLike) -> dict[str, bytes]:
+  """The files of a tokenizer by their names; other files in the folder do not count."""
+  names = [n for n in remote.listing(folder) if n.endswith('.json') or n == 'merges.txt']
+  return {name: remote.read(os.path.join(folder, name)) for name in sorted(names)}
+
+
+def local(folder: str | os.PathLike) -> str:
+  """The folder itself, or the copy in the user's cache of one in a store."""
+  if not remote.is_remote(folder):
+    return os.fspath(folder)
+  found = contents(folder)
+  name = hashlib.sha256(b''.join(found.values())).hexdigest()
+  copy = caches.folder_of('tokenizers', name)
+  os.makedirs(copy, exist_ok=True)
+  files.write_all({os.path.join(copy, name): data for name, data in found.items()})
+  return os.fspath(copy)
 
 
 @functools.cache

@@ -210,7 +210,7 @@ def check(edit: Edit, system: System, trained: int, tokenizer: Any = None) -> Jo
   )
   photos = [entry.name for entry in system.inputs_of('photo') if entry.name in headers]
   if not photos:
-    frame = photo.choose_frame(None, trained)
+    frame = photo.choose_frame(None, getattr(edit.settings, 'size', 0) or trained)
     images.check_holds(edit.output, frame.size)
     return Job(edit, frame, (), pixels, understood=tuple(understood))
   [name] = photos

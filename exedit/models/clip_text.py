@@ -17,8 +17,13 @@ class CLIPText(nnx.Module):
 
   `text(ids [b n]) -> [b n width]` are the normalised last hidden states; n is at most `length`. A
   token sees only itself and the tokens before it. The defaults are the text side of ViT-L/14, with
-  123,060,480 parameters. Ids from `vocabulary` on name the rows of `added`, [added width]: words
-  that were learned beside the table, so that the table itself can stay frozen.
+  123,060,480 parameters.
+
+  vocabulary: number of tokens, that is of rows of the table. length: the most tokens of a text.
+  width: of a token's vector. layers, heads, mlp: number of layers, of heads, hidden width of the
+  MLPs. added: number of words that were learned beside the table, so that the table itself can stay
+  frozen; their ids follow those of the table, [added width].
+  remat: compute each layer again in the backward pass, which saves memory.
   """
 
   def __init__(

@@ -76,7 +76,7 @@ def cached_compile(
 def cache_path(config: Config, name: str, effort: str = 'quick') -> Path:
   """The cache file for these settings, topology, effort, versions and this package's source."""
   key: dict[str, Any] = {group: config.get(group) for group in GROUPS}
-  key['batch'] = repr(systems.get(config['system']).data.shapes(**config['data']))
+  key['batch'] = repr(example_shapes(config))
   key['steps'] = config['steps'] if config['optimizer'].get('schedule') == 'cosine' else None
   text = json.dumps([name, key, effort, topology.versions(), source_hash()], sort_keys=True)
   return caches.folder('plans', hashlib.sha256(text.encode()).hexdigest()[:32] + '.json')
@@ -160,12 +160,17 @@ def make_step(config: Config, devices) -> Program:
 
 def batch_shapes(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   """The shapes of a training batch, without data."""
-  shapes = systems.get(config['system']).data.shapes(**config['data'])
   over = sharding.batch_sharding(mesh)
   return {
     name: jax.ShapeDtypeStruct((config['batch_size'], *shape), dtype, sharding=over)
-    for name, (shape, dtype) in shapes.items()
+    for name, (shape, dtype) in example_shapes(config).items()
   }
+
+
+def example_shapes(config: Config) -> dict[str, tuple[tuple[int, ...], Any]]:
+  """{name: (shape, dtype)} of one training example."""
+  system = systems.get(config['system'])
+  return system.data.shapes(**system.data_settings(config))
 
 
 def measured(step: jax.stages.Compiled) -> Findings:

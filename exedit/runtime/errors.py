@@ -41,6 +41,10 @@ class Unusable(DataError):
   """A valid record that cannot be trained on, for example because no box has a fitting size."""
 
 
+class Uncaptioned(Unusable):
+  """A record without the caption that a training on texts needs."""
+
+
 def one_line(error: BaseException) -> str:
   """The error's message on one line, or the name of its class if it has no message."""
   return ' '.join(str(error).split()) or type(error).__name__

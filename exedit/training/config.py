@@ -38,7 +38,7 @@ class Config:
   batch_size: of all devices together. accumulate: compute it in this number of equal parts, one
     after the other.
   seed: of all random numbers.
-  data: arguments of the system's `data.batches`.
+  data: arguments of the system's `data.batches`; `System.data_settings` adds to them.
   trainable: a regular expression that the paths of the parameters that train begin with; see
     `parameters.split_trainable`.
   init_from, init_clip: weights to start from instead of random ones. `System.start` reads them.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from exedit import systems
+from exedit.input_pipeline import tokenizer
 from exedit.runtime import remote, settings
 from exedit.runtime.errors import UserError
 from exedit.training.config import GROUPS, Config
@@ -69,6 +70,15 @@ class History:
     changed = settings.differences(known, {name: survey[name] for name in known})
     where = f'{self.data.get("root")} -> {root}' if self.data.get('root') != root else root
     return [f'the shards in data.root {where} ({", ".join(changed)})'] if changed else []
+
+
+def other_tokenizer(workdir: str, folder: str | None) -> list[str]:
+  """The change of the tokenizer since the last start, whose copy the workdir holds."""
+  own = f'{workdir.rstrip("/")}/{tokenizer.FOLDER}'
+  if not folder or not tokenizer.is_there(own):
+    return []
+  same = tokenizer.contents(own) == tokenizer.contents(folder)
+  return [] if same else [f'the tokenizer {own} -> {folder}']
 
 
 def read(workdir: str, batch_size: int) -> History:

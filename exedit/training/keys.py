@@ -26,6 +26,7 @@ PLACES = {
   'model.unet': ('exedit.models.unet:UNet',),
   'model.autoencoder': ('exedit.models.autoencoder:SpaceToDepth',),
   'model.clip': ('exedit.models.clip:CLIPVision',),
+  'model.text': ('exedit.models.clip_text:CLIPText',),
   'model.conditioner': ('exedit.models.conditioner:ExemplarConditioner',),
   'model.schedule': ('exedit.diffusion.schedule:Schedule',),
   'optimizer': ('exedit.training.optimizer:make_optimizer',),
@@ -33,6 +34,15 @@ PLACES = {
   'mesh': ('exedit.training.sharding:make_mesh',),
   'checkpoint': ('exedit.training.checkpoint:Checkpoints',),
   'synthetic': ('exedit.input_pipeline.synthetic:settings',),
+}
+OWN = {  # the places of single systems, instead of those above
+  'stable_diffusion': {
+    'data': (
+      'exedit.input_pipeline.loader:batches',
+      'exedit.input_pipeline.captioned:make_example',
+    ),
+    'model': ('exedit.stable_diffusion:build',),
+  },
 }
 
 
@@ -82,7 +92,7 @@ def meanings(group: str, system: str) -> dict[str, str]:
       'count': 'number of held-out examples in a grid'
     }
   found = {'kind': "'kl' or 'space_to_depth'"} if group == 'model.autoencoder' else {}
-  for place in PLACES.get(group, ()):
+  for place in OWN.get(system, {}).get(group, PLACES.get(group, ())):
     found |= described(*place.split(':'))
   return found
 

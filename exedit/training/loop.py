@@ -29,6 +29,7 @@ from exedit.training.step import Program, make_program
 from exedit.training.timing import Account, duration
 from exedit.training.workdir import Workdir, require_ours
 from exedit.weights.formats.tensor import Tensor
+from exedit.weights.layouts import own
 
 
 def train(
@@ -78,7 +79,7 @@ def train(
         peak=program.peak(),
         account=Account(began),
       )
-      rows = batches(config, prepared.history.examples(start))
+      rows = batches(config, prepared.data, prepared.history.examples(start))
       feed = Prefetch(rows, batch_sharding(program.mesh))
       try:
         state = take_steps(prepared, state, frozen, feed, log, checkpoints, place, stop)
@@ -103,8 +104,8 @@ class Prepared:
 
   tensors: the weights to start from, not yet read; None if the workdir has checkpoints. examples:
   the held-out examples of the grids; None without grids. survey: the system's description of the
-  data. origin: where the data come from, in words. history: what earlier starts have done. changed:
-  the settings that differ from the last start's.
+  data: the arguments of the system's data functions. origin: where the data come from, in words.
+  history: what earlier starts have done. changed: the settings that differ from the last start's.
   """
 
   config: Config
@@ -112,6 +113,7 @@ class Prepared:
   tensors: Mapping[str, Tensor] | None
   examples: Mapping[str, np.ndarray] | None
   survey: Any
+  data: Mapping[str, Any]
   origin: str
   history: History
   changed: list[str]
@@ -147,7 +149,7 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
     past = history.read(workdir, config.batch_size) if begun else History()
     learned, other = past.changes(config)
     history.require_same(workdir, learned, allow_changes)
-    shapes = system.data.shapes(**data)
+    shapes = system.data.shapes(**system.data_settings(config.as_dict()))
     if config.synthetic:  # drawing takes a minute, so what cannot work is said before
       trace_step(program, config, shapes)
     if not config.synthetic:  # before weights are fetched
@@ -155,10 +157,12 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
     tensors = None if begun else given_weights(system, config)
     origin = provide_data(config)
   with processes.together(), settings.fixable(config.as_dict()):  # by now the data exist
-    examples = held_out(config) if config.edit_every else None
-    trace_step(program, config, stored_shapes(config))
+    read = system.data_settings(config.as_dict(), workdir)
+    examples = held_out(config, read) if config.edit_every else None
+    trace_step(program, config, stored_shapes(config, read))
     survey = system.data.survey(data['root'], data.get('split', 'train'))
     replaced = past.other_data(data['root'], dataclasses.asdict(survey))
+    replaced += history.other_tokenizer(workdir, read.get('tokenizer'))
     history.require_same(workdir, replaced, allow_changes)
   # The folder of the data may have another name on another machine; its content may not differ.
   facts = dict(config.as_dict(), data={**data, 'root': dataclasses.asdict(survey)})
@@ -166,7 +170,7 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
   if shortened:
     say(shortened)
   changed = [*learned, *replaced, *other]
-  return Prepared(config, program, tensors, examples, survey, origin, past, changed)
+  return Prepared(config, program, tensors, examples, survey, read, origin, past, changed)
 
 
 def take_steps(
@@ -205,18 +209,21 @@ def take_steps(
   return state
 
 
-def batches(config: Config, start: int) -> Iterator[dict[str, np.ndarray]]:
+def batches(config: Config, data: Mapping[str, Any], start: int) -> Iterator[dict[str, np.ndarray]]:
   """This process's rows of the batches behind the first `start` examples."""
   shard = dict(shard_index=jax.process_index(), shard_count=jax.process_count())
   how = dict(batch_size=config.batch_size, seed=config.seed, start=start)
-  return systems.get(config.system).data.batches(**how, **shard, **config.data)
+  return systems.get(config.system).data.batches(**how, **shard, **data)
 
 
-def stored_shapes(config: Config) -> dict[str, tuple[tuple[int, ...], Any]]:
+def stored_shapes(
+  config: Config, data: Mapping[str, Any]
+) -> dict[str, tuple[tuple[int, ...], Any]]:
   """{name: (shape, dtype)} of one example, from the data themselves."""
-  quick = {**config.data, 'workers': 0, 'threads': 1, 'prefetch': 1}
-  small = dataclasses.replace(config, batch_size=jax.process_count(), data=quick)
-  return {name: (rows.shape[1:], rows.dtype) for name, rows in next(batches(small, 0)).items()}
+  quick = {**data, 'workers': 0, 'threads': 1, 'prefetch': 1}
+  small = dataclasses.replace(config, batch_size=jax.process_count())
+  found = next(batches(small, quick, 0))
+  return {name: (rows.shape[1:], rows.dtype) for name, rows in found.items()}
 
 
 def trace_step(
@@ -237,7 +244,7 @@ def provide_data(config: Config) -> str:
   return synthetic.provide(config.data['root'], config.synthetic)
 
 
-def held_out(config: Config) -> Mapping[str, np.ndarray]:
+def held_out(config: Config, data: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
   """The validation examples of the grids.
 
   Raises:
@@ -245,7 +252,7 @@ def held_out(config: Config) -> Mapping[str, np.ndarray]:
   """
   count = config.edit.get('count', 8)
   try:
-    return systems.get(config.system).data.held_out(count, **config.data)
+    return systems.get(config.system).data.held_out(count, **data)
   except DataError as error:
     raise UserError(f'{error} (for the grids of edits; --config.edit_every=0 for none)') from error
 
@@ -311,6 +318,8 @@ def record(workdir: Workdir, prepared: Prepared, start: int) -> None:
     if params
   ]
   files.write_text(os.path.join(workdir.folder, 'parameters.txt'), '\n'.join(tables))
+  if folder := prepared.data.get('tokenizer'):
+    own.write_tokenizer(workdir.folder, folder)
   workdir.push()
   say(f'trained: {sizes(program.state.params)}; frozen: {sizes(program.frozen)}')
   shape = ' x '.join(f'{name} {size}' for name, size in program.mesh.shape.items())

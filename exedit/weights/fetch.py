@@ -297,7 +297,7 @@ def _needed(paths: Sequence[str], src: str) -> list[str]:
   if not whole:
     raise UserError(f'{src} holds no whole checkpoint yet: wait for the first')
   newest = f'checkpoints/{max(whole)}/'
-  return [path for path in paths if path.startswith(newest) or path in BESIDE]
+  return [path for path in paths if path.startswith((newest, 'tokenizer/')) or path in BESIDE]
 
 
 def _copy(src: str, name: str, folder: Path, sizes: Mapping[str, int]) -> None:

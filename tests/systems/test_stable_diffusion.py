@@ -31,13 +31,6 @@ MODEL = dict(
 EDIT = dict(steps=3, scale=2.0, sampler='ddim')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def registered():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(systems._registered, 'stable_diffusion', stable_diffusion.SYSTEM)
-    yield
-
-
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
   """A folder with small random weights and their tokenizer."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from exedit.input_pipeline import tokenizer as texts
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import digests, settings
@@ -20,7 +21,7 @@ from exedit.weights.formats.tensor import Tensor, read_small, to_dtype
 from exedit.weights.found import Weights
 from exedit.weights.translate import identity
 
-CONFIG, MODEL, TOKENIZER = 'config.json', 'model.safetensors', 'tokenizer'
+CONFIG, MODEL = 'config.json', 'model.safetensors'
 LONGEST_CONFIG = 2**22  # bytes; a config has some thousands
 NUMBERS = ('scale', 'mean', 'beta_start', 'beta_end')  # settings that are real numbers
 WHOLE = (  # settings that are positive whole numbers
@@ -142,8 +143,8 @@ def read(path: Path, which: str = 'ema') -> Weights:
   """
   config = read_config(path)
   kind = str(config.get('system', 'paint_by_example'))  # old configs do not name the system
-  file, texts = path / MODEL, path / TOKENIZER
-  tokenizer = texts if texts.is_dir() else None
+  file, folder = path / MODEL, path / texts.FOLDER
+  tokenizer = folder if folder.is_dir() else None
   if not file.exists():
     return dataclasses.replace(_workdir(path, config, kind, which), tokenizer=tokenizer)
   tensors, exported = open_tensors(file), config['exported']
@@ -213,4 +214,11 @@ def write(
     if log is not None and Path(log).exists():
       shutil.copy(log, folder / 'metrics.jsonl')
     if tokenizer is not None:
-      shutil.copytree(tokenizer, folder / TOKENIZER)
+      write_tokenizer(folder, tokenizer)
+
+
+def write_tokenizer(folder: str | os.PathLike, source: str | os.PathLike) -> None:
+  """Copies the files of a tokenizer into a folder of weights."""
+  target = Path(folder) / texts.FOLDER
+  target.mkdir(exist_ok=True)
+  files.write_all({target / name: data for name, data in texts.contents(source).items()})
