@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,7 +59,7 @@ def edit_once(
       raise UserError(fault.why)
     return found, jobs.check(found[0], system, trained, tokenizer)
 
-  _before_fetching(weights, checked)
+  _before_fetching(weights, checked, (name for name, value in given.items() if value is not None))
   session = Session(
     weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe,
     keep=keep,
@@ -92,14 +92,17 @@ def edit_once(
   return outputs
 
 
-def _before_fetching(weights: str, checked: Callable[..., Any]) -> None:
+def _before_fetching(weights: str, checked: Callable[..., Any], given: Iterable[str] = ()) -> None:
   """Checks the files before weights are fetched, as they must suit one of the systems at least.
 
   checked(system, settings, trained): raises UserError; it is called again when the weights are
-  here. settings: makes a system's settings of values by name.
+  here. settings: makes a system's settings of values by name. given: names of the inputs, which tell
+  for which system they are meant.
   """
-  faults = []
-  for system in () if os.path.exists(weights) else systems.all_systems().values():
+  faults, given = [], {*given}
+  others = lambda system: len(given - {entry.name for entry in system.inputs})
+  known = [] if os.path.exists(weights) else sorted(systems.all_systems().values(), key=others)
+  for system in known:
     try:
       checked(system, functools.partial(_settings, system), USUAL_SIZE)
       return

@@ -43,7 +43,7 @@ NOT_RUN_HERE = {
   r'python -m exedit\.convert': 'needs weights that are not here; tests/doors/test_convert.py',
   r'python -m exedit\.evaluate': 'makes hundreds of edits; tests/doors/test_evaluate.py',
   r'python -m exedit\.sample .*--(edits|replay)': 'needs a list; tests/doors/test_sample.py',
-  r'python -m exedit\.sample .*/tmp/fill': 'the example system; see its test below',
+  r'python -m exedit\.sample .*/tmp/(fill|sd)': 'the example system, see below; tests/systems',
   r'python -m input_pipeline\.': 'draws 20,000 scenes or needs a benchmark; tests/input_pipeline',
   r'python -m launch\.': 'needs a benchmark and results; tests/launch',
   r'python -m tests\.measure': 'test_the_measured_structure_holds calls it',

@@ -375,11 +375,11 @@ def test_another_batch_size_goes_on_behind_the_examples_that_were_seen(
   """Three starts with three sizes read the stream once, as one run with one size reads it."""
   seen, batches = [], loop.batches
 
-  def spy(config, start):
+  def spy(config, data, start):
     read: list[list[int]] = []
     if config.batch_size > 1:  # one example is read for its shape
       seen.append(read)
-    for batch in batches(config, start):
+    for batch in batches(config, data, start):
       read.append(batch['id'].tolist())
       yield batch
 
