@@ -104,7 +104,7 @@ def tiny() -> ml_collections.ConfigDict:
       edit_every=1_000,
       trainable='unet|text',  # no tower of this size is pretrained
       data=dict(root='data/captioned_scenes', size=64, workers=0),
-      synthetic=dict(version=2, scenes=50_000, val_scenes=512, seed=0, size=64, shards=8),
+      synthetic=dict(scenes=50_000, val_scenes=512, seed=0, size=64, shards=8),
       model=dict(
         # Until an autoencoder of this size is trained, a fixed, exactly invertible transform is
         # in its place. Scale and mean give latents of unit variance.

@@ -66,8 +66,8 @@ def read(path: Path, to_start: bool = False) -> Weights:
       tensors = open_tensors(file)
       theirs |= {f'{part}/{name}': tensor for name, tensor in tensors.items()}
       opened += shards(file)
-  texts = path / 'tokenizer'
-  tokenizer = texts if texts.is_dir() else None
+  folder = path / texts.FOLDER
+  tokenizer = folder if folder.is_dir() else None
   return Weights(config, theirs, TABLE, tuple(opened), kind=kind, tokenizer=tokenizer)
 
 
