@@ -378,12 +378,13 @@ def grid(
     place = (gap + x * (cell + gap) + cell / 2, top / 2)
     draw.text(place, text, 'black', ImageFont.load_default(13), anchor='mm')
   for (y, row), x in ((r, x) for r in enumerate(rows) for x in range(len(r[1]))):
-    if isinstance(row[x], str):
-      lines = textwrap.wrap(row[x], cell // 6)[: cell // 13]
+    item = row[x]
+    if isinstance(item, str):
+      lines = textwrap.wrap(item, cell // 6)[: cell // 13]
       place = (gap + x * (cell + gap) + 2, top + y * (cell + gap) + 2)
       draw.multiline_text(place, '\n'.join(lines), 'black', ImageFont.load_default(11), spacing=1)
       continue
-    image = _fit(row[x], cell)
+    image = _fit(item, cell)
     left = gap + x * (cell + gap) + (cell - image.width) // 2
     sheet.paste(image, (left, top + y * (cell + gap) + (cell - image.height) // 2))
   return np.asarray(sheet)

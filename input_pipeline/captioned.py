@@ -53,7 +53,7 @@ def make_example(
   max_area=AREAS['max_area'],
   non_square='crop',
   missing_captions='drop',
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
   """Makes one training example from the features of a record.
 
   The record has `image` and `caption` (bytes; of several one is drawn at random), and for `boxes`
@@ -112,7 +112,7 @@ def make_example(
   except UserError as error:
     raise DataError(f'{name}: {error}') from error
   shown = np.array(caption.encode()[:LONGEST], f'S{LONGEST}')
-  return dict(image=image, tokens=tokens, caption=shown, uncaptioned=int(not caption))
+  return dict(image=image, tokens=tokens, caption=shown, uncaptioned=np.int32(not caption))
 
 
 def _text(value: bytes) -> str:

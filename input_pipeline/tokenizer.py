@@ -84,7 +84,7 @@ class Tokenizer:
     return end in word or end not in self._clip.tokenize(word)
 
 
-def is_there(folder: str | os.PathLike) -> bool:
+def is_there(folder: str) -> bool:
   """Whether a folder, which may be in a store, holds the files of a tokenizer."""
   names = {*remote.listing(folder)} if remote.is_remote(folder) or os.path.isdir(folder) else set()
   return names.issuperset(FILES) or WHOLE in names
@@ -92,7 +92,7 @@ def is_there(folder: str | os.PathLike) -> bool:
 
 def contents(folder: str | os.PathLike) -> dict[str, bytes]:
   """The files of a tokenizer by their names; other files in the folder do not count."""
-  names = [n for n in remote.listing(folder) if n.endswith('.json') or n == 'merges.txt']
+  names = [n for n in remote.listing(os.fspath(folder)) if n.endswith('.json') or n == 'merges.txt']
   return {name: remote.read(os.path.join(folder, name)) for name in sorted(names)}
 
 

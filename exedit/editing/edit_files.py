@@ -96,8 +96,8 @@ def _before_fetching(weights: str, checked: Callable[..., Any], given: Iterable[
   """Checks the files before weights are fetched, as they must suit one of the systems at least.
 
   checked(system, settings, trained): raises UserError; it is called again when the weights are
-  here. settings: makes a system's settings of values by name. given: names of the inputs, which tell
-  for which system they are meant.
+  here. settings: makes a system's settings of values by name. given: the names of inputs; the fault
+  is that of the system which has most of them.
   """
   faults, given = [], {*given}
   others = lambda system: len(given - {entry.name for entry in system.inputs})

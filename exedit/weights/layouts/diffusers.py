@@ -66,7 +66,7 @@ def read(path: Path, to_start: bool = False) -> Weights:
       tensors = open_tensors(file)
       theirs |= {f'{part}/{name}': tensor for name, tensor in tensors.items()}
       opened += shards(file)
-  folder = path / texts.FOLDER
+  folder = path / 'tokenizer'
   tokenizer = folder if folder.is_dir() else None
   return Weights(config, theirs, TABLE, tuple(opened), kind=kind, tokenizer=tokenizer)
 
