@@ -20,9 +20,10 @@ from exedit.runtime import doors, files, settings
 from . import codec, latent_shards, synthetic, tf_example, tfrecord
 from .errors import DataError
 
-_CELL = 112  # pixels of the sheet
+_CELL = 128  # pixels of the sheet
 _GAP = 8
 _COLUMNS = 2  # examples side by side
+_CAPTIONS = 3  # of the first records, below the sheet
 _TITLES = ('image', 'mask', 'masked image', 'exemplar')
 _FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
 _INK, _PAPER, _BAR = (30, 30, 30), (255, 255, 255), (70, 110, 170)
@@ -89,12 +90,13 @@ def statistics(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Returns values for histograms and lines of text, from the first records and from a batch."""
   source = tfrecord.Source(tfrecord.shard_paths(root, split))
-  boxes, shapes, unreadable = [], [], 0
+  boxes, shapes, captions, unreadable = [], [], [], 0
   for i in range(min(records, len(source))):
     try:
       features = tf_example.parse_example(source[i])
       shapes.append(codec.decode(features['image'][0]).shape[:2])
       boxes.append(np.asarray(features['bobjects/bbox'], np.float32).reshape(-1, 4))
+      captions += features.get('caption', ())
     except (DataError, KeyError, IndexError):
       unreadable += 1
   sides = np.concatenate(boxes)[:, 2:] - np.concatenate(boxes)[:, :2] if boxes else np.zeros((0, 2))
@@ -111,6 +113,8 @@ def statistics(
     f'masks: {full:.0%} rectangles; {np.mean(batch["corrupt"]):.0%} of the examples replace '
     f'corrupt records',
   ]
+  for text in captions[:_CAPTIONS]:
+    lines.append(f'caption: {text.decode("utf-8", "replace")}')
   return {'box area / image': area, 'repainted share': share}, lines
 
 

@@ -2,54 +2,76 @@
 
   python -m input_pipeline.synthetic --output=data/synthetic
 
-Every picture depends only on (seed, split, index). Looks of the splits `validation` and `bench`
-never occur in `train`. `bench` draws a scene again with another look in its box: the ground truth
-of an edit.
+Every picture depends only on (version, seed, split, index). Looks of the splits `validation` and
+`bench` never occur in `train`. `bench` draws a scene again with another look in its box: the ground
+truth of an edit. Version 2 of the scenes has subjects that a person can name, and captions.
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
 from exedit.runtime import doors, files, progress, remote
 
-from . import crops, latent_shards, tf_example, tfrecord
+from . import crops, latent_shards, scenes, tf_example, tfrecord, vocabulary, world
 from .errors import DataError
-from .scenes import GRID, MARGIN, SHAPES, VERSION, Look, Scene, draw, sample_look, sample_scene
 
+GRID = scenes.GRID  # of all versions
+WORLDS = {module.VERSION: module for module in (scenes, world)}
+TOKENIZER = 'tokenizer'  # the folder of the captions' vocabulary
 MADE_BY = 'input_pipeline.synthetic'
 MANIFEST, LOCK = 'manifest.json', '.lock'
 JPEG_QUALITY = 95
 STREAMS = dict(train=0, validation=1, bench=2)
+# How the truths of an edit of the benchmark differ: in everything; in the subject alone; in the
+# pattern alone; or a picture is made of a text.
+KINDS = ('look', 'shape', 'pattern', 'text')
 
 
 # One scene.
 
 
-def scene_at(seed: int, split: str, index: int) -> tuple[Scene, tuple[Look, ...]]:
-  """Returns scene and looks number `index` of a split."""
-  rng = np.random.default_rng([seed, STREAMS[split], index])
-  scene = sample_scene(rng)
-  return scene, tuple(sample_look(rng, split != 'train') for _ in scene.poses)
+def scene_at(
+  seed: int, split: str, index: int, version=1, without: Collection[str] = ()
+) -> tuple[Any, tuple]:
+  """Returns scene and looks number `index` of a split; `train` lacks the subjects `without`."""
+  rng, drawn = np.random.default_rng([seed, STREAMS[split], index]), WORLDS[version]
+  scene = drawn.sample_scene(rng)
+  held_out = split != 'train'
+  options = dict(without=without) if without and not held_out else {}
+  return scene, tuple(drawn.sample_look(rng, held_out, **options) for _ in scene.poses)
 
 
-def record(seed: int, split: str, index: int, size=GRID) -> bytes:
-  """Returns scene number `index` of a split, serialized with the features of open_images_v4."""
-  scene, looks = scene_at(seed, split, index)
-  image = cv2.cvtColor(draw(scene, looks, size), cv2.COLOR_RGB2BGR)
+def record(
+  seed: int, split: str, index: int, size=GRID, version=1, without: Collection[str] = ()
+) -> bytes:
+  """Returns scene number `index` of a split, serialized with the features of open_images_v4.
+
+  Version 2 adds `caption`, the text of the scene, and `bobjects/caption`, the text of each box.
+  """
+  scene, looks = scene_at(seed, split, index, version, without)
+  drawn = WORLDS[version]
+  image = cv2.cvtColor(drawn.draw(scene, looks, size), cv2.COLOR_RGB2BGR)
   full_color = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
   quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
   data = cv2.imencode('.jpg', image, quality + full_color)[1].tobytes()
   boxes = np.array([pose.box for pose in scene.poses], np.float32) / GRID
-  labels = np.array([SHAPES.index(look.shape) for look in looks], np.int64)
+  labels = np.array([drawn.SHAPES.index(look.shape) for look in looks], np.int64)
   none = np.zeros(len(looks), np.int64)
   flags = ('source', 'is_occluded', 'is_truncated', 'is_group_of', 'is_depiction', 'is_inside')
+  texts = {}
+  if version > 1:
+    texts['caption'] = world.caption(scene, looks).encode()
+    texts['bobjects/caption'] = [world.phrase(look).encode() for look in looks]
   return tf_example.serialize_example(
     {
       'image': data,
@@ -58,22 +80,29 @@ def record(seed: int, split: str, index: int, size=GRID) -> bytes:
       'bobjects/label': labels,
     }
     | {f'bobjects/{flag}': none for flag in flags}
+    | texts
   )
 
 
 # The data set.
 
 
-def settings(*, scenes=20000, val_scenes=1000, seed=0, size=GRID, shards=4) -> dict:
+def settings(
+  *, version=1, scenes=20000, val_scenes=1000, seed=0, size=GRID, shards=4, without=''
+) -> dict:
   """Returns the settings of a data set after checking them.
 
-  scenes: number of training scenes. val_scenes: number of validation scenes.
+  version: of the drawings: 1 has abstract shapes; 2 has subjects that a person can name, and
+    captions. scenes: number of training scenes. val_scenes: number of validation scenes.
   seed: of all random numbers. size: side of a scene in pixels.
   shards: number of files of the training split.
+  without: subjects that the training split lacks, with commas ('cat,fish'); version 2 only.
 
   Raises:
     DataError: for a value that cannot be.
   """
+  if version not in WORLDS:
+    raise DataError(f'version={version}: must be one of {", ".join(map(str, WORLDS))}')
   for name, value in (('scenes', scenes), ('val_scenes', val_scenes), ('shards', shards)):
     if value < 1:
       raise DataError(f'{name}={value}: must be at least 1')
@@ -83,9 +112,29 @@ def settings(*, scenes=20000, val_scenes=1000, seed=0, size=GRID, shards=4) -> d
     raise DataError(f'size={size}: must be a multiple of {GRID}')
   if shards > scenes:
     raise DataError(f'shards={shards}: more than scenes={scenes}')
-  return dict(
-    version=VERSION, scenes=scenes, val_scenes=val_scenes, seed=seed, size=size, shards=shards
+  made = dict(
+    version=version, scenes=scenes, val_scenes=val_scenes, seed=seed, size=size, shards=shards
   )
+  return made | _without(version, without)
+
+
+def _without(version: int, names: str) -> dict:
+  """Returns the setting `without` after checking it; version 1 has none."""
+  if version == 1:
+    if names:
+      raise DataError(f'without={names}: only version=2 has subjects that can be left out')
+    return {}
+  wanted = _listed(names)
+  unknown = [name for name in wanted if name not in world.SHAPES]
+  if unknown:
+    raise DataError(f'without={names}: {unknown[0]} is none of {", ".join(world.SHAPES)}')
+  if len(wanted) == len(world.SHAPES):
+    raise DataError('without names all subjects: leave at least one')
+  return dict(without=','.join(wanted))
+
+
+def _listed(names: str) -> list[str]:
+  return sorted({name.strip() for name in names.split(',')} - {''})
 
 
 def provide(root: str, wanted: Mapping | None) -> str:
@@ -144,6 +193,8 @@ def write(root: str, **kwargs) -> dict:
       for name, split, indices in _parts(made):
         records = _records(made, split, indices, bar)
         written[name] = tfrecord.write_shard(os.path.join(root, name), records)
+    if made['version'] > 1:
+      vocabulary.write(os.path.join(root, TOKENIZER), world.words())
     files.write_json(os.path.join(root, MANIFEST), manifest)
   except BaseException as error:
     _remove(root)
@@ -157,18 +208,20 @@ def write(root: str, **kwargs) -> dict:
 
 def _parts(made: Mapping) -> Iterator[tuple[str, str, range]]:
   """Yields (file name, split, indices of the scenes) of every shard with these settings."""
-  for split, scenes, shards in (
+  for split, count, shards in (
     ('train', made['scenes'], made['shards']),
     ('validation', made['val_scenes'], 1),
   ):
     for shard in range(shards):
       name = f'synthetic-{split}.tfrecord-{shard:05d}-of-{shards:05d}'
-      yield name, split, range(shard * scenes // shards, (shard + 1) * scenes // shards)
+      yield name, split, range(shard * count // shards, (shard + 1) * count // shards)
 
 
 def _records(made: dict, split: str, indices: range, bar) -> Iterator[bytes]:
+  seed, size, version = (made[name] for name in ('seed', 'size', 'version'))
+  without = _listed(made.get('without', ''))
   for index in indices:
-    yield record(made['seed'], split, index, made['size'])
+    yield record(seed, split, index, size, version=version, without=without)
     bar.update()
 
 
@@ -197,11 +250,17 @@ def _complete(root: str, wanted: dict) -> dict | None:
         + (', or use it as it is (--config.synthetic=None)' if manifest['files'] else '')
       )
   sizes = {name: manifest['files'].get(name, {}).get('bytes') for name, *_ in _parts(wanted)}
-  if any(_size(os.path.join(root, name)) != size for name, size in sizes.items()):
+  whole = all(_size(os.path.join(root, name)) == size for name, size in sizes.items())
+  if not whole or any(_size(os.path.join(root, name)) < 0 for name in _texts(wanted)):
     if remote.is_remote(root):
       raise DataError(f'{root} is not a whole copy of the folder it was copied from: copy it again')
     return None
   return manifest
+
+
+def _texts(made: Mapping) -> list[str]:
+  """Returns the files of the captions' vocabulary in a data set with these settings."""
+  return [f'{TOKENIZER}/{name}' for name in vocabulary.NAMES] if made['version'] > 1 else []
 
 
 def _manifest(root: str) -> dict | None:
@@ -273,9 +332,14 @@ def _remove(root: str) -> None:
   if manifest is None:
     return
   names = [name for name, *_ in _parts(manifest['settings'])]
-  for name in (*names, *(name + tfrecord.INDEX for name in names), MANIFEST):
+  texts, folder = _texts(manifest['settings']), os.path.join(root, TOKENIZER)
+  for name in (*names, *(name + tfrecord.INDEX for name in names), *texts, MANIFEST):
     with contextlib.suppress(FileNotFoundError):
       os.remove(os.path.join(root, name))
+  if texts and os.path.isdir(folder):
+    files.sweep(folder, lambda name: name in vocabulary.NAMES, alone=True)
+    with contextlib.suppress(OSError):  # other people's files stay
+      os.rmdir(folder)
   files.sweep(root, lambda name: name in (MANIFEST, *names), alone=True)
 
 
@@ -307,22 +371,40 @@ def _locked(root: str) -> Iterator[None]:
 
 
 def bench(
-  n: int, *, seed: int, size: int, exemplar_size: int, truths=10, scene_size=GRID, exemplar_pad=2
+  n: int,
+  *,
+  seed: int,
+  size: int,
+  exemplar_size: int,
+  truths: int | None = None,
+  scene_size=GRID,
+  exemplar_pad=2,
+  version=1,
+  kind='look',
 ) -> Iterator[dict]:
-  """Yields held-out edits with their ground truth; edit number i depends only on (seed, i).
+  """Yields held-out edits with their ground truth; edit number i depends only on (seed, kind, i).
 
   An edit is dict(source uint8 [h w 3], mask uint8 [h w] (255 = repaint: the object's box and the
   reach of its shadow), exemplar uint8 [s s 3], truths uint8 [truths h w 3], answer). The exemplar
   shows the look of truths[answer] in another scene, cut as in training. The source shows a look of
   its own, so only the exemplar gives the answer. exemplar_pad is in pixels of the drawn scene.
+  Version 2 adds `phrase`, the answer in words.
+
+  truths: their number; None: `count_of`. kind: how the truths differ, see KINDS.
   """
+  drawn_by, truths = WORLDS[version], count_of(kind, truths, version)
+  draw, most = drawn_by.draw, version  # bystanders of a scene
   for i in range(n):
-    rng = np.random.default_rng([seed, STREAMS['bench'], i])
-    scene, other = sample_scene(rng), sample_scene(rng)
-    looks = [sample_look(rng, held_out=True) for _ in range(truths + 1)]
-    bystanders = tuple(sample_look(rng, held_out=True) for _ in range(2))
-    rest, other_rest = bystanders[: len(scene.poses) - 1], bystanders[1 : len(other.poses)]
+    own = [] if kind == 'look' else [KINDS.index(kind)]
+    rng = np.random.default_rng([seed, STREAMS['bench'], i, *own])
+    scene, other = drawn_by.sample_scene(rng), drawn_by.sample_scene(rng)
+    looks = _truths(rng, truths, version, kind)
+    bystanders = tuple(drawn_by.sample_look(rng, held_out=True) for _ in range(2 * most))
+    rest = bystanders[: len(scene.poses) - 1]
+    other_rest = bystanders[most : most + len(other.poses) - 1]
     answer = int(rng.integers(truths))
+    if kind != 'look':  # the first look is the held-out one
+      looks[0], looks[answer] = looks[answer], looks[0]
     drawn = [crops.resize(draw(scene, (look, *rest), scene_size), size) for look in looks]
     place = draw(other, (looks[answer], *other_rest), scene_size)
     y0, x0, y1, x1 = (c * scene_size // GRID for c in other.poses[0].box)
@@ -332,6 +414,60 @@ def bench(
       exemplar=crops.exemplar(place, (x0, y0, x1, y1), exemplar_size, exemplar_pad),
       truths=np.stack(drawn[:truths]),
       answer=answer,
+    ) | (dict(phrase=world.phrase(looks[answer])) if version > 1 else {})
+
+
+def count_of(kind: str, truths: int | None = None, version=2) -> int:
+  """Returns the number of truths of an edit: the given one, or 10, or one for each pattern.
+
+  Raises:
+    DataError: for another kind, and for a number that there is not.
+  """
+  if kind not in KINDS:
+    raise DataError(f'kind={kind}: use one of {", ".join(KINDS)}')
+  if version == 1 and kind != 'look':
+    raise DataError(f'kind={kind}: only scenes of version 2 have it, and these are of version 1')
+  most = {'shape': len(world.SHAPES), 'pattern': len(world.PATTERNS) - 1}.get(kind, 1000)
+  found = min(10, most) if truths is None else truths
+  if not 2 <= found <= most:
+    raise DataError(f'truths is {found}: it must be from 2 to {most} for kind={kind}')
+  return found
+
+
+def _truths(rng: np.random.Generator, truths: int, version: int, kind: str) -> list:
+  """Returns the looks of the truths, and that of the source, which is independent of them."""
+  sample = functools.partial(WORLDS[version].sample_look, rng, held_out=True)
+  if kind in ('look', 'text'):
+    return [sample() for _ in range(truths + 1)]
+  own = sample()
+  while kind == 'pattern' and own.pattern == 'plain':  # it has one colour
+    own = sample()
+  names = world.SHAPES if kind == 'shape' else world.PATTERNS[1:]
+  others = rng.permutation([name for name in names if name != getattr(own, kind)])
+  looks = [own, *(dataclasses.replace(own, **{kind: str(name)}) for name in others[: truths - 1])]
+  return [*looks, sample()]
+
+
+def texts(
+  n: int, *, seed: int, size: int, truths: int | None = None, scene_size=GRID, version=2
+) -> Iterator[dict]:
+  """Yields held-out captions of one object; text number i depends only on (seed, i).
+
+  A text is dict(caption, looks, answer, truth uint8 [h w 3]). The caption names looks[answer] and a
+  ground; the truth is one drawing of it. The looks are held out from training.
+  """
+  truths = count_of('text', truths)
+  for i in range(n):
+    rng = np.random.default_rng([seed, STREAMS['bench'], i, KINDS.index('text')])
+    scene = world.sample_scene(rng, most=1)
+    looks = _truths(rng, truths, version, 'text')[:truths]
+    answer = int(rng.integers(truths))
+    shown = (looks[answer],)
+    yield dict(
+      caption=world.caption(scene, shown),
+      looks=looks,
+      answer=answer,
+      truth=crops.resize(world.draw(scene, shown, scene_size), size),
     )
 
 
@@ -339,17 +475,22 @@ def _reach(box: tuple[int, int, int, int], size: int) -> np.ndarray:
   """Returns the box and the reach of its shadow as a mask [size size]."""
   y0, x0, y1, x1 = (c / GRID for c in box)
   mask = np.zeros((size, size), np.uint8)
-  top, left = (max(0, math.floor((c - MARGIN) * size)) for c in (y0, x0))
-  mask[top : math.ceil((y1 + MARGIN) * size), left : math.ceil((x1 + MARGIN) * size)] = 255
+  top, left = (max(0, math.floor((c - scenes.MARGIN) * size)) for c in (y0, x0))
+  mask[
+    top : math.ceil((y1 + scenes.MARGIN) * size), left : math.ceil((x1 + scenes.MARGIN) * size)
+  ] = 255
   return mask
 
 
-def write_example(output: str, number: int, *, seed: int, size: int) -> None:
+def write_example(output: str, number: int, *, seed: int, size: int, version=1) -> None:
   """Writes held-out edit `number` as image.png, mask.png and exemplar.png."""
   if seed < 0 or not 8 <= size <= 4096:
     raise DataError(f'seed {seed} must be at least 0, and size {size} between 8 and 4096')
   scene = -(-size // GRID) * GRID  # drawn at a multiple of the grid, then resized
-  *_, edit = bench(number + 1, seed=seed, size=size, exemplar_size=size, scene_size=scene)
+  edits = bench(
+    number + 1, seed=seed, size=size, exemplar_size=size, scene_size=scene, version=version
+  )
+  *_, edit = edits
   contents = {}
   for name, key in (('image', 'source'), ('mask', 'mask'), ('exemplar', 'exemplar')):
     pixels = edit[key]
@@ -366,11 +507,13 @@ def write_example(output: str, number: int, *, seed: int, size: int) -> None:
 
 FLAGS = (
   ('output', doors.REQUIRED, 'folder to write to'),
+  ('version', settings()['version'], 'of the drawings: 1 abstract shapes, 2 subjects and captions'),
   ('scenes', settings()['scenes'], 'number of training scenes'),
   ('val_scenes', settings()['val_scenes'], 'number of validation scenes'),
   ('seed', settings()['seed'], 'seed of all random numbers'),
   ('size', settings()['size'], 'side of a scene in pixels'),
   ('shards', settings()['shards'], 'number of files of the training split'),
+  ('without', '', 'subjects that the training split lacks, with commas; version 2 only'),
   doors.Flag(
     'example', None, 'write held-out edit number N as image.png, mask.png and exemplar.png instead',
     int, 0,
@@ -381,7 +524,8 @@ FLAGS = (
 def main(output: str, example: int | None = None, **kwargs) -> None:
   """Draws the scenes, unless the folder holds them already, or one example."""
   if example is not None:
-    write_example(output, example, seed=kwargs['seed'], size=kwargs['size'])
+    chosen = {name: kwargs[name] for name in ('seed', 'size', 'version') if name in kwargs}
+    write_example(output, example, **chosen)
     print(f'{output}: image.png, mask.png and exemplar.png of held-out edit {example}')
     return
   manifest = ensure(output, **kwargs)

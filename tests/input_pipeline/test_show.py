@@ -48,7 +48,15 @@ def test_the_door_draws_the_sheet(door, folder, capsys):
   assert 'data validation: 3 records' in said and 'box area' in said
   sheet = np.asarray(PIL.Image.open(folder / 'out' / 'sheet.png'))
   assert sheet.shape[0] > 2 * show._CELL and sheet.shape[1] > 8 * show._CELL
-  assert os.listdir(folder / 'out') == ['sheet.png']
+  assert os.listdir(folder / 'out') == ['sheet.png'] and 'caption' not in said
+
+
+def test_captions_are_shown(door, folder, capsys):
+  synthetic.write(str(folder / 'world'), scenes=2, val_scenes=1, shards=1, version=2)
+  flags = ('--config.data.root=world', '--config.synthetic=None', '--output=more/captions.png')
+  door('--config=config.py', '--count=2', *flags)
+  said = capsys.readouterr().out
+  assert said.count('caption: a') == 2
 
 
 @pytest.mark.parametrize(

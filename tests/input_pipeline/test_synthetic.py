@@ -179,10 +179,10 @@ def test_a_killed_drawing_is_made_again_and_other_files_stay(tmp_path):
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
   draw = synthetic.record
 
-  def fail(seed, split, index, size):
+  def fail(seed, split, index, size, **options):
     if index == 5:
       raise OSError(28, 'No space left on device')
-    return draw(seed, split, index, size)
+    return draw(seed, split, index, size, **options)
 
   monkeypatch.setattr(synthetic, 'record', fail)
   with pytest.raises(DataError, match='cannot be written .No space left on device'):
@@ -190,9 +190,11 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize('size, scene_size', [(32, 64), (64, 64), (48, 64), (64, 128)])
-def test_truths_differ_inside_the_mask_only(size, scene_size):
-  kw = dict(seed=4, size=size, exemplar_size=32, scene_size=scene_size)
+@pytest.mark.parametrize(
+  'version, size, scene_size', [(1, 32, 64), (1, 64, 64), (1, 48, 64), (1, 64, 128), (2, 64, 64)]
+)
+def test_truths_differ_inside_the_mask_only(version, size, scene_size):
+  kw = dict(seed=4, size=size, exemplar_size=32, scene_size=scene_size, version=version)
   first = next(synthetic.bench(1, **kw))  # a longer benchmark begins with the same edits
   for number, edit in enumerate(synthetic.bench(12, **kw)):
     for name in first if number == 0 else ():
