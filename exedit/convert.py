@@ -111,11 +111,18 @@ def convert(
 def check_layout(weights: 'Weights', layout: str) -> None:
   """Raises UserError if the layout has no place for weights of this kind.
 
-  PyTorch's code knows Paint by Example only with the autoencoder of Stable Diffusion.
+  PyTorch's code knows Paint by Example only with the autoencoder of Stable Diffusion, whose first
+  convolution takes single pixels.
   """
   if layout == 'exedit':
     return
-  kind = weights.config['model'].get('autoencoder', {}).get('kind', 'kl')
+  autoencoder = weights.config['model'].get('autoencoder', {})
+  kind = autoencoder.get('kind', 'kl')
+  if (fold := autoencoder.get('fold', 1)) != 1:
+    raise UserError(
+      f'{weights.where} has an autoencoder of folded pixels (fold {fold}), for which the {layout} '
+      'layout has no place: only --layout=exedit can hold it'
+    )
   if weights.kind != 'paint_by_example' or kind != 'kl':
     what = 'no autoencoder' if kind != 'kl' else 'another network'
     raise UserError(

@@ -40,6 +40,7 @@ MASK_RESIZES = ('bilinear', 'nearest')
 WHOLE = (0.0, 1.0)  # the guidance interval that is the whole schedule
 READERS = 2  # threads that read tensors; each may hold a tensor twice, in two layouts
 COMPUTING = ('dtype', 'rngs', 'remat', 'attention')  # settings that do not change the function
+LATER = dict(fold=1)  # settings that came later; with these values a model is what it was before
 FROM_BUILD = ('in_channels', 'out_channels', 'context_dim')  # `build` passes these to the UNet
 
 Denoiser = Callable[[Float[Array, 'b lh lw z'], Int[Array, ' b']], Float[Array, 'b lh lw z']]
@@ -150,6 +151,8 @@ def complete(
 ) -> dict[str, Any]:
   """Model settings with the default values of every network, without those in COMPUTING.
 
+  Those in LATER are left out too, so that the digests of older weights stay.
+
   networks: the class behind each group of settings. defaults: of `build`'s own settings.
   """
   result = {**defaults, **settings}
@@ -157,7 +160,8 @@ def complete(
     arguments = inspect.signature(network.__init__).parameters.values()
     values = {p.name: p.default for p in arguments if p.default is not p.empty}
     values |= settings.get(group, {})
-    result[group] = {n: v for n, v in values.items() if n not in (*COMPUTING, *FROM_BUILD)}
+    left_out = (*COMPUTING, *FROM_BUILD, *(n for n, v in LATER.items() if values.get(n) == v))
+    result[group] = {n: v for n, v in values.items() if n not in left_out}
   return json.loads(json.dumps(result))  # tuples become lists
 
 

@@ -412,6 +412,7 @@ SYSTEM = System(
   build=build,
   complete=complete,
   start=start,
+  starts_from=('stable_diffusion',),
   data=latent_diffusion.OPEN_IMAGES,
   loss=loss,
   preview=preview,

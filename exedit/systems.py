@@ -1,4 +1,4 @@
-"""The interface of an editing system, and the registry of all systems.
+"""The interface of a system, and the registry of all systems.
 
 Training, sampling, evaluation, planning and the doors know a system only through `System`. To add
 one, write a module with a `System` and add it to `_builtin`. See CONTRIBUTING.md.
@@ -73,25 +73,29 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class System(Form):
-  """An editing system, as a set of functions.
+  """A system, which edits or only trains networks for others, as a set of functions.
 
   name: the value of `config.system`, and the `kind` of the system's weights.
   inputs: the inputs of an edit, in the order of the columns.
   settings: a frozen dataclass of the settings of one edit. Its fields are made by `setting`. It is
     a subclass of `editing.settings.EditSettings`, or of `PhotoSettings` if it has a photo.
   build(**model, rngs): the model; one of the settings is `dtype`, the name of the type that it
-    computes in. The model has `schedule`, `multiple()` (its pictures have sides that are multiples
-    of this number of pixels) and, if `moments` is given, `autoencoder`.
+    computes in. The model has `multiple()` (its pictures have sides that are multiples of this
+    number of pixels); `schedule`, if the loss has timesteps; `autoencoder`, if `moments` is given.
   complete(model): the same model settings with every default value, without the settings that only
     say how to compute. Two models with equal complete settings compute the same function.
   start(init_from, init_clip, model): the weights to start a training from, {path: unread Tensor}.
+    None: those of the system itself alone. starts_from: the names of other systems whose weights
+    it takes; of all others a training can take parts (see `training.given`).
   data: the source of the batches.
-  loss(model, batch, key): the mean loss, and {'per_example': [b], 't': timestep [b]}.
+  loss(model, batch, key): the mean loss, and {'per_example': [b], 't': timestep [b]}, without `t`
+    if it has no timesteps. The log gets the mean of every other array [b].
   preview(model, examples, **edit): captions and rows of pictures and texts for the grids during a
     training.
   edit(model, arrays, keys, size, **settings): the edited pictures [b h w 3] in [-1, 1], as the
     network gives them. `arrays` holds the inputs by name, at (height, width) `size`. `keys` [b] is
-    one random key for each picture. `settings` are the network's (see `setting`).
+    one random key for each picture. `settings` are the network's (see `setting`). None: the system
+    only trains networks that other systems take.
   picture_size(model): the side in pixels of a 'picture' input, from the model settings.
   tokenizer(weights): a function of a text that gives the array that `edit` gets for a 'text' input;
     its `cut(text)` is the end of a text that is too long. See `input_pipeline.tokenizer`.
@@ -104,11 +108,12 @@ class System(Form):
 
   build: Callable[..., Any]
   complete: Callable[[Mapping[str, Any]], dict[str, Any]]
-  start: Callable[..., dict[str, Any]]
   data: Data
   loss: Callable[..., Any]
   preview: Callable[..., tuple[Sequence[str], list[list[Any]]]]
-  edit: Callable[..., Any]
+  edit: Callable[..., Any] | None = None
+  start: Callable[..., dict[str, Any]] | None = None
+  starts_from: tuple[str, ...] = ()
   picture_size: Callable[[Mapping[str, Any]], int] = lambda model: 0
   tokenizer: Callable[['Weights'], Any] | None = None
   moments: Callable[..., Any] | None = None
@@ -123,16 +128,17 @@ _registered: dict[str, System] = {}
 @functools.cache
 def _builtin() -> dict[str, System]:
   """The systems of this package. They are imported here because they import this module."""
-  from exedit import paint_by_example, stable_diffusion
+  from exedit import autoencoder_kl, paint_by_example, stable_diffusion
 
-  return {module.SYSTEM.name: module.SYSTEM for module in (paint_by_example, stable_diffusion)}
+  modules = (paint_by_example, stable_diffusion, autoencoder_kl)
+  return {module.SYSTEM.name: module.SYSTEM for module in modules}
 
 
 def _builtin_forms() -> tuple[Form, ...]:
   """Forms of the systems of `_builtin`, from modules that import no JAX: see `forms`."""
-  from exedit import paint_by_example_form, stable_diffusion_form
+  from exedit import autoencoder_form, paint_by_example_form, stable_diffusion_form
 
-  return paint_by_example_form.FORM, stable_diffusion_form.FORM
+  return paint_by_example_form.FORM, stable_diffusion_form.FORM, autoencoder_form.FORM
 
 
 def register(system: System) -> System:
@@ -202,6 +208,22 @@ def of(weights: 'Weights') -> System:
       f'{", ".join(known)}'
     )
   return known[weights.kind]
+
+
+def editing(weights: 'Weights') -> System:
+  """The system that edits with these weights.
+
+  Raises:
+    UserError: for weights of no known system, and of one that only trains.
+  """
+  system = of(weights)
+  if system.edit is None:
+    able = ', '.join(name for name, known in all_systems().items() if known.edit)
+    raise UserError(
+      f'{weights.where} holds weights of {system.name}, which edits nothing: a training takes them '
+      f'as --config.init_from; to edit, name weights of {able}'
+    )
+  return system
 
 
 def load(weights: 'Weights', dtype: str | None = None) -> 'nnx.Module':

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from configs import pbe
-from exedit import paint_by_example
+from exedit import autoencoder_kl, paint_by_example
 from exedit.models import kernels
 from exedit.planning import hlo
 from exedit.runtime import devices as device_rows
@@ -39,6 +39,13 @@ SYSTEMS = dict(
   toy=(toy.SYSTEM, dict(width=4096), 'unet'),
   toy16=(toy.SYSTEM, dict(width=4096, dtype='bfloat16'), 'unet'),
   pbe=(paint_by_example.SYSTEM, SMALL, 'unet|conditioner|clip'),
+  autoencoder=(
+    autoencoder_kl.SYSTEM,
+    dict(
+      autoencoder=dict(fold=2, channels=8, mult=(1, 2), layers=1, groups=4, scale=1.0), spread=1.0
+    ),
+    'autoencoder',
+  ),
 )
 ARRAYS = dict(  # for `exchange`, and how they are split
   conv=(3, 3, 32, 64),
@@ -144,7 +151,9 @@ def run(system, mesh, accumulate=1, steps=2, size=16):
     donated_bytes=compiled.memory_analysis().alias_size_in_bytes,
     freed=before.is_deleted(),
     sharded=sorted(n for n, a in now.params.items() if any(a.sharding.spec)),
-    buckets=np.asarray(metrics['bucket_sum'] / metrics['bucket_count']).tolist(),
+    buckets=np.asarray(metrics['bucket_sum'] / metrics['bucket_count']).tolist()
+    if 'bucket_sum' in metrics
+    else None,
     asked=[dataclasses.asdict(one) for one in hlo.collectives(lowered.as_text())],
     compiled=hlo.count_collectives(compiled.as_text()),
   )

@@ -68,6 +68,7 @@ class Engine:
   """A system's model on devices of this process."""
 
   def __init__(self, system: System, model: Any, devices: Sequence[Any]):
+    assert system.edit is not None  # `systems.editing` refuses other systems
     self.system, self.model, self.devices = system, model, devices
     self.multiple = model.multiple()
     if len(devices) > 1:

@@ -85,7 +85,7 @@ class Session:
     """keep: an output that is replaced keeps its old file under another name."""
     self.found = find.weights(weights, which, revision)
     self.config = self.found.config
-    self.system = systems.of(self.found)
+    self.system = systems.editing(self.found)
     self.trained = systems.trained_on(self.system, self.config, 'size')
     self.most_steps = systems.most_steps(self.config)
     self.precision = precision or self.config['model'].get('dtype', 'float32')

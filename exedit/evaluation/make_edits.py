@@ -37,7 +37,7 @@ def edit_settings(found: Weights, **given: Any) -> dict[str, Any]:
     UserError: for a setting that is not allowed or that the system does not have, and for a system
       that edits from other inputs than a source, a mask and an exemplar.
   """
-  system = systems.of(found)
+  system = systems.editing(found)
   known = systems.network_settings(system.settings())
   for name in given:
     if given[name] is not None and name not in known:
@@ -56,7 +56,7 @@ def edit_settings(found: Weights, **given: Any) -> dict[str, Any]:
 
 def to_record(found: Weights, settings: Mapping[str, Any]) -> dict[str, Any]:
   """Return the settings that results name: the common ones, and others unless they are defaults."""
-  fields = {field.name: field for field in dataclasses.fields(systems.of(found).settings)}
+  fields = {field.name: field for field in dataclasses.fields(systems.editing(found).settings)}
   return {
     name: value
     for name, value in settings.items()
@@ -72,7 +72,7 @@ def saved(found: Weights, settings: Mapping[str, Any]) -> dict[str, str]:
 
 def frames(found: Weights, edits: Sequence[Edit]) -> dict[int, framing.Frame]:
   """What the network sees of each source, by the edit's id. Raises UserError if one is too long."""
-  trained = systems.trained_on(systems.of(found), found.config, 'size')
+  trained = systems.trained_on(systems.editing(found), found.config, 'size')
   return {edit.id: framing.whole(*edit.size, trained) for edit in edits}
 
 
@@ -166,7 +166,7 @@ def make_missing(
   devices, rows, notes = share_out(batch_size, PER_DEVICE, len(ours))
   for note in notes:
     say(note)
-  engine = Engine(systems.of(found), systems.load(found, dtype=precision), devices)
+  engine = Engine(systems.editing(found), systems.load(found, dtype=precision), devices)
 
   def read(edit):
     own = bench[edit.position]

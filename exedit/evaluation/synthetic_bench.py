@@ -69,7 +69,7 @@ def evaluate(
     UserError: for settings or weights that cannot be used, before any computation.
   """
   found = find.weights(weights)
-  system = systems.of(found)
+  system = systems.editing(found)
   how = dict(steps=steps, scale=scale, sampler=sampler, guidance_interval=guidance_interval)
   sampling = make_edits.edit_settings(found, **how)
   if output is None and not os.path.isdir(weights):

@@ -22,6 +22,12 @@ class AutoencoderKL(nnx.Module):
   It maps images [b h w 3] in [-1, 1] to latents [b h/factor w/factor z_channels] of about unit
   variance and back; `factor` is 8. Norms and softmax compute in float32, convolutions in `dtype`
   (docs/facts.md, "Autoencoder").
+
+  channels: width of the first level. mult: the width of each level in multiples of it.
+  layers: ResBlocks of a level of the encoder; the decoder's have one more. z_channels: channels of
+    the latents. groups: of every norm. scale: the factor of the latents.
+  fold: the first convolution takes squares of `fold` x `fold` pixels as channels, and the last one
+    gives them, so that all layers work at a lower resolution; 1: the published network.
   """
 
   def __init__(
@@ -33,6 +39,7 @@ class AutoencoderKL(nnx.Module):
     z_channels: int = 4,
     groups: int = 32,
     scale: float = 0.18215,
+    fold: int = 1,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -43,17 +50,20 @@ class AutoencoderKL(nnx.Module):
       layers=layers,
       z_channels=z_channels,
       groups=groups,
+      fold=fold,
     )
     _require_scale(scale)
-    self.factor = 2 ** (len(mult) - 1)
+    self.fold = fold
+    self.factor = fold * 2 ** (len(mult) - 1)
     self.z_channels = z_channels
     self.scale = scale
     widths = [channels * m for m in mult]
     common: dict[str, Any] = dict(groups=groups, dtype=dtype, rngs=rngs)
-    self.encoder = Encoder(widths, 2 * z_channels, layers=layers, **common)
+    pixels = 3 * fold**2
+    self.encoder = Encoder(pixels, widths, 2 * z_channels, layers=layers, **common)
     self.quant_conv = blocks.conv(2 * z_channels, 2 * z_channels, 1, dtype=dtype, rngs=rngs)
     self.post_quant_conv = blocks.conv(z_channels, z_channels, 1, dtype=dtype, rngs=rngs)
-    self.decoder = Decoder(widths[::-1], z_channels, layers=layers + 1, **common)
+    self.decoder = Decoder(z_channels, widths[::-1], pixels, layers=layers + 1, **common)
 
   def encode(
     self, image: Float[Array, 'b h w 3'], noise: Float[Array, 'b lh lw z'] | None = None
@@ -67,7 +77,8 @@ class AutoencoderKL(nnx.Module):
     The log-variance is clipped to [-30, 20] (LDM distributions.py).
     """
     _check(image, self.factor)
-    mean, logvar = jnp.split(self.quant_conv(self.encoder(image)).astype(jnp.float32), 2, -1)
+    moments = self.quant_conv(self.encoder(fold(image, self.fold)))
+    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, -1)
     return jnp.concatenate([mean, jnp.clip(logvar, -30, 20)], -1)
 
   def draw(
@@ -80,7 +91,8 @@ class AutoencoderKL(nnx.Module):
 
   def decode(self, z: Float[Array, 'b lh lw z']) -> Float[Array, 'b h w 3']:
     """Latents to float32 images, about in [-1, 1] but not clipped."""
-    return self.decoder(self.post_quant_conv(z / self.scale)).astype(jnp.float32)
+    pixels = self.decoder(self.post_quant_conv(z / self.scale))
+    return unfold(pixels, self.fold).astype(jnp.float32)
 
 
 class SpaceToDepth(nnx.Module):
@@ -122,10 +134,7 @@ class SpaceToDepth(nnx.Module):
   def moments(self, image: Float[Array, 'b h w 3']) -> Float[Array, 'b lh lw z']:
     """The latents themselves, because there is no posterior."""
     _check(image, self.factor)
-    b, h, w, c = image.shape
-    p = self.factor
-    z = image.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)  # [b lh lw p p c]
-    return (z.reshape(b, h // p, w // p, -1) - self.mean) * self.scale
+    return (fold(image, self.factor) - self.mean) * self.scale
 
   def draw(
     self, moments: Float[Array, 'b lh lw z'], noise: Float[Array, 'b lh lw z'] | None = None
@@ -135,10 +144,25 @@ class SpaceToDepth(nnx.Module):
     return moments
 
   def decode(self, z: Float[Array, 'b lh lw z']) -> Float[Array, 'b h w 3']:
-    b, lh, lw, _ = z.shape
-    p = self.factor
-    image = (z / self.scale + self.mean).reshape(b, lh, lw, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
-    return image.reshape(b, lh * p, lw * p, 3)
+    return unfold(z / self.scale + self.mean, self.factor)
+
+
+def fold(image: Float[Array, 'b h w c'], p: int) -> Float[Array, 'b lh lw z']:
+  """Squares of p x p pixels as channels (z = p p c), row by row."""
+  if p == 1:
+    return image
+  b, h, w, c = image.shape
+  z = image.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)  # [b lh lw p p c]
+  return z.reshape(b, h // p, w // p, -1)
+
+
+def unfold(z: Float[Array, 'b lh lw z'], p: int) -> Float[Array, 'b h w c']:
+  """The inverse of `fold`."""
+  if p == 1:
+    return z
+  b, lh, lw, c = z.shape
+  image = z.reshape(b, lh, lw, p, p, c // p**2).transpose(0, 1, 3, 2, 4, 5)
+  return image.reshape(b, lh * p, lw * p, c // p**2)
 
 
 def _require_scale(scale: float) -> None:
@@ -148,15 +172,17 @@ def _require_scale(scale: float) -> None:
 
 
 class Encoder(nnx.Module):
-  """Image to moments [b h/f w/f outputs] by convolutions (LDM model.py Encoder).
+  """Image, perhaps folded, to moments by convolutions (LDM model.py Encoder).
 
   `common` are the arguments groups, dtype and rngs of all layers, here and in the next classes.
   """
 
-  def __init__(self, widths: Sequence[int], outputs: int, *, layers: int, **common: Any):
+  def __init__(
+    self, inputs: int, widths: Sequence[int], outputs: int, *, layers: int, **common: Any
+  ):
     conv = {name: common[name] for name in ('dtype', 'rngs')}
     norm = {name: common[name] for name in ('groups', 'rngs')}
-    self.conv_in = blocks.conv(3, widths[0], **conv)
+    self.conv_in = blocks.conv(inputs, widths[0], **conv)
     last = len(widths) - 1
     self.down = nnx.List(
       [
@@ -168,7 +194,7 @@ class Encoder(nnx.Module):
     self.norm_out = blocks.group_norm(widths[-1], eps=EPS, **norm)
     self.conv_out = blocks.conv(widths[-1], outputs, **conv)
 
-  def __call__(self, image: Float[Array, 'b h w 3']) -> Float[Array, 'b lh lw z']:
+  def __call__(self, image: Float[Array, 'b h w c']) -> Float[Array, 'b lh lw z']:
     h = self.conv_in(image)
     for level in self.down:
       h = level(h)
@@ -178,7 +204,9 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
   """Latents to image by convolutions; `widths` go from coarse to fine (LDM model.py Decoder)."""
 
-  def __init__(self, widths: Sequence[int], inputs: int, *, layers: int, **common: Any):
+  def __init__(
+    self, inputs: int, widths: Sequence[int], outputs: int, *, layers: int, **common: Any
+  ):
     conv = {name: common[name] for name in ('dtype', 'rngs')}
     norm = {name: common[name] for name in ('groups', 'rngs')}
     self.conv_in = blocks.conv(inputs, widths[0], **conv)
@@ -191,9 +219,9 @@ class Decoder(nnx.Module):
       ]
     )
     self.norm_out = blocks.group_norm(widths[-1], eps=EPS, **norm)
-    self.conv_out = blocks.conv(widths[-1], 3, **conv)
+    self.conv_out = blocks.conv(widths[-1], outputs, **conv)
 
-  def __call__(self, z: Float[Array, 'b lh lw z']) -> Float[Array, 'b h w 3']:
+  def __call__(self, z: Float[Array, 'b lh lw z']) -> Float[Array, 'b h w c']:
     h = self.mid(self.conv_in(z))
     for level in self.up:
       h = level(h)

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from exedit.models import parameters
 from exedit.models.parameters import Params
 from exedit.runtime import remote
 from exedit.runtime.errors import UserError
-from exedit.systems import System
 from exedit.training import latent_encoder
 from exedit.training.checkpoint import FROZEN, Checkpoints, load_frozen, save_frozen
 from exedit.training.config import Config
+from exedit.training.given import given_weights
 from exedit.training.state import TrainState
 from exedit.training.step import Program
 from exedit.training.workdir import Workdir, path_of, trouble
@@ -44,7 +43,7 @@ def initial_state(
     return restored, frozen
   # No step has this number, so the first weights share no random number with a step.
   key = jax.random.fold_in(jax.random.key(config.seed, impl='threefry2x32'), 2**32 - 1)
-  tensors = given_weights(program.system, config) if tensors is None else tensors
+  tensors = given_weights(program.system, config.as_dict()) if tensors is None else tensors
   everything = {**program.state.params, **program.frozen}
   where = ' and '.join(filter(None, (config.init_from, config.init_clip)))
   placed = place(tensors, {n: shape for n, shape in everything.items() if n in tensors}, where)
@@ -67,25 +66,6 @@ def has_checkpoints(name: str) -> bool:
     if not remote.is_remote(name):
       raise
     raise trouble(name, error) from error
-
-
-def given_weights(system: System, config: Config) -> dict[str, Tensor]:
-  """The weights to start from, found and checked but not yet read.
-
-  Raises:
-    UserError: if they are missing or of another model.
-  """
-  if not config.init_from and not config.init_clip:
-    if config.init_parts:
-      raise UserError(
-        f"config.init_parts is '{config.init_parts}', but no weights are given to take that from:"
-        ' set --config.init_from=...'
-      )
-    return {}
-  tensors = system.start(config.init_from, config.init_clip, config.model)
-  if config.init_parts:
-    return parameters.split_trainable(tensors, config.init_parts, 'init_parts')[0]
-  return tensors
 
 
 def place(arrays: Mapping[str, Any], like: Params, where: str) -> Params:

@@ -15,6 +15,7 @@ from exedit.input_pipeline import latent_shards
 from exedit.models import parameters
 from exedit.runtime import checksums, settings
 from exedit.runtime.errors import UserError
+from exedit.training.given import given_weights
 
 PREFIX = 'autoencoder.'
 USED = ('encoder', 'quant_conv')  # its parts that latents depend on
@@ -44,14 +45,12 @@ def load(config: Mapping[str, Any], size: int) -> tuple[parameters.Graph, dict[s
       'config.init_from is not set: latents belong to the weights that the training will start '
       'from, --config.init_from=...'
     )
-  tensors = system.start(config['init_from'], config.get('init_clip'), model)
-  if parts := config.get('init_parts'):
-    with settings.fixable(config):
-      tensors = parameters.split_trainable(tensors, parts, 'init_parts')[0]
+  with settings.fixable(config):
+    tensors = given_weights(system, config)
   if any(PREFIX + name not in tensors for name in shapes):
     raise UserError(
-      f"config.init_parts is '{parts}', so that the training's autoencoder would be random: take "
-      'it from the weights too'
+      f"config.init_parts is '{config['init_parts']}', so that the training's autoencoder would be "
+      'random: take it from the weights too'
     )
   # In the types of the training, because its digests are compared with these.
   return graph, {n: jnp.asarray(tensors[PREFIX + n].read(), a.dtype) for n, a in shapes.items()}

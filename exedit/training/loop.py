@@ -18,8 +18,9 @@ from exedit.runtime.errors import DataError, UserError
 from exedit.training import history, memory
 from exedit.training.checkpoint import Checkpoints
 from exedit.training.config import Config
+from exedit.training.given import given_weights
 from exedit.training.history import History
-from exedit.training.initial import given_weights, has_checkpoints, initial_state, sizes
+from exedit.training.initial import has_checkpoints, initial_state, sizes
 from exedit.training.log import Log, say
 from exedit.training.optimizer import fitted
 from exedit.training.prefetch import Prefetch
@@ -154,7 +155,7 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
       trace_step(program, config, shapes)
     if not config.synthetic:  # before weights are fetched
       system.data.survey(data['root'], data.get('split', 'train'))
-    tensors = None if begun else given_weights(system, config)
+    tensors = None if begun else given_weights(system, config.as_dict())
     origin = provide_data(config)
   with processes.together(), settings.fixable(config.as_dict()):  # by now the data exist
     read = system.data_settings(config.as_dict(), workdir)

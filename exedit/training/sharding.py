@@ -246,6 +246,15 @@ def total(x: Any, mesh: Mesh, axes: Sequence[str] = AXES) -> Any:
   return jax.lax.psum(x, axes) if axes else x
 
 
+def all_rows(rows: Float[Array, 'b ...']) -> Float[Array, 'n ...']:
+  """The rows of all devices, inside a step that is mapped over them; elsewhere the rows given.
+
+  The gradient of a mean over devices of losses that see all rows is the whole loss's.
+  """
+  axes = tuple(axis for axis in AXES if axis in jax.sharding.get_abstract_mesh().manual_axes)
+  return jax.lax.all_gather(rows, axes, tiled=True) if axes else rows
+
+
 def _buckets(
   arrays: Mapping[str, Array], specs: Specs, widths: Mapping[str, int | None], mesh: Mesh
 ) -> Iterator[tuple[list[str], bool]]:

@@ -117,7 +117,7 @@ def make_program(
     tx=tx,
     ema=average,
     seed=seed,
-    num_timesteps=abstract.schedule.num_steps,
+    num_timesteps=abstract.schedule.num_steps if hasattr(abstract, 'schedule') else 0,
     accumulate=accumulate,
     mesh=over,
     specs={name: s.spec for name, s in layout.params.items()},
@@ -192,10 +192,13 @@ def train_step(
   grads = sharding.mean(grads, updated, mesh)
   grad_norm = sharding.norm(grads, updated, mesh)
 
-  sums, counts = state.timestep_buckets(aux['per_example'], aux['t'], num_timesteps)
-  sent = (value, sums, counts, batch['corrupt'].sum())
-  value, sums, counts, corrupt = sharding.total(sent, mesh)
-  value /= mesh.size
+  sums = dict(loss=value, corrupt=batch['corrupt'].sum())
+  if 't' in aux:
+    found = state.timestep_buckets(aux['per_example'], aux['t'], num_timesteps)
+    sums |= dict(zip(('bucket_sum', 'bucket_count'), found))
+  others = {n: rows.mean() for n, rows in aux.items() if n not in ('per_example', 't')}
+  sums, others = sharding.total((sums, others), mesh)
+  value, corrupt = sums.pop('loss') / mesh.size, sums.pop('corrupt')
   finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
   def update(tree):
@@ -215,8 +218,8 @@ def train_step(
     loss=value,
     grad_norm=grad_norm,
     lr=learning_rate(opt_state),
-    bucket_sum=sums,
-    bucket_count=counts,
+    **{name: total / mesh.size for name, total in others.items()},
+    **sums,
     **new.counts,
   )
   return new, metrics

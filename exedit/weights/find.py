@@ -67,18 +67,8 @@ def weights(
 
     found = own.read(path, which)
   if to_start:
-    found = _without_text(found)
+    found = found.without('text')
   return dataclasses.replace(found, layout=layout, where=os.fspath(src))
-
-
-def _without_text(found: Weights) -> Weights:
-  """The weights without a text tower, if they have one."""
-  model = {name: value for name, value in found.config['model'].items() if name != 'text'}
-  table = [
-    (theirs, None if ours is not None and ours.startswith('text.') else ours, transform)
-    for theirs, ours, transform in found.table
-  ]
-  return dataclasses.replace(found, config=dict(found.config, model=model), table=table)
 
 
 def config(
@@ -91,6 +81,16 @@ def config(
   from exedit.weights.layouts import own
 
   return own.read_config(path)
+
+
+def kind(src: str | os.PathLike, revision: str | None = None) -> str | None:
+  """The system of weights in exedit's own layout, from the config alone; None for others."""
+  path = fetch.local_path(src, revision)
+  if layout_of(path) != 'exedit':
+    return None
+  from exedit.weights.layouts import own
+
+  return str(own.read_config(path).get('system', 'paint_by_example'))
 
 
 def clip_tower(src: str | os.PathLike, heads: int | None = None) -> Weights:

@@ -76,6 +76,15 @@ class Weights:
         )
     return tensors
 
+  def without(self, *parts: str) -> 'Weights':
+    """The weights without these parts of the model."""
+    model = {name: value for name, value in self.config['model'].items() if name not in parts}
+    table = [
+      (theirs, None if ours and ours.split('.')[0] in parts else ours, transform)
+      for theirs, ours, transform in self.table
+    ]
+    return dataclasses.replace(self, config=dict(self.config, model=model), table=table)
+
   def digest(self) -> str:
     """Returns a SHA-256 in hexadecimal that names these weights; that of the file if it is one."""
     try:

@@ -21,7 +21,7 @@ from exedit.models import parameters
 from exedit.runtime import doors
 from exedit.runtime.errors import DataError, UserError
 from exedit.training.config import Config
-from exedit.training.initial import given_weights
+from exedit.training.given import given_weights
 from launch import ablation, ablation_figures, ablation_report
 from tests import small
 from tests.refusals import refusal
@@ -113,7 +113,7 @@ def given(**changes):
   """The weights that a training of the tests' small model without its bottleneck starts from."""
   settings = dict(small.MODEL, bottleneck=False)
   given = dict(system='paint_by_example', steps=1, batch_size=1, data={}, model=settings)
-  return given_weights(pbe.SYSTEM, Config(**{**given, **changes}))
+  return given_weights(pbe.SYSTEM, Config(**{**given, **changes}).as_dict())
 
 
 def test_a_row_takes_the_unet_of_a_prior_that_had_another_context(tmp_path):

@@ -115,6 +115,21 @@ def test_bfloat16_keeps_norms_and_softmax_in_float32():
   assert 1e-6 < float(jnp.abs(z - jitted(exact, 'encode')(image())).max()) < 0.02
 
 
+def test_folded_pixels_are_channels():
+  """Latents at a lower resolution; the same function of a square of pixels as without folding."""
+  model = with_random_weights(lambda: AutoencoderKL(fold=2, **SMALLEST, rngs=nnx.Rngs(0)))
+  assert model.factor == 4
+  assert model.encoder.conv_in.kernel.shape == (3, 3, 12, 8)
+  assert model.decoder.conv_out.kernel.shape == (3, 3, 8, 12)
+  z = jitted(model, 'encode')(image())
+  assert z.shape == (2, 4, 6, 4)
+  assert jitted(model, 'decode')(z).shape == (2, 16, 24, 3)
+  folded = SpaceToDepth(patch=2, scale=1.0).encode(image())
+  h = jitted(model.encoder)(folded)
+  moments = np.asarray(jitted(model.quant_conv)(h))
+  np.testing.assert_allclose(z, model.scale * moments[..., :4], rtol=1e-4, atol=1e-5)
+
+
 def test_sizes_that_do_not_fit_are_named(kl):
   for model in (kl, SpaceToDepth(patch=4)):
     with pytest.raises(ValueError, match='15x24 pixels: height and width must be multiples of 4'):

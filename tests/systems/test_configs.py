@@ -8,8 +8,8 @@ import jax
 import pytest
 from flax import nnx
 
-from configs import pbe, synthetic_bench
-from exedit import paint_by_example
+from configs import autoencoder, pbe, synthetic_bench
+from exedit import autoencoder_kl, latent_diffusion, paint_by_example
 from exedit.evaluation import synthetic_bench as evaluation
 from exedit.input_pipeline import open_images
 from exedit.models import parameters
@@ -70,6 +70,29 @@ def test_every_key_is_an_argument(variant):
   known = set(inspect.signature(open_images.make_example).parameters)
   loader = {'root', 'split', 'workers', 'threads', 'prefetch', 'on_corrupt', 'shuffle'}
   assert set(config.data) <= known | loader
+
+
+@pytest.mark.parametrize('variant, factor, count', [('full', 8, 83_653_863), ('tiny', 4, 615_060)])
+def test_the_autoencoders_sizes(variant, factor, count):
+  config = autoencoder.get_config(variant).to_dict()
+  assert set(config) == set(pbe.get_config(variant))
+  _, shapes = latent_diffusion.abstract(autoencoder_kl.build, config['model'])
+  trained, frozen = parameters.split_trainable(shapes, config['trainable'])
+  assert (size(trained), frozen) == (count, {})
+  model = nnx.eval_shape(lambda: autoencoder_kl.build(**config['model'], rngs=nnx.Rngs(0)))
+  assert model.multiple() == factor
+  with pytest.raises(ValueError, match="no variant 'huge'; use full or tiny"):
+    autoencoder.get_config('huge')
+
+
+def test_the_settings_of_older_weights_say_what_they_said():
+  """Digests in recipes and in encoded data are made of them."""
+  complete = paint_by_example.complete({})['autoencoder']
+  assert (
+    'fold' not in complete
+    and complete == paint_by_example.complete(dict(autoencoder=dict(fold=1)))['autoencoder']
+  )
+  assert paint_by_example.complete(dict(autoencoder=dict(fold=2)))['autoencoder']['fold'] == 2
 
 
 def test_the_variant_published_takes_the_released_codes_choices():

@@ -2,13 +2,14 @@
 
 import pytest
 
-from configs import pbe
+from configs import autoencoder, pbe
 from exedit.training import keys
 
 
 @pytest.mark.parametrize('variant', ['full', 'tiny'])
-def test_every_key_of_the_recipe_has_a_value_and_a_meaning(variant):
-  config = pbe.get_config(variant)
+@pytest.mark.parametrize('recipe', [pbe, autoencoder])
+def test_every_key_of_the_recipe_has_a_value_and_a_meaning(recipe, variant):
+  config = recipe.get_config(variant)
   rows = [*keys.rows(config.to_dict())]
   assert not [path for path, _, text in rows if not text]
   values = {path: value for path, value, _ in rows}

@@ -22,9 +22,10 @@ HALF = dict(
   half_data=['toy16', dict(sharding='data'), 1, 1],
   half_fsdp=['toy16', dict(sharding='fsdp'), 1, 1],
 )
-PBE = dict(
+REAL = dict(
   fsdp=['pbe', dict(sharding='fsdp')],
   mixed=['pbe', dict(sharding='fsdp', data=4, fsdp=2), 2],
+  autoencoder=['autoencoder', dict(sharding='data')],
 )
 
 
@@ -49,8 +50,8 @@ def toy_on_eight():
 
 
 @pytest.fixture(scope='module')
-def pbe_on_eight():
-  return on_eight(PBE)
+def real_on_eight():
+  return on_eight(REAL)
 
 
 @pytest.mark.parametrize('mesh', TOY)
@@ -78,23 +79,25 @@ def test_the_state_is_donated(toy_on_eight, mesh):
 
 
 @pytest.fixture(scope='module')
-def pbe_on_one():
-  (result,) = on_devices.with_devices(1, on_devices.run, [['pbe', {}]])
-  return result
+def real_on_one():
+  names = [*dict.fromkeys(system for system, *_ in REAL.values())]
+  return dict(
+    zip(names, on_devices.with_devices(1, on_devices.run, [[name, {}] for name in names]))
+  )
 
 
-@pytest.mark.parametrize('mesh', PBE)
-def test_eight_devices_give_the_real_systems_losses_of_one(pbe_on_one, pbe_on_eight, mesh):
-  result = pbe_on_eight[mesh]
-  np.testing.assert_allclose(result['losses'][0], pbe_on_one['losses'][0], rtol=1e-4)
-  np.testing.assert_allclose(result['losses'], pbe_on_one['losses'], rtol=1e-3)
-  np.testing.assert_allclose(result['grad_norm'], pbe_on_one['grad_norm'], rtol=1e-2)
+@pytest.mark.parametrize('mesh', REAL)
+def test_eight_devices_give_the_real_systems_losses_of_one(real_on_one, real_on_eight, mesh):
+  result, one = real_on_eight[mesh], real_on_one[REAL[mesh][0]]
+  np.testing.assert_allclose(result['losses'][0], one['losses'][0], rtol=1e-4)
+  np.testing.assert_allclose(result['losses'], one['losses'], rtol=1e-3)
+  np.testing.assert_allclose(result['grad_norm'], one['grad_norm'], rtol=1e-2)
 
 
-@pytest.mark.parametrize('mesh', PBE)
-def test_the_compiler_adds_no_collectives(pbe_on_eight, mesh):
+@pytest.mark.parametrize('mesh', REAL)
+def test_the_compiler_adds_no_collectives(real_on_eight, mesh):
   """Inside shard_map every one is asked for; XLA's combiner may make fewer of them."""
-  asked, compiled = pbe_on_eight[mesh]['asked'], pbe_on_eight[mesh]['compiled'].values()
+  asked, compiled = real_on_eight[mesh]['asked'], real_on_eight[mesh]['compiled'].values()
   number, size = (sum(column) for column in zip(*compiled))
   assert number <= len(asked) <= 60
   assert size == sum(one['bytes'] for one in asked)

@@ -26,7 +26,7 @@ LONGEST_CONFIG = 2**22  # bytes; a config has some thousands
 NUMBERS = ('scale', 'mean', 'beta_start', 'beta_end')  # settings that are real numbers
 WHOLE = (  # settings that are positive whole numbers
   *('channels', 'layers', 'heads', 'groups', 'z_channels', 'width', 'mlp', 'patch', 'image_size'),
-  *('num_steps', 'context_dim', 'vocabulary', 'length'),
+  *('num_steps', 'context_dim', 'vocabulary', 'length', 'fold'),
 )
 PARTS = ('unet', 'autoencoder', 'clip', 'text', 'conditioner', 'schedule')
 

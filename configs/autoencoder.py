@@ -1,0 +1,75 @@
+"""The KL autoencoder of latent diffusion: pictures to latents and back.
+
+  python -m exedit.train --config=configs/autoencoder.py --workdir=/mnt/bucket/autoencoder \
+      --config.data.root=/data/open_images
+
+KL-f8 (arXiv 2112.10752): the published sizes, and 4.5e-6 of learning rate per example, with neither
+discriminator nor perceptual distance, so that fine texture is smoother than the published one's.
+Not run here, because neither the images nor the pods were available.
+
+  python -m exedit.train --config=configs/autoencoder.py:tiny --workdir=/tmp/autoencoder
+
+The same code small enough for two CPU cores, on synthetic scenes that it draws first. Another
+training takes it as --config.init_from=/tmp/autoencoder --config.init_parts=autoencoder.
+"""
+
+import ml_collections
+
+from exedit.configs import pbe
+
+
+def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
+  """`full` or `tiny`."""
+  variants = {'full': full, 'tiny': tiny}
+  if variant not in variants:
+    raise ValueError(f"configs/autoencoder.py has no variant '{variant}'; use full or tiny")
+  return variants[variant]()
+
+
+def full() -> ml_collections.ConfigDict:
+  """The published sizes and settings (LDM autoencoder_kl_32x32x4.yaml)."""
+  return _from(
+    pbe.full(),
+    dict(
+      batch_size=96,  # over all devices; the yaml has 8 GPUs x 12
+      data=dict(size=256),
+      model=dict(
+        autoencoder=dict(
+          kind='kl', channels=128, mult=(1, 2, 4, 4), layers=2, z_channels=4, groups=32
+        ),
+        dtype='float32',
+      ),
+      optimizer=dict(lr=96 * 4.5e-6, b1=0.5, b2=0.9, weight_decay=0.0, warmup=0),
+      ema=dict(decay=0.0),
+    ),
+  )
+
+
+def tiny() -> ml_collections.ConfigDict:
+  """The same keys with small numbers; comments give the reasons for other differences."""
+  return _from(
+    pbe.tiny(),
+    dict(
+      steps=3_000,
+      batch_size=32,
+      data=dict(size=64),
+      model=dict(
+        # Convolutions on single pixels would take ten times as long.
+        autoencoder=dict(
+          kind='kl', fold=4, channels=64, mult=(1,), layers=1, z_channels=4, groups=8, scale=1.0
+        ),
+        dtype='float32',
+      ),
+      optimizer=dict(weight_decay=0.0),
+      ema=dict(decay=0.999),
+    ),
+  )
+
+
+def _from(base: ml_collections.ConfigDict, own: dict[str, object]) -> ml_collections.ConfigDict:
+  """A config of Paint by Example as one of this system; the data are the same pictures."""
+  config = base.to_dict()
+  optimizer = {**config['optimizer'], 'lr_multipliers': {}, **own.pop('optimizer')}
+  data = {**config['data'], **own.pop('data'), 'augment': False, 'arbitrary_mask': 0.0}
+  config |= dict(system='autoencoder', trainable='autoencoder', edit=dict(count=8))
+  return ml_collections.ConfigDict(config | own | dict(optimizer=optimizer, data=data))
