@@ -87,6 +87,10 @@ def convert(
   system, model = systems.of(weights), dict(weights.config['model'])
   _, shapes = latent_diffusion.abstract(system.build, model, weights.where)
   check_layout(weights, layout)
+  keeps = system.tokenizer and layout != 'exedit'
+  if keeps and (weights.tokenizer or layout == 'diffusers'):
+    system.tokenizer(weights)  # which refuses one that does not belong to the weights
+  beside = keeps and layout == 'original' and tokenizer_beside(target, weights)
   tensors = to_dtype(weights.fit(shapes), dtype)
   types = ', '.join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
   size = sum(tensor.nbytes for tensor in tensors.values())
@@ -104,26 +108,35 @@ def convert(
         tokenizer=weights.tokenizer,
       )
     else:
-      write_foreign(target, layout, dict(weights.config, model=system.complete(model)), reading)
+      config = dict(weights.config, model=system.complete(model))
+      write_foreign(target, layout, config, reading, weights.tokenizer)
+  if beside:
+    own.write_tokenizer(target.parent, weights.tokenizer)
+    say(f'{beside}: its tokenizer, which belongs beside it')
   say(f'{to}: {layout} layout, {len(tensors)} tensors, {size / 1e6:.1f} MB in {types}')
 
 
 def check_layout(weights: 'Weights', layout: str) -> None:
   """Raises UserError if the layout has no place for weights of this kind.
 
-  PyTorch's code knows Paint by Example only with the autoencoder of Stable Diffusion, whose first
-  convolution takes single pixels.
+  PyTorch's code knows the systems only with the autoencoder of Stable Diffusion, whose first
+  convolution takes single pixels, and its text tower only without words beside the table.
   """
   if layout == 'exedit':
     return
-  autoencoder = weights.config['model'].get('autoencoder', {})
+  model = weights.config['model']
+  autoencoder = model.get('autoencoder', {})
   kind = autoencoder.get('kind', 'kl')
-  if (fold := autoencoder.get('fold', 1)) != 1:
-    raise UserError(
-      f'{weights.where} has an autoencoder of folded pixels (fold {fold}), for which the {layout} '
-      'layout has no place: only --layout=exedit can hold it'
-    )
-  if weights.kind != 'paint_by_example' or kind != 'kl':
+  for value, what in (
+    (autoencoder.get('fold', 1) != 1, 'an autoencoder of folded pixels'),
+    (model.get('text', {}).get('added'), 'words beside the table of its text tower'),
+  ):
+    if value:
+      raise UserError(
+        f'{weights.where} has {what}, for which the {layout} layout has no place: only '
+        '--layout=exedit can hold it'
+      )
+  if weights.kind not in ('paint_by_example', 'stable_diffusion') or kind != 'kl':
     what = 'no autoencoder' if kind != 'kl' else 'another network'
     raise UserError(
       f"{weights.where} has {what} (system '{weights.kind}', kind '{kind}'), so the {layout} layout"
@@ -131,8 +144,33 @@ def check_layout(weights: 'Weights', layout: str) -> None:
     )
 
 
+def tokenizer_beside(target: Path, weights: 'Weights') -> Path | None:
+  """The folder for the tokenizer beside a file; None if it is there already, or there is none.
+
+  Raises:
+    UserError: if another tokenizer is there.
+  """
+  from exedit.input_pipeline import tokenizer
+
+  folder = target.parent / tokenizer.FOLDER
+  if weights.tokenizer is None:
+    return None
+  if not folder.exists():
+    return folder
+  if tokenizer.contents(folder) != tokenizer.contents(weights.tokenizer):
+    raise UserError(
+      f'{folder} is another tokenizer than that of {weights.where}, which belongs beside {target}: '
+      'name a file in another folder'
+    )
+  return None
+
+
 def write_foreign(
-  target: Path, layout: str, config: Mapping[str, Any], tensors: Mapping[str, 'Tensor']
+  target: Path,
+  layout: str,
+  config: Mapping[str, Any],
+  tensors: Mapping[str, 'Tensor'],
+  tokenizer: Path | None,
 ) -> None:
   """Writes the diffusers or the original layout, whole or not at all."""
   from exedit.runtime import files
@@ -141,7 +179,7 @@ def write_foreign(
   if layout == 'original':
     return original.write(target, config, tensors)
   with files.new_folder(target) as folder:
-    diffusers.write(folder, config, tensors)
+    diffusers.write(folder, config, tensors, tokenizer)
 
 
 def main(to: str, **given: Any) -> None:

@@ -17,7 +17,7 @@ from exedit.runtime.errors import UserError
 
 FOLDER = 'tokenizer'  # its name beside weights, in a run and in a folder of data
 FILES = ('vocab.json', 'merges.txt')
-WHOLE = 'tokenizer.json'
+WHOLE, CONFIG = 'tokenizer.json', 'tokenizer_config.json'
 SHOWN = 60  # characters of a text in a message
 
 

@@ -179,6 +179,8 @@ def test_a_checkpoint_that_was_stored_whole_in_a_narrow_type(tmp_path, dtype, st
     ('cond_stage_model.model.x', 'is Stable Diffusion 2'),
     ('control_model.x', 'is a ControlNet'),
     ('lora_unet_x', 'is a LoRA'),
+    ('unet.down_blocks.0.attn.to_q.lora_A.weight', 'is a LoRA'),
+    ('base_model.model.x.lora_A.weight', 'is a LoRA'),
     ('vision_model.x', 'is a CLIP tower alone: .* --config.init_clip'),
     ('down_blocks.0.x', 'name the folder that holds unet/'),
     ('encoder.x', 'name the folder that holds vae/'),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from exedit.input_pipeline import tokenizer as texts
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import fetch, settings
@@ -26,13 +27,19 @@ OTHERS = {  # folders that only other pipelines have
   'text_encoder_3': 'Stable Diffusion 3',
   'transformer': 'a diffusion transformer',
   'prior': 'a cascade',
+  'controlnet': 'a pipeline with a ControlNet',
 }
+FAMILIES = (  # settings of the UNet that only other models have
+  ('addition_embed_type', ('text_time',), 'Stable Diffusion XL'),
+  ('cross_attention_dim', (1024,), 'Stable Diffusion 2'),
+)
 TABLE: list[Row] = [
   *under('unet/', 'unet.', unet.TABLE),
   *under('vae/', 'autoencoder.', autoencoder.TABLE),
   *under('image_encoder/', '', conditioner.IMAGE_ENCODER),
   *under('text_encoder/', 'text.', clip_text.TABLE),
 ]
+READS = 'exedit reads Paint by Example and Stable Diffusion 1.x'
 VERSION = '0.33.1'  # of diffusers: the last one that supported the pipeline
 
 
@@ -46,7 +53,7 @@ def read(path: Path, to_start: bool = False) -> Weights:
   components = _components(path)
   for other, what in OTHERS.items():
     if other in components:
-      raise UserError(f'{path} is {what} ({other}/): exedit reads Paint by Example and SD 1.x')
+      raise UserError(f'{path} is {what} ({other}/): {READS}')
   by_text = 'text_encoder' in components and 'image_encoder' not in components
   encoder = 'text_encoder' if by_text else 'image_encoder'
   without = by_text and to_start
@@ -58,6 +65,7 @@ def read(path: Path, to_start: bool = False) -> Weights:
       f'{path} is half a pipeline: it has {", ".join(there)} and lacks {", ".join(missing)}; '
       'fetch the rest, or restore the folder from a copy'
     )
+  _require_family(path)
   config, kind = _config(path, None if without else encoder)
   opened, theirs = [], {}
   for part in parts:
@@ -69,6 +77,14 @@ def read(path: Path, to_start: bool = False) -> Weights:
   folder = path / 'tokenizer'
   tokenizer = folder if folder.is_dir() else None
   return Weights(config, theirs, TABLE, tuple(opened), kind=kind, tokenizer=tokenizer)
+
+
+def _require_family(path: Path) -> None:
+  """Raises UserError for the UNet of another model, before a setting of it is refused."""
+  net = read_json(path / 'unet' / 'config.json')
+  for name, values, what in FAMILIES:
+    if (found := net.get(name)) in values:
+      raise UserError(f'{path} is {what} (unet/config.json: {name} is {found}): {READS}')
 
 
 def _components(path: Path) -> set[str]:
@@ -149,12 +165,18 @@ def shards(file: Path) -> list[Path]:
 # Writing
 
 
-def write(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-  """Writes the folder that PaintByExamplePipeline.from_pretrained reads.
+def write(
+  path: Path,
+  config: Mapping[str, Any],
+  tensors: Mapping[str, Tensor],
+  tokenizer: Path | None = None,
+) -> None:
+  """Writes the folder that the pipeline's from_pretrained reads.
 
   path: an empty folder.
-  config: its `model` has every default value written out.
-  tensors: by exedit's paths.
+  config: its `model` has every default value written out; a model with `text` is Stable Diffusion,
+    others are Paint by Example.
+  tensors: by exedit's paths. tokenizer: of Stable Diffusion.
   Raises:
     UserError: if diffusers has no such network.
   """
@@ -165,10 +187,23 @@ def write(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
   for name, value in _configs(model, size).items():
     (path / name).parent.mkdir(exist_ok=True)
     (path / name).write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
-  for part in ('unet', 'vae', 'image_encoder'):
+  if tokenizer is not None:
+    _write_tokenizer(path / texts.FOLDER, tokenizer, model['text']['length'])
+  for part in ('unet', 'vae', 'text_encoder' if 'text' in model else 'image_encoder'):
     stem = STEMS.get(part, 'diffusion_pytorch_model')
     own = {n.removeprefix(f'{part}/'): t for n, t in theirs.items() if n.startswith(f'{part}/')}
     save_tensors(path / part / f'{stem}.safetensors', own, {'format': 'pt'})
+
+
+def _write_tokenizer(folder: Path, source: Path, length: int) -> None:
+  """Copies a tokenizer; its config says the length, without which the pipeline cannot fill up."""
+  contents = texts.contents(source)
+  told = json.loads(contents.get(texts.CONFIG, b'{}'))
+  if told.get('model_max_length') != length:
+    told = {'tokenizer_class': 'CLIPTokenizer', **told, 'model_max_length': length}
+    contents[texts.CONFIG] = (json.dumps(told, indent=2) + '\n').encode()
+  folder.mkdir()
+  files.write_all({folder / name: data for name, data in contents.items()})
 
 
 def _check(model: Mapping[str, Any], where: str) -> None:
@@ -178,6 +213,8 @@ def _check(model: Mapping[str, Any], where: str) -> None:
       f'{where}: the first level of the UNet is {model["unet"]["mult"][0]} times as wide as its '
       'first convolution, which diffusers cannot say: write the original layout instead'
     )
+  if 'text' in model:
+    return
   expected = _mapper_layers(model['clip'])
   if model['conditioner']['layers'] != expected:
     raise UserError(
@@ -190,24 +227,37 @@ def _configs(model: Mapping[str, Any], size: int) -> dict[str, dict[str, Any]]:
   """All config files by their names; `size` is that of the latents."""
   prediction = model['schedule']['prediction']
   index = dict(
-    _class_name='PaintByExamplePipeline',
     _diffusers_version=VERSION,
-    feature_extractor=['transformers', 'CLIPImageProcessor'],
-    image_encoder=['paint_by_example', 'PaintByExampleImageEncoder'],
     requires_safety_checker=False,
     safety_checker=[None, None],
     scheduler=['diffusers', 'PNDMScheduler' if prediction == 'eps' else 'DDIMScheduler'],
     unet=['diffusers', 'UNet2DConditionModel'],
     vae=['diffusers', 'AutoencoderKL'],
   )
-  return {
-    'model_index.json': index,
+  configs = {
     'unet/config.json': _unet(model, size),
     'vae/config.json': _autoencoder(model['autoencoder'], size),
-    'image_encoder/config.json': image_encoder(model['clip'], model['context_dim']),
     'scheduler/scheduler_config.json': _scheduler(model['schedule']),
-    'feature_extractor/preprocessor_config.json': _preprocessor(model['clip']['image_size']),
   }
+  if 'text' in model:
+    index |= dict(
+      _class_name='StableDiffusionPipeline',
+      feature_extractor=[None, None],
+      image_encoder=[None, None],
+      text_encoder=['transformers', 'CLIPTextModel'],
+      tokenizer=['transformers', 'CLIPTokenizer'],
+    )
+    configs['text_encoder/config.json'] = _text_encoder(model['text'])
+  else:
+    index |= dict(
+      _class_name='PaintByExamplePipeline',
+      feature_extractor=['transformers', 'CLIPImageProcessor'],
+      image_encoder=['paint_by_example', 'PaintByExampleImageEncoder'],
+    )
+    configs['image_encoder/config.json'] = image_encoder(model['clip'], model['context_dim'])
+    preprocessor = _preprocessor(model['clip']['image_size'])
+    configs['feature_extractor/preprocessor_config.json'] = preprocessor
+  return {'model_index.json': dict(sorted(index.items())), **configs}
 
 
 def _unet(model: Mapping[str, Any], size: int) -> dict[str, Any]:
@@ -226,7 +276,7 @@ def _unet(model: Mapping[str, Any], size: int) -> dict[str, Any]:
     downsample_padding=1,
     flip_sin_to_cos=True,
     freq_shift=0,
-    in_channels=2 * z + 1,
+    in_channels=z if 'text' in model else 2 * z + 1,
     layers_per_block=net['layers'],
     mid_block_scale_factor=1,
     norm_eps=1e-5,
@@ -254,6 +304,29 @@ def _autoencoder(vae: Mapping[str, Any], size: int) -> dict[str, Any]:
     sample_size=size * 2 ** (levels - 1),
     scaling_factor=vae['scale'],
     up_block_types=['UpDecoderBlock2D'] * levels,
+  )
+
+
+def _text_encoder(text: Mapping[str, Any]) -> dict[str, Any]:
+  """text_encoder/config.json: that of transformers' CLIPTextModel."""
+  return dict(
+    architectures=['CLIPTextModel'],
+    attention_dropout=0.0,
+    bos_token_id=text['vocabulary'] - 2,
+    eos_token_id=text['vocabulary'] - 1,
+    hidden_act='quick_gelu',
+    hidden_size=text['width'],
+    initializer_factor=1.0,
+    initializer_range=0.02,
+    intermediate_size=text['mlp'],
+    layer_norm_eps=1e-5,
+    max_position_embeddings=text['length'],
+    model_type='clip_text_model',
+    num_attention_heads=text['heads'],
+    num_hidden_layers=text['layers'],
+    pad_token_id=text['vocabulary'] - 1,
+    projection_dim=text['width'],
+    vocab_size=text['vocabulary'],
   )
 
 

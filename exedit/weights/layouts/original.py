@@ -45,11 +45,17 @@ IGNORED = ignored(
   'model_ema.*',  # the average, or the parameters under its names: see `_chosen`
   f'{VAE}loss.*',  # the discriminator that trained the autoencoder
 )
+READS = 'exedit reads Paint by Example and Stable Diffusion 1.x'
+LORA = f'is a LoRA, which changes a model and is none: {READS}'
+FAMILIES = {  # names that only other models have, most of them beside names that ours have too
+  'conditioner.embedders.': f'is Stable Diffusion XL: {READS}',
+  'cond_stage_model.model.': f'is Stable Diffusion 2: {READS}',
+  'model.diffusion_model.joint_blocks.': f'is Stable Diffusion 3: {READS}',
+  'control_model.': f'is a ControlNet, which steers a model and is none: {READS}',
+  'lora_': LORA,
+  'base_model.': LORA,
+}
 OTHERS = {  # names that only other files have: what each file is, and what to do
-  'conditioner.embedders.': 'is Stable Diffusion XL: exedit reads Paint by Example and SD 1.x',
-  'cond_stage_model.model.': 'is Stable Diffusion 2: exedit reads Paint by Example and SD 1.x',
-  'control_model.': 'is a ControlNet, which is no model by itself',
-  'lora_': 'is a LoRA, which is no model by itself',
   'vision_model.': 'is a CLIP tower alone: a training takes it as --config.init_clip',
   'down_blocks.': 'is one network of a diffusers pipeline: name the folder that holds unet/',
   'encoder.': 'is one network of a diffusers pipeline: name the folder that holds vae/',
@@ -74,6 +80,8 @@ def read(
     UserError: for other weights, other networks, or a file that cannot be read.
   """
   tensors = open_tensors(file)
+  if family := _family(tensors):
+    raise UserError(f'{file} {family}')
   if CONV_IN not in tensors:
     raise UserError(f'{file} {_other(tensors)}')
   tensors, taken = _chosen(tensors, which, file)
@@ -109,6 +117,14 @@ def networks(net: Mapping[str, Any], vae: Mapping[str, Any]) -> list[Row]:
     *under(NET, 'unet.', rows),
     *under(VAE, 'autoencoder.', autoencoder.original(len(vae['mult']))),
   ]
+
+
+def _family(tensors: Mapping[str, Tensor]) -> str:
+  """Says what a file of another kind of model is; '' for others."""
+  for prefix, what in FAMILIES.items():
+    if any(name.startswith(prefix) for name in tensors):
+      return what
+  return LORA if any('.lora_' in name or '.lora.' in name for name in tensors) else ''
 
 
 def _other(tensors: Mapping[str, Tensor]) -> str:
@@ -188,7 +204,8 @@ def write(file: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
   """
   model = config['model']
   save, _ = WRITERS[format_of(file)]
-  table = [*networks(model['unet'], model['autoencoder']), *conditioner.ORIGINAL]
+  condition = TEXT if 'text' in model else conditioner.ORIGINAL
+  table = [*networks(model['unet'], model['autoencoder']), *condition]
   data, edit = config.get('data', {}), config.get('edit', {})
   note = dict(
     model=model,

@@ -105,7 +105,8 @@ def of(
     data['exemplar_size'] = tower['image_size']
     whence = f'one per {towers.HEAD_WIDTH} channels' if clip_heads is None else 'as given'
     notes.append(f'heads of CLIP: {tower["heads"]}, {whence}')
-  return dict(model=model, data=data, edit=dict(EDIT)), tuple(notes)
+  edit = dict(EDIT, scale=7.5) if by_text else dict(EDIT)  # the published scales
+  return dict(model=model, data=data, edit=edit), tuple(notes)
 
 
 def _unet(tensors: Mapping[str, Tensor], heads: int, groups: int, file: Path) -> dict[str, Any]:
@@ -128,7 +129,10 @@ def _unet(tensors: Mapping[str, Tensor], heads: int, groups: int, file: Path) ->
     number += 1
   middle = f'{NET}middle_block.1.'
   if len(shape_of(tensors, f'{middle}proj_in.weight', file)) == 2:
-    raise UserError(f'{file} is Stable Diffusion 2 or later (linear proj_in): exedit reads 1.x')
+    raise UserError(
+      f'{file} is Stable Diffusion 2 or later (linear proj_in): exedit reads Paint by Example and '
+      'Stable Diffusion 1.x'
+    )
   uneven = len(set(counts)) > 1 or not counts[0] or any(len(a) > 1 for a in attends)
   if uneven or any(w % channels for w in widths):
     raise UserError(

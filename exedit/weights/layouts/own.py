@@ -45,6 +45,11 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
         f'{path} is a model of transformers ({config["model_type"]!r:.50}): '
         'a training takes a CLIP tower as --config.init_clip'
       )
+    if 'ControlNet' in str(config.get('_class_name')):
+      raise UserError(
+        f'{path} is a ControlNet, which steers a model and is none: exedit reads Paint by Example '
+        'and Stable Diffusion 1.x'
+      )
     if '_class_name' in config:
       raise UserError(
         f'{path} is one network of diffusers ({config["_class_name"]!r:.50}): name the folder of a '
