@@ -154,6 +154,11 @@ def main(config, output: str, split: str, count: int) -> None:
     raise DataError(f'--count={count}: must be at least 1')
   config = settings.training(config)
   data = config['data'] | dict(workers=0) | (dict(split=split) if split else {})
+  if 'missing_captions' in data:
+    raise DataError(
+      'this config trains on captions, and the sheet shows masks and exemplars: a training shows '
+      'pictures with their captions in its samples/'
+    )
   latents = latent_shards.manifest(data['root'])
   if latents and latents['split'] == data['split']:
     raise DataError(f'{data["root"]} holds latents and no pictures: show what it was encoded from')

@@ -269,7 +269,8 @@ def _check_texts(edit, system, tokenizer):
     if text is None or tokenizer is None:
       continue
     if not text.strip():
-      raise UserError(f'{entry.name} is empty: say what the picture shows')
+      remedy = 'say what the picture shows' if entry.required else 'leave it out'
+      raise UserError(f'{entry.name} is empty: {remedy}')
     try:
       tokenizer(text)
     except UserError as error:

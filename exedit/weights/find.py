@@ -22,7 +22,9 @@ PARTS = (
   (
     'exported weights or a run',
     (('config.json',),),
-    re.compile(r'config\.json|metrics\.jsonl|frozen\.safetensors|checkpoints(/\d+(/.*)?)?'),
+    re.compile(
+      r'config\.json|metrics\.jsonl|frozen\.safetensors|(checkpoints/\d+|tokenizer)(/.*)?|checkpoints'
+    ),
   ),
 )
 

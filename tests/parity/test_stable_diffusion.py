@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from exedit import latent_diffusion, stable_diffusion
+from exedit import convert, latent_diffusion, stable_diffusion
 from exedit.weights import find
 from tests import vocabulary
 from tests.parity import references
@@ -62,6 +62,26 @@ def test_the_folder_is_recognised_and_its_texts_become_the_same_tokens(pair):
     ).input_ids
     np.testing.assert_array_equal(tokens(weights, texts), expected)
   np.testing.assert_array_equal(model.empty(1), tokens(weights, ['']))
+
+
+def test_diffusers_loads_what_convert_writes(pair, tmp_path):
+  weights, _, theirs = pair
+  convert.convert(weights.where, str(tmp_path / 'own'), say=lambda line: None)
+  source, target = str(tmp_path / 'own'), tmp_path / 'written'
+  convert.convert(source, str(target), layout='diffusers', say=lambda line: None)
+  loaded = diffusers.StableDiffusionPipeline.from_pretrained(target)
+  for part in ('unet', 'vae', 'text_encoder'):
+    found, expected = (references.weights(getattr(p, part)) for p in (loaded, theirs))
+    assert found.keys() == expected.keys()
+    assert all((found[name] == expected[name]).all() for name in expected)
+  for texts in (PROMPTS, [''], ['red ball ' * 20]):
+    fill = dict(padding='max_length', truncation=True)
+    length = loaded.tokenizer.model_max_length
+    np.testing.assert_array_equal(
+      loaded.tokenizer(texts, max_length=length, **fill).input_ids, tokens(weights, texts)
+    )
+  mine, known = (dict(p.scheduler.config) for p in (loaded, theirs))
+  assert {n: mine[n] for n in references.PNDM} == {n: known[n] for n in references.PNDM}
 
 
 @pytest.mark.parametrize('scale', [1.0, 7.5])

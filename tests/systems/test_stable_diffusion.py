@@ -16,8 +16,9 @@ from exedit.models import parameters
 from exedit.runtime.errors import UserError
 from exedit.weights import find
 from exedit.weights.layouts import own
-from tests import vocabulary
+from tests import released, vocabulary
 from tests.networks import with_random_weights
+from tests.refusals import refusal
 from tests.systems.test_third_system import open_sample_door
 
 MODEL = dict(
@@ -83,7 +84,8 @@ def test_rows_of_a_list_do_not_depend_on_each_other(weights, tmp_path, capsys):
 @pytest.mark.parametrize(
   'prompt, says',
   [
-    (' ', 'prompt is empty'),
+    (' ', 'prompt is empty: say what the picture shows'),
+    ('a красный мяч', "prompt: the vocabulary of these weights cannot spell 'красный', 'мяч'"),
     ('a ☃', "prompt: the vocabulary of these weights cannot spell '☃'"),
     ('a \x07', r'prompt: .*control character \(U\+0007\)'),
   ],
@@ -93,6 +95,30 @@ def test_texts_that_cannot_be_used_are_refused(weights, tmp_path, capsys, prompt
     open_sample_door(weights=weights, prompt=prompt, output=tmp_path / 'a.png')
   assert re.search(says, capsys.readouterr().err)
   assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_negative_text_and_faults_of_a_list_are_refused(weights, tmp_path, capsys):
+  given = dict(weights=weights, prompt='a star', output=tmp_path / 'a.png')
+  said = refusal(capsys, open_sample_door, **given, negative_prompt=' ')
+  assert said.endswith('negative_prompt is empty: leave it out')
+  rows = ['prompt,output', 'a star,a.png', '球,b.png', 'a \x07,c.png']
+  (tmp_path / 'list.csv').write_text('\n'.join(rows))
+  with pytest.raises(SystemExit):
+    open_sample_door(weights=weights, edits=tmp_path / 'list.csv', output=tmp_path)
+  said = capsys.readouterr().err
+  assert "cannot spell '球'" in said and 'control character (U+0007)' in said
+  assert [path.name for path in tmp_path.iterdir()] == ['list.csv']
+
+
+def test_a_text_tower_of_another_width_is_one_line_at_the_door(weights, tmp_path, capsys):
+  shutil.copytree(weights, tmp_path / 'wide')
+  released.change_json(
+    tmp_path / 'wide' / 'config.json', model=dict(find.config(weights)['model'], context_dim=24)
+  )
+  said = refusal(
+    capsys, open_sample_door, weights=tmp_path / 'wide', prompt='a star', output=tmp_path / 'a.png'
+  )
+  assert 'the text tower gives vectors of 16 numbers and the UNet takes 24' in said
 
 
 def test_weights_without_a_tokenizer_and_other_widths_are_refused(weights, tmp_path):
