@@ -103,8 +103,8 @@ def tiny() -> ml_collections.ConfigDict:
       save_every=500,
       edit_every=1_000,
       trainable='unet|text',  # no tower of this size is pretrained
-      data=dict(root='data/captioned_scenes', size=64, workers=0),
-      synthetic=dict(scenes=50_000, val_scenes=512, seed=0, size=64, shards=8),
+      data=dict(root='data/synthetic2', size=64, workers=0),
+      synthetic=dict(version=2, scenes=50_000, val_scenes=512, seed=0, size=64, shards=8),
       model=dict(
         # Until an autoencoder of this size is trained, a fixed, exactly invertible transform is
         # in its place. Scale and mean give latents of unit variance.
@@ -118,7 +118,7 @@ def tiny() -> ml_collections.ConfigDict:
           groups=8,
           remat='none',
         ),
-        text=dict(vocabulary=256, length=32, width=128, layers=3, heads=4, mlp=512),
+        text=dict(vocabulary=273, length=32, width=128, layers=3, heads=4, mlp=512),
         context_dim=128,
         # See configs/pbe.py: noise on this transform's many channels cannot be predicted exactly.
         schedule=dict(prediction='x0'),

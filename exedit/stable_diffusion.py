@@ -256,7 +256,7 @@ def _tokenizer_folder(config: Mapping[str, Any], workdir: str) -> str:
   if texts.is_there(own):
     return texts.local(own)
   start_from = config.get('init_from')
-  if start_from and (folder := find.weights(str(start_from)).tokenizer):
+  if start_from and (folder := find.tokenizer(str(start_from))):
     return os.fspath(folder)
   if texts.is_there(beside):
     return texts.local(beside)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from exedit.input_pipeline.tokenizer import FOLDER
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import fetch
@@ -70,7 +71,18 @@ def weights(
     found = own.read(path, which)
   if to_start:
     found = found.without('text')
-  return dataclasses.replace(found, layout=layout, where=os.fspath(src))
+  texts = _tokenizer(path) if 'text' in found.config['model'] else None
+  return dataclasses.replace(found, tokenizer=texts, layout=layout, where=os.fspath(src))
+
+
+def tokenizer(src: str | os.PathLike) -> Path | None:
+  """The folder of the tokenizer in or beside the weights `src`; None if there is none."""
+  return _tokenizer(fetch.local_path(src))
+
+
+def _tokenizer(path: Path) -> Path | None:
+  folder = (path.parent if path.is_file() else path) / FOLDER
+  return folder if folder.is_dir() else None
 
 
 def config(

@@ -9,6 +9,8 @@ from PIL import Image
 
 from configs import sd
 from exedit import stable_diffusion, systems
+from exedit.input_pipeline import vocabulary as words
+from exedit.input_pipeline import world
 from exedit.planning import compile_step
 from exedit.runtime.errors import UserError
 from exedit.training.config import read_config
@@ -129,3 +131,8 @@ def test_the_configs_lay_their_step_out(variant):
   system = systems.get(config['system'])
   assert system is stable_diffusion.SYSTEM
   system.complete(config['model'])
+
+
+def test_the_tiny_tower_has_the_words_of_the_drawn_scenes():
+  tokens, _ = words.make(world.words())
+  assert sd.get_config('tiny').model.text.vocabulary == len(tokens)

@@ -74,9 +74,7 @@ def read(path: Path, to_start: bool = False) -> Weights:
       tensors = open_tensors(file)
       theirs |= {f'{part}/{name}': tensor for name, tensor in tensors.items()}
       opened += shards(file)
-  folder = path / texts.FOLDER
-  tokenizer = folder if folder.is_dir() else None
-  return Weights(config, theirs, TABLE, tuple(opened), kind=kind, tokenizer=tokenizer)
+  return Weights(config, theirs, TABLE, tuple(opened), kind=kind)
 
 
 def _require_family(path: Path) -> None:

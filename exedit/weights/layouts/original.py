@@ -103,11 +103,7 @@ def read(
     config['model']['text'] = original_config.text_sizes(tensors, file)
     notes += (f'heads of the text tower: one per {towers.HEAD_WIDTH} channels',)
   table = [*networks(net, vae), *(TEXT if by_text else conditioner.ORIGINAL), *IGNORED]
-  beside = file.parent / 'tokenizer'
-  tokenizer = beside if by_text and beside.is_dir() else None
-  return Weights(
-    config, tensors, table, (file,), kind=kind, which=taken, notes=notes, tokenizer=tokenizer
-  )
+  return Weights(config, tensors, table, (file,), kind=kind, which=taken, notes=notes)
 
 
 def networks(net: Mapping[str, Any], vae: Mapping[str, Any]) -> list[Row]:

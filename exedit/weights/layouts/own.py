@@ -1,6 +1,5 @@
 """exedit's own layout: a folder with config.json and model.safetensors, or the workdir of a run."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -148,15 +147,14 @@ def read(path: Path, which: str = 'ema') -> Weights:
   """
   config = read_config(path)
   kind = str(config.get('system', 'paint_by_example'))  # old configs do not name the system
-  file, folder = path / MODEL, path / texts.FOLDER
-  tokenizer = folder if folder.is_dir() else None
+  file = path / MODEL
   if not file.exists():
-    return dataclasses.replace(_workdir(path, config, kind, which), tokenizer=tokenizer)
+    return _workdir(path, config, kind, which)
   tensors, exported = open_tensors(file), config['exported']
   digest = exported['sha256'].get(MODEL)
   known = {file: str(digest)} if digest else {}
   table, step = identity(tensors), exported['step']
-  return Weights(config, tensors, table, (file,), step, kind, known, tokenizer=tokenizer)
+  return Weights(config, tensors, table, (file,), step, kind, known)
 
 
 def _workdir(path: Path, config: dict[str, Any], kind: str, which: str) -> Weights:
