@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from exedit import latent_diffusion
 from exedit import paint_by_example as pbe
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.layouts import diffusers
@@ -29,16 +30,16 @@ WIDTHS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_weights(width: str, folder: str | Path) -> None:
+def write_weights(width: str, folder: str | Path, system: Any = pbe) -> None:
   """Writes random weights as a diffusers pipeline, unless the folder already has one.
 
-  Each tensor depends only on its name.
+  Each tensor depends only on its name. system: the module of another system, at its full width.
   """
   folder = Path(folder)
   if (folder / 'model_index.json').exists():
     return
-  settings = pbe.complete(WIDTHS[width])
-  _, shapes = pbe.abstract(settings)
+  settings = system.complete(WIDTHS[width])
+  _, shapes = latent_diffusion.abstract(system.build, settings)
 
   def random(name, shape):
     values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
