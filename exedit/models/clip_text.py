@@ -20,8 +20,8 @@ class CLIPText(nnx.Module):
   123,060,480 parameters.
 
   vocabulary: number of tokens, that is of rows of the table. length: the most tokens of a text.
-  width: of a token's vector. layers, heads, mlp: number of layers, of heads, hidden width of the
-  MLPs. added: number of words that were learned beside the table, so that the table itself can stay
+  width: width of a token. layers: number of transformer blocks. heads: number of heads of each.
+  mlp: width of each MLP. added: number of words that were learned beside the table, so that the table itself can stay
   frozen; their ids follow those of the table, [added width].
   remat: compute each layer again in the backward pass, which saves memory.
   """

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from configs import sd
 from exedit import convert, latent_diffusion, stable_diffusion, systems
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
@@ -49,10 +50,19 @@ def pixels(path):
   return np.asarray(Image.open(path))
 
 
-def test_published_sizes():
-  _, shapes = latent_diffusion.abstract(stable_diffusion.build, {})
-  count = lambda part: sum(a.size for name, a in shapes.items() if name.startswith(part))
-  assert count('unet.') == 859_520_964 and count('text.') == 123_060_480
+def test_the_published_recipe_and_its_sizes():
+  config = sd.get_config()
+  _, shapes = latent_diffusion.abstract(stable_diffusion.build, config.model.to_dict())
+  trained, frozen = parameters.split_trainable(shapes, config.trainable)
+  count = lambda found, part: sum(a.size for n, a in found.items() if n.startswith(f'{part}.'))
+  assert {n.split('.')[0] for n in trained} == {'unet'} and count(trained, 'unet') == 859_520_964
+  assert count(frozen, 'text') == 123_060_480 and count(frozen, 'autoencoder') == 83_653_863
+  optimizer = config.optimizer
+  assert (optimizer.lr, optimizer.warmup, optimizer.schedule) == (1e-4, 10_000, 'constant')
+  assert (config.batch_size, config.model.p_drop, config.data.size) == (2048, 0.1, 512)
+  assert set(sd.get_config('tiny')) == set(config)
+  with pytest.raises(ValueError, match="no variant 'huge'; use full or tiny"):
+    sd.get_config('huge')
 
 
 def test_a_text_becomes_a_picture_that_replays(weights, tmp_path, capsys):

@@ -2,12 +2,12 @@
 
 import pytest
 
-from configs import autoencoder, pbe
+from configs import autoencoder, pbe, sd
 from exedit.training import keys
 
 
 @pytest.mark.parametrize('variant', ['full', 'tiny'])
-@pytest.mark.parametrize('recipe', [pbe, autoencoder])
+@pytest.mark.parametrize('recipe', [pbe, autoencoder, sd])
 def test_every_key_of_the_recipe_has_a_value_and_a_meaning(recipe, variant):
   config = recipe.get_config(variant)
   rows = [*keys.rows(config.to_dict())]
