@@ -21,7 +21,8 @@ class CLIPText(nnx.Module):
 
   vocabulary: number of tokens, that is of rows of the table. length: the most tokens of a text.
   width: width of a token. layers: number of transformer blocks. heads: number of heads of each.
-  mlp: width of each MLP. added: number of words that were learned beside the table, so that the table itself can stay
+  mlp: width of each MLP.
+  added: number of words that were learned beside the table, so that the table itself can stay
   frozen; their ids follow those of the table, [added width].
   remat: compute each layer again in the backward pass, which saves memory.
   """
