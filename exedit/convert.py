@@ -157,7 +157,7 @@ def tokenizer_beside(target: Path, weights: 'Weights') -> Path | None:
     return None
   if not folder.exists():
     return folder
-  if tokenizer.contents(folder) != tokenizer.contents(weights.tokenizer):
+  if tokenizer.digest(folder) != tokenizer.digest(weights.tokenizer):
     raise UserError(
       f'{folder} is another tokenizer than that of {weights.where}, which belongs beside {target}: '
       'name a file in another folder'

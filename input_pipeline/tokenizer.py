@@ -96,15 +96,19 @@ def contents(folder: str | os.PathLike) -> dict[str, bytes]:
   return {name: remote.read(os.path.join(folder, name)) for name in sorted(names)}
 
 
+def digest(folder: str | os.PathLike) -> str:
+  """A SHA-256 in hexadecimal of the files of a tokenizer."""
+  parts = (part for pair in contents(folder).items() for part in (pair[0].encode(), pair[1]))
+  return hashlib.sha256(b'\0'.join(parts)).hexdigest()
+
+
 def local(folder: str | os.PathLike) -> str:
   """The folder itself, or the copy in the user's cache of one in a store."""
   if not remote.is_remote(folder):
     return os.fspath(folder)
-  found = contents(folder)
-  name = hashlib.sha256(b''.join(found.values())).hexdigest()
-  copy = caches.folder_of('tokenizers', name)
+  copy = caches.folder_of('tokenizers', digest(folder))
   os.makedirs(copy, exist_ok=True)
-  files.write_all({os.path.join(copy, name): data for name, data in found.items()})
+  files.write_all({os.path.join(copy, name): data for name, data in contents(folder).items()})
   return os.fspath(copy)
 
 

@@ -77,7 +77,7 @@ def other_tokenizer(workdir: str, folder: str | None) -> list[str]:
   own = f'{workdir.rstrip("/")}/{tokenizer.FOLDER}'
   if not folder or not tokenizer.is_there(own):
     return []
-  same = tokenizer.contents(own) == tokenizer.contents(folder)
+  same = tokenizer.digest(own) == tokenizer.digest(folder)
   return [] if same else [f'the tokenizer {own} -> {folder}']
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from exedit import images, systems
-from exedit.input_pipeline import synthetic
+from exedit.input_pipeline import synthetic, tokenizer
 from exedit.models import parameters
 from exedit.models.parameters import Params
 from exedit.runtime import compilation, files, processes, settings, signals, versions
@@ -167,6 +167,8 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
     history.require_same(workdir, replaced, allow_changes)
   # The folder of the data may have another name on another machine; its content may not differ.
   facts = dict(config.as_dict(), data={**data, 'root': dataclasses.asdict(survey)})
+  if folder := read.get('tokenizer'):
+    facts['tokenizer'] = tokenizer.digest(folder)
   processes.must_agree(dict(config=facts, versions=versions.versions_of_packages()))
   if shortened:
     say(shortened)
