@@ -10,17 +10,13 @@ tensors are kept bit by bit, also those that no computation uses, unless --dtype
 type.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exedit.runtime import doors
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
-
-if TYPE_CHECKING:
-  from exedit.weights.formats.tensor import Tensor
-  from exedit.weights.found import Weights
 
 LAYOUTS, FORMATS = ('exedit', 'diffusers', 'original'), ('safetensors', 'ckpt')
 TYPES = ('float32', 'float16', 'bfloat16')
@@ -71,7 +67,7 @@ def convert(
   from exedit.runtime import files, progress
   from exedit.weights import find
   from exedit.weights.formats.tensor import counted, to_dtype
-  from exedit.weights.layouts import original, own
+  from exedit.weights.layouts import foreign, original, own
 
   target = Path(to)
   files.check_new(target)
@@ -86,11 +82,10 @@ def convert(
     say(f'{weights.where}: {note}')
   system, model = systems.of(weights), dict(weights.config['model'])
   _, shapes = latent_diffusion.abstract(system.build, model, weights.where)
-  check_layout(weights, layout)
-  keeps = system.tokenizer and layout != 'exedit'
-  if keeps and (weights.tokenizer or layout == 'diffusers'):
-    system.tokenizer(weights)  # which refuses one that does not belong to the weights
-  beside = keeps and layout == 'original' and tokenizer_beside(target, weights)
+  if layout != 'exedit':
+    foreign.check(weights, layout, target)
+    if system.tokenizer and (weights.tokenizer or layout == 'diffusers'):
+      system.tokenizer(weights)  # which refuses one that does not belong to the weights
   tensors = to_dtype(weights.fit(shapes), dtype)
   types = ', '.join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
   size = sum(tensor.nbytes for tensor in tensors.values())
@@ -109,77 +104,8 @@ def convert(
       )
     else:
       config = dict(weights.config, model=system.complete(model))
-      write_foreign(target, layout, config, reading, weights.tokenizer)
-  if beside:
-    own.write_tokenizer(target.parent, weights.tokenizer)
-    say(f'{beside}: its tokenizer, which belongs beside it')
+      foreign.write(target, layout, config, reading, weights.tokenizer)
   say(f'{to}: {layout} layout, {len(tensors)} tensors, {size / 1e6:.1f} MB in {types}')
-
-
-def check_layout(weights: 'Weights', layout: str) -> None:
-  """Raises UserError if the layout has no place for weights of this kind.
-
-  PyTorch's code knows the systems only with the autoencoder of Stable Diffusion, whose first
-  convolution takes single pixels, and its text tower only without words beside the table.
-  """
-  if layout == 'exedit':
-    return
-  model = weights.config['model']
-  autoencoder = model.get('autoencoder', {})
-  kind = autoencoder.get('kind', 'kl')
-  for value, what in (
-    (autoencoder.get('fold', 1) != 1, 'an autoencoder of folded pixels'),
-    (model.get('text', {}).get('added'), 'words beside the table of its text tower'),
-  ):
-    if value:
-      raise UserError(
-        f'{weights.where} has {what}, for which the {layout} layout has no place: only '
-        '--layout=exedit can hold it'
-      )
-  if weights.kind not in ('paint_by_example', 'stable_diffusion') or kind != 'kl':
-    what = 'no autoencoder' if kind != 'kl' else 'another network'
-    raise UserError(
-      f"{weights.where} has {what} (system '{weights.kind}', kind '{kind}'), so the {layout} layout"
-      ' has no place for it: only --layout=exedit can hold it'
-    )
-
-
-def tokenizer_beside(target: Path, weights: 'Weights') -> Path | None:
-  """The folder for the tokenizer beside a file; None if it is there already, or there is none.
-
-  Raises:
-    UserError: if another tokenizer is there.
-  """
-  from exedit.input_pipeline import tokenizer
-
-  folder = target.parent / tokenizer.FOLDER
-  if weights.tokenizer is None:
-    return None
-  if not folder.exists():
-    return folder
-  if tokenizer.digest(folder) != tokenizer.digest(weights.tokenizer):
-    raise UserError(
-      f'{folder} is another tokenizer than that of {weights.where}, which belongs beside {target}: '
-      'name a file in another folder'
-    )
-  return None
-
-
-def write_foreign(
-  target: Path,
-  layout: str,
-  config: Mapping[str, Any],
-  tensors: Mapping[str, 'Tensor'],
-  tokenizer: Path | None,
-) -> None:
-  """Writes the diffusers or the original layout, whole or not at all."""
-  from exedit.runtime import files
-  from exedit.weights.layouts import diffusers, original
-
-  if layout == 'original':
-    return original.write(target, config, tensors)
-  with files.new_folder(target) as folder:
-    diffusers.write(folder, config, tensors, tokenizer)
 
 
 def main(to: str, **given: Any) -> None:

@@ -49,19 +49,16 @@ def same(found, expected):
 
 
 def quiet(src, to, **how):
-  lines = []
-  convert.convert(str(src), str(to), say=lines.append, **how)
-  return '\n'.join(lines)
+  convert.convert(str(src), str(to), say=lambda line: None, **how)
 
 
 def test_round_trips_are_exact(weights, tmp_path):
   quiet(weights, tmp_path / 'pipeline', layout='diffusers')
   same(tmp_path / 'pipeline', weights)
-  said = quiet(tmp_path / 'pipeline', tmp_path / 'a.safetensors', layout='original')
-  assert f'{tmp_path}/tokenizer: its tokenizer, which belongs beside it' in said
+  quiet(tmp_path / 'pipeline', tmp_path / 'a.safetensors', layout='original')
+  assert (tmp_path / 'tokenizer' / 'vocab.json').exists()
   same(tmp_path / 'a.safetensors', weights)
-  said = quiet(tmp_path / 'a.safetensors', tmp_path / 'b.ckpt', layout='original')
-  assert 'belongs beside' not in said
+  quiet(tmp_path / 'a.safetensors', tmp_path / 'b.ckpt', layout='original')
   quiet(tmp_path / 'b.ckpt', tmp_path / 'back', layout='exedit')
   same(tmp_path / 'back', weights)
   assert own.read_config(tmp_path / 'back')['system'] == 'stable_diffusion'
