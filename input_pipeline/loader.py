@@ -17,10 +17,9 @@ from absl import flags
 
 from exedit.runtime import files, parallel, remote, settings
 
-from . import captioned, latent_shards, open_images
+from . import captioned, latent_shards, open_images, tfds_data
 from .errors import DataError, Uncaptioned, Unusable
-from .tf_example import parse_example
-from .tfrecord import INDEX, CorruptRecord, Source, shard_paths
+from .tfrecord import INDEX, CorruptRecord
 
 # The modules of the ways to make examples: each checks its settings and knows its shapes.
 _MODULES = {module.make_example: module for module in (open_images, captioned)}
@@ -58,7 +57,8 @@ def batches(
   modulo 2^31), corrupt int32 [b] (1 if another record replaces the one that was due).
 
   Args:
-    root: the folder of the shards. split: 'train', or another one in it.
+    root: the folder of the shards, or of a data set that tensorflow-datasets prepared. split:
+      'train', or another one in it.
     on_corrupt: 'skip' logs each bad record or shard once and continues; 'fatal' raises the error.
     workers: number of processes, 0 for none. threads: of each (default: one per core in total); a
       thread makes a whole batch. prefetch: batches that are ready or being made (default: one more
@@ -74,7 +74,7 @@ def batches(
   if make_example in _MODULES:
     _MODULES[make_example].check_settings(**example_settings)
   latent_shards.check(root, split, {**defaults(make_example), **example_settings})
-  source = Source(shard_paths(root, split))
+  source = tfds_data.source(root, split)
   if not len(source):
     raise DataError(f'split {split!r} in {root!r} holds no complete record')
   for error in source.damaged:
@@ -153,7 +153,7 @@ def survey(root: str, split: str) -> Shards:
   """Returns what this process finds; all processes of a training must find the same."""
   if not remote.is_remote(root):
     files.sweep(root, lambda name: name.endswith(INDEX))
-  source = Source(shard_paths(root, split))
+  source = tfds_data.source(root, split)
   return Shards(len(source.paths), len(source), len(source.damaged), source.digest())
 
 
@@ -195,7 +195,7 @@ def _leave_later(number, frame):
 class _MakeExample(grain.transforms.RandomMap):
   """Makes the example of a record, or of the next record that can be used."""
 
-  def __init__(self, source: Source, make_example: Callable, settings: dict):
+  def __init__(self, source: tfds_data.Records, make_example: Callable, settings: dict):
     self.source, self.make_example, self.settings = source, make_example, settings
 
   def random_map(self, numbered: tuple[int, int], rng: np.random.Generator) -> dict:
@@ -203,7 +203,7 @@ class _MakeExample(grain.transforms.RandomMap):
     count, why, bad, bare = len(self.source), '', position, 0
     for step in range(min(count, _SUBSTITUTES)):
       try:
-        features = parse_example(self.source[(position + step) % count])
+        features = tfds_data.features(self.source[(position + step) % count])
         example = self.make_example(features, rng, **self.settings)
         break
       except Unusable as error:
@@ -226,7 +226,11 @@ class _MakeExample(grain.transforms.RandomMap):
 
 
 def _reported(
-  stream: grain.IterDataset, source: Source, on_corrupt: str, workers: int, texts: bool
+  stream: grain.IterDataset,
+  source: tfds_data.Records,
+  on_corrupt: str,
+  workers: int,
+  texts: bool,
 ) -> Iterator[dict]:
   """Yields the batches; logs each corrupt record once, and how many have no caption.
 
@@ -241,8 +245,7 @@ def _reported(
         position = int(positions[row])
         if position not in named:
           named.add(position)
-          shard, offset, _ = source.locate(position)
-          _corrupt(CorruptRecord(shard, offset, reasons[row].decode(errors='replace')), on_corrupt)
+          _corrupt(source.corrupt(position, reasons[row].decode(errors='replace')), on_corrupt)
       seen, bare = seen + len(positions), bare + int(batch.pop('uncaptioned').sum())
       if bare >= due:  # at the first, and whenever the number has doubled
         due = 2 * bare

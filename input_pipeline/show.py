@@ -17,7 +17,7 @@ import PIL.ImageFont
 
 from exedit.runtime import doors, files, settings
 
-from . import codec, latent_shards, synthetic, tf_example, tfrecord
+from . import codec, latent_shards, synthetic, tfds_data
 from .errors import DataError
 
 _CELL = 128  # pixels of the sheet
@@ -89,11 +89,11 @@ def statistics(
   root: str, split: str, batch: dict[str, np.ndarray], records=500
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Returns values for histograms and lines of text, from the first records and from a batch."""
-  source = tfrecord.Source(tfrecord.shard_paths(root, split))
+  source = tfds_data.source(root, split)
   boxes, shapes, captions, unreadable = [], [], [], 0
   for i in range(min(records, len(source))):
     try:
-      features = tf_example.parse_example(source[i])
+      features = tfds_data.features(source[i])
       shapes.append(codec.decode(features['image'][0]).shape[:2])
       boxes.append(np.asarray(features['bobjects/bbox'], np.float32).reshape(-1, 4))
       captions += features.get('caption', ())

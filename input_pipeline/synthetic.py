@@ -22,7 +22,7 @@ import numpy as np
 
 from exedit.runtime import doors, files, progress, remote
 
-from . import crops, latent_shards, scenes, tf_example, tfrecord, vocabulary, world
+from . import crops, latent_shards, scenes, tf_example, tfds_data, tfrecord, vocabulary, world
 from .errors import DataError
 
 GRID = scenes.GRID  # of all versions
@@ -140,14 +140,16 @@ def _listed(names: str) -> list[str]:
 def provide(root: str, wanted: Mapping | None) -> str:
   """Returns where the data of a folder come from, and draws them there first if it holds none.
 
-  Shards that are there already are used as they are. wanted: the arguments of `settings`; empty or
-  None: nothing is drawn.
+  Shards that are there already, and a data set of tensorflow-datasets, are used as they are.
+  wanted: the arguments of `settings`; empty or None: nothing is drawn.
 
   Raises:
     DataError: if scenes are to be drawn and the folder holds other files or other scenes.
   """
   if latent_shards.manifest(root) is not None:
     return 'latents that exedit.encode has made'
+  if prepared := tfds_data.find(root):
+    return f'{prepared.name}, which tensorflow-datasets prepared as {prepared.file_format}'
   if wanted and (_manifest(root) is not None or not _shards(root)):
     ensure(root, **wanted)
   if _manifest(root) is not None and not _strangers(root):

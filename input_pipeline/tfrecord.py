@@ -29,14 +29,14 @@ _FRAME = _HEADER.size + _CRC.size  # bytes around the data of one record
 
 
 class CorruptRecord(DataError):
-  """A record that cannot be used; `shard`, byte `offset` and `why` say which and why."""
+  """A record that cannot be used; `shard`, `offset` (a number of `unit`s) and `why` say which."""
 
-  def __init__(self, shard: str, offset: int, why: str):
-    super().__init__(f'corrupt record in {shard} at byte {offset}: {why}')
-    self.shard, self.offset, self.why = shard, offset, why
+  def __init__(self, shard: str, offset: int, why: str, unit: str = 'byte'):
+    super().__init__(f'corrupt record in {shard} at {unit} {offset}: {why}')
+    self.shard, self.offset, self.why, self.unit = shard, offset, why, unit
 
   def __reduce__(self):  # worker processes send it to the trainer
-    return type(self), (self.shard, self.offset, self.why)
+    return type(self), (self.shard, self.offset, self.why, self.unit)
 
 
 def _masked_crc(data: bytes) -> int:
@@ -239,6 +239,11 @@ class Source:
     if crc != _masked_crc(record):
       raise CorruptRecord(path, offset, 'bad data CRC')
     return record
+
+  def corrupt(self, position: int, why: str) -> CorruptRecord:
+    """Returns the error that names a record's shard and byte."""
+    path, offset, _ = self.locate(position)
+    return CorruptRecord(path, offset, why)
 
   def digest(self) -> str:
     """Returns a digest of the shards' names and of each record's place, but not of their folder."""

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from exedit import systems
-from exedit.input_pipeline import latent_shards, open_images, synthetic, tf_example, tfrecord
+from exedit.input_pipeline import latent_shards, open_images, synthetic, tfds_data, tfrecord
 from exedit.input_pipeline.errors import DataError, Unusable
 from exedit.latent_diffusion import as_signed
 from exedit.models import parameters
@@ -119,6 +119,12 @@ def check(config: Mapping[str, Any], draws: int, dtype: str, batch_size: int) ->
     raise UserError('data.root is not set: give --config.data.root=DIR, the folder of the shards')
   if latent_shards.manifest(data['root']) is not None:
     raise UserError(f'{data["root"]} is encoded already: config.data.root must name the photos')
+  prepared = tfds_data.find(data['root'])
+  if prepared and prepared.file_format != 'tfrecord':
+    raise UserError(
+      f'{prepared.folder} was prepared as {prepared.file_format}, and exedit.encode reads TFRecord '
+      'shards only: train on the pictures, or prepare them as tfrecord'
+    )
   return json.loads(json.dumps(crops))  # tuples as lists, as the manifest gives them
 
 
@@ -194,7 +200,7 @@ def cropped(
 
   def make(i: int) -> list[Example] | str:
     try:
-      features = tf_example.parse_example(source[i])
+      features = tfds_data.features(source[i])
       found = (one(features, i, k) for k in range(how['draws']))
       return [example for example in found if example is not None]
     except DataError as error:

@@ -1,5 +1,6 @@
 """Batch k depends only on (seed, k), and not on the number of hosts, workers and threads."""
 
+import glob
 import itertools
 import logging
 import os
@@ -15,10 +16,11 @@ import pytest
 from exedit.input_pipeline import loader, tf_example, tfrecord
 from exedit.input_pipeline.errors import DataError, Unusable
 from exedit.runtime.errors import UserError
-from tests import FIXTURES, ROOT
+from tests import FIXTURES, ROOT, tfds_sets
 
 FIXTURE = FIXTURES / 'open_images_v4-train.tfrecord-00000-of-00001'
 RECORDS = 37
+BOTH = pytest.mark.parametrize('kind', ['tfrecord', 'array_record'])
 
 
 def probe(features, rng, *, scale=1):
@@ -40,20 +42,54 @@ def write(root, numbers, shards=3):
 
 
 @pytest.fixture
-def root(tmp_path):
+def kind():
+  return 'tfrecord'
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  """The records of `root`, in the same order, as tensorflow-datasets prepares ArrayRecord."""
+  order = [number for shard in range(3) for number in range(shard, RECORDS, 3)]
+  return tfds_sets.numbers(tmp_path_factory.mktemp('tfds'), order)
+
+
+@pytest.fixture
+def root(kind, request, tmp_path):
+  if kind == 'array_record':
+    return request.getfixturevalue('prepared')
   write(tmp_path, range(RECORDS))
   return str(tmp_path)
 
 
 @pytest.fixture
-def flipped(tmp_path):
-  """The same records with one of them (number 4) damaged: root, shard and byte offset."""
+def flipped(kind, request, tmp_path):
+  """The same records with one of them (number 4) damaged: root, shard, place and reason."""
+  if kind == 'array_record':
+    folder = shutil.copytree(request.getfixturevalue('prepared'), tmp_path / 'copy')
+    picture = tfds_sets.noise(4)
+    (shard,) = (path for path in glob.glob(f'{folder}/*_record-*') if picture in read(path))
+    damage(shard, read(shard).index(picture))
+    return (
+      str(folder),
+      shard,
+      'record 1',
+      'Corrupted Riegeli/records file: chunk data hash mismatch',
+    )
   paths = write(tmp_path, range(RECORDS))
   offset = int(tfrecord.index(paths[1])[1, 0])
-  with open(paths[1], 'r+b') as file:
-    file.seek(offset + 2)
+  damage(paths[1], offset + 2)
+  return str(tmp_path), paths[1], f'byte {offset}', 'bad data CRC'
+
+
+def read(path):
+  with open(path, 'rb') as file:
+    return file.read()
+
+
+def damage(path, offset):
+  with open(path, 'r+b') as file:
+    file.seek(offset)
     file.write(b'\xff')
-  return str(tmp_path), paths[1], offset
 
 
 def take(root, count, batch_size=8, **options):
@@ -121,11 +157,19 @@ def test_the_held_out_examples_are_the_first_of_validation_and_not_augmented(tmp
 # Determinism.
 
 
-@pytest.mark.parametrize('how', [dict(threads=7, prefetch=20), dict(workers=2, threads=1)])
+@pytest.mark.parametrize(
+  'kind, how',
+  [
+    ('tfrecord', dict(threads=7, prefetch=20)),
+    ('tfrecord', dict(workers=2, threads=1)),
+    ('array_record', dict(threads=7, prefetch=20)),
+  ],
+)
 def test_threads_and_workers_change_nothing(flipped, how):
   same(take(flipped[0], 12), take(flipped[0], 12, **how))
 
 
+@BOTH
 @pytest.mark.parametrize('shard_count', [2, 4])
 def test_the_number_of_hosts_changes_nothing_but_who_reads(flipped, shard_count):
   root = flipped[0]
@@ -137,6 +181,7 @@ def test_the_number_of_hosts_changes_nothing_but_who_reads(flipped, shard_count)
     assert all(len(part[k]['id']) == 8 // shard_count for part in parts)
 
 
+@BOTH
 def test_resuming_is_continuing(root):
   whole = take(root, 14)
   same(whole[9:], take(root, 5, start=9 * 8))
@@ -158,6 +203,7 @@ def test_resuming_far_ahead_replays_nothing(root, monkeypatch):
   assert batch['id'].dtype == np.int32
 
 
+@BOTH
 def test_every_record_comes_once_in_an_epoch_in_another_order_in_the_next(root):
   stream = rows(take(root, 2 * RECORDS // 2, batch_size=2))
   numbers = [stream[i][0] for i in range(2 * RECORDS)]
@@ -177,6 +223,7 @@ def test_the_shuffle_is_global(root):
     assert min(places) < RECORDS / 4 and max(places) > RECORDS * 3 / 4
 
 
+@BOTH
 def test_without_shuffle_the_order_is_that_of_the_shards(root):
   numbers = [v[0] for v in rows(take(root, RECORDS, batch_size=1, shuffle=False)).values()]
   assert numbers == [n for shard in range(3) for n in range(shard, RECORDS, 3)]
@@ -215,22 +262,26 @@ def test_workers_do_not_outlive_a_killed_trainer(root):
 # Damage.
 
 
+@BOTH
 def test_a_corrupt_record_is_named_once_counted_and_replaced(flipped, caplog):
-  root, shard, offset = flipped
+  root, shard, place, why = flipped
   sound = take(root, 15, shuffle=False)  # three epochs
   corrupt = [number for batch in sound for number in batch['number'][batch['corrupt'] == 1]]
   assert corrupt == [7, 7, 7]  # the next one in its shard stands in, three times
   named = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-  assert named == [f'corrupt record in {shard} at byte {offset}: bad data CRC; skipped']
+  (line,) = named
+  assert line.startswith(f'corrupt record in {shard} at {place}: {why}')
+  assert line.endswith('; skipped') and '\n' not in line
   same(sound, take(root, 15, shuffle=False))
 
 
+@BOTH
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_corrupt_record_can_be_fatal(flipped, workers):
-  root, shard, offset = flipped
-  with pytest.raises(tfrecord.CorruptRecord, match='bad data CRC') as caught:
+  root, shard, place, why = flipped
+  with pytest.raises(tfrecord.CorruptRecord, match=why) as caught:
     take(root, 10, on_corrupt='fatal', workers=workers)
-  assert (caught.value.shard, caught.value.offset) == (shard, offset)
+  assert (caught.value.shard, f'{caught.value.unit} {caught.value.offset}') == (shard, place)
   first = next(k for k, batch in enumerate(take(root, 10)) if batch['corrupt'].any())
   assert len(take(root, first, on_corrupt='fatal')) == first  # those before it are still given
 
