@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.fixtures import make_tfds_fixture
 
-CAPTIONS = [['A cat.', 'A striped cat on a wall.'], ['Ein Bär.'], []]
+CAPTIONS = [['a cat', 'a striped cat on a wall'], ['ein Bär'], []]
 
 
 def open_images(folder) -> str:

@@ -9,11 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exedit.input_pipeline import loader, show, synthetic, tf_example, tfds_data, tfrecord
+from exedit.input_pipeline import (
+  captioned,
+  loader,
+  show,
+  synthetic,
+  tf_example,
+  tfds_data,
+  tfrecord,
+)
 from exedit.input_pipeline.errors import DataError
 from exedit.runtime.errors import UserError
 from exedit.training import encode_latents
-from tests import FIXTURES, tfds_sets
+from tests import FIXTURES, tfds_sets, vocabulary
 
 FIXTURE = FIXTURES / 'open_images_v4-train.tfrecord-00000-of-00001'  # TFDS wrote it
 SETTINGS = dict(size=32, exemplar_size=16)
@@ -90,6 +98,14 @@ def test_captions_and_boxes_of_coco_have_our_names(captions):
   assert not len(records['train_1.jpg']['bobjects/bbox'])
   batch = next(loader.batches(captions, 'train', 4, **SETTINGS))
   assert not batch['corrupt'].any()  # the pictures without a box are passed over
+
+
+def test_texts_are_trained_on_captions_of_coco(captions, tmp_path):
+  size = vocabulary.write(tmp_path, ('a', 'cat'))  # and letters, but no umlaut
+  text = dict(tokenizer=str(tmp_path), vocabulary=size, length=30, size=32, texts=True)
+  batch = next(loader.batches(captions, 'train', 12, make_example=captioned.make_example, **text))
+  assert {said.decode() for said in batch['caption']} == set(tfds_sets.CAPTIONS[0])
+  assert batch['image'].any() and 0 < batch['corrupt'].sum() < 12
 
 
 def test_splits_are_those_of_tfds(captions, numbers):
