@@ -30,6 +30,7 @@ NOT_YET = {'exedit/web/', 'configs/fill.py', 'exedit/fill.py'}
 # have. Other tests run the same programs on small inputs. Their flags are checked here.
 NOT_RUN_HERE = {
   r'^pip install': 'installs packages; .ci/run does so in fresh environments',
+  r'^tfds build': 'downloads published data sets; tests/input_pipeline/test_tfds_data.py',
   r'^git ': 'changes the checkout',
   r'^launch/(demo|test|ablation)\.sh': 'takes minutes to hours; .ci/run runs demo.sh and test.sh',
   r'^launch/(tpu_vm|gke|slurm|multi_gpu)\.sh': 'needs a cluster; tests/launch uses --dry-run',
