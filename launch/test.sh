@@ -55,7 +55,7 @@ CORE=(
   tests/training/test_sharding.py::test_the_compiler_adds_no_collectives_to_the_toy
   tests/planning/test_hlo.py tests/planning/test_plan.py tests/planning/test_topology.py
   tests/doors/test_golden.py tests/doors/test_train.py tests/doors/test_evaluate.py
-  tests/doors/test_edit_photo.py
+  tests/doors/test_edit_photo.py tests/input_pipeline/test_tfds_data.py
   tests/doors/test_sample.py::test_outside_the_mask_the_output_holds_the_sources_bytes
   tests/doors/test_sample.py::test_at_the_trained_size_the_door_is_edit_in_a_notebook
   tests/doors/test_sample.py::test_a_list_is_the_single_edits
