@@ -1,11 +1,12 @@
 """The benchmark of held-out synthetic edits: it tests if an edit shows the exemplar's subject.
 
 Every edit is made twice, with its own exemplar and with the exemplar of another edit. Each result
-is compared inside the mask with several drawn truths, and one of them shows the right subject.
+is compared inside the mask with several drawn truths, and one of them shows the right subject. A
+system that makes pictures of texts gets held-out captions instead, its own and another's.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,16 +15,22 @@ from jaxtyping import UInt8
 
 from exedit import images, systems
 from exedit.editing.engine import Engine, Work
-from exedit.evaluation import make_edits
+from exedit.evaluation import drawn_text, make_edits
 from exedit.evaluation.coco_ee import writable_folder
 from exedit.input_pipeline import synthetic
 from exedit.metrics import confidence, pixels
 from exedit.runtime import compilation, files, progress, settings, versions
 from exedit.runtime.errors import UserError
 from exedit.weights import find
+from exedit.weights.found import Weights
 
 SHOWN = 12  # rows of the picture
 COLUMNS = ('source', 'hole', 'exemplar', 'result', 'truth', 'other one', 'its result')
+DIFFER = dict(
+  look='subject, pattern and colours', shape='the subject alone', pattern='the pattern alone'
+)
+DIFFER['text'] = DIFFER['look']
+TEXT_COLUMNS = ('a drawing of it', 'result', "of another's")
 
 
 def main(
@@ -47,9 +54,10 @@ def evaluate(
   weights: str,
   output: str | None = None,
   *,
+  kind: str = 'look',
   edits: int = 256,
   seed: int = 0,
-  truths: int = 10,
+  truths: int | None = None,
   batch_size: int = 32,
   steps: int | None = None,
   scale: float | None = None,
@@ -61,7 +69,9 @@ def evaluate(
 
   Edit number i and its noise depend only on (seed, i), not on the batch size. By default `output`
   is the folder `evaluation` in the folder of the weights. For `steps`, `scale`, `sampler` and
-  `guidance_interval`, None means the weights' own settings.
+  `guidance_interval`, None means the weights' own settings. `kind` says how the truths differ and
+  `truths` how many there are (`synthetic.KINDS`, `synthetic.count_of`); kind 'text' is for systems
+  that need a text alone.
 
   Returns:
     The contents of results.json.
@@ -70,25 +80,28 @@ def evaluate(
   """
   found = find.weights(weights)
   system = systems.editing(found)
+  drawing = drawn_like(system, found.config)
+  truths = synthetic.count_of(kind, truths, drawing.get('version', 1))
   how = dict(steps=steps, scale=scale, sampler=sampler, guidance_interval=guidance_interval)
-  sampling = make_edits.edit_settings(found, **how)
+  sampling = (_text_settings if kind == 'text' else make_edits.edit_settings)(found, **how)
   if output is None and not os.path.isdir(weights):
     raise UserError(f'--output is missing: {weights} is not a folder that could hold the results')
   output = writable_folder(output or os.path.join(weights, 'evaluation'))
-  _check(edits=(edits, 2), truths=(truths, 2), batch_size=(batch_size, 1), seed=(seed, 0))
-  drawing = dict(drawn_like(system, found.config), seed=seed, truths=truths)
-  size = system.picture_size(found.config['model'])
+  _check(edits=(edits, 2), batch_size=(batch_size, 1), seed=(seed, 0))
+  drawing |= dict(seed=seed, truths=truths) | (dict(kind=kind) if kind != 'look' else {})
+  read = _texts(system, found) if kind == 'text' else _edits(system, found)
   engine = Engine(system, systems.load(found), jax.local_devices()[:1])
   with progress.bar(what='drawing', total=3 * edits, unit='edit') as bar:
     bench = []
-    for edit in synthetic.bench(edits, **drawing):
+    for edit in _drawn(edits, drawing):
       bench.append(edit)
       bar.update()
     others = derangement(edits, seed)
     passes = {}
     for name, order in (('own', np.arange(edits)), ('shuffled', others)):
       bar.set_description(name)
-      passes[name] = repaint(engine, bench, order, seed, batch_size, size, sampling, bar.update)
+      passes[name] = make(engine, bench, order, seed, batch_size, read, sampling, bar.update)
+  score = drawn_text.score if kind == 'text' else score_edits
   scores = {name: score(result, bench) for name, result in passes.items()}
   per_edit = [
     dict(answer=int(edit['answer']), shuffled_exemplar_of=int(others[i]))
@@ -107,11 +120,20 @@ def evaluate(
   )
   say(table(results))
   os.makedirs(output, exist_ok=True)
-  sheet = images.grid(_rows(bench, others, passes), COLUMNS)
+  rows, columns = (_text_rows, TEXT_COLUMNS) if kind == 'text' else (_rows, COLUMNS)
+  sheet = images.grid(rows(bench, others, passes), columns, cell=192)
   files.write_json(os.path.join(output, 'results.json'), results)  # it marks the folder as ours
   picture = images.save(sheet, os.path.join(output, 'grid.png'))
   say(f'{picture} and results.json beside it')
   return results
+
+
+def _drawn(edits: int, drawing: Mapping[str, Any]) -> Iterator[dict]:
+  """Draw the benchmark: `synthetic.bench`, or `synthetic.texts`."""
+  if drawing.get('kind') != 'text':
+    return synthetic.bench(edits, **drawing)
+  taken = ('seed', 'size', 'truths', 'scene_size')
+  return synthetic.texts(edits, **{name: drawing[name] for name in taken if name in drawing})
 
 
 def drawn_like(system: systems.System, config: Mapping[str, Any]) -> dict[str, int]:
@@ -123,6 +145,8 @@ def drawn_like(system: systems.System, config: Mapping[str, Any]) -> dict[str, i
   drawing = {name: own[name] for name in names if name in own}
   if 'size' in scenes:
     drawing['scene_size'] = scenes['size']
+  if scenes.get('version', 1) != 1:
+    drawing['version'] = scenes['version']
   return drawing
 
 
@@ -134,43 +158,81 @@ def derangement(n: int, seed: int) -> np.ndarray:
   return order
 
 
-def repaint(
+def make(
   engine: Engine,
   bench: Sequence[dict],
-  exemplar_of: np.ndarray,
+  condition_of: np.ndarray,
   seed: int,
   batch_size: int,
-  exemplar_size: int,
+  read: Callable[[dict, dict], tuple[Mapping[str, np.ndarray], Any]],
   settings: Mapping[str, Any],
   done: Callable[[int], Any] = lambda n: None,
 ) -> UInt8[np.ndarray, 'n h w 3']:
-  """Make edit i of the benchmark with the exemplar of edit `exemplar_of[i]`, for all i.
+  """Make edit i of the benchmark with the exemplar or text of edit `condition_of[i]`, for all i.
 
   Args:
-    exemplar_size: the side in pixels at which the network takes exemplars; 0: it takes none.
+    read: of an edit, and of the one whose exemplar or text it gets, the arrays of `System.edit` and
+      what the result needs.
     settings: of `System.edit`.
     done: called with the number of edits after each batch.
   """
 
-  def read(i):
-    exemplar = bench[int(exemplar_of[i])]['exemplar']
-    if exemplar_size:
-      exemplar = images.to_uint8(images.squash(images.from_uint8(exemplar), exemplar_size))
-    source, mask = bench[i]['source'], np.where(bench[i]['mask'] > 127, np.uint8(255), np.uint8(0))
-    arrays = make_edits.network_inputs(engine.system, source, mask, exemplar)
-    return arrays, dict(source=source, mask=mask)
+  def write(result):
+    if result.kept is None:
+      return images.to_uint8(result.raw)
+    return make_edits.finished(result.raw, result.kept)
 
-  write = lambda result: make_edits.finished(result.raw, result.kept)
   key = lambda i: jax.random.fold_in(jax.random.key(seed), i)
-  works = [Work(i, edit['mask'].shape, settings) for i, edit in enumerate(bench)]
+  size = bench[0]['truth' if 'truth' in bench[0] else 'source'].shape[:2]
+  works = [Work(i, size, settings) for i in range(len(bench))]
+  of = lambda i: read(bench[i], bench[int(condition_of[i])])
   pictures = []
-  for made in engine.run(engine.batches(works, batch_size), read, write, key=key):
+  for made in engine.run(engine.batches(works, batch_size), of, write, key=key):
     pictures += made
     done(len(made))
   return np.stack(pictures)
 
 
-def score(results: UInt8[np.ndarray, 'n h w 3'], bench: Sequence[dict]) -> dict[str, np.ndarray]:
+def _edits(system: systems.System, found: Weights) -> Callable[[dict, dict], tuple]:
+  """Return how `make` reads an edit of a picture."""
+  side = system.picture_size(found.config['model'])  # 0: the network takes no exemplar
+
+  def read(edit, other):
+    exemplar = other['exemplar']
+    if side:
+      exemplar = images.to_uint8(images.squash(images.from_uint8(exemplar), side))
+    source, mask = edit['source'], np.where(edit['mask'] > 127, np.uint8(255), np.uint8(0))
+    arrays = make_edits.network_inputs(system, source, mask, exemplar)
+    return arrays, dict(source=source, mask=mask)
+
+  return read
+
+
+def _texts(system: systems.System, found: Weights) -> Callable[[dict, dict], tuple]:
+  """Return how `make` reads a text."""
+  assert system.tokenizer is not None  # it has a text input
+  tokens, name = system.tokenizer(found), system.inputs_of('text')[0].name
+  return lambda edit, other: ({name: tokens(other['caption'])}, None)
+
+
+def _text_settings(found: Weights, **given: Any) -> dict[str, Any]:
+  """Return the settings of `System.edit` as `make_edits.edit_settings`, for pictures of texts.
+
+  Raises:
+    UserError: for a setting that is not allowed, and for a system that needs more than a text.
+  """
+  system = systems.of(found)
+  if [entry.kind for entry in system.inputs if entry.required] != ['text']:
+    raise UserError(
+      f'{found.where} are weights of {system.name}, which makes no picture of a text alone: kind '
+      "'text' needs a system that does"
+    )
+  return systems.edit_settings(system, found.config, found.where, **given)
+
+
+def score_edits(
+  results: UInt8[np.ndarray, 'n h w 3'], bench: Sequence[dict]
+) -> dict[str, np.ndarray]:
   """Score the results, as the bytes of their files, against the truths of the benchmark.
 
   Returns:
@@ -192,13 +254,10 @@ def score(results: UInt8[np.ndarray, 'n h w 3'], bench: Sequence[dict]) -> dict[
 def summary(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Summarise the scores of one pass over the edits."""
   n, hits = len(scores['identified']), int(scores['identified'].sum())
-  return dict(
-    identification=hits / n,
-    interval=list(confidence.wilson(hits, n)),
-    n=n,
-    psnr=float(scores['psnr'].mean()),
-    untouched=int(scores['untouched'].sum()),
-  )
+  found = dict(identification=hits / n, interval=list(confidence.wilson(hits, n)), n=n)
+  if 'psnr' in scores:  # a picture of a text has no truth in its place
+    found |= dict(psnr=float(scores['psnr'].mean()), untouched=int(scores['untouched'].sum()))
+  return found
 
 
 def table(results: dict[str, Any]) -> str:
@@ -212,17 +271,23 @@ def table(results: dict[str, Any]) -> str:
   def share(x):
     return f'{x["identification"]:.3f} [{x["interval"][0]:.3f}, {x["interval"][1]:.3f}]'
 
+  kind = b.get('kind', 'look')
+  condition = 'text' if kind == 'text' else 'exemplar'
   lines = [
     f'{b["edits"]} held-out synthetic edits at {b["size"]} px, seed {b["seed"]}',
+    f'{b["truths"]} truths that differ in {DIFFER[kind]}',
     f'{w["path"]} at step {w["step"]} (sha256 {w["sha256"][:12]})',
     ', '.join(f'{name} {value}' for name, value in s.items()),
     *filter(None, [results.get('evaluations')]),
     '',
-    f'{"":<24}{"its own exemplar":<24}{"that of another":<24}',
+    f'{"":<24}{f"its own {condition}":<24}{"that of another":<24}',
     row('identification', share) + f'chance {results["chance"]:.3f}',
-    row('PSNR in the mask', lambda x: f'{x["psnr"]:.2f} dB'),
-    row('outside it unchanged', lambda x: f'{x["untouched"]} of {x["n"]}'),
   ]
+  if kind != 'text':
+    lines += [
+      row('PSNR in the mask', lambda x: f'{x["psnr"]:.2f} dB'),
+      row('outside it unchanged', lambda x: f'{x["untouched"]} of {x["n"]}'),
+    ]
   return '\n'.join(line.rstrip() for line in lines)
 
 
@@ -234,6 +299,12 @@ def _rows(bench, others, passes):
     other = bench[others[i]]['exemplar']
     own, shuffled = passes['own'][i], passes['shuffled'][i]
     yield [edit['source'], hole, edit['exemplar'], own, truth, other, shuffled]
+
+
+def _text_rows(bench, others, passes):
+  """Yield the rows of the picture of texts, in the order of TEXT_COLUMNS."""
+  for i, edit in enumerate(bench[:SHOWN]):
+    yield [edit['truth'], passes['own'][i], passes['shuffled'][i]]
 
 
 def _check(**bounds):

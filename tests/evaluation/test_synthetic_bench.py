@@ -15,6 +15,7 @@ from exedit import paint_by_example as pbe
 from exedit.evaluation import synthetic_bench
 from exedit.input_pipeline import synthetic
 from exedit.runtime.errors import UserError
+from exedit.weights.layouts import own
 from tests import small
 
 SIZES = small.CONFIG['data']
@@ -26,6 +27,14 @@ def weights(tmp_path_factory):
     yield small.export(tmp_path_factory.mktemp('weights') / 'small')
 
 
+@pytest.fixture(scope='module')
+def second(tmp_path_factory):
+  """Weights that say that they were trained on the second version of the scenes."""
+  folder = tmp_path_factory.mktemp('weights') / 'second'
+  own.write(folder, small.CONFIG | dict(synthetic=dict(version=2)), small.params(), step=12)
+  return str(folder)
+
+
 def stand_in(monkeypatch, edit):
   monkeypatch.setattr(pbe, 'edit', functools.wraps(pbe.edit)(edit))
 
@@ -35,9 +44,9 @@ def scored(weights, output, **settings):
   return synthetic_bench.evaluate(weights, str(output), say=said.append, **settings), said
 
 
-def follows_the_exemplar(monkeypatch, n, seed=0):
+def follows_the_exemplar(monkeypatch, n, seed=0, **drawing):
   """A perfect editor: it finds the edit of an exemplar and returns that edit's truth."""
-  bench = list(synthetic.bench(n, seed=seed, truths=4, **SIZES))
+  bench = list(synthetic.bench(n, seed=seed, **{'truths': 4, **SIZES, **drawing}))
   truth = {edit['exemplar'].tobytes(): edit['truths'][edit['answer']] for edit in bench}
 
   def edit(model, source, mask, exemplar, key, **settings):
@@ -71,7 +80,43 @@ def test_a_perfect_editor_scores_one_with_its_own_exemplars_only(weights, tmp_pa
   assert stored['weights']['step'] == 12 and len(stored['weights']['sha256']) == 64
   assert len(stored['edits']) == 40 and len(stored['edits'][0]['own']['distances']) == 4
   width, height = Image.open(output / 'grid.png').size
-  assert width > 7 * 96 and height > 12 * 96
+  assert width > 7 * 192 and height > 12 * 192
+
+
+@pytest.mark.parametrize('kind, chance', [('shape', 1 / 10), ('pattern', 1 / 5)])
+def test_truths_that_differ_in_one_thing(second, tmp_path, monkeypatch, kind, chance):
+  drawing = dict(kind=kind, version=2, truths=None, exemplar_pad=10)
+  follows_the_exemplar(monkeypatch, 6, **drawing)
+  results, said = scored(second, tmp_path, edits=6, kind=kind)
+  assert results['own']['identification'] == 1 and results['chance'] == chance
+  assert results['benchmark']['kind'] == kind and results['benchmark']['version'] == 2
+  words = dict(shape='subject', pattern='pattern')
+  assert f'truths that differ in the {words[kind]} alone' in said[0]
+
+
+def test_pictures_of_texts_are_scored_by_their_captions(second, tmp_path, monkeypatch):
+  truth = {edit['caption']: edit['truth'] for edit in synthetic.texts(4, seed=0, size=64)}
+  letters = lambda text: np.array([*text.encode(), *[32] * (80 - len(text))], np.int32)
+
+  def edit(model, arrays, keys, size):
+    texts = (bytes(row.tolist()).decode().strip() for row in np.asarray(arrays['prompt'], np.uint8))
+    return jnp.asarray(images.from_uint8(np.stack([truth[text] for text in texts])))
+
+  system = dataclasses.replace(
+    pbe.SYSTEM,
+    inputs=(systems.Input('prompt', 'text', 'text'),),
+    settings=dataclasses.make_dataclass('Settings', []),
+    edit=edit,
+    tokenizer=lambda found: letters,
+  )
+  monkeypatch.setattr(systems, 'of', lambda found: system)
+  like = dict(size=64, scene_size=64, version=2)
+  monkeypatch.setattr(synthetic_bench, 'drawn_like', lambda *_: dict(like))
+  results, said = scored(second, tmp_path, edits=4, kind='text', batch_size=3)
+  assert results['own']['identification'] == 1 and results['shuffled']['identification'] < 0.5
+  assert 'its own text' in said[0] and 'PSNR' not in said[0]
+  assert len(results['edits'][0]['own']['gains']) == 10
+  assert (tmp_path / 'grid.png').exists()
 
 
 def test_an_editor_that_ignores_the_exemplar_scores_the_same_in_both(
@@ -103,7 +148,12 @@ def test_paint_outside_the_mask_is_counted():
   results = np.stack([edit['source'] for edit in bench])
   y, x = np.argwhere(bench[2]['mask'] == 0)[-1]
   results[2, y, x, 1] ^= 1
-  assert synthetic_bench.score(results, bench)['untouched'].tolist() == [True, True, False, True]
+  assert synthetic_bench.score_edits(results, bench)['untouched'].tolist() == [
+    True,
+    True,
+    False,
+    True,
+  ]
 
 
 def test_results_do_not_depend_on_the_batch_size(weights, tmp_path):
@@ -123,6 +173,8 @@ def test_unusable_settings_are_refused_before_anything_is_drawn(weights, tmp_pat
   for change in [
     dict(edits=1),
     dict(truths=1),
+    dict(kind='colour'),
+    dict(kind='shape'),  # the weights are of the first version
     dict(batch_size=0),
     dict(steps=0),
     dict(sampler='euler'),
@@ -146,5 +198,7 @@ def test_scenes_are_drawn_as_the_weights_were_trained():
   scenes = dict(data=dict(size=64, exemplar_size=32, exemplar_pad=4), synthetic=dict(size=128))
   drawing = dict(size=64, exemplar_size=32, exemplar_pad=4, scene_size=128)
   assert synthetic_bench.drawn_like(pbe.SYSTEM, scenes) == drawing
+  scenes['synthetic']['version'] = 2
+  assert synthetic_bench.drawn_like(pbe.SYSTEM, scenes) == drawing | dict(version=2)
   edit = next(synthetic.bench(1, seed=0, **drawing))
   assert edit['source'].shape == (64, 64, 3) and edit['exemplar'].shape == (32, 32, 3)
