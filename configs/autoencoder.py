@@ -13,9 +13,11 @@ The same code small enough for two CPU cores, on synthetic scenes that it draws 
 training takes it as --config.init_from=/tmp/autoencoder --config.init_parts=autoencoder.
 """
 
+from typing import Any
+
 import ml_collections
 
-from exedit.configs import pbe
+from exedit.configs import pbe, sd
 
 
 def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
@@ -46,27 +48,24 @@ def full() -> ml_collections.ConfigDict:
 
 
 def tiny() -> ml_collections.ConfigDict:
-  """The same keys with small numbers; comments give the reasons for other differences."""
+  """The same keys with small numbers."""
   return _from(
-    pbe.tiny(),
+    pbe.lineage(),
     dict(
       steps=3_000,
       batch_size=32,
       data=dict(size=64),
       model=dict(
-        # Convolutions on single pixels would take ten times as long.
-        autoencoder=dict(
-          kind='kl', fold=4, channels=64, mult=(1,), layers=1, z_channels=4, groups=8, scale=1.0
-        ),
+        autoencoder=sd.LATENTS,
         dtype='float32',
       ),
-      optimizer=dict(weight_decay=0.0),
+      optimizer=dict(lr=2e-3, lr_end=2e-5, weight_decay=0.0),
       ema=dict(decay=0.999),
     ),
   )
 
 
-def _from(base: ml_collections.ConfigDict, own: dict[str, object]) -> ml_collections.ConfigDict:
+def _from(base: ml_collections.ConfigDict, own: dict[str, Any]) -> ml_collections.ConfigDict:
   """A config of Paint by Example as one of this system; the data are the same pictures."""
   config = base.to_dict()
   optimizer = {**config['optimizer'], 'lr_multipliers': {}, **own.pop('optimizer')}

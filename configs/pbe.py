@@ -17,6 +17,12 @@ The same code small enough for two CPU cores, on synthetic scenes that it draws 
 The recipe with the released code's choices where exedit's own are others (docs/agreement.md): one
 coin per batch drops the exemplars, mask outlines lose repeated points, and all is float32.
 
+  python -m exedit.train --config=configs/pbe.py:lineage --workdir=/tmp/pbe \
+      --config.init_from=/tmp/sd --config.init_clip=/tmp/clip
+
+The tiny size again, but as the paper does: from a small Stable Diffusion and a small CLIP, with the
+image tower frozen. `launch/tiny_world.sh` trains all of them.
+
 The rows of the paper's ablation (table 1), at full size and tiny. Each adds one thing to the row
 before it. `launch/ablation.sh` trains and scores the tiny ones; docs/ablation.md has the results.
 
@@ -34,12 +40,15 @@ before it. `launch/ablation.sh` trains and scores the tiny ones; docs/ablation.m
 import ml_collections
 from ml_collections import config_dict
 
+from exedit.configs import clip, sd
+
 ROWS = ('baseline', 'prior', 'augmentation', 'bottleneck', 'guidance')
 
 
 def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
-  """`full`, `tiny`, `published`, a row of the ablation, `ROW:tiny`, or `generator:tiny`."""
-  variants = {'full': full, 'tiny': tiny, 'published': published, 'generator:tiny': generator}
+  """`full`, `tiny`, `lineage`, `published`, a row of the ablation, `ROW:tiny`, `generator:tiny`."""
+  variants = {'full': full, 'tiny': tiny, 'lineage': lineage, 'published': published}
+  variants |= {'generator:tiny': generator}
   variants |= {name: lambda name=name: row(name, full()) for name in ROWS}
   variants |= {f'{name}:tiny': lambda name=name: row(name, tiny()) for name in ROWS}
   if variant not in variants:
@@ -176,6 +185,18 @@ def tiny() -> ml_collections.ConfigDict:
     )
   )
   return config
+
+
+def lineage() -> ml_collections.ConfigDict:
+  """`tiny` with the networks of `configs/sd.py:tiny` and `configs/clip.py:tiny` to start from."""
+  config, prior, towers = (module.to_dict() for module in (tiny(), sd.tiny(), clip.tiny()))
+  taken = ('autoencoder', 'unet', 'context_dim', 'schedule')
+  config['model'] |= {name: prior['model'][name] for name in taken}
+  config['model']['clip'] = towers['model']['clip']
+  config['data'] |= {name: prior['data'][name] for name in ('root', 'size')}
+  config['optimizer'] |= dict(lr=5e-4, lr_multipliers={})
+  config |= dict(trainable='unet|conditioner', synthetic=prior['synthetic'])
+  return ml_collections.ConfigDict(config)
 
 
 def published() -> ml_collections.ConfigDict:

@@ -9,13 +9,22 @@ CompVis/stable-diffusion-v1-4 says; its last stage took 225,000 such steps. Not 
 neither the pictures nor the pods were available. CLIP's text tower and the autoencoder are
 pretrained and frozen: take them, or all of the weights for fine-tuning, with init_from.
 
-  python -m exedit.train --config=configs/sd.py:tiny --workdir=/tmp/sd
+The same code small enough for two CPU cores, on drawn scenes with exact captions. Its autoencoder
+and its text tower are trained first: `launch/tiny_world.sh` does it all.
 
-The same code small enough for two CPU cores, on drawn scenes with exact captions.
+  python -m exedit.train --config=configs/sd.py:tiny --workdir=/tmp/sd \
+      --config.init_from=/tmp/autoencoder --config.init_clip=/tmp/clip \
+      --config.init_parts='autoencoder|text'
 """
 
 import ml_collections
 from ml_collections import config_dict
+
+# The autoencoder of the small systems: 16x16 latents of a picture of 64x64. All its layers work at
+# a quarter of the resolution, or two CPU cores would need a day for it.
+LATENTS = dict(
+  kind='kl', fold=4, channels=64, mult=(1,), layers=1, z_channels=8, groups=8, scale=1.0
+)
 
 
 def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
@@ -42,7 +51,8 @@ def full() -> ml_collections.ConfigDict:
       trainable='unet',
       # Stable Diffusion 1.x in any layout, such as CompVis/stable-diffusion-v1-4.
       init_from=config_dict.placeholder(str),
-      init_parts='',  # the paths of the parameters to take from it, '': all; 'text|autoencoder'
+      init_clip=config_dict.placeholder(str),  # a CLIP, whose text tower to take
+      init_parts='',  # the paths of the parameters to take from them, '': all; 'text|autoencoder'
       compile_cache=True,
       data=dict(
         root='data/captioned',
@@ -102,15 +112,12 @@ def tiny() -> ml_collections.ConfigDict:
       log_every=25,
       save_every=500,
       edit_every=1_000,
-      trainable='unet|text',  # no tower of this size is pretrained
       data=dict(root='data/synthetic2', size=64, workers=0),
       synthetic=dict(version=2, scenes=50_000, val_scenes=512, seed=0, size=64, shards=8),
       model=dict(
-        # Until an autoencoder of this size is trained, a fixed, exactly invertible transform is
-        # in its place. Scale and mean give latents of unit variance.
-        autoencoder=dict(kind='space_to_depth', patch=4, scale=3.6, mean=-0.27),
+        autoencoder=LATENTS,
         unet=dict(
-          channels=96,
+          channels=64,
           mult=(1, 2),
           layers=1,
           attention_levels=(0, 1),
@@ -120,8 +127,7 @@ def tiny() -> ml_collections.ConfigDict:
         ),
         text=dict(vocabulary=273, length=32, width=128, layers=3, heads=4, mlp=512),
         context_dim=128,
-        # See configs/pbe.py: noise on this transform's many channels cannot be predicted exactly.
-        schedule=dict(prediction='x0'),
+        schedule=dict(prediction='v'),  # a small network cannot predict noise exactly
         dtype='float32',
       ),
       optimizer=dict(lr=1e-3, warmup=200, schedule='cosine', lr_end=5e-5),

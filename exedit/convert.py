@@ -92,14 +92,14 @@ def convert(
   with progress.bar(what='converting', total=size, unit='B', unit_scale=True) as bar:
     reading = counted(tensors, bar.update)
     if layout == 'exedit':
-      log = Path(src) / 'metrics.jsonl'
+      beside = [Path(src) / name for name in ('metrics.jsonl', 'versions.json')]
       named = {} if weights.kind == 'paint_by_example' else dict(system=weights.kind)
       own.write(
         target,
         weights.config | named,
         reading,
         step=weights.step,
-        log=log,
+        beside=beside,
         tokenizer=weights.tokenizer,
       )
     else:

@@ -104,10 +104,12 @@ def start(
   """The unread tensors from which a training with these `build` settings starts.
 
   Raises:
-    UserError: for weights of another system or architecture, and for `init_clip`.
+    UserError: for weights of another system or architecture.
   """
   if init_clip:
-    raise UserError('--config.init_clip is an image tower, which Stable Diffusion has none of')
+    if init_from:
+      raise UserError(f'{init_from} has its own text tower: leave out --config.init_clip')
+    return _text_tower(init_clip, settings)
   weights = find.weights(str(init_from))
   if weights.kind != SYSTEM.name:
     raise UserError(f'{init_from} holds weights of {weights.kind}; give those of {SYSTEM.name}')
@@ -116,6 +118,14 @@ def start(
   theirs = complete(weights.config['model'])
   initial.require_same(theirs, complete(settings), parts, str(init_from))
   return weights.fit(shapes)
+
+
+def _text_tower(init_clip: str, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+  """The unread tensors of the text tower of a CLIP."""
+  tower = find.clip_tower(init_clip, part='text')
+  initial.require_same(complete(tower.config['model']), complete(settings), ('text',), init_clip)
+  _, shapes = latent_diffusion.abstract(build, settings)
+  return tower.fit({name: a for name, a in shapes.items() if name.startswith('text.')})
 
 
 # Training
@@ -248,15 +258,17 @@ def data_settings(config: Mapping[str, Any], workdir: str | None = None) -> dict
 
 
 def _tokenizer_folder(config: Mapping[str, Any], workdir: str) -> str:
-  """The tokenizer of a training: the config's, the run's, init_from's, or that of the data."""
+  """The tokenizer of a training: the config's, the run's, the weights', or that of the data."""
   data = config['data']
   if told := data.get('tokenizer'):
     return texts.local(told)
   own, beside = (os.path.join(folder, texts.FOLDER) for folder in (workdir, data['root']))
   if texts.is_there(own):
     return texts.local(own)
-  start_from = config.get('init_from')
+  start_from, tower = config.get('init_from'), config.get('init_clip')
   if start_from and (folder := find.tokenizer(str(start_from))):
+    return os.fspath(folder)
+  if tower and (folder := find.clip_tower(str(tower), part='text').tokenizer):
     return os.fspath(folder)
   if texts.is_there(beside):
     return texts.local(beside)

@@ -128,17 +128,18 @@ _registered: dict[str, System] = {}
 @functools.cache
 def _builtin() -> dict[str, System]:
   """The systems of this package. They are imported here because they import this module."""
-  from exedit import autoencoder_kl, paint_by_example, stable_diffusion
+  from exedit import autoencoder_kl, contrastive, paint_by_example, stable_diffusion
 
-  modules = (paint_by_example, stable_diffusion, autoencoder_kl)
+  modules = (paint_by_example, stable_diffusion, autoencoder_kl, contrastive)
   return {module.SYSTEM.name: module.SYSTEM for module in modules}
 
 
 def _builtin_forms() -> tuple[Form, ...]:
   """Forms of the systems of `_builtin`, from modules that import no JAX: see `forms`."""
-  from exedit import autoencoder_form, paint_by_example_form, stable_diffusion_form
+  from exedit import autoencoder_form, clip_form, paint_by_example_form, stable_diffusion_form
 
-  return paint_by_example_form.FORM, stable_diffusion_form.FORM, autoencoder_form.FORM
+  modules = (paint_by_example_form, stable_diffusion_form, autoencoder_form, clip_form)
+  return tuple(module.FORM for module in modules)
 
 
 def register(system: System) -> System:

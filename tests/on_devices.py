@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from configs import pbe
-from exedit import autoencoder_kl, paint_by_example
+from exedit import autoencoder_kl, contrastive, paint_by_example
 from exedit.models import kernels
 from exedit.planning import hlo
 from exedit.runtime import devices as device_rows
@@ -45,6 +45,15 @@ SYSTEMS = dict(
       autoencoder=dict(fold=2, channels=8, mult=(1, 2), layers=1, groups=4, scale=1.0), spread=1.0
     ),
     'autoencoder',
+  ),
+  clip=(
+    contrastive.SYSTEM,
+    dict(
+      clip=dict(width=16, layers=1, heads=2, mlp=32, patch=8, image_size=16),
+      text=dict(vocabulary=7, length=5, width=16, layers=1, heads=2, mlp=32),
+      dim=8,
+    ),
+    '.*',
   ),
 )
 ARRAYS = dict(  # for `exchange`, and how they are split
@@ -88,6 +97,7 @@ def batch(size, side=16):
     exemplar=rng.integers(0, 256, (size, side, side, 3), np.uint8),
     id=np.arange(100, 100 + size, dtype=np.int32),
     corrupt=np.zeros(size, np.int32),
+    tokens=np.array([[5, i % 6 % 5, 6, 6, 6] for i in range(size)], np.int32),  # some are equal
   )
 
 

@@ -102,7 +102,7 @@ def _before_fetching(weights: str, checked: Callable[..., Any], given: Iterable[
   faults, given = [], {*given}
   others = lambda system: len(given - {entry.name for entry in system.inputs})
   known = [] if os.path.exists(weights) else sorted(systems.all_systems().values(), key=others)
-  for system in known:
+  for system in (system for system in known if system.edit):
     try:
       checked(system, functools.partial(_settings, system), USUAL_SIZE)
       return

@@ -46,6 +46,13 @@ OWN = {  # the places of single systems, instead of those above
     ),
     'model': ('exedit.stable_diffusion:build',),
   },
+  'clip': {
+    'data': (
+      'exedit.input_pipeline.loader:batches',
+      'exedit.input_pipeline.captioned:make_example',
+    ),
+    'model': ('exedit.contrastive:build',),
+  },
 }
 
 

@@ -52,7 +52,7 @@ def make_optimizer(
     b1, b2: decays of AdamW's two moments. eps: added to the root of the second moment.
     weight_decay: share of a parameter, times the learning rate, that each update takes away.
     decay_exclude: a regular expression; parameters whose path it finds get no weight decay.
-    decay_vectors: False: parameters of one axis (norms and biases) get none either.
+    decay_vectors: False: parameters of at most one axis (norms, biases) get none either.
     lr_multipliers: {regular expression: factor of the learning rate and the decay}; the first one
       that finds a path counts.
     clip: bound of the global norm of the gradient; None: no bound.
@@ -164,7 +164,7 @@ def _decays(exclude: str, vectors: bool):
 
   def mask(params):
     return {
-      name: (vectors or value.ndim != 1) and not (pattern and pattern.search(name))
+      name: (vectors or value.ndim > 1) and not (pattern and pattern.search(name))
       for name, value in params.items()
     }
 

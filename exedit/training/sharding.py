@@ -20,7 +20,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from exedit.models.parameters import Params
 from exedit.training.state import TrainState
@@ -246,13 +246,24 @@ def total(x: Any, mesh: Mesh, axes: Sequence[str] = AXES) -> Any:
   return jax.lax.psum(x, axes) if axes else x
 
 
-def all_rows(rows: Float[Array, 'b ...']) -> Float[Array, 'n ...']:
+def all_rows(rows: Shaped[Array, 'b ...']) -> Shaped[Array, 'n ...']:
   """The rows of all devices, inside a step that is mapped over them; elsewhere the rows given.
 
   The gradient of a mean over devices of losses that see all rows is the whole loss's.
   """
-  axes = tuple(axis for axis in AXES if axis in jax.sharding.get_abstract_mesh().manual_axes)
+  axes = _mapped()
   return jax.lax.all_gather(rows, axes, tiled=True) if axes else rows
+
+
+def first_row(count: int) -> Int[Array, ''] | int:
+  """The place of this device's first row among those of `all_rows`, if each has `count`."""
+  axes = _mapped()
+  return jax.lax.axis_index(axes) * count if axes else 0
+
+
+def _mapped() -> tuple[str, ...]:
+  """The axes of the mesh over which the calling function is mapped."""
+  return tuple(axis for axis in AXES if axis in jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def _buckets(

@@ -107,31 +107,59 @@ def kind(src: str | os.PathLike, revision: str | None = None) -> str | None:
   return str(own.read_config(path).get('system', 'paint_by_example'))
 
 
-def clip_tower(src: str | os.PathLike, heads: int | None = None) -> Weights:
-  """Finds CLIP's image tower in a folder of transformers (CLIPModel, CLIPVisionModel) or a file.
+def clip_tower(src: str | os.PathLike, heads: int | None = None, part: str = 'clip') -> Weights:
+  """Finds a tower of CLIP in a run or an export, a folder of transformers, or a file.
 
-  The text tower and the projections are ignored. heads: their number if a file does not tell it.
+  part: 'clip', the image tower, or 'text'; everything else is ignored. heads: their number if a
+  file of an image tower does not tell it.
   """
   from exedit.weights import settings, translate
   from exedit.weights.formats.files import open_tensors
   from exedit.weights.formats.tensor import read_json
   from exedit.weights.layouts import diffusers, towers
-  from exedit.weights.tables import clip
+  from exedit.weights.tables import clip, clip_text
 
   path, where = fetch.local_path(src), os.fspath(src)
-  rest = ('text_model.*', 'visual_projection.weight', 'text_projection.weight', 'logit_scale')
-  table = [*translate.under('', 'clip.', clip.TABLE), *translate.ignored(*rest)]
+  if path.is_dir() and 'model' in read_json(path / 'config.json'):
+    return _own_tower(src, part)
+  other, table = {
+    'clip': ('text_model.*', clip.TABLE),
+    'text': ('vision_model.*', clip_text.TABLE),
+  }[part]
+  rest = (other, 'visual_projection.weight', 'text_projection.weight', 'logit_scale')
+  table = [*translate.under('', f'{part}.', table), *translate.ignored(*rest)]
+  tokenizer = None
   if path.is_dir():
-    sizes = settings.clip(read_json(path / 'config.json'), str(path / 'config.json'))
+    read = settings.clip if part == 'clip' else settings.clip_text
+    sizes = read(read_json(path / 'config.json'), str(path / 'config.json'))
+    tokenizer = path if part == 'text' and (path / 'vocab.json').exists() else None
     path = diffusers.weights_file(path, 'model')
     theirs = open_tensors(path)
+  elif part == 'text':
+    raise UserError(
+      f'{where} is a file, which does not say the heads of a text tower: name a folder'
+    )
   else:
     theirs = open_tensors(path)
     ours = translate.to_ours(table, theirs, where=where)
     sizes = towers.sizes(ours, 'clip.', where, fallback=heads)
-  config = dict(model=dict(clip=sizes), data=dict(exemplar_size=sizes['image_size']))
-  opened = tuple(diffusers.shards(path))
-  return Weights(config, theirs, table, opened, layout='transformers', where=where)
+  data = dict(exemplar_size=sizes['image_size']) if part == 'clip' else {}
+  config, opened = dict(model={part: sizes}, data=data), tuple(diffusers.shards(path))
+  found = Weights(config, theirs, table, opened, tokenizer=tokenizer)
+  return dataclasses.replace(found, layout='transformers', where=where)
+
+
+def _own_tower(src: str | os.PathLike, part: str) -> Weights:
+  """The tower among the weights of any system."""
+  found = weights(src)
+  there = {ours.split('.')[0] for _, ours, _ in found.table if ours}
+  if part not in there:
+    what = 'image' if part == 'clip' else part
+    raise UserError(
+      f'{src} holds weights of {found.kind}, which has no {what} tower but '
+      f'{", ".join(sorted(there))}'
+    )
+  return found.without(*there - {part})
 
 
 def layout_of(path: Path) -> str:

@@ -237,7 +237,10 @@ def clip(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def clip_text(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """Returns the arguments of CLIPText."""
+  """Returns the arguments of CLIPText, from the tower's config or one that contains it."""
+  config = config.get('text_config') or config.get('text_config_dict') or config
+  if not isinstance(config, Mapping):
+    raise UserError(f'{where} is damaged (text_config is no object): restore it from a copy')
   read = {n: integer({n: v}, n, where) for n, v in values(CLIP_TEXT, config, where).items()}
   names = dict(
     vocabulary='vocab_size',

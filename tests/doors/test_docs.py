@@ -32,7 +32,7 @@ NOT_RUN_HERE = {
   r'^pip install': 'installs packages; .ci/run does so in fresh environments',
   r'^tfds build': 'downloads published data sets; tests/input_pipeline/test_tfds_data.py',
   r'^git ': 'changes the checkout',
-  r'^launch/(demo|test|ablation)\.sh': 'takes minutes to hours; .ci/run runs demo.sh and test.sh',
+  r'^launch/(demo|test|ablation|tiny_world)\.sh': 'takes minutes to hours; .ci/run, tests/launch',
   r'^launch/(tpu_vm|gke|slurm|multi_gpu)\.sh': 'needs a cluster; tests/launch uses --dry-run',
   r'^python -m pytest': 'runs tests within a test',
   r'Fantasy-Studio|CompVis/|openai/': 'downloads published weights',

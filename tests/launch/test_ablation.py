@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -363,30 +362,10 @@ def test_the_report_takes_seeds(monkeypatch, given):
 # The script, with a stand-in for python that only records its arguments.
 
 
-@pytest.fixture
-def script(tmp_path):
-  """Run launch/ablation.sh: (exit status, the commands)."""
-  binaries = tmp_path / 'venv' / 'bin'
-  binaries.mkdir(parents=True)
-  log = tmp_path / 'log'
-  python = binaries / 'python'
-  python.write_text(
-    f'#!/bin/sh\necho "$*" >>{log}\ncase "$*" in *$FAIL*) [ -z "$FAIL" ] || exit 2;; esac\n'
-  )
-  python.chmod(0o755)
-
-  def run(**settings):
-    env = {**os.environ, 'VENV': f'{tmp_path}/venv', 'PYTHON': 'python3', 'OUT': 'o', 'FAIL': ''}
-    env |= settings
-    log.unlink(missing_ok=True)
-    done = subprocess.run(['launch/ablation.sh'], env=env, capture_output=True, text=True)
-    return done.returncode, log.read_text().splitlines()
-
-  return run
-
-
 def test_the_script_trains_and_scores_every_row_in_order(script):
-  status, said = script(SEEDS='3 5', STEPS='8', BATCH='4', SCALES='2', FLAGS='--config.ema.decay=0')
+  status, said = script(
+    'ablation', SEEDS='3 5', STEPS='8', BATCH='4', SCALES='2', FLAGS='--config.ema.decay=0'
+  )
   assert status == 0
   trained = [line for line in said if 'exedit.train' in line]
   names = [(s, n) for n in configs.ROWS for s in '35']
@@ -404,5 +383,5 @@ def test_the_script_trains_and_scores_every_row_in_order(script):
 
 
 def test_the_script_ends_where_a_training_fails(script):
-  status, said = script(SEEDS='0', FAIL='pbe.py:prior:tiny')
+  status, said = script('ablation', SEEDS='0', FAIL='pbe.py:prior:tiny')
   assert status != 0 and not any('launch.ablation report' in line for line in said)

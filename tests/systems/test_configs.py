@@ -8,10 +8,10 @@ import jax
 import pytest
 from flax import nnx
 
-from configs import autoencoder, pbe, synthetic_bench
-from exedit import autoencoder_kl, latent_diffusion, paint_by_example
+from configs import autoencoder, clip, pbe, sd, synthetic_bench
+from exedit import autoencoder_kl, contrastive, latent_diffusion, paint_by_example, stable_diffusion
 from exedit.evaluation import synthetic_bench as evaluation
-from exedit.input_pipeline import open_images
+from exedit.input_pipeline import open_images, vocabulary, world
 from exedit.models import parameters
 from exedit.runtime import settings
 from exedit.training.config import Config
@@ -61,7 +61,7 @@ def test_tiny_trains_its_tower_too_and_fits_the_weights_that_ship():
 
 
 @pytest.mark.parametrize(
-  'variant', ['full', 'tiny', 'published', 'baseline', 'guidance:tiny', 'generator:tiny']
+  'variant', ['full', 'tiny', 'lineage', 'published', 'baseline', 'guidance:tiny', 'generator:tiny']
 )
 def test_every_key_is_an_argument(variant):
   config = pbe.get_config(variant)
@@ -72,7 +72,7 @@ def test_every_key_is_an_argument(variant):
   assert set(config.data) <= known | loader
 
 
-@pytest.mark.parametrize('variant, factor, count', [('full', 8, 83_653_863), ('tiny', 4, 615_060)])
+@pytest.mark.parametrize('variant, factor, count', [('full', 8, 83_653_863), ('tiny', 4, 622_232)])
 def test_the_autoencoders_sizes(variant, factor, count):
   config = autoencoder.get_config(variant).to_dict()
   assert set(config) == set(pbe.get_config(variant))
@@ -83,6 +83,40 @@ def test_the_autoencoders_sizes(variant, factor, count):
   assert model.multiple() == factor
   with pytest.raises(ValueError, match="no variant 'huge'; use full or tiny"):
     autoencoder.get_config('huge')
+
+
+@pytest.mark.parametrize('variant, width, count', [('full', 768, 427_616_513), ('tiny', 128, 0)])
+def test_clips_sizes(variant, width, count):
+  """transformers' CLIPModel of openai/clip-vit-large-patch14 has as many parameters."""
+  config = clip.get_config(variant).to_dict()
+  assert set(config) == set(sd.get_config(variant))
+  _, shapes = latent_diffusion.abstract(contrastive.build, config['model'])
+  trained, frozen = parameters.split_trainable(shapes, config['trainable'])
+  assert frozen == {} and size(trained) == (count or size(trained))
+  assert shapes['text_projection.kernel'].shape[1] == width
+  with pytest.raises(ValueError, match="no variant 'huge'; use full or tiny"):
+    clip.get_config('huge')
+
+
+def test_the_small_lineage_fits_together():
+  """Each training can start from those before it, and its weights are small enough to ship."""
+  latents, towers, by_text, by_picture = (
+    system.complete(config['model'])
+    for system, config in (
+      (autoencoder_kl, autoencoder.tiny().to_dict()),
+      (contrastive, clip.tiny().to_dict()),
+      (stable_diffusion, sd.tiny().to_dict()),
+      (paint_by_example, pbe.lineage().to_dict()),
+    )
+  )
+  assert latents['autoencoder'] == by_text['autoencoder'] and towers['text'] == by_text['text']
+  for part in ('unet', 'autoencoder', 'schedule', 'context_dim'):
+    assert by_text[part] == by_picture[part]
+  assert towers['clip'] == by_picture['clip']
+  assert towers['text']['vocabulary'] == len(vocabulary.make(world.words())[0])
+  for system, config in ((stable_diffusion, sd.tiny()), (paint_by_example, pbe.lineage())):
+    _, shapes = latent_diffusion.abstract(system.build, config.model.to_dict())
+    assert size(shapes) * 2 <= 12e6  # bytes, stored in half precision
 
 
 def test_the_settings_of_older_weights_say_what_they_said():

@@ -26,6 +26,7 @@ REAL = dict(
   fsdp=['pbe', dict(sharding='fsdp')],
   mixed=['pbe', dict(sharding='fsdp', data=4, fsdp=2), 2],
   autoencoder=['autoencoder', dict(sharding='data')],
+  clip=['clip', dict(sharding='fsdp', data=2)],
 )
 
 

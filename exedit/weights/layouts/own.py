@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ LONGEST_CONFIG = 2**22  # bytes; a config has some thousands
 NUMBERS = ('scale', 'mean', 'beta_start', 'beta_end')  # settings that are real numbers
 WHOLE = (  # settings that are positive whole numbers
   *('channels', 'layers', 'heads', 'groups', 'z_channels', 'width', 'mlp', 'patch', 'image_size'),
-  *('num_steps', 'context_dim', 'vocabulary', 'length', 'fold'),
+  *('num_steps', 'context_dim', 'vocabulary', 'length', 'fold', 'dim'),
 )
 PARTS = ('unet', 'autoencoder', 'clip', 'text', 'conditioner', 'schedule')
 
@@ -189,17 +189,17 @@ def write(
   *,
   step: int,
   dtype: str | None = None,
-  log: str | os.PathLike | None = None,
+  beside: Iterable[Path] = (),
   tokenizer: Path | None = None,
 ) -> None:
-  """Exports weights to a new folder, with their config and the run's metrics.
+  """Exports weights to a new folder, with their config and what else the run says about itself.
 
   The folder appears whole or not at all. The config gets the SHA-256 of the weights' file, which is
   checked before the weights are used again.
 
   config: the config that the weights were trained with.
   dtype: the type in which the weights are stored; by default the one that they have.
-  log: the metrics.jsonl of the run. tokenizer: a folder, which is copied.
+  beside: files to copy if they exist. tokenizer: a folder, which is copied.
   Raises:
     UserError: if `path` exists or cannot be written.
   """
@@ -214,8 +214,8 @@ def write(
       sha256={MODEL: digests.sha256(folder / MODEL)},
     )
     files.write_json(folder / CONFIG, {**config, 'exported': exported})
-    if log is not None and Path(log).exists():
-      shutil.copy(log, folder / 'metrics.jsonl')
+    for file in filter(Path.exists, beside):
+      shutil.copy(file, folder)
     if tokenizer is not None:
       write_tokenizer(folder, tokenizer)
 

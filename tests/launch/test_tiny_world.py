@@ -1,0 +1,30 @@
+"""launch/tiny_world.sh: every stage starts from the stages before it."""
+
+
+def test_the_stages_in_order(script, tmp_path):
+  out = tmp_path / 'out'
+  status, said = script('tiny_world', OUT=str(out), SEED='3', EDITS='16', FLAGS='--config.x=1')
+  assert status == 0
+  trained = [line for line in said if 'exedit.train' in line]
+  wanted = (
+    ('autoencoder', 'autoencoder.py:tiny', {}),
+    ('clip', 'clip.py:tiny', {}),
+    ('sd', 'sd.py:tiny', dict(init_from='autoencoder', init_clip='clip')),
+    ('pbe', 'pbe.py:lineage', dict(init_from='sd', init_clip='clip')),
+  )
+  for line, (name, config, start) in zip(trained, wanted, strict=True):
+    assert f'--config=configs/{config} --workdir={out}/{name} ' in line
+    assert f'--config.data.root={out}/data --config.seed=3 ' in line and '--config.x=1' in line
+    for key in ('init_from', 'init_clip'):
+      assert (f'--config.{key}={out}/{start.get(key)}' in line) == (key in start)
+  assert '--config.init_parts=autoencoder|text' in trained[2] and 'init_parts' not in trained[3]
+  exported = [line for line in said if 'exedit.convert' in line]
+  for line, (run, weights) in zip(exported, (('sd', 'tiny-sd'), ('pbe', 'tiny')), strict=True):
+    assert f'--from={out}/{run} --to={out}/weights/{weights} --dtype=float16' in line
+  assert f'--weights={out}/weights/tiny --output={out}/evaluation --config.edits=16' in said[-1]
+  assert 'clip: train up to step' in (out / 'log.txt').read_text()
+
+
+def test_it_ends_where_a_training_fails(script, tmp_path):
+  status, said = script('tiny_world', OUT=str(tmp_path / 'out'), FAIL='clip.py:tiny')
+  assert status != 0 and 'clip.py:tiny' in said[-1]
