@@ -439,8 +439,14 @@ def count_of(kind: str, truths: int | None = None, version=2) -> int:
 def _truths(rng: np.random.Generator, truths: int, version: int, kind: str) -> list:
   """Returns the looks of the truths, and that of the source, which is independent of them."""
   sample = functools.partial(WORLDS[version].sample_look, rng, held_out=True)
-  if kind in ('look', 'text'):
+  if version == 1:
     return [sample() for _ in range(truths + 1)]
+  if kind in ('look', 'text'):
+    found = {}  # by name: looks of one name differ too little to be told apart
+    while len(found) < truths:
+      look = sample()
+      found.setdefault(world.phrase(look), look)
+    return [*found.values(), sample()]
   own = sample()
   while kind == 'pattern' and own.pattern == 'plain':  # it has one colour
     own = sample()
@@ -451,7 +457,7 @@ def _truths(rng: np.random.Generator, truths: int, version: int, kind: str) -> l
 
 
 def texts(
-  n: int, *, seed: int, size: int, truths: int | None = None, scene_size=GRID, version=2
+  n: int, *, seed: int, size: int, truths: int | None = None, scene_size=GRID
 ) -> Iterator[dict]:
   """Yields held-out captions of one object; text number i depends only on (seed, i).
 
@@ -462,7 +468,7 @@ def texts(
   for i in range(n):
     rng = np.random.default_rng([seed, STREAMS['bench'], i, KINDS.index('text')])
     scene = world.sample_scene(rng, most=1)
-    looks = _truths(rng, truths, version, 'text')[:truths]
+    looks = _truths(rng, truths, world.VERSION, 'text')[:truths]
     answer = int(rng.integers(truths))
     shown = (looks[answer],)
     yield dict(
