@@ -96,6 +96,13 @@ def contents(folder: str | os.PathLike) -> dict[str, bytes]:
   return {name: remote.read(os.path.join(folder, name)) for name in sorted(names)}
 
 
+def copy(source: str | os.PathLike, weights: str | os.PathLike) -> None:
+  """Copies the files of a tokenizer into the folder FOLDER beside weights."""
+  target = os.path.join(weights, FOLDER)
+  os.makedirs(target, exist_ok=True)
+  files.write_all({os.path.join(target, name): data for name, data in contents(source).items()})
+
+
 def digest(folder: str | os.PathLike) -> str:
   """A SHA-256 in hexadecimal of the files of a tokenizer."""
   parts = (part for pair in contents(folder).items() for part in (pair[0].encode(), pair[1]))
@@ -106,10 +113,10 @@ def local(folder: str | os.PathLike) -> str:
   """The folder itself, or the copy in the user's cache of one in a store."""
   if not remote.is_remote(folder):
     return os.fspath(folder)
-  copy = caches.folder_of('tokenizers', digest(folder))
-  os.makedirs(copy, exist_ok=True)
-  files.write_all({os.path.join(copy, name): data for name, data in contents(folder).items()})
-  return os.fspath(copy)
+  kept = caches.folder_of('tokenizers', digest(folder))
+  os.makedirs(kept, exist_ok=True)
+  files.write_all({os.path.join(kept, name): data for name, data in contents(folder).items()})
+  return os.fspath(kept)
 
 
 @functools.cache

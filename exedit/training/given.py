@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from exedit import latent_diffusion, systems
+from exedit import systems
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
 from exedit.systems import System
-from exedit.weights import find, initial
 from exedit.weights.formats.tensor import Tensor
 
 
@@ -42,6 +41,8 @@ def given_weights(system: System, config: Mapping[str, Any]) -> dict[str, Tensor
 
 def _is_foreign(system: System, init_from: str) -> bool:
   """Whether these weights are of a system that `system.start` does not know."""
+  from exedit.weights import find
+
   kind = find.kind(init_from)
   return kind in systems.all_systems() and kind not in (system.name, *system.starts_from)
 
@@ -54,6 +55,9 @@ def _parts(
   Raises:
     UserError: if there are none, or their settings differ.
   """
+  from exedit import latent_diffusion  # here, because most starts of a run read no other weights
+  from exedit.weights import find, initial
+
   weights = find.weights(init_from)
   source = systems.of(weights)
   _, shapes = latent_diffusion.abstract(system.build, model)

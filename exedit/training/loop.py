@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from exedit import images, systems
-from exedit.input_pipeline import synthetic, tokenizer
+from exedit.input_pipeline import tokenizer
 from exedit.models import parameters
 from exedit.models.parameters import Params
 from exedit.runtime import compilation, files, processes, settings, signals, versions
@@ -30,7 +30,6 @@ from exedit.training.step import Program, make_program
 from exedit.training.timing import Account, duration
 from exedit.training.workdir import Workdir, require_ours
 from exedit.weights.formats.tensor import Tensor
-from exedit.weights.layouts import own
 
 
 def train(
@@ -244,6 +243,8 @@ def provide_data(config: Config) -> str:
   """Draws the synthetic data if the config asks for them; says where the data come from."""
   if jax.process_index() != 0:
     return ''
+  from exedit.input_pipeline import synthetic  # here, because only this process needs the drawings
+
   return synthetic.provide(config.data['root'], config.synthetic)
 
 
@@ -322,7 +323,7 @@ def record(workdir: Workdir, prepared: Prepared, start: int) -> None:
   ]
   files.write_text(os.path.join(workdir.folder, 'parameters.txt'), '\n'.join(tables))
   if folder := prepared.data.get('tokenizer'):
-    own.write_tokenizer(workdir.folder, folder)
+    tokenizer.copy(folder, workdir.folder)
   workdir.push()
   say(f'trained: {sizes(program.state.params)}; frozen: {sizes(program.frozen)}')
   shape = ' x '.join(f'{name} {size}' for name, size in program.mesh.shape.items())

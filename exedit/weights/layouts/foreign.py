@@ -9,7 +9,7 @@ from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights.formats.tensor import Tensor
 from exedit.weights.found import Weights
-from exedit.weights.layouts import diffusers, original, own
+from exedit.weights.layouts import diffusers, original
 
 
 def check(weights: Weights, layout: str, target: Path) -> None:
@@ -65,4 +65,4 @@ def write(
     return
   original.write(target, config, tensors)
   if tokenizer and not (target.parent / texts.FOLDER).exists():
-    own.write_tokenizer(target.parent, tokenizer)
+    texts.copy(tokenizer, target.parent)

@@ -217,11 +217,4 @@ def write(
     for file in filter(Path.exists, beside):
       shutil.copy(file, folder)
     if tokenizer is not None:
-      write_tokenizer(folder, tokenizer)
-
-
-def write_tokenizer(folder: str | os.PathLike, source: str | os.PathLike) -> None:
-  """Copies the files of a tokenizer into a folder of weights."""
-  target = Path(folder) / texts.FOLDER
-  target.mkdir(exist_ok=True)
-  files.write_all({target / name: data for name, data in texts.contents(source).items()})
+      texts.copy(tokenizer, folder)
