@@ -71,7 +71,8 @@ def weights(
     found = own.read(path, which)
   if to_start:
     found = found.without('text')
-  texts = _tokenizer(path) if 'text' in found.config['model'] else None
+  without = to_start or found.kind == 'paint_by_example'
+  texts = None if without else _tokenizer(path)
   return dataclasses.replace(found, tokenizer=texts, layout=layout, where=os.fspath(src))
 
 
