@@ -41,6 +41,10 @@ def own() -> ml_collections.ConfigDict:
       spacing=config_dict.placeholder(str),
       mask_resize=config_dict.placeholder(str),
       guidance_interval=config_dict.placeholder(str),  # such as '0.2,0.8'
+      strength=config_dict.placeholder(float),  # of Blended Diffusion, from 0 to 1
+      # For systems with texts: a list with id, and prompt or category; the prompt of a category.
+      prompts=path(),
+      prompt='{category}',  # or 'a photo of {category}'
       precision=path(),
       paste=True,  # False: the raw decode
       truncate=False,  # True: pixels are rounded down to bytes

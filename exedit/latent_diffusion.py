@@ -17,7 +17,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 from exedit import images
 from exedit.diffusion import guidance, sampling
@@ -259,28 +259,59 @@ def denoiser(
   return denoise
 
 
+def blended(
+  denoise: Denoiser,
+  known: Float[Array, 'b lh lw z'],
+  hole: Bool[Array, 'b lh lw 1'],
+  noise: Float[Array, 'b lh lw z'],
+  schedule: Schedule,
+) -> Denoiser:
+  """A denoiser that always sees the known latents, as noisy as its timestep, outside the hole.
+
+  This is Blended Latent Diffusion (Avrahami et al. 2022, arXiv 2206.02779, algorithm 1): there the
+  latents outside the hole are replaced after each step, which is before each prediction. Samplers
+  compute each number alone, so nothing from outside the hole comes in but through the network. The
+  caller puts the known latents back at the end. The noise is the same at all timesteps, as in
+  diffusers' StableDiffusionInpaintPipeline; in the paper it is drawn for each.
+  """
+  return lambda x, t: denoise(jnp.where(hole, x, schedule.add_noise(known, noise, t)), t)
+
+
 def sample(
   denoise: Denoiser,
   noise: Float[Array, 'b lh lw z'],
   schedule: Schedule,
   *,
-  steps: int,
-  sampler: str,
-  spacing: str = 'leading',
+  origin: Float[Array, 'b lh lw z'] | None = None,
+  **how: Any,
 ) -> Float[Array, 'b lh lw z']:
-  """Latents from noise, by the sampler of this name (one of SAMPLERS)."""
-  found = timesteps(schedule, steps=steps, sampler=sampler, spacing=spacing)
-  return SAMPLERS[sampler](denoise, noise, found, schedule)
+  """Latents from noise, by the sampler of this name (one of SAMPLERS).
+
+  origin: latents to start from, with noise on them as at the first timestep (SDEdit, Meng et al.
+  2021, arXiv 2108.01073). None: the start is noise alone. how: see `timesteps`.
+  """
+  found = timesteps(schedule, **how)
+  if origin is not None:
+    noise = schedule.add_noise(origin, noise, jnp.full(len(noise), found[0]))
+  return SAMPLERS[how['sampler']](denoise, noise, found, schedule)
 
 
 def timesteps(
-  schedule: Schedule, *, steps: int, sampler: str, spacing: str = 'leading'
+  schedule: Schedule, *, steps: int, sampler: str, spacing: str = 'leading', strength: float = 1.0
 ) -> Int[np.ndarray, ' n']:
   """The descending timesteps of a sampler.
+
+  strength: the share of the steps that is made, the last ones, rounded down as in diffusers; one
+    step at least.
 
   Raises:
     ValueError: if the schedule has no such timesteps, and for a spacing that the sampler has not.
   """
+  found = _all_timesteps(schedule, steps, sampler, spacing)
+  return found[len(found) - max(int(len(found) * strength), 1) :]
+
+
+def _all_timesteps(schedule, steps, sampler, spacing):
   if sampler != 'dpm_solver_pp':
     return schedule.timesteps(steps, spacing)
   if spacing != 'leading':

@@ -28,6 +28,7 @@ from exedit.models.conditioner import ExemplarConditioner
 from exedit.models.parameters import Graph
 from exedit.models.unet import UNet
 from exedit.paint_by_example_form import FORM, Settings
+from exedit.runtime.errors import UserError
 from exedit.systems import System
 from exedit.weights import find, initial
 from exedit.weights.formats.tensor import Tensor
@@ -155,6 +156,8 @@ def load(
     UserError: if there are no weights, or damaged ones, or those of another network.
   """
   weights = src if isinstance(src, Weights) else find.weights(src, which, revision)
+  if weights.kind != SYSTEM.name:
+    raise UserError(f'{weights.where} holds weights of {weights.kind}: name those of {SYSTEM.name}')
   return cast(PaintByExample, latent_diffusion.load(build, weights, dtype))
 
 
@@ -412,7 +415,7 @@ SYSTEM = System(
   build=build,
   complete=complete,
   start=start,
-  starts_from=('stable_diffusion',),
+  starts_from=('stable_diffusion', 'stable_diffusion_inpainting'),  # it refuses the second by name
   data=latent_diffusion.OPEN_IMAGES,
   loss=loss,
   preview=preview,

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from exedit import images, latent_diffusion
 from exedit.diffusion import guidance
@@ -204,20 +205,101 @@ def generate(
 def _generate(graphdef, params, tokens, negative, noise, *, scale, interval, **how):
   """The compiled part of `generate`: the texts, sampling, decoding."""
   model = nnx.merge(graphdef, params)
-  null = model.text(negative) if scale != 1 else None
-  denoise = latent_diffusion.denoiser(
-    model.unet, model.schedule, None, model.text(tokens), null, scale, interval
-  )
+  denoise = denoiser(model, None, tokens, negative, scale, interval)
   z = latent_diffusion.sample(denoise, noise, model.schedule, **how)
   return model.autoencoder.decode(z)
+
+
+def denoiser(
+  model: StableDiffusion,
+  still: Float[Array, 'b lh lw s'] | None,
+  tokens: Int[Array, 'b n'],
+  negative: Int[Array, 'b n'],
+  scale: float,
+  interval: tuple[float, float],
+) -> latent_diffusion.Denoiser:
+  """The guided noise prediction `(x, t) -> eps` for texts; see `latent_diffusion.denoiser`."""
+  null = model.text(negative) if scale != 1 else None
+  context = model.text(tokens)
+  parts = model.unet, model.schedule, still, context, null
+  return latent_diffusion.denoiser(*parts, scale, interval)
+
+
+def edit(
+  model: StableDiffusion,
+  source: Float[Array, 'b h w 3'],
+  mask: Shaped[Array | np.ndarray, 'm mh mw 1'],
+  tokens: Int[Array, 'b n'],
+  negative: Int[Array, 'b n'] | None = None,
+  *,
+  key: Key[Array, ''] | Key[Array, ' b'],
+  strength: float = 0.8,
+  steps: int = 50,
+  scale: float = 7.5,
+  sampler: str = 'plms',
+  spacing: str = 'leading',
+  guidance_interval: str | Sequence[float] = latent_diffusion.WHOLE,
+  noise: Float[Array, 'b lh lw z'] | None = None,
+  posterior_noise: Float[Array, 'b lh lw z'] | None = None,
+  paste: bool = True,
+) -> Float[Array, 'b h w 3']:
+  """Change the mask (1 = change) of each source as its text says, without an inpainting model.
+
+  It starts from the source with noise on it (SDEdit, `latent_diffusion.sample`), and outside the
+  mask the source stays (Blended Latent Diffusion, `latent_diffusion.blended`). A mask of ones
+  leaves SDEdit alone.
+
+  Args:
+    source, mask, key, noise, posterior_noise, paste: see `paint_by_example.edit`.
+    tokens, negative and the sampling: see `generate`.
+    strength: see `latent_diffusion.timesteps`.
+  Raises:
+    ValueError: as `latent_diffusion.repaint` and `latent_diffusion.timesteps`.
+  """
+  negative = model.empty(len(tokens)) if negative is None else negative
+  return latent_diffusion.repaint(
+    _blend,
+    model,
+    source,
+    mask,
+    tokens,
+    negative,
+    key=key,
+    noise=noise,
+    posterior_noise=posterior_noise,
+    paste=paste,
+    steps=steps,
+    scale=float(scale),
+    sampler=sampler,
+    spacing=spacing,
+    interval=interval_shares(guidance_interval),
+    strength=float(strength),
+  )
+
+
+def _blend(
+  graphdef, params, source, mask, tokens, negative, noise, posterior_noise,
+  *, scale, interval, **how,
+):  # fmt: skip
+  """The compiled part of `edit`: encode, sample, decode."""
+  model = nnx.merge(graphdef, params)
+  z = model.autoencoder.encode(source, posterior_noise)
+  hole = latent_diffusion.resize_mask(mask, z.shape[1:3], 'nearest') >= 0.5
+  denoise = denoiser(model, None, tokens, negative, scale, interval)
+  denoise = latent_diffusion.blended(denoise, z, hole, noise, model.schedule)
+  made = latent_diffusion.sample(denoise, noise, model.schedule, origin=z, **how)
+  return model.autoencoder.decode(jnp.where(hole, made, z))
 
 
 # The system
 
 
-def _edit(model, arrays, keys, size, **settings):
+def _edit(model, arrays, keys, size, *, strength, **settings):
   """`System.edit`; a size that the model cannot make is cut out of the next larger one."""
   tokens, negative = arrays['prompt'], arrays.get('negative_prompt')
+  if 'image' in arrays:
+    given = arrays['image'], arrays['mask'], tokens, negative
+    return edit(model, *given, key=keys, strength=strength, paste=False, **settings)
   multiple = model.multiple()
   larger = [-(-side // multiple) * multiple for side in size]
   made = generate(model, tokens, negative, key=keys, size=larger, **settings)

@@ -2,17 +2,33 @@
 
 import dataclasses
 
-from exedit.editing.settings import SamplingSettings
+from exedit.editing.settings import PhotoSettings, SamplingSettings
 from exedit.systems import Form, Input, setting
+
+TEXTS = (
+  Input('prompt', 'text', 'text of the picture to make'),
+  Input('negative_prompt', 'text', 'text of what it should not show', required=False),
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(SamplingSettings):
-  """The settings of one picture."""
+class InpaintingSettings(SamplingSettings, PhotoSettings):
+  """The settings of one edit by an inpainting model."""
 
   scale: float = setting(
     7.5, 'guidance scale; 1 turns guidance off', bounds=(-1000, 1000), network=True
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(InpaintingSettings):
+  """The settings of one picture; those of a photo count only if there is one."""
+
+  strength: float = setting(
+    0.8, 'with a photo and a text: the share of the steps that is made, from the photo with noise '
+    'on it; 1: nearly from noise',
+    bounds=(0, 1), network=True,
+  )  # fmt: skip
   size: int = setting(
     0, 'side of a picture that is made of a text alone; 0: as in training', bounds=(0, 4096)
   )
@@ -21,8 +37,18 @@ class Settings(SamplingSettings):
 FORM = Form(
   name='stable_diffusion',
   inputs=(
-    Input('prompt', 'text', 'text of the picture to make'),
-    Input('negative_prompt', 'text', 'text of what it should not show', required=False),
+    *TEXTS,
+    Input('image', 'photo', 'photo to change (SDEdit)', required=False),
+    Input('mask', 'mask', 'white where the photo changes (Blended Diffusion)', required=False),
   ),
   settings=Settings,
+)
+INPAINTING = Form(
+  name='stable_diffusion_inpainting',
+  inputs=(
+    Input('image', 'photo', 'photo to edit'),
+    Input('mask', 'mask', 'mask of the size of the photo; white is repainted'),
+    *TEXTS,
+  ),
+  settings=InpaintingSettings,
 )

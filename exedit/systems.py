@@ -129,8 +129,9 @@ _registered: dict[str, System] = {}
 def _builtin() -> dict[str, System]:
   """The systems of this package. They are imported here because they import this module."""
   from exedit import autoencoder_kl, contrastive, paint_by_example, stable_diffusion
+  from exedit import stable_diffusion_inpainting as inpainting
 
-  modules = (paint_by_example, stable_diffusion, autoencoder_kl, contrastive)
+  modules = (paint_by_example, stable_diffusion, inpainting, autoencoder_kl, contrastive)
   return {module.SYSTEM.name: module.SYSTEM for module in modules}
 
 
@@ -139,7 +140,7 @@ def _builtin_forms() -> tuple[Form, ...]:
   from exedit import autoencoder_form, clip_form, paint_by_example_form, stable_diffusion_form
 
   modules = (paint_by_example_form, stable_diffusion_form, autoencoder_form, clip_form)
-  return tuple(module.FORM for module in modules)
+  return *(module.FORM for module in modules), stable_diffusion_form.INPAINTING
 
 
 def register(system: System) -> System:

@@ -26,19 +26,21 @@ from exedit.runtime.errors import DataError, UserError
 from launch import ablation_figures as figures
 from launch import ablation_report as report
 
-BENCH, TRUTHS = 'bench', 'truths.npz'
+BENCH, TRUTHS, PROMPTS = 'bench', 'truths.npz', 'prompts.csv'
 SIDE = 32  # pixels, as configs/pbe.py:tiny
 
 
-def write_bench(output: str, edits: int, seed: int) -> None:
+def write_bench(output: str, edits: int, seed: int, version: int = 1) -> None:
   """Writes output/bench, output/truths.npz and the right results as output/references/truth.
 
-  It does nothing if the benchmark exists with the same settings.
+  It does nothing if the benchmark exists with the same settings. Scenes of version 2 are drawn at
+  twice the size and have names: output/prompts.csv.
 
   Raises:
     DataError: if output has a benchmark with other settings, or one without its truths.
   """
-  settings = dict(edits=edits, seed=seed, side=SIDE)
+  side = SIDE * version
+  settings = dict(edits=edits, seed=seed, side=side)
   path = os.path.join(output, BENCH)
   if os.path.isdir(path):
     found = report.read_json(os.path.join(path, build.layout.MANIFEST)).get('settings')
@@ -47,11 +49,15 @@ def write_bench(output: str, edits: int, seed: int) -> None:
     if not os.path.exists(os.path.join(output, TRUTHS)):
       raise DataError(f'{path} exists but {TRUTHS} is missing: remove {path}')
     return
-  drawn = list(synthetic.bench(edits, seed=seed, size=SIDE, exemplar_size=SIDE))
+  sizes = dict(size=side, exemplar_size=side)
+  drawn = list(synthetic.bench(edits, seed=seed, version=version, **sizes))
   for i, edit in enumerate(drawn):
     # The truth equals the source outside the hole, because the scene is drawn with the same seed.
     truth = os.path.join(output, 'references', 'truth', f'{i:012d}.png')
     files.write_bytes(truth, codec.png(edit['truths'][edit['answer']]))
+  if version > 1:
+    lines = ['id,prompt', *(f'{i},{edit["phrase"]}' for i, edit in enumerate(drawn))]
+    files.write_text(os.path.join(output, PROMPTS), '\n'.join([*lines, '']))
   packed = io.BytesIO()
   truths = np.stack([edit['truths'] for edit in drawn])  # [n k h w 3]
   np.savez_compressed(packed, truths=truths, answers=np.array([edit['answer'] for edit in drawn]))
@@ -135,6 +141,7 @@ BENCH_FLAGS = (
   doors.Flag('output', doors.REQUIRED, 'folder of the ablation'),
   doors.Flag('edits', 256, 'number of edits', least=3),
   doors.Flag('seed', 0, 'of the edits'),
+  doors.Flag('version', 1, 'of the drawn scenes', int, 1, 2),
 )
 SCORE_FLAGS = (
   ROOT,

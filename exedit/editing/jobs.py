@@ -201,6 +201,10 @@ def check(edit: Edit, system: System, trained: int, tokenizer: Any = None) -> Jo
     UserError: for an empty text, one that cannot be spelt, a file that is missing or not readable,
       an empty mask or one of another size, and a photo that is too long.
   """
+  photos = [entry.name for entry in system.inputs_of('photo') if entry.name in edit.inputs]
+  for entry in system.inputs_of('mask'):
+    if entry.name in edit.inputs and not photos:
+      raise UserError(f'{entry.name} is given without a photo: name that too, or leave it out')
   headers, masks, understood = check_files(edit, system)
   understood += _check_texts(edit, system, tokenizer)
   pixels = sum(
@@ -208,7 +212,6 @@ def check(edit: Edit, system: System, trained: int, tokenizer: Any = None) -> Jo
     for entry in system.inputs_of('photo', 'picture')
     if entry.name in headers
   )
-  photos = [entry.name for entry in system.inputs_of('photo') if entry.name in headers]
   if not photos:
     frame = photo.choose_frame(None, getattr(edit.settings, 'size', 0) or trained)
     images.check_holds(edit.output, frame.size)

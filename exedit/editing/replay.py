@@ -130,6 +130,8 @@ def _job(edit, old, session, say) -> jobs.Job:
   """The job with the recorded window; UserError if the window does not fit the files."""
   frame, inputs = old.frame, edit.inputs
   for entry in session.system.inputs_of('photo'):
+    if entry.name not in inputs:
+      continue
     size = decode.header(inputs[entry.name]).size
     if size != (old.output['height'], old.output['width']):
       raise UserError(

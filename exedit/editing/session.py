@@ -138,7 +138,10 @@ class Session:
 
   def saved(self, edit: jobs.Edit) -> str:
     """See `settings.saved_evaluations`."""
-    return saved_evaluations(systems.network_settings(edit.settings), self.most_steps)
+    settings = systems.network_settings(edit.settings)
+    if not any(entry.name in edit.inputs for entry in self.system.inputs_of('photo')):
+      settings.pop('strength', None)  # it counts with a photo only
+    return saved_evaluations(settings, self.most_steps)
 
   def asked(self, edit: jobs.Edit) -> dict[str, Any]:
     """`Recipe.asked` of the output that this session would make."""
@@ -163,7 +166,7 @@ class Session:
 
   def works(self, found: Sequence[jobs.Job]) -> list[Work]:
     """The engine's description of these jobs."""
-    optional = {e.name for e in self.system.inputs_of('picture', 'text') if not e.required}
+    optional = {e.name for e in self.system.inputs_of('photo', 'picture', 'text') if not e.required}
     return [
       Work(
         job,

@@ -100,7 +100,8 @@ def saved_evaluations(settings: Mapping[str, Any], most: int) -> str:
   shares = interval_shares(settings.get('guidance_interval', latent_diffusion.WHOLE))
   if shares == latent_diffusion.WHOLE or settings['scale'] == 1:
     return ''
-  how = {n: settings[n] for n in ('steps', 'sampler', 'spacing')}
+  names = ('steps', 'sampler', 'spacing', 'strength')
+  how = {name: settings[name] for name in names if name in settings}
   total, guided = latent_diffusion.evaluations(Schedule(num_steps=most + 1), shares, **how)
   return (
     f'guidance in {guided} of {total} evaluations: {total - guided} of {2 * total} runs of the '

@@ -1,5 +1,6 @@
 """The evaluation of a benchmark in COCOEE's layout: makes the edits, scores them, shows them."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,6 +42,9 @@ def evaluate(
   spacing: str | None = None,
   mask_resize: str | None = None,
   guidance_interval: str | None = None,
+  strength: float | None = None,
+  prompts: str | None = None,
+  prompt: str = '{category}',
   precision: str | None = None,
   paste: bool = True,
   truncate: bool = False,
@@ -61,8 +65,10 @@ def evaluate(
     gmm: the quality score's mixture (made by exedit.gmm).
     cache: folder of the vectors. None: one in the user's cache folder, or output/features if there
       are several processes.
-    steps, scale, sampler, spacing, mask_resize, guidance_interval: see
+    steps, scale, sampler, spacing, mask_resize, guidance_interval, strength: see
       `make_edits.edit_settings`.
+    prompts: list of the edits' prompts or categories, for a system with texts. prompt: of a
+      category. See `make_edits.read_prompts`.
     seed, batch_size, precision, paste, truncate: see `make_edits.make_missing`.
   Returns:
     The contents of results.json in process 0, {} in the others.
@@ -76,16 +82,17 @@ def evaluate(
   found = find.weights(weights) if weights is not None else None
   how = dict(
     steps=steps, scale=scale, sampler=sampler, spacing=spacing, mask_resize=mask_resize,
-    guidance_interval=guidance_interval,
+    guidance_interval=guidance_interval, strength=strength,
   )  # fmt: skip
-  sampling = make_edits.edit_settings(found, **how) if found is not None else {}
+  sampling = make_edits.edit_settings(found, bool(prompts), **how) if found is not None else {}
+  said = make_edits.read_prompts(prompts, prompt, (e.id for e in edits)) if prompts else {}
   given = resources.load(features, gmm, reference.get('root'), edits)
   made: dict[str, Any] = dict(pictures=pictures)
   if found is not None:
     precision = precision or found.config['model'].get('dtype', PRECISIONS[0])
     kept = dict(seed=seed, paste=paste, precision=precision)
     kept |= dict(truncate=True) if truncate else {}  # older results do not have the name
-    made = _make(found, bench.root, edits, output, sampling, kept, batch_size, say)
+    made = _make(found, bench.root, edits, output, sampling, kept, batch_size, said, say)
   folder = pictures or make_edits.folder(output)
   scored = benchmark.results(edits, folder)
   if others := benchmark.strangers(edits, folder):
@@ -133,18 +140,22 @@ def _make(
   sampling: dict[str, Any],
   options: dict[str, Any],
   batch_size: int | None,
+  prompts: Mapping[int, str],
   say: Callable[[str], None],
 ) -> dict[str, Any]:
   """Make the missing edits; return the entries of results.json about them."""
   digest = found.digest()
   recorded = make_edits.to_record(found, sampling) | options | make_edits.scaled(found, edits)
+  if prompts and systems.of(found).inputs_of('text'):
+    told = ''.join(f'{number} {text}\n' for number, text in prompts.items())
+    recorded['prompts'] = hashlib.sha256(told.encode()).hexdigest()[:12]
   if not jax.process_index():
     made_with = dict(recorded, weights=digest, benchmark=benchmark.digest(edits))
     make_edits.claim(output, made_with)
   processes.wait_for_others('claimed')
   exemplar_size = systems.of(found).picture_size(found.config['model'])
   bench = Bench(root, exemplar_size or None)
-  options = dict(options, batch_size=batch_size, say=say)
+  options = dict(options, batch_size=batch_size, prompts=prompts, say=say)
   make_edits.make_missing(found, bench, edits, output, **options, settings=sampling)
   processes.wait_for_others('made')
   weights = dict(path=found.where, step=found.step, sha256=digest)

@@ -8,12 +8,13 @@ shows a photo; a source of that size is shown unchanged.
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from exedit import images, systems
 from exedit.editing import framing, photo
@@ -21,7 +22,7 @@ from exedit.editing.engine import Engine, Result, Work, share_out
 from exedit.editing.settings import saved_evaluations
 from exedit.evaluation.benchmark import Edit
 from exedit.input_pipeline.coco_ee.bench import Bench
-from exedit.runtime import files, processes, progress
+from exedit.runtime import files, lists, processes, progress
 from exedit.runtime.errors import UserError
 from exedit.weights.found import Weights
 
@@ -30,12 +31,14 @@ PICTURES, CLAIM = 'results', 'sampling.json'
 KINDS = ('photo', 'mask', 'picture', 'cutout')  # of inputs that a benchmark has or can leave out
 
 
-def edit_settings(found: Weights, **given: Any) -> dict[str, Any]:
+def edit_settings(found: Weights, texts: bool = False, **given: Any) -> dict[str, Any]:
   """Return the settings of `System.edit`: those given, else the weights' own, else the defaults.
+
+  texts: whether the benchmark has a prompt for each edit.
 
   Raises:
     UserError: for a setting that is not allowed or that the system does not have, and for a system
-      that edits from other inputs than a source, a mask and an exemplar.
+      that edits from other inputs than a source, a mask, an exemplar and perhaps a prompt.
   """
   system = systems.editing(found)
   known = systems.network_settings(system.settings())
@@ -44,12 +47,13 @@ def edit_settings(found: Weights, **given: Any) -> dict[str, Any]:
       raise UserError(
         f'{name} is {given[name]}, but {system.name} has no such setting: leave it out'
       )
+  kinds = (*KINDS, 'text') if texts else KINDS
   if others := [
-    entry.name for entry in system.inputs if entry.kind not in KINDS and entry.required
+    entry.name for entry in system.inputs if entry.kind not in kinds and entry.required
   ]:
     raise UserError(
       f'{found.where} edits from {", ".join(others)}, but a benchmark has only sources, masks and'
-      ' exemplars: use weights of another system'
+      ' exemplars: use weights of another system, or give config.prompts of configs/coco_ee.py'
     )
   return systems.edit_settings(system, found.config, found.where, **given)
 
@@ -68,6 +72,36 @@ def saved(found: Weights, settings: Mapping[str, Any]) -> dict[str, str]:
   """Return dict(evaluations=a line) if a guidance interval saves evaluations, or {}."""
   line = saved_evaluations(settings, systems.most_steps(found.config))
   return dict(evaluations=line) if line else {}
+
+
+def read_prompts(path: str, template: str, ids: Iterable[int]) -> dict[int, str]:
+  """The prompt of every edit, from a .csv or .jsonl list with `id`, and `prompt` or `category`.
+
+  template: makes the prompt of a category, such as 'a photo of {category}'.
+
+  Raises:
+    UserError: for a list that cannot be read or lacks an edit, and for a template without category.
+  """
+  if '{category}' not in template:
+    raise UserError(f"config.prompt is {template!r:.60}: write it as 'a photo of {{category}}'")
+  found = {}
+  for where, row in lists.read(path, ('id',), ('id',))[0]:
+    if isinstance(row, UserError):
+      raise UserError(f'{path} {where}: {row}')
+    text, category = (str(row.get(name) or '').strip() for name in ('prompt', 'category'))
+    try:
+      number = int(row.get('id', ''))
+    except (TypeError, ValueError):
+      raise UserError(f'{path} {where}: id is {row.get("id")!r:.40}: it must be a number') from None
+    if not text and not category:
+      raise UserError(f'{path} {where}: edit {number} has neither prompt nor category')
+    found[number] = text or template.replace('{category}', category)
+  wanted = [*ids]
+  if missing := [number for number in wanted if number not in found]:
+    raise UserError(
+      f'{path} has no prompt for {len(missing)} of {len(wanted)} edits, the first is {missing[0]}'
+    )
+  return {number: found[number] for number in wanted}
 
 
 def frames(found: Weights, edits: Sequence[Edit]) -> dict[int, framing.Frame]:
@@ -136,6 +170,7 @@ def make_missing(
   precision: str | None,
   paste: bool,
   truncate: bool = False,
+  prompts: Mapping[int, str] = MappingProxyType({}),
   settings: Mapping[str, Any],
   say: Callable[[str], None] = print,
 ) -> int:
@@ -147,9 +182,10 @@ def make_missing(
     precision: in which the networks compute; None: the weights' own.
     paste: keep the source's own bytes where the mask is below 128. False: the raw decode.
     truncate: round the pixels down to bytes, as the released code does.
+    prompts: of the edits by id, for a system with texts.
     settings: see `edit_settings`.
   Raises:
-    UserError: for a result that is not finite.
+    UserError: for a result that is not finite, and a prompt that the weights cannot read.
   """
   there = set(files.listing(folder(output)))
   wanted = lambda edit: edit.name not in there
@@ -166,12 +202,14 @@ def make_missing(
   devices, rows, notes = share_out(batch_size, PER_DEVICE, len(ours))
   for note in notes:
     say(note)
+  texts = text_inputs(found, prompts)
   engine = Engine(systems.editing(found), systems.load(found, dtype=precision), devices)
 
   def read(edit):
     own = bench[edit.position]
     source, mask, exemplar = (own[kind] for kind in ('source', 'mask', 'exemplar'))
-    return network_inputs(engine.system, source, mask, exemplar, shown[edit.id]), own
+    arrays = network_inputs(engine.system, source, mask, exemplar, shown[edit.id])
+    return arrays | texts.get(edit.id, {}), own
 
   def write(result: Result):
     own, name = result.kept, result.item.name
@@ -189,6 +227,27 @@ def make_missing(
     for made in engine.run(batches, read, write, key=lambda edit: edit_key(seed, edit.id)):
       bar.update(len(made))
   return left
+
+
+def text_inputs(
+  found: Weights, prompts: Mapping[int, str]
+) -> dict[int, dict[str, Int[np.ndarray, ' n']]]:
+  """Return the tokens of each prompt by its edit's id, under the name of the system's input.
+
+  Raises:
+    UserError: for a prompt that the weights cannot read; names the edit.
+  """
+  system = systems.editing(found)
+  names = [entry.name for entry in system.inputs_of('text') if entry.required]
+  if not names or system.tokenizer is None:
+    return {}
+  spell, tokens = system.tokenizer(found), {}
+  for number, prompt in prompts.items():
+    try:
+      tokens[number] = {names[0]: spell(prompt)}
+    except UserError as error:
+      raise UserError(f'the prompt of edit {number}: {error}') from None
+  return tokens
 
 
 def network_inputs(

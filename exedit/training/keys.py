@@ -54,6 +54,7 @@ OWN = {  # the places of single systems, instead of those above
     'model': ('exedit.contrastive:build',),
   },
 }
+OWN['stable_diffusion_inpainting'] = OWN['stable_diffusion']
 
 
 def listing(config: Any = None) -> str:

@@ -94,11 +94,7 @@ class Weights:
 
 
 def system_of(unet: Mapping[str, Any], z: int, by_text: bool, where: str) -> str:
-  """Returns 'paint_by_example' or 'stable_diffusion'; UserError for networks of other systems.
-
-  An inpainting model of Stable Diffusion has as many input channels as Paint by Example, but in
-  another order and with the opposite mask. A change of weights can invert the mask only inside the
-  picture: at the border the convolution pads with zeros, which mean the opposite in the two models.
+  """Returns the name of the system; UserError for networks of other systems.
 
   unet: with `in_channels` and `out_channels`. z: channels of the latents.
   """
@@ -107,12 +103,8 @@ def system_of(unet: Mapping[str, Any], z: int, by_text: bool, where: str) -> str
     return 'stable_diffusion'
   if outputs == z and not by_text and inputs == 2 * z + 1:
     return 'paint_by_example'
-  if by_text and inputs == 2 * z + 1:
-    raise UserError(
-      f'{where} is an inpainting model of Stable Diffusion: {inputs} channels as Paint by Example '
-      'has, but the mask before the masked image, and 1 where this one has 0, which no change of '
-      'weights makes exact at the border; start from the text-to-image model instead'
-    )
+  if outputs == z and by_text and inputs == 2 * z + 1:
+    return 'stable_diffusion_inpainting'
   raise UserError(
     f'{where}: the UNet takes {inputs} channels and gives {outputs}, and the latents have {z}: '
     f'Paint by Example takes {2 * z + 1} and an image, Stable Diffusion {z} and a text'

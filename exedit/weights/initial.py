@@ -37,6 +37,14 @@ def tensors(
   found: dict[str, Tensor] = {}
   if init_from:
     weights = find.weights(init_from, to_start=True)
+    if weights.kind == 'stable_diffusion_inpainting':
+      # A change of weights can invert the mask only inside the picture: at the border the
+      # convolution pads with zeros, which mean the opposite in the two models.
+      raise UserError(
+        f'{init_from} is an inpainting model of Stable Diffusion: as many channels as Paint by '
+        'Example has, but the mask before the masked image, and 1 where this one has 0, which no '
+        'change of weights makes exact at the border; start from the text-to-image model instead'
+      )
     by_text = weights.kind == 'stable_diffusion'
     if by_text and not init_clip:
       raise UserError(

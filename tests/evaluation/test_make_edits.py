@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import coco_ee as coco_ee_config
-from exedit import images, paint_by_example, systems
+from exedit import images, paint_by_example, stable_diffusion, systems
 from exedit.editing.engine import Engine
 from exedit.editing.settings import PhotoSettings
 from exedit.evaluation import benchmark, coco_ee, make_edits
@@ -19,7 +19,7 @@ from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime.errors import UserError
 from exedit.weights import find
 from exedit.weights.layouts import own
-from tests import bench, evaluations, small
+from tests import bench, evaluations, small, small_text
 from tests.evaluations import CHEAP, SIZE, refuse, score
 
 
@@ -273,3 +273,52 @@ def test_a_setting_that_the_system_does_not_have_is_refused(given, monkeypatch):
   monkeypatch.setattr(systems, 'of', lambda weights: system)
   with pytest.raises(UserError, match='spacing is ldm, but other has no such setting'):
     make_edits.edit_settings(find.weights(given['weights']), spacing='ldm')
+
+
+# Prompts
+
+
+@pytest.fixture
+def prompts(tmp_path):
+  lines = ['id,category,prompt', *(f'{number},ball,' for number in bench.IDS[1:])]
+  path = tmp_path / 'prompts.csv'
+  path.write_text('\n'.join([*lines, f'{bench.IDS[0]},ball,a blue star']))
+  return path
+
+
+def test_a_prompt_is_the_column_or_the_template_of_the_category(prompts):
+  found = make_edits.read_prompts(str(prompts), 'a photo of {category}', bench.IDS)
+  assert list(found) == list(bench.IDS)
+  assert [*found.values()] == ['a blue star', *['a photo of ball'] * 3]
+
+
+@pytest.mark.parametrize(
+  'ids, text, template, says',
+  [
+    ([5], 'id,prompt\n6,a', '{category}', 'has no prompt for 1 of 1 edits, the first is 5'),
+    ([5], 'id,prompt\n5,', '{category}', 'line 2: edit 5 has neither prompt nor category'),
+    ([5], 'id,prompt\nx,a', '{category}', "line 2: id is 'x': it must be a number"),
+    ([5], 'id,prompt\n5,a', 'a photo', "config.prompt is 'a photo': write it as"),
+  ],
+)
+def test_prompts_that_do_not_fit_are_refused(tmp_path, ids, text, template, says):
+  (tmp_path / 'a.csv').write_text(text)
+  with pytest.raises(UserError, match=says):
+    make_edits.read_prompts(str(tmp_path / 'a.csv'), template, ids)
+
+
+def test_a_system_of_texts_makes_the_edits(world, given, prompts, tmp_path):
+  weights = small_text.export(tmp_path / 'sd', stable_diffusion.SYSTEM)
+  how = dict(given, weights=weights, scale=1.0, strength=0.9)
+  assert 'give config.prompts' in refuse(str(tmp_path / 'a'), **how)
+  results = score(tmp_path / 'a', **how, prompts=str(prompts))
+  assert len(results['sampling']['prompts']) == 12 and results['sampling']['strength'] == 0.9
+  mine = Bench(str(world / 'bench'), exemplar_size=None)
+  for position, number in enumerate(mine.ids):
+    edit = mine[position]
+    kept = edit['mask'] < 128
+    result = picture(tmp_path / 'a', int(number))
+    np.testing.assert_array_equal(result[kept], edit['source'][kept])
+    assert (result[~kept] != edit['source'][~kept]).any()
+  line = refuse(str(tmp_path / 'a'), **how, prompts=str(prompts), prompt='a red {category}')
+  assert 'made with prompts' in line

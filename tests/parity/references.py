@@ -5,6 +5,7 @@ import numpy as np
 from flax import nnx
 
 from exedit.weights import translate
+from tests import vocabulary
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PNDM = dict(  # scheduler_config.json of the published weights
@@ -124,6 +125,39 @@ def pipeline(unet, vae, image_encoder, feature_extractor=None):
   return diffusers.PaintByExamplePipeline(
     vae, image_encoder, unet, scheduler, None, feature_extractor, requires_safety_checker=False
   )
+
+
+def text_pipeline(kind, shape, texts, folder, in_channels=4):
+  """diffusers' pipeline of this class for texts, randomised; written to the folder `pipeline`.
+
+  shape: settings of our `unet` and `autoencoder`, and `context_dim`. texts: of our `text`.
+  """
+  import diffusers
+  import transformers
+
+  size, width = vocabulary.write(folder / 'words'), shape['context_dim']
+  config = text_config(vocabulary=size, width=width, heads=4, **texts)
+  made = kind(
+    vae(**shape['autoencoder']),
+    randomised(transformers.CLIPTextModel(config)),
+    transformers.CLIPTokenizer.from_pretrained(folder / 'words', model_max_length=texts['length']),
+    unet(**shape['unet'], context_dim=width, in_channels=in_channels, sample_size=64),
+    diffusers.PNDMScheduler(**PNDM),
+    None,
+    None,
+    requires_safety_checker=False,
+  )
+  made.set_progress_bar_config(disable=True)
+  made.save_pretrained(folder / 'pipeline', safe_serialization=True)
+  return made
+
+
+def give_posterior(monkeypatch, noise):
+  """Lets diffusers' autoencoder draw from its posterior with this noise, channels last."""
+  from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+  drawn = lambda self, generator=None: self.mean + self.std * channels_first(noise)
+  monkeypatch.setattr(DiagonalGaussianDistribution, 'sample', drawn)
 
 
 def pixels(exemplar: np.ndarray):

@@ -211,10 +211,7 @@ def reference(
   config = dict(diffusers.PNDMScheduler(**references.PNDM).config, clip_sample=False)
   theirs.scheduler = SCHEDULERS[sampler].from_config(config)
   to_torch = references.channels_first
-  drawn = lambda self, generator=None: self.mean + self.std * to_torch(posterior)
-  from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-  monkeypatch.setattr(DiagonalGaussianDistribution, 'sample', drawn)
+  references.give_posterior(monkeypatch, posterior)
   nearest = torch.nn.functional.interpolate
   if resize == 'bilinear':  # as in the original; diffusers has only nearest
 

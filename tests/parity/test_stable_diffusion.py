@@ -12,13 +12,12 @@ from flax import nnx
 
 from exedit import convert, latent_diffusion, stable_diffusion
 from exedit.weights import find
-from tests import vocabulary
 from tests.parity import references
 from tests.parity.test_pipeline import SCHEDULERS, SHAPES, Seen
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
-transformers = pytest.importorskip('transformers')
+pytest.importorskip('transformers')
 
 TEXTS = dict(length=16, layers=2, mlp=64)
 PROMPTS = ['a photo of a red ball', 'a blue star']
@@ -28,22 +27,8 @@ PROMPTS = ['a photo of a red ball', 'a blue star']
 def pair(request, tmp_path_factory):
   """(our weights, our model, their pipeline); ours are read from the folder that theirs wrote."""
   folder = tmp_path_factory.mktemp('sd')
-  size = vocabulary.write(folder / 'words')
-  shape = SHAPES[request.param]
-  width = shape['context_dim']
-  config = references.text_config(vocabulary=size, width=width, heads=4, **TEXTS)
-  theirs = diffusers.StableDiffusionPipeline(
-    references.vae(**shape['autoencoder']),
-    references.randomised(transformers.CLIPTextModel(config)),
-    transformers.CLIPTokenizer.from_pretrained(folder / 'words', model_max_length=TEXTS['length']),
-    references.unet(**shape['unet'], context_dim=width, in_channels=4),
-    diffusers.PNDMScheduler(**references.PNDM),
-    None,
-    None,
-    requires_safety_checker=False,
-  )
-  theirs.set_progress_bar_config(disable=True)
-  theirs.save_pretrained(folder / 'pipeline', safe_serialization=True)
+  kind, shape = diffusers.StableDiffusionPipeline, SHAPES[request.param]
+  theirs = references.text_pipeline(kind, shape, TEXTS, folder)
   weights = find.weights(folder / 'pipeline')
   return weights, latent_diffusion.load(stable_diffusion.build, weights), theirs
 

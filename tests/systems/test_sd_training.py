@@ -16,7 +16,7 @@ from exedit.runtime.errors import UserError
 from exedit.training.config import read_config
 from exedit.weights import find
 from tests import captions, runs, vocabulary
-from tests.systems.test_stable_diffusion import EDIT, MODEL
+from tests.small_text import EDIT, MODEL
 from tests.systems.test_third_system import open_sample_door
 
 

@@ -12,38 +12,34 @@ from flax import nnx
 from PIL import Image
 
 from configs import sd
-from exedit import convert, latent_diffusion, stable_diffusion, systems
+from exedit import convert, latent_diffusion, stable_diffusion, stable_diffusion_inpainting, systems
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
 from exedit.weights import find
-from exedit.weights.layouts import own
-from tests import released, vocabulary
-from tests.networks import with_random_weights
+from tests import released
 from tests.refusals import refusal
+from tests.small_text import MODEL, export
 from tests.systems.test_third_system import open_sample_door
-
-MODEL = dict(
-  autoencoder=dict(kind='space_to_depth', patch=4),
-  unet=dict(
-    channels=8, mult=(1, 2), layers=1, attention_levels=(0, 1), heads=2, groups=4, remat='none'
-  ),
-  text=dict(length=12, width=16, layers=1, heads=2, mlp=32),
-  context_dim=16,
-)
-EDIT = dict(steps=3, scale=2.0, sampler='ddim')
 
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
-  """A folder with small random weights and their tokenizer."""
-  folder = tmp_path_factory.mktemp('sd')
-  size = vocabulary.write(folder / 'words')
-  model = dict(MODEL, text=dict(MODEL['text'], vocabulary=size))
-  built = with_random_weights(lambda: stable_diffusion.build(**model, rngs=nnx.Rngs(0)))
-  config = dict(system='stable_diffusion', model=model, data=dict(size=16), edit=EDIT)
-  arrays = {n: np.asarray(a) for n, a in parameters.flatten(built)[1].items()}
-  own.write(folder / 'weights', config, arrays, step=5, tokenizer=folder / 'words')
-  return str(folder / 'weights')
+  return export(tmp_path_factory.mktemp('sd'), stable_diffusion.SYSTEM)
+
+
+@pytest.fixture(scope='module')
+def inpainting(tmp_path_factory):
+  return export(tmp_path_factory.mktemp('inpainting'), stable_diffusion_inpainting.SYSTEM)
+
+
+@pytest.fixture
+def photo(tmp_path):
+  """The files of a photo and of a mask, whose left half is white."""
+  colours = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+  Image.fromarray(colours).save(tmp_path / 'photo.png')
+  half = np.arange(24) < 12
+  Image.fromarray(np.broadcast_to(np.uint8(half * 255), (16, 24))).save(tmp_path / 'mask.png')
+  return dict(image=tmp_path / 'photo.png', mask=tmp_path / 'mask.png')
 
 
 def pixels(path):
@@ -63,6 +59,8 @@ def test_the_published_recipe_and_its_sizes():
   assert set(sd.get_config('tiny')) == set(config)
   with pytest.raises(ValueError, match="no variant 'huge'; use full or tiny"):
     sd.get_config('huge')
+  _, shapes = latent_diffusion.abstract(stable_diffusion_inpainting.build, {})
+  assert count(shapes, 'unet') == 859_535_364
 
 
 def test_a_text_becomes_a_picture_that_replays(weights, tmp_path, capsys):
@@ -89,6 +87,38 @@ def test_rows_of_a_list_do_not_depend_on_each_other(weights, tmp_path, capsys):
   a, b, c = (pixels(tmp_path / f'{name}.png').astype(int) for name in 'abc')
   assert np.abs(a - pixels(alone)).max() <= 1
   assert (a != b).any() and (a != c).any()
+
+
+def test_a_photo_changes_by_strength_and_a_mask_keeps_the_rest(weights, photo, tmp_path, capsys):
+  rows = [dict(photo, prompt='a red ball', strength=strength) for strength in (0.4, 1)]
+  rows += [dict(image=photo['image'], prompt='a red ball', strength=0.4)]
+  lines = [json.dumps(dict(row, output=f'{i}.png'), default=str) for i, row in enumerate(rows)]
+  (tmp_path / 'list.jsonl').write_text('\n'.join(lines))
+  open_sample_door(weights=weights, edits=tmp_path / 'list.jsonl', output=tmp_path)
+  source, *made = (pixels(path) for path in [photo['image'], *sorted(tmp_path.glob('?.png'))])
+  for picture in made[:2]:
+    np.testing.assert_array_equal(picture[:, 12:], source[:, 12:])
+  assert (made[2][:, 12:] != source[:, 12:]).any()
+  assert (made[0] != made[1]).any()
+  open_sample_door(replay=tmp_path / '2.png')
+  assert capsys.readouterr().out.endswith('identical to the recorded pixels\n')
+
+
+def test_the_inpainting_model_repaints_the_hole_by_the_text(inpainting, photo, tmp_path):
+  made = []
+  for prompt in ('a red ball', 'a blue star'):
+    output = tmp_path / f'{prompt}.png'
+    open_sample_door(weights=inpainting, **photo, prompt=prompt, output=output, match='none')
+    made.append(pixels(output))
+  for picture in made:
+    np.testing.assert_array_equal(picture[:, 12:], pixels(photo['image'])[:, 12:])
+  assert (made[0] != made[1]).any()
+
+
+def test_a_mask_without_a_photo_is_refused(weights, photo, tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    open_sample_door(weights=weights, mask=photo['mask'], prompt='a', output=tmp_path / 'out.png')
+  assert 'mask is given without a photo' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -149,9 +179,11 @@ def test_conversion_keeps_the_tokenizer(weights, tmp_path):
   np.testing.assert_array_equal(*spelt)
 
 
-def test_the_loss_learns_texts_and_drops_them_by_id(weights):
-  model = systems.load(find.weights(weights))
-  spell = stable_diffusion.tokenizer(find.weights(weights))
+@pytest.mark.parametrize('name', ['weights', 'inpainting'])
+def test_the_loss_learns_texts_and_drops_them_by_id(name, request):
+  found = find.weights(request.getfixturevalue(name))
+  model, system = systems.load(found), systems.of(found)
+  spell = stable_diffusion.tokenizer(found)
   random = np.random.default_rng(0)
   batch = dict(
     image=jnp.asarray(random.integers(0, 256, (4, 16, 16, 3), np.uint8)),
@@ -162,7 +194,7 @@ def test_the_loss_learns_texts_and_drops_them_by_id(weights):
 
   @jax.jit
   def run(params, batch):
-    return stable_diffusion.loss(nnx.merge(graph, params), batch, jax.random.key(1))
+    return system.loss(nnx.merge(graph, params), batch, jax.random.key(1))
 
   mean, found = run(params, batch)
   turned = {name: rows[::-1] for name, rows in batch.items()}
@@ -172,3 +204,13 @@ def test_the_loss_learns_texts_and_drops_them_by_id(weights):
   other = dict(batch, tokens=batch['tokens'][::-1])
   assert np.abs(run(params, other)[1]['per_example'] - found['per_example']).max() > 1e-6
   np.testing.assert_allclose(mean, found['per_example'].mean(), rtol=1e-6)
+
+
+def test_a_quarter_of_the_drawn_masks_is_whole_and_the_others_are_rectangles():
+  keys = jax.random.split(jax.random.key(0), 2000)
+  masks = np.asarray(stable_diffusion_inpainting.draw_masks(keys, (8, 12)))[..., 0]
+  whole = masks.all((1, 2))
+  np.testing.assert_allclose(whole.mean(), 0.25, atol=0.04)
+  for mask in masks[~whole][:50]:
+    np.testing.assert_array_equal(mask, np.outer(mask.any(1), mask.any(0)))
+  assert 0.05 < masks[~whole].mean() < 0.25  # two uniform corners cover a ninth

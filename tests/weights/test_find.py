@@ -256,8 +256,10 @@ def test_an_inpainting_model_is_not_mistaken_for_paint_by_example(folder, tmp_pa
     released.to_text_pipeline(folder, channels=9),
     released.write_checkpoint(tmp_path / 'sd.safetensors', released.text_checkpoint(channels=9)),
   ):
-    with pytest.raises(UserError, match='is an inpainting model of Stable Diffusion: 9 channels'):
-      find.weights(src, heads=2, groups=4)
+    found = find.weights(src, heads=2, groups=4, to_start=True)
+    assert found.kind == 'stable_diffusion_inpainting'
+    with pytest.raises(UserError, match='holds weights of stable_diffusion_inpainting: name those'):
+      pbe.load(found)
 
 
 @pytest.mark.parametrize(
