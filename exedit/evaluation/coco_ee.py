@@ -93,7 +93,20 @@ def evaluate(
     kept = dict(seed=seed, paste=paste, precision=precision)
     kept |= dict(truncate=True) if truncate else {}  # older results do not have the name
     made = _make(found, bench.root, edits, output, sampling, kept, batch_size, said, say)
-  folder = pictures or make_edits.folder(output)
+  return _score(bench, edits, output, made, given, cache, say)
+
+
+def _score(
+  bench: Bench,
+  edits: Sequence[benchmark.Edit],
+  output: str,
+  made: Mapping[str, Any],
+  given: resources.Resources,
+  cache: str | None,
+  say: Callable[[str], None],
+) -> dict[str, Any]:
+  """Score the pictures; write and return the results, with the entries that say what made them."""
+  folder = made.get('pictures') or make_edits.folder(output)
   scored = benchmark.results(edits, folder)
   if others := benchmark.strangers(edits, folder):
     words = f'{len(others)} pictures belong to no edit and are not scored, for example {others[0]}'
