@@ -47,7 +47,12 @@ train pbe pbe lineage --config.init_from="$OUT/sd" --config.init_clip="$OUT/clip
 export_weights sd tiny-sd
 export_weights pbe tiny
 
-say "score $EDITS held-out edits"
-python -m exedit.evaluate --config=configs/synthetic_bench.py --weights="$OUT/weights/tiny" \
-  --output="$OUT/evaluation" --config.edits="$EDITS"
+score() { # name of the weights, kind of the benchmark
+  say "$1: score $EDITS held-out edits, $2"
+  python -m exedit.evaluate --config=configs/synthetic_bench.py --weights="$OUT/weights/$1" \
+    --output="$OUT/evaluation/$2" --config.kind="$2" --config.edits="$EDITS"
+}
+
+for kind in look shape pattern; do score tiny "$kind"; done
+score tiny-sd text
 say "done: see $OUT/weights and $OUT/evaluation"

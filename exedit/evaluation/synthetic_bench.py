@@ -227,6 +227,9 @@ def _text_settings(found: Weights, **given: Any) -> dict[str, Any]:
       f'{found.where} are weights of {system.name}, which makes no picture of a text alone: kind '
       "'text' needs a system that does"
     )
+  known = systems.network_settings(system.settings())
+  if unknown := [name for name, value in given.items() if value is not None and name not in known]:
+    raise UserError(f'{system.name} has no setting {unknown[0]}: leave it out')
   return systems.edit_settings(system, found.config, found.where, **given)
 
 

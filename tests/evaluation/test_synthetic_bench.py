@@ -112,6 +112,8 @@ def test_pictures_of_texts_are_scored_by_their_captions(second, tmp_path, monkey
   monkeypatch.setattr(systems, 'of', lambda found: system)
   like = dict(size=64, scene_size=64, version=2)
   monkeypatch.setattr(synthetic_bench, 'drawn_like', lambda *_: dict(like))
+  with pytest.raises(UserError, match='paint_by_example has no setting steps'):
+    scored(second, tmp_path, edits=4, kind='text', steps=3)
   results, said = scored(second, tmp_path, edits=4, kind='text', batch_size=3)
   assert results['own']['identification'] == 1 and results['shuffled']['identification'] < 0.5
   assert 'its own text' in said[0] and 'PSNR' not in said[0]
@@ -175,6 +177,7 @@ def test_unusable_settings_are_refused_before_anything_is_drawn(weights, tmp_pat
     dict(truths=1),
     dict(kind='colour'),
     dict(kind='shape'),  # the weights are of the first version
+    dict(kind='text'),
     dict(batch_size=0),
     dict(steps=0),
     dict(sampler='euler'),

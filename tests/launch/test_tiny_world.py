@@ -21,7 +21,11 @@ def test_the_stages_in_order(script, tmp_path):
   exported = [line for line in said if 'exedit.convert' in line]
   for line, (run, weights) in zip(exported, (('sd', 'tiny-sd'), ('pbe', 'tiny')), strict=True):
     assert f'--from={out}/{run} --to={out}/weights/{weights} --dtype=float16' in line
-  assert f'--weights={out}/weights/tiny --output={out}/evaluation --config.edits=16' in said[-1]
+  scored = [line for line in said if 'exedit.evaluate' in line]
+  for line, kind in zip(scored, ('look', 'shape', 'pattern', 'text'), strict=True):
+    weights = 'tiny-sd' if kind == 'text' else 'tiny'
+    assert f'--weights={out}/weights/{weights} --output={out}/evaluation/{kind} ' in line
+    assert f'--config.kind={kind} --config.edits=16' in line
   assert 'clip: train up to step' in (out / 'log.txt').read_text()
 
 
