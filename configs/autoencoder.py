@@ -67,8 +67,8 @@ def tiny() -> ml_collections.ConfigDict:
 
 def _from(base: ml_collections.ConfigDict, own: dict[str, Any]) -> ml_collections.ConfigDict:
   """A config of Paint by Example as one of this system; the data are the same pictures."""
-  config = base.to_dict()
-  optimizer = {**config['optimizer'], 'lr_multipliers': {}, **own.pop('optimizer')}
-  data = {**config['data'], **own.pop('data'), 'augment': False, 'arbitrary_mask': 0.0}
-  config |= dict(system='autoencoder', trainable='autoencoder', edit=dict(count=8))
-  return ml_collections.ConfigDict(config | own | dict(optimizer=optimizer, data=data))
+  base['model'], base['edit'] = own.pop('model'), dict(count=8)
+  base['optimizer']['lr_multipliers'] = {}
+  base.update(system='autoencoder', trainable='autoencoder', **own)
+  base.update(data=dict(augment=False, arbitrary_mask=0.0))
+  return base

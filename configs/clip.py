@@ -78,7 +78,7 @@ def tiny() -> ml_collections.ConfigDict:
 
 def _from(base: ml_collections.ConfigDict, own: dict[str, Any]) -> ml_collections.ConfigDict:
   """A config of Stable Diffusion as one of this system; the data are the same pictures."""
-  config = base.to_dict()
-  groups = {name: {**config[name], **own.pop(name)} for name in ('data', 'optimizer')}
-  config |= dict(system='clip', trainable='.*', edit=dict(count=8))
-  return ml_collections.ConfigDict(config | own | groups)
+  base['model'], base['edit'] = own.pop('model'), dict(count=8)
+  with base.unlocked():  # data get keys that Stable Diffusion leaves at their defaults
+    base.update(system='clip', trainable='.*', **own)
+  return base

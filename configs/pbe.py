@@ -189,14 +189,18 @@ def tiny() -> ml_collections.ConfigDict:
 
 def lineage() -> ml_collections.ConfigDict:
   """`tiny` with the networks of `configs/sd.py:tiny` and `configs/clip.py:tiny` to start from."""
-  config, prior, towers = (module.to_dict() for module in (tiny(), sd.tiny(), clip.tiny()))
-  taken = ('autoencoder', 'unet', 'context_dim', 'schedule')
-  config['model'] |= {name: prior['model'][name] for name in taken}
+  config, prior, towers = tiny(), sd.tiny().to_dict(), clip.tiny().to_dict()
+  for name in ('autoencoder', 'unet', 'context_dim', 'schedule'):
+    config['model'][name] = prior['model'][name]
   config['model']['clip'] = towers['model']['clip']
-  config['data'] |= {name: prior['data'][name] for name in ('root', 'size')}
-  config['optimizer'] |= dict(lr=5e-4, lr_multipliers={})
-  config |= dict(trainable='unet|conditioner', synthetic=prior['synthetic'])
-  return ml_collections.ConfigDict(config)
+  config['synthetic'] = prior['synthetic']
+  config['optimizer']['lr_multipliers'] = {}
+  config.update(
+    trainable='unet|conditioner',
+    data={name: prior['data'][name] for name in ('root', 'size')},
+    optimizer=dict(lr=5e-4),
+  )
+  return config
 
 
 def published() -> ml_collections.ConfigDict:

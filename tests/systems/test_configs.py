@@ -98,6 +98,14 @@ def test_clips_sizes(variant, width, count):
     clip.get_config('huge')
 
 
+@pytest.mark.parametrize('config', [autoencoder.tiny, clip.tiny, sd.tiny, pbe.lineage])
+def test_the_command_line_can_set_what_has_no_value(config):
+  changed = config()
+  changed.init_from, changed.init_clip, changed.optimizer.clip = 'a', 'b', 1.0
+  with pytest.raises(AttributeError):
+    changed.init_form = 'a'
+
+
 def test_the_small_lineage_fits_together():
   """Each training can start from those before it, and its weights are small enough to ship."""
   latents, towers, by_text, by_picture = (
