@@ -79,6 +79,5 @@ def tiny() -> ml_collections.ConfigDict:
 def _from(base: ml_collections.ConfigDict, own: dict[str, Any]) -> ml_collections.ConfigDict:
   """A config of Stable Diffusion as one of this system; the data are the same pictures."""
   base['model'], base['edit'] = own.pop('model'), dict(count=8)
-  with base.unlocked():  # data get keys that Stable Diffusion leaves at their defaults
-    base.update(system='clip', trainable='.*', **own)
+  base.update(system='clip', trainable='.*', **own)
   return base
