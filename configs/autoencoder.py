@@ -65,10 +65,10 @@ def tiny() -> ml_collections.ConfigDict:
   )
 
 
-def _from(base: ml_collections.ConfigDict, own: dict[str, Any]) -> ml_collections.ConfigDict:
+def _from(base: Any, own: dict[str, Any]) -> ml_collections.ConfigDict:
   """A config of Paint by Example as one of this system; the data are the same pictures."""
-  base['model'], base['edit'] = own.pop('model'), dict(count=8)
-  base['optimizer']['lr_multipliers'] = {}
+  base.model, base.edit = own.pop('model'), dict(count=8)
+  base.optimizer.lr_multipliers = {}
   base.update(system='autoencoder', trainable='autoencoder', **own)
   base.update(data=dict(augment=False, arbitrary_mask=0.0))
   return base

@@ -60,10 +60,10 @@ def tiny() -> ml_collections.ConfigDict:
     dict(
       steps=4_000,
       batch_size=128,
-      # Half of the examples are one subject, as Paint by Example's exemplars are.
-      data=dict(size=32, boxes=0.5, exemplar_pad=2),
+      # Most examples are one subject, as Paint by Example's exemplars are.
+      data=dict(size=32, boxes=0.6, exemplar_pad=2),
       model=dict(
-        clip=dict(width=128, layers=3, heads=4, mlp=512, patch=4, image_size=32),
+        clip=dict(width=96, layers=3, heads=4, mlp=384, patch=4, image_size=32),
         text=config.to_dict()['model']['text'],
         dim=128,
         dtype='float32',

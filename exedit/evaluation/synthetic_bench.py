@@ -82,8 +82,10 @@ def evaluate(
   system = systems.editing(found)
   drawing = drawn_like(system, found.config)
   truths = synthetic.count_of(kind, truths, drawing.get('version', 1))
-  how = dict(steps=steps, scale=scale, sampler=sampler, guidance_interval=guidance_interval)
-  sampling = (_text_settings if kind == 'text' else make_edits.edit_settings)(found, **how)
+  chosen = _text_settings if kind == 'text' else make_edits.edit_settings
+  sampling = chosen(
+    found, steps=steps, scale=scale, sampler=sampler, guidance_interval=guidance_interval
+  )
   if output is None and not os.path.isdir(weights):
     raise UserError(f'--output is missing: {weights} is not a folder that could hold the results')
   output = writable_folder(output or os.path.join(weights, 'evaluation'))
