@@ -155,7 +155,7 @@ def preview(
   """Each held-out picture with its caption and two pictures made of it, as grid rows."""
   tokens = jnp.concatenate([jnp.asarray(examples['tokens'])] * 2)
   size = examples['image'].shape[1:3]
-  made = generate(model, tokens, key=jax.random.key(0), size=size, **settings)
+  made = _edit(model, dict(prompt=tokens), jax.random.key(0), size, **settings)
   said = [bytes(text).decode('utf-8', 'ignore') for text in examples['caption']]
   rows = zip(images.from_uint8(examples['image']), said, *jnp.split(made, 2))
   return ('picture', 'caption', 'sample', 'another'), [list(row) for row in rows]
