@@ -12,21 +12,27 @@ import dataclasses
 import functools
 import json
 import math
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import cv2
 import numpy as np
 
-from exedit.runtime import doors, files, progress, remote
+from exedit.runtime import doors, files, parallel, progress, remote
 
 from . import crops, latent_shards, scenes, tf_example, tfds_data, tfrecord, vocabulary, world
 from .errors import DataError
 
 GRID = scenes.GRID  # of all versions
 WORLDS = {module.VERSION: module for module in (scenes, world)}
+SCENES_PER_PROCESS = 1000  # fewer are drawn sooner than a process starts
+CHUNK, AHEAD = 32, 32  # scenes that a process draws at a time; such chunks that are drawn ahead
 TOKENIZER = 'tokenizer'  # the folder of the captions' vocabulary
 MADE_BY = 'input_pipeline.synthetic'
 MANIFEST, LOCK = 'manifest.json', '.lock'
@@ -157,8 +163,8 @@ def provide(root: str, wanted: Mapping | None) -> str:
   return 'existing shards; no scenes were drawn' if wanted else 'existing shards'
 
 
-def ensure(root: str, **kwargs) -> dict:
-  """Writes the data set unless it is complete; takes the arguments of `settings`.
+def ensure(root: str, processes=1, **kwargs) -> dict:
+  """Writes the data set unless it is complete; takes the arguments of `settings` and `write`.
 
   Returns the manifest. If several processes call it at once, one writes and the others wait.
 
@@ -169,16 +175,19 @@ def ensure(root: str, **kwargs) -> dict:
   manifest = _complete(root, wanted)
   if manifest is None:
     with _locked(root):
-      manifest = _complete(root, wanted) or write(root, **kwargs)
+      manifest = _complete(root, wanted) or write(root, processes=processes, **kwargs)
   return manifest
 
 
-def write(root: str, **kwargs) -> dict:
+def write(root: str, processes=1, **kwargs) -> dict:
   """Writes the splits `train` and `validation` as shards, and the manifest, which it returns.
 
   Takes the arguments of `settings`. The manifest is there from the beginning, without the files, so
   that a killed drawing can be told from other people's files. Replaces an earlier data set; a
   failure leaves none.
+
+  processes: number of processes that draw. With more than one, a script that calls this needs
+  `if __name__ == '__main__':`, as multiprocessing does.
 
   Raises:
     DataError: if the folder holds anything else, or cannot be written.
@@ -191,9 +200,9 @@ def write(root: str, **kwargs) -> dict:
   try:
     files.write_json(os.path.join(root, MANIFEST), manifest)
     total = made['scenes'] + made['val_scenes']
-    with progress.bar(what='drawing', total=total, unit='scene') as bar:
+    with progress.bar(what='drawing', total=total, unit='scene') as bar, _pool(processes) as pool:
       for name, split, indices in _parts(made):
-        records = _records(made, split, indices, bar)
+        records = _records(made, split, indices, bar, pool)
         written[name] = tfrecord.write_shard(os.path.join(root, name), records)
     if made['version'] > 1:
       vocabulary.write(os.path.join(root, TOKENIZER), world.words())
@@ -219,12 +228,40 @@ def _parts(made: Mapping) -> Iterator[tuple[str, str, range]]:
       yield name, split, range(shard * count // shards, (shard + 1) * count // shards)
 
 
-def _records(made: dict, split: str, indices: range, bar) -> Iterator[bytes]:
+def _records(made: dict, split: str, indices: range, bar, pool: Executor | None) -> Iterator[bytes]:
+  chunks = (indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK))
+  draw = functools.partial(_drawn, made, split)
+  ahead = map(draw, chunks) if pool is None else parallel.in_order(pool, draw, chunks, AHEAD)
+  for records in ahead:
+    yield from records
+    bar.update(len(records))
+
+
+def _drawn(made: dict, split: str, indices: range) -> list[bytes]:
   seed, size, version = (made[name] for name in ('seed', 'size', 'version'))
   without = _listed(made.get('without', ''))
-  for index in indices:
-    yield record(seed, split, index, size, version=version, without=without)
-    bar.update()
+  return [record(seed, split, i, size, version=version, without=without) for i in indices]
+
+
+@contextlib.contextmanager
+def _pool(processes: int) -> Iterator[Executor | None]:
+  """Processes that draw, or None for this one alone."""
+  if processes < 2:
+    yield None
+    return
+  pool = ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start_process)
+  try:
+    yield pool
+  except BrokenProcessPool as error:
+    raise DataError('a process that drew scenes was killed: try --processes=1') from error
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends them
+  parallel.end_with_parent()
+  cv2.setNumThreads(1)
 
 
 def _complete(root: str, wanted: dict) -> dict | None:
@@ -522,6 +559,7 @@ FLAGS = (
   ('size', settings()['size'], 'side of a scene in pixels'),
   ('shards', settings()['shards'], 'number of files of the training split'),
   ('without', '', 'subjects that the training split lacks, with commas; version 2 only'),
+  ('processes', os.cpu_count() or 1, 'number of processes that draw'),
   doors.Flag(
     'example', None, 'write held-out edit number N as image.png, mask.png and exemplar.png instead',
     int, 0,
@@ -529,14 +567,17 @@ FLAGS = (
 )  # fmt: skip
 
 
-def main(output: str, example: int | None = None, **kwargs) -> None:
+def main(output: str, example: int | None = None, processes=1, **kwargs) -> None:
   """Draws the scenes, unless the folder holds them already, or one example."""
+  if processes < 1:
+    raise DataError(f'processes={processes}: must be at least 1')
   if example is not None:
     chosen = {name: kwargs[name] for name in ('seed', 'size', 'version') if name in kwargs}
     write_example(output, example, **chosen)
     print(f'{output}: image.png, mask.png and exemplar.png of held-out edit {example}')
     return
-  manifest = ensure(output, **kwargs)
+  worth = kwargs['scenes'] // SCENES_PER_PROCESS
+  manifest = ensure(output, max(1, min(processes, worth)), **kwargs)
   counts = [file['records'] for file in manifest['files'].values()]
   print(f'{output}: {sum(counts)} scenes in {len(counts)} shards')
 

@@ -4,18 +4,19 @@
 #
 #   launch/tiny_world.sh                  hours on two CPU cores
 #   SEED=3 OUT=/data/world launch/tiny_world.sh
-#   SHARE=1 EDITS=16 FLAGS='--config.batch_size=8 --config.synthetic.scenes=200' launch/tiny_world.sh
+#   SHARE=1 EDITS=16 SCENES=200 FLAGS=--config.batch_size=8 launch/tiny_world.sh
 #
 # It writes into OUT: data/, the workdirs autoencoder/, clip/, sd/ and pbe/, weights/ (tiny-sd and
 # tiny, in half precision, with config, metrics, versions and commit), evaluation/, and log.txt with
-# the time of every stage. SHARE is the percentage of the configs' steps to take; FLAGS are more
-# flags for all trainings. The same command continues where it stopped.
+# the time of every stage. SHARE is the percentage of the configs' steps to take, SCENES the number
+# of scenes to draw; FLAGS are more flags for all trainings. The same command continues where it
+# stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 make_environment .venv requirements.txt
 
-OUT=${OUT:-world} SEED=${SEED:-0} SHARE=${SHARE:-100} EDITS=${EDITS:-256}
+OUT=${OUT:-world} SEED=${SEED:-0} SHARE=${SHARE:-100} EDITS=${EDITS:-256} SCENES=${SCENES:-50000}
 read -ra flags <<<"${FLAGS:-}"
 mkdir -p "$OUT/weights"
 exec > >(tee -a "$OUT/log.txt") 2>&1
@@ -28,7 +29,8 @@ train() { # name of the workdir, module and variant of the config, more flags
 print(max(1, $module.get_config('$variant').steps * $SHARE // 100))")
   say "$name: train up to step $steps"
   python -m exedit.train "--config=configs/$module.py:$variant" --workdir="$OUT/$name" \
-    --config.data.root="$OUT/data" --config.seed="$SEED" --config.steps="$steps" "${flags[@]}" "$@"
+    --config.data.root="$OUT/data" --config.seed="$SEED" --config.steps="$steps" \
+    --config.synthetic.scenes="$SCENES" "${flags[@]}" "$@"
 }
 
 export_weights() { # name of the workdir, name of the weights
@@ -39,6 +41,8 @@ export_weights() { # name of the workdir, name of the weights
 }
 
 say "seed $SEED, $SHARE % of the steps, commit $(git rev-parse HEAD 2>/dev/null || echo unknown)"
+python -m input_pipeline.synthetic --output="$OUT/data" --version=2 --scenes="$SCENES" \
+  --val_scenes=512 --shards=8
 train autoencoder autoencoder tiny
 train clip clip tiny
 train sd sd tiny --config.init_from="$OUT/autoencoder" --config.init_clip="$OUT/clip" \

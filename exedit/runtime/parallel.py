@@ -22,7 +22,7 @@ def in_parallel(
   threads = threads or min(16, os.cpu_count() or 1)
   pool = ThreadPoolExecutor(threads)
   try:
-    yield from _map(pool, function, items, 2 * threads - 1)
+    yield from in_order(pool, function, items, 2 * threads - 1)
   finally:
     pool.shutdown(cancel_futures=True)
 
@@ -44,10 +44,13 @@ def ahead(
         raise
       return line
 
-  return _map(pool, attempt, items, depth)
+  return in_order(pool, attempt, items, depth)
 
 
-def _map(pool, function, items, depth) -> Iterator[Any]:
+def in_order(
+  pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], depth: int
+) -> Iterator[Any]:
+  """Like `map`, in the pool, up to `depth` results ahead."""
   waiting: collections.deque[Future] = collections.deque()
   for item in items:
     waiting.append(pool.submit(function, item))

@@ -114,6 +114,13 @@ def contents(folder):
   return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_several_processes_draw_the_same(tmp_path):
+  alone, together = tmp_path / 'alone', tmp_path / 'together'
+  synthetic.ensure(str(alone), **SMALL)
+  synthetic.ensure(str(together), processes=2, **SMALL)
+  assert contents(alone) == {**contents(together), '.lock': (alone / '.lock').read_bytes()}
+
+
 @pytest.mark.parametrize(
   'there',
   [

@@ -5,6 +5,8 @@ def test_the_stages_in_order(script, tmp_path):
   out = tmp_path / 'out'
   status, said = script('tiny_world', OUT=str(out), SEED='3', EDITS='16', FLAGS='--config.x=1')
   assert status == 0
+  (drawn,) = [line for line in said if 'input_pipeline.synthetic' in line]
+  assert f'--output={out}/data --version=2 --scenes=50000 --val_scenes=512 --shards=8' in drawn
   trained = [line for line in said if 'exedit.train' in line]
   wanted = (
     ('autoencoder', 'autoencoder.py:tiny', {}),
@@ -15,6 +17,7 @@ def test_the_stages_in_order(script, tmp_path):
   for line, (name, config, start) in zip(trained, wanted, strict=True):
     assert f'--config=configs/{config} --workdir={out}/{name} ' in line
     assert f'--config.data.root={out}/data --config.seed=3 ' in line and '--config.x=1' in line
+    assert '--config.synthetic.scenes=50000 ' in line
     for key in ('init_from', 'init_clip'):
       assert (f'--config.{key}={out}/{start.get(key)}' in line) == (key in start)
   assert '--config.init_parts=autoencoder|text' in trained[2] and 'init_parts' not in trained[3]
