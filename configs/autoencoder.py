@@ -29,7 +29,10 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
 
 
 def full() -> ml_collections.ConfigDict:
-  """The published sizes and settings (LDM autoencoder_kl_32x32x4.yaml)."""
+  """The published sizes and settings (LDM autoencoder_kl_32x32x4.yaml).
+
+  The loss has one part that LDM's has not: `spread` (see `autoencoder_kl.build`).
+  """
   return _from(
     pbe.full(),
     dict(

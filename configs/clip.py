@@ -5,8 +5,8 @@
 
 ViT-L/14 with the paper's settings (its tables 18 to 20): 32 epochs of 400 million pairs at a global
 batch of 32,768, Adam with decoupled decay 0.2 on kernels and tables, a cosine from 4e-4 after 2,000
-warm-up steps. Every picture is told from all texts of the batch, over all devices. Not run here,
-because neither the pictures nor the pods were available.
+warm-up steps. Every picture is compared with all texts of the batch, over all devices. Not run
+here, because neither the pictures nor the pods were available.
 
   python -m exedit.train --config=configs/clip.py:tiny --workdir=/tmp/clip
 
@@ -35,7 +35,7 @@ def full() -> ml_collections.ConfigDict:
     sd.full(),
     dict(
       steps=390_625,
-      batch_size=32_768,  # over all devices; `accumulate` would leave fewer texts to tell from
+      batch_size=32_768,  # over all devices; `accumulate` would compare with fewer texts
       data=dict(size=224),
       model=dict(clip=dict(remat=True), text=dict(remat=True), dim=768, dtype='bfloat16'),
       optimizer=dict(

@@ -32,7 +32,8 @@ def own() -> ml_collections.ConfigDict:
     dict(
       bench='coco_ee',  # which benchmark this config is for
       data=dict(root='test_bench'),  # GT_n, Ref_n, Mask_bbox_n, id_list.npy; or packed as TFRecord
-      # How to make the edits. None means the weights' own setting, else 50 steps, scale 5, PLMS.
+      # How to make the edits. None means the weights' own setting, else 50 steps of PLMS
+      # and scale 5 (7.5 for Stable Diffusion).
       seed=42,
       batch_size=config_dict.placeholder(int),  # for all devices of a process; None: 8 per device
       steps=config_dict.placeholder(int),

@@ -141,7 +141,7 @@ def tiny() -> ml_collections.ConfigDict:
       log_every=25,
       save_every=250,
       edit_every=500,
-      trainable='unet|conditioner|clip',  # no tower of this size is pretrained
+      trainable='unet|conditioner|clip',  # the tower too, because nothing here is pretrained
       data=dict(
         root='data/synthetic',
         size=32,
@@ -153,8 +153,9 @@ def tiny() -> ml_collections.ConfigDict:
       ),
       synthetic=dict(scenes=20_000, val_scenes=512, seed=0, size=64, shards=4),
       model=dict(
-        # No autoencoder of this size is trained: a fixed, exactly invertible transform replaces it
-        # behind the same encode and decode. Scale and mean give latents of unit variance.
+        # This recipe starts from nothing, so that it needs no other training (`lineage` starts from
+        # trained networks). A fixed, exactly invertible transform replaces the autoencoder behind
+        # the same encode and decode. Scale and mean give latents of unit variance.
         autoencoder=dict(kind='space_to_depth', patch=4, scale=3.6, mean=-0.27),
         unet=dict(
           channels=56,
@@ -219,7 +220,7 @@ def row(name: str, config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
   """A row of the ablation: the full recipe without the things that later rows add."""
   has = lambda thing: ROWS.index(thing) <= ROWS.index(name)
   if config.synthetic:
-    # No pretrained weights are this small; for the prior, the user must set init_from.
+    # The tiny rows start from nothing, except for the prior: the user must set init_from.
     config.update(init_parts='unet' if has('prior') else '')
   else:
     config.update(
@@ -238,8 +239,9 @@ def row(name: str, config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
 def generator() -> ml_collections.ConfigDict:
   """The tiny prior: the same UNet, trained to fill holes without an exemplar.
 
-  It replaces Stable Diffusion, which did not learn to fill holes; but the loop has no other task.
-  CLIP and conditioner keep their random weights, and the rows do not take them.
+  It takes the place of Stable Diffusion, so that the tiny rows need neither captions nor a text
+  tower. Unlike Stable Diffusion it learns to fill holes. CLIP and conditioner keep their random
+  weights, and the rows do not take them.
   """
   config = tiny()
   config.update(trainable='unet|conditioner[.]null', model=dict(p_drop=1.0), edit=dict(scale=1.0))

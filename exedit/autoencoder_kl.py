@@ -1,8 +1,9 @@
 """The KL autoencoder as a system: it trains the latents that diffusion works in, and edits nothing.
 
 The loss is that of Latent Diffusion (arXiv 2112.10752, LPIPSWithDiscriminator) without its two
-networks: no discriminator and no perceptual distance. A training batch holds uint8
-`image [b h w 3]` and int32 `id [b]`. All random numbers of an example are functions of its id.
+networks, the discriminator and the perceptual distance; `spread` is added (see `build`). A training
+batch holds uint8 `image [b h w 3]` and int32 `id [b]`. All random numbers of an example are
+functions of its id.
 """
 
 from collections.abc import Mapping

@@ -88,10 +88,10 @@ def unit(vectors: Float[Array, 'b d']) -> Float[Array, 'b d']:
 def loss(
   model: Contrastive, batch: Mapping[str, Array], key: Key[Array, '']
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
-  """How well each picture tells its own text from the others of the whole batch, and vice versa.
+  """The cross-entropy of each picture's own text among all texts of the batch, and vice versa.
 
-  The batch is that of all devices; with `accumulate` it is one part of it. Equal texts are not
-  told from each other: a picture's own text is not its negative because it stands in two rows.
+  The batch is that of all devices; with `accumulate` it is one part of it. Another row with the
+  same text is left out of the sum: it is not a wrong answer.
   """
   image, text = model.images(as_signed(batch['image'])), model.texts(batch['tokens'])
   everyone = [sharding.all_rows(rows) for rows in (image, text, batch['tokens'])]

@@ -269,10 +269,10 @@ def blended(
   """A denoiser that always sees the known latents, as noisy as its timestep, outside the hole.
 
   This is Blended Latent Diffusion (Avrahami et al. 2022, arXiv 2206.02779, algorithm 1): there the
-  latents outside the hole are replaced after each step, which is before each prediction. Samplers
-  compute each number alone, so nothing from outside the hole comes in but through the network. The
-  caller puts the known latents back at the end. The noise is the same at all timesteps, as in
-  diffusers' StableDiffusionInpaintPipeline; in the paper it is drawn for each.
+  latents outside the hole are replaced after each step, which is before each prediction. A sampler
+  works on each number separately, so latents outside the hole act on those inside only through the
+  network. The caller puts the known latents back at the end. The noise is the same at all
+  timesteps, as in diffusers' StableDiffusionInpaintPipeline; in the paper it is drawn for each.
   """
   return lambda x, t: denoise(jnp.where(hole, x, schedule.add_noise(known, noise, t)), t)
 

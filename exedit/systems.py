@@ -99,9 +99,10 @@ class System(Form):
   picture_size(model): the side in pixels of a 'picture' input, from the model settings.
   tokenizer(weights): a function of a text that gives the array that `edit` gets for a 'text' input;
     its `cut(text)` is the end of a text that is too long. See `input_pipeline.tokenizer`.
-  data_settings(config, workdir): `config.data` with what `data` needs of the rest of a training's
-    config, given as a mapping. With a `workdir` it also finds files, for which it may fetch
-    weights, such as those of a `tokenizer` (the folder; the workdir gets a copy of it).
+  data_settings(config, workdir): the settings that `data` takes: `config.data`, and what it needs
+    of the rest of a training's config, which is a mapping. With a `workdir` the settings also name
+    files, such as the folder of a `tokenizer`, and weights may be fetched for them. The training
+    copies that folder into the workdir.
   moments(autoencoder, image, mask): the moments that `exedit.encode` stores. None: the system does
     not train on stored latents.
   """

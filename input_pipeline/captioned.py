@@ -62,8 +62,8 @@ def make_example(
   Returns image uint8 [size size 3], tokens int32 [length], and for people `caption`, bytes.
 
   Args:
-    size: side of the image in pixels. tokenizer: its folder; '': tokenizer/ of init_from, or else
-      of data.root.
+    size: side of the image in pixels. tokenizer: its folder; '': that of the run, of init_from or
+      init_clip, or of data.root.
     length: number of tokens of a text; as model.text.length says. vocabulary: number of tokens that
       the tokenizer knows; as model.text.vocabulary says.
     augment: cut squares and draw captions at random; False: the middle square, the first caption,
@@ -78,7 +78,7 @@ def make_example(
       with the empty text; both are counted and logged.
 
   Raises:
-    DataError: if the image cannot be decoded, or the caption not be spelt.
+    DataError: if the image cannot be decoded, or the caption cannot be spelt.
     Unusable: if there is no caption.
   """
   name = name_of(features)

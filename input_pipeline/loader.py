@@ -249,8 +249,8 @@ def _reported(
       seen, bare = seen + len(positions), bare + int(batch.pop('uncaptioned').sum())
       if bare >= due:  # at the first, and whenever the number has doubled
         due = 2 * bare
-        words = 'records without a caption, for %s examples of this process so far: %s'
-        logging.getLogger(__name__).warning(words, f'{seen:,}', f'{bare:,}')
+        words = '%s records without a caption among %s examples of this process so far'
+        logging.getLogger(__name__).warning(words, f'{bare:,}', f'{seen:,}')
       if not texts:
         batch = {name: rows for name, rows in batch.items() if rows.dtype.kind != 'S'}
       # Copy out of the workers' shared memory, which a JAX array would keep until the exit.

@@ -460,7 +460,7 @@ def count_of(kind: str, truths: int | None = None, version=2) -> int:
   """Returns the number of truths of an edit: the given one, or 10, or one for each pattern.
 
   Raises:
-    DataError: for another kind, and for a number that there is not.
+    DataError: for an unknown kind, and for a number of truths out of range.
   """
   if kind not in KINDS:
     raise DataError(f'kind={kind}: use one of {", ".join(KINDS)}')

@@ -63,7 +63,7 @@ class Tokenizer:
     return text[rest[0][0] :].strip() if rest else ''
 
   def _check(self, text: str) -> None:
-    """Raises UserError for a text that the tokens would not say."""
+    """Raises UserError for a text that the tokens cannot represent."""
     bad = next(
       (c for c in text if unicodedata.category(c) in ('Cc', 'Cs') and c not in '\t\r\n'), ''
     )

@@ -112,7 +112,7 @@ def test_missing_captions_are_counted_and_logged(tmp_path, caplog, text, how):
   assert 'uncaptioned' not in batches[0] and not sum(b['corrupt'].sum() for b in batches)
   said = [record.getMessage() for record in caplog.records]
   assert said == [
-    f'records without a caption, for {seen} examples of this process so far: {count}'
+    f'{count} records without a caption among {seen} examples of this process so far'
     for seen, count in (('8', '2'), ('16', '4'), ('32', '8'))
   ]
   bare = sum(not bytes(text) for batch in batches for text in batch['caption'])
