@@ -18,6 +18,7 @@ from exedit.runtime.errors import UserError
 FOLDER = 'tokenizer'  # its name beside weights, in a run and in a folder of data
 FILES = ('vocab.json', 'merges.txt')
 WHOLE, CONFIG = 'tokenizer.json', 'tokenizer_config.json'
+ALL = (*FILES, WHOLE, CONFIG, 'special_tokens_map.json', 'added_tokens.json')
 SHOWN = 60  # characters of a text in a message
 
 
@@ -64,13 +65,7 @@ class Tokenizer:
 
   def _check(self, text: str) -> None:
     """Raises UserError for a text that the tokens cannot represent."""
-    bad = next(
-      (c for c in text if unicodedata.category(c) in ('Cc', 'Cs') and c not in '\t\r\n'), ''
-    )
-    if bad:
-      raise UserError(
-        f'the text {text!r:.{SHOWN}} has a control character (U+{ord(bad):04X}): delete it'
-      )
+    check_characters(text)
     unknown = [word for word in text.split() if not self._spells(word)]
     if unknown:
       words = ', '.join(repr(word[:SHOWN]) for word in unknown[:5])
@@ -84,16 +79,26 @@ class Tokenizer:
     return end in word or end not in self._clip.tokenize(word)
 
 
-def is_there(folder: str) -> bool:
+def check_characters(text: str) -> None:
+  """The check of a text that needs no vocabulary: raises UserError for control characters."""
+  bad = next((c for c in text if unicodedata.category(c) in ('Cc', 'Cs') and c not in '\t\r\n'), '')
+  if bad:
+    raise UserError(
+      f'the text {text!r:.{SHOWN}} has a control character (U+{ord(bad):04X}): delete it'
+    )
+
+
+def is_there(folder: str | os.PathLike) -> bool:
   """Whether a folder, which may be in a store, holds the files of a tokenizer."""
-  names = {*remote.listing(folder)} if remote.is_remote(folder) or os.path.isdir(folder) else set()
+  known = remote.is_remote(folder) or os.path.isdir(folder)
+  names = {*remote.listing(os.fspath(folder))} if known else set()
   return names.issuperset(FILES) or WHOLE in names
 
 
 def contents(folder: str | os.PathLike) -> dict[str, bytes]:
   """The files of a tokenizer by their names; other files in the folder do not count."""
-  names = [n for n in remote.listing(os.fspath(folder)) if n.endswith('.json') or n == 'merges.txt']
-  return {name: remote.read(os.path.join(folder, name)) for name in sorted(names)}
+  names = sorted({*remote.listing(os.fspath(folder))}.intersection(ALL))
+  return {name: remote.read(os.path.join(folder, name)) for name in names}
 
 
 def copy(source: str | os.PathLike, weights: str | os.PathLike) -> None:

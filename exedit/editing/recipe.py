@@ -70,9 +70,13 @@ def versions() -> dict[str, Any]:
   return {name: found[name] for name in VERSIONS}
 
 
-def identity(files: str, model: Mapping[str, Any]) -> str:
-  """The digest of weights: of their files, and of the model settings that give them a meaning."""
-  return hashlib.sha256(f'{files} {json.dumps(model, sort_keys=True)}'.encode()).hexdigest()
+def identity(files: str, model: Mapping[str, Any], tokenizer: str = '') -> str:
+  """The digest of weights: of their files, and of what gives them a meaning.
+
+  model: its settings. tokenizer: the digest of its files; '' for a system without texts.
+  """
+  parts = [files, json.dumps(model, sort_keys=True), *filter(None, [tokenizer])]
+  return hashlib.sha256(' '.join(parts).encode()).hexdigest()
 
 
 def text_digest(text: str) -> str:

@@ -119,8 +119,9 @@ def _session(old, path, weights) -> Session:
     precision=old.precision,
   )
   if session.digest != old.weights['digest']:
+    what = 'weights or another tokenizer' if session.system.tokenizer else 'weights'
     raise UserError(
-      f'{weights} holds other weights (digest {session.digest[:12]}...) than the recipe says'
+      f'{weights} holds other {what} (digest {session.digest[:12]}...) than the recipe says'
       f' ({old.weights["digest"][:12]}...): name the right ones with --weights'
     )
   return session

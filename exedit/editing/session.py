@@ -101,7 +101,8 @@ class Session:
     with self._lock:
       if not self._digest:
         model = self.system.complete(self.config['model'])
-        self._digest = recipes.identity(self.found.digest(), model)
+        words = self.found.tokenizer_digest()
+        self._digest = recipes.identity(self.found.digest(), model, words)
     return self._digest
 
   @functools.cached_property

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from exedit.input_pipeline.tokenizer import FOLDER
+from exedit.input_pipeline import tokenizer as texts
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import fetch
@@ -82,7 +82,7 @@ def tokenizer(src: str | os.PathLike) -> Path | None:
 
 
 def _tokenizer(path: Path) -> Path | None:
-  folder = (path.parent if path.is_file() else path) / FOLDER
+  folder = (path.parent if path.is_file() else path) / texts.FOLDER
   return folder if folder.is_dir() else None
 
 
@@ -133,7 +133,7 @@ def clip_tower(src: str | os.PathLike, heads: int | None = None, part: str = 'cl
   if path.is_dir():
     read = settings.clip if part == 'clip' else settings.clip_text
     sizes = read(read_json(path / 'config.json'), str(path / 'config.json'))
-    tokenizer = path if part == 'text' and (path / 'vocab.json').exists() else None
+    tokenizer = path if part == 'text' and texts.is_there(path) else None
     path = diffusers.weights_file(path, 'model')
     theirs = open_tensors(path)
   elif part == 'text':

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from exedit.input_pipeline import tokenizer as texts
 from exedit.runtime.errors import UserError
 from exedit.weights import digests, translate
 from exedit.weights.formats.tensor import Tensor
@@ -91,6 +92,10 @@ class Weights:
       return digests.together(self.files, self.which)
     except OSError as error:
       raise UserError(f'{error.filename} is gone or cannot be read: {error.strerror}') from error
+
+  def tokenizer_digest(self) -> str:
+    """Returns a SHA-256 in hexadecimal of the tokenizer's files; '' for weights without one."""
+    return texts.digest(self.tokenizer) if self.tokenizer else ''
 
 
 def system_of(unet: Mapping[str, Any], z: int, by_text: bool, where: str) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from exedit.input_pipeline import tokenizer as tokenizers
 from exedit.input_pipeline.tokenizer import Tokenizer
 from exedit.runtime.errors import UserError
 from tests import vocabulary
@@ -46,6 +47,17 @@ def test_a_long_text_is_cut_and_the_rest_is_named(tokenizer, size):
 def test_texts_that_the_tokens_would_not_say_are_refused(tokenizer, text, says):
   with pytest.raises(UserError, match=says):
     tokenizer(text)
+
+
+def test_the_digest_is_of_the_tokenizers_files_alone(tmp_path):
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  vocabulary.write(first)
+  vocabulary.write(second)
+  for name in ('config.json', 'model.safetensors.index.json'):
+    (second / name).write_text('{}')
+  assert tokenizers.digest(first) == tokenizers.digest(second)
+  (second / 'tokenizer_config.json').write_text('{"do_lower_case": false}')
+  assert tokenizers.digest(first) != tokenizers.digest(second)
 
 
 def test_other_folders_are_refused(tmp_path, folder, size):
