@@ -70,7 +70,8 @@ def edit_once(
   known = decoded, session.prepare(first, decoded)
   ours = processes.own_share([dataclasses.replace(first, edit=edit) for edit in found])
   devices, rows, note = share_out(batch_size, 1, len(ours))
-  understood = [f'{line} ({first.repainted:.1%} is repainted)' for line in first.understood]
+  share = '' if first.repainted is None else f' ({first.repainted:.1%} is repainted)'
+  understood = [f'{line}{share}' for line in first.understood]
   told = [*session.notes(), *first.notes, *understood, *filter(None, [session.saved(first.edit)])]
   for line in [*told, *_window(first.frame, decoded), *note]:
     say(f'note: {line}')
@@ -99,10 +100,13 @@ def _before_fetching(weights: str, checked: Callable[..., Any], given: Iterable[
   here. settings: makes a system's settings of values by name. given: the names of inputs; the fault
   is that of the system which has most of them.
   """
+  if os.path.exists(weights):
+    return
   faults, given = [], {*given}
   others = lambda system: len(given - {entry.name for entry in system.inputs})
-  known = [] if os.path.exists(weights) else sorted(systems.all_systems().values(), key=others)
-  for system in (system for system in known if system.edit):
+  for system in sorted(systems.all_systems().values(), key=others):
+    if not system.edit:
+      continue
     try:
       checked(system, functools.partial(_settings, system), USUAL_SIZE)
       return
@@ -190,7 +194,7 @@ def edit_list(
       jobs.refuse(faults, edits, total, remedy)
     return good, faults, total
 
-  _before_fetching(weights, checked)
+  _before_fetching(weights, checked, jobs.columns(edits))
   session = Session(
     weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe,
     keep=keep,
@@ -252,7 +256,9 @@ def _notes(session, ours, states, keep) -> Iterator[str]:
     for line in job.understood:
       shares[line].append(job.repainted)
   for line, found in shares.items():
-    yield f'{line} ({len(found)} edits; {min(found):.1%} to {max(found):.1%} is repainted)'
+    known = [share for share in found if share is not None]
+    share = f'; {min(known):.1%} to {max(known):.1%} is repainted' if known else ''
+    yield f'{line} ({len(found)} edits{share})'
   if finished := sum(state != 'no' for state in states.values()):
     yield f'{finished} of {len(ours)} edits are finished already'
   if changed := [output for output, state in states.items() if state == 'changed']:

@@ -5,7 +5,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from exedit import images, systems
 from exedit.editing import framing, photo, recipe
 from exedit.editing.settings import LARGEST_SEED
+from exedit.input_pipeline import tokenizer as texts
 from exedit.runtime import decode, files, lists, parallel
 from exedit.runtime.errors import UserError, explain
 from exedit.systems import System
@@ -47,14 +48,14 @@ class Job:
 
   frame: the window that the network sees. notes: what to tell the user. pixels: the number of
   pixels that are decoded at once for this job, for `PHOTOS`. repainted: the mask's share of the
-  photo. understood: what to tell about masks; the share is of interest then.
+  photo, if there is one. understood: what to tell about masks; the share is of interest then.
   """
 
   edit: Edit
   frame: framing.Frame
   notes: tuple[str, ...] = ()
   pixels: int = 0
-  repainted: float = 1.0
+  repainted: float | None = None
   understood: tuple[str, ...] = ()
 
 
@@ -109,6 +110,13 @@ def read(
   return found, faults
 
 
+def columns(path: str) -> Iterator[str]:
+  """The names of the cells that a list fills in, or of the folders for inputs in a folder."""
+  inputs = {entry.name for form in systems.forms().values() for entry in form.inputs}
+  for _, row in lists.read(path, sorted(inputs), ())[0]:
+    yield from () if isinstance(row, UserError) else (name for name in row if row[name] != '')
+
+
 def _edit(where, row, base, output, system, settings) -> Edit:
   given = {str(name): value for name, value in row.items() if value not in (None, '')}
   inputs = {}
@@ -122,9 +130,10 @@ def _edit(where, row, base, output, system, settings) -> Edit:
   target = given.pop('output', None)
   if target is None:
     paths = [inputs[entry.name] for entry in system.inputs if _is_file(entry, inputs)]
-    if output is None or not paths:
-      folder = ', and no folder was named for it: give --output=FOLDER' if paths else ''
-      raise UserError(f'it has no output{folder}')
+    if not paths:
+      raise UserError('it has no output: name the file to write in a column output')
+    if output is None:
+      raise UserError('it has no output, and no folder was named for it: give --output=FOLDER')
     target = Path(paths[0]).stem + '.png'
   values = {n: systems.check_setting(system.settings, n, value) for n, value in given.items()}
   return Edit(
@@ -195,7 +204,7 @@ def samples(found: Sequence[Edit], count: int) -> list[Edit]:
 def check(edit: Edit, system: System, trained: int, tokenizer: Any = None) -> Job:
   """Checks the texts and files of one edit; of the files it decodes only the masks.
 
-  tokenizer: see `System.tokenizer`. None: texts are not checked.
+  tokenizer: see `System.tokenizer`. None: of texts only that is checked which needs no vocabulary.
 
   Raises:
     UserError: for an empty text, one that cannot be spelt, a file that is missing or not readable,
@@ -206,7 +215,7 @@ def check(edit: Edit, system: System, trained: int, tokenizer: Any = None) -> Jo
     if entry.name in edit.inputs and not photos:
       raise UserError(f'{entry.name} is given without a photo: name that too, or leave it out')
   headers, masks, understood = check_files(edit, system)
-  understood += _check_texts(edit, system, tokenizer)
+  notes = [*_check_texts(edit, system, tokenizer)]
   pixels = sum(
     math.prod(headers[entry.name].size)
     for entry in system.inputs_of('photo', 'picture')
@@ -215,7 +224,7 @@ def check(edit: Edit, system: System, trained: int, tokenizer: Any = None) -> Jo
   if not photos:
     frame = photo.choose_frame(None, getattr(edit.settings, 'size', 0) or trained)
     images.check_holds(edit.output, frame.size)
-    return Job(edit, frame, (), pixels, understood=tuple(understood))
+    return Job(edit, frame, tuple(notes), pixels, understood=tuple(understood))
   [name] = photos
   images.check_holds(edit.output, headers[name].size)
   holes = [masks[entry.name] for entry in system.inputs_of('mask') if entry.name in masks]
@@ -229,8 +238,9 @@ def check(edit: Edit, system: System, trained: int, tokenizer: Any = None) -> Jo
   white = bool(holes) and repainted == 1
   if holes and 0.5 < repainted < 1:
     understood.append('the mask covers more than half of the photo; is it inverted?')
-  notes = tuple(_notes(edit, headers[name], white))
-  return Job(edit, frame, notes, pixels, repainted, tuple(understood))
+  notes += _notes(edit, headers[name], white)
+  share = repainted if holes else None
+  return Job(edit, frame, tuple(notes), pixels, share, tuple(understood))
 
 
 def check_files(
@@ -269,16 +279,18 @@ def _check_texts(edit, system, tokenizer):
   """Checks the texts of an edit; yields what to tell about them."""
   for entry in system.inputs_of('text'):
     text = edit.inputs.get(entry.name)
-    if text is None or tokenizer is None:
+    if text is None:
       continue
     if not text.strip():
       remedy = 'say what the picture shows' if entry.required else 'leave it out'
       raise UserError(f'{entry.name} is empty: {remedy}')
     try:
-      tokenizer(text)
+      texts.check_characters(text)
+      if tokenizer is not None:
+        tokenizer(text)
     except UserError as error:
       raise UserError(f'{entry.name}: {error}') from None
-    if cut := tokenizer.cut(text):
+    if tokenizer is not None and (cut := tokenizer.cut(text)):
       yield f'{entry.name} is too long for the text tower, which does not see its end: {cut!r}'
 
 

@@ -13,10 +13,11 @@ from PIL import Image
 
 from configs import sd
 from exedit import convert, latent_diffusion, stable_diffusion, stable_diffusion_inpainting, systems
+from exedit.editing import session
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
 from exedit.weights import find
-from tests import released
+from tests import released, vocabulary
 from tests.refusals import refusal
 from tests.small_text import MODEL, export
 from tests.systems.test_third_system import open_sample_door
@@ -71,6 +72,10 @@ def test_a_text_becomes_a_picture_that_replays(weights, tmp_path, capsys):
   assert pixels(output).shape == (16, 16, 3)
   open_sample_door(replay=output)
   assert capsys.readouterr().out.endswith('identical to the recorded pixels\n')
+  shutil.copytree(weights, tmp_path / 'others')
+  vocabulary.write(tmp_path / 'others' / 'tokenizer', vocabulary.WORDS[::-1])
+  said = refusal(capsys, open_sample_door, replay=output, weights=tmp_path / 'others')
+  assert 'others holds other weights or another tokenizer' in said
 
 
 def test_rows_of_a_list_do_not_depend_on_each_other(weights, tmp_path, capsys):
@@ -82,6 +87,7 @@ def test_rows_of_a_list_do_not_depend_on_each_other(weights, tmp_path, capsys):
   assert "prompt is too long for the text tower, which does not see its end: 'red red" in (
     said.out + said.err
   )
+  assert 'is repainted' not in said.out + said.err
   alone = tmp_path / 'alone.png'
   open_sample_door(weights=weights, prompt='a red ball', seed=1, output=alone)
   a, b, c = (pixels(tmp_path / f'{name}.png').astype(int) for name in 'abc')
@@ -135,6 +141,24 @@ def test_texts_that_cannot_be_used_are_refused(weights, tmp_path, capsys, prompt
     open_sample_door(weights=weights, prompt=prompt, output=tmp_path / 'a.png')
   assert re.search(says, capsys.readouterr().err)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'prompt, says',
+  [
+    (' ', 'prompt is empty: say what the picture shows'),
+    ('a \x07', 'has a control character'),
+  ],
+)
+def test_texts_are_checked_before_weights_are_fetched(tmp_path, capsys, monkeypatch, prompt, says):
+  monkeypatch.setattr(session.find, 'weights', lambda *_: pytest.fail('the weights were fetched'))
+  given = dict(weights='somebody/weights', output=tmp_path / 'a.png')
+  assert says in refusal(capsys, open_sample_door, **given, prompt=prompt)
+  (tmp_path / 'list.jsonl').write_text(json.dumps(dict(prompt=prompt, output='a.png')))
+  assert says in refusal(capsys, open_sample_door, **given, edits=tmp_path / 'list.jsonl')
+  (tmp_path / 'list.jsonl').write_text('{"prompt": "a star"}')
+  said = refusal(capsys, open_sample_door, **given, edits=tmp_path / 'list.jsonl')
+  assert 'it has no output: name the file to write in a column output' in said
 
 
 def test_an_empty_negative_text_and_faults_of_a_list_are_refused(weights, tmp_path, capsys):
