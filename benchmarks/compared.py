@@ -17,17 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from exedit.evaluation import coco_ee, pages
+from exedit.evaluation import coco_ee, make_edits, pages
 from exedit.input_pipeline.coco_ee import references
 from exedit.metrics import confidence
 from exedit.runtime import doors, files
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
 from exedit.runtime.settings import benchmark
+from exedit.weights import find
 from launch import ablation
 
 PASTES = ('copy_paste', 'harmonised', 'source')
-ONLY_OURS = ('mask_resize', 'prompts', 'prompt', 'strength')  # settings that not all systems have
+SAMPLING = ('steps', 'scale', 'sampler', 'spacing', 'guidance_interval')  # of every system
+NOT_SHARED = ('mask_resize', 'strength', 'prompts', 'prompt')  # settings that not all systems have
 FLAGS = (
   Flag('config', None, 'configs/coco_ee.py: the benchmark, the networks', 'config'),
   Flag('output', doors.REQUIRED, 'folder of the evaluations and of the table', str),
@@ -39,12 +41,13 @@ FLAGS = (
 
 def evaluations(config: dict[str, Any], **weights: str | None) -> Iterator[tuple[str, dict]]:
   """Yields the name of each row and the arguments of its evaluation."""
-  shared = {name: value for name, value in config.items() if name not in ONLY_OURS}
+  shared = {name: value for name, value in config.items() if name not in NOT_SHARED}
   texts = {name: config[name] for name in ('prompts', 'prompt') if config.get(name)}
+  strength = config.get('strength')
   own = dict(
     ours=dict(mask_resize=config.get('mask_resize')),
     inpainting=texts,
-    text=dict(texts, strength=config.get('strength') or 1.0),
+    text=dict(texts, strength=1.0 if strength is None else strength),
   )
   for name, more in own.items():
     if weights.get(name):
@@ -59,13 +62,18 @@ def compare(
   """Makes and scores all rows, writes table.json and returns it: cells by row and column.
 
   Raises:
-    UserError: as `coco_ee.evaluate`.
+    UserError: as `coco_ee.evaluate`; for weights and their settings before any row is made.
   """
+  rows = [*evaluations(config, **weights)]
+  for _, how in rows:
+    if path := how.get('weights'):
+      given = {n: how[n] for n in (*SAMPLING, *NOT_SHARED[:2]) if n in how}
+      make_edits.edit_settings(find.weights(path), bool(how.get('prompts')), **given)
   root = str(config['data']['root'])
   drawn = os.path.dirname(root.rstrip('/'))
   has_truths = os.path.exists(os.path.join(drawn, ablation.TRUTHS))
   table = {}
-  for name, how in evaluations(config, **weights):
+  for name, how in rows:
     say(f'\n{name}')
     folder = os.path.join(output, name)
     if how.get('pictures'):

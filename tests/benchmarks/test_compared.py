@@ -5,7 +5,9 @@ import json
 import pytest
 
 from benchmarks import compared
+from exedit.runtime.errors import UserError
 from launch import ablation
+from tests import small
 from tests.refusals import refusal
 
 
@@ -33,6 +35,8 @@ def test_only_systems_with_texts_get_prompts_and_only_blending_a_strength():
   assert 'prompts' not in rows['ours'] and rows['ours']['mask_resize'] == 'nearest'
   assert rows['text']['prompts'] == rows['inpainting']['prompts'] == 'p.csv'
   assert rows['text']['strength'] == 1 and 'strength' not in rows['inpainting']
+  given |= dict(strength=0)
+  assert dict(compared.evaluations(given, text='sd'))['text']['strength'] == 0
   assert rows['source']['pictures'] == 'source' and 'weights' not in rows['source']
 
 
@@ -43,6 +47,18 @@ def test_the_table_has_the_scores_against_the_truths(drawn, tmp_path):
   for cells in table.values():
     assert cells['identification'].endswith(']') and float(cells['psnr_in_hole']) > 0
   assert table['source']['psnr_in_hole'] != table['copy_paste']['psnr_in_hole']
+
+
+def test_all_weights_are_checked_before_the_first_row(drawn, tmp_path):
+  given = config(drawn, tmp_path / 'c') | dict(prompts=str(drawn / 'prompts.csv'))
+  ours, missing = small.export(tmp_path / 'ours'), str(tmp_path / 'no')
+  for rows, says in (
+    (dict(ours=ours, text=missing), 'no does not exist'),
+    (dict(ours=ours, text=ours), 'paint_by_example has no such setting|takes no text'),
+  ):
+    with pytest.raises(UserError, match=says):
+      compared.compare(str(tmp_path / 'out'), given, say=pytest.fail, **rows)
+  assert not (tmp_path / 'out').exists()
 
 
 def test_texts_need_prompts(capsys):
