@@ -21,7 +21,7 @@ from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.weights import find
 
-RELEASED = 'Fantasy-Studio/Paint-by-Example'  # weights on the hub
+RELEASED = dict(paint_by_example='Fantasy-Studio/Paint-by-Example')  # by system, on the hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +132,18 @@ class Session:
   def notes(self) -> list[str]:
     """What to tell about the weights."""
     root = str(self.config['data'].get('root', ''))
-    if not self.config.get('synthetic') or os.path.basename(root.rstrip('/')) != 'synthetic':
+    if not self.config.get('synthetic') and os.path.basename(root.rstrip('/')) != 'synthetic':
       return [*self.found.notes]
     what = f'these weights were trained on drawn scenes of {self.trained} pixels'
-    return [*self.found.notes, f'{what}; for photos use --weights={RELEASED}']
+    remedy = 'for photos use weights that were trained on photos'
+    known = RELEASED.get(self.system.name)
+    return [*self.found.notes, f'{what}; {remedy}{f", --weights={known}" if known else ""}']
 
   def saved(self, edit: jobs.Edit) -> str:
     """See `settings.saved_evaluations`."""
     settings = systems.network_settings(edit.settings)
-    if not any(entry.name in edit.inputs for entry in self.system.inputs_of('photo')):
-      settings.pop('strength', None)  # it counts with a photo only
-    return saved_evaluations(settings, self.most_steps)
+    photo = any(entry.name in edit.inputs for entry in self.system.inputs_of('photo'))
+    return saved_evaluations(settings, self.most_steps, photo)
 
   def asked(self, edit: jobs.Edit) -> dict[str, Any]:
     """`Recipe.asked` of the output that this session would make."""
