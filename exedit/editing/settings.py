@@ -89,10 +89,11 @@ class SamplingSettings(EditSettings):
   )  # fmt: skip
 
 
-def saved_evaluations(settings: Mapping[str, Any], most: int) -> str:
+def saved_evaluations(settings: Mapping[str, Any], most: int, photo: bool = True) -> str:
   """A line that counts the evaluations that a guidance interval saves; empty if it saves none.
 
-  settings: the network's. most: see `systems.most_steps`.
+  settings: the network's. most: see `systems.most_steps`. photo: whether the edit has one; without
+  it the strength does not count.
   """
   from exedit import latent_diffusion
   from exedit.diffusion.schedule import Schedule
@@ -100,7 +101,7 @@ def saved_evaluations(settings: Mapping[str, Any], most: int) -> str:
   shares = interval_shares(settings.get('guidance_interval', latent_diffusion.WHOLE))
   if shares == latent_diffusion.WHOLE or settings['scale'] == 1:
     return ''
-  names = ('steps', 'sampler', 'spacing', 'strength')
+  names = ('steps', 'sampler', 'spacing', *(['strength'] if photo else []))
   how = {name: settings[name] for name in names if name in settings}
   total, guided = latent_diffusion.evaluations(Schedule(num_steps=most + 1), shares, **how)
   return (

@@ -22,6 +22,7 @@ RESULTS, FEATURES = 'results.json', 'features'
 MARKS = {RESULTS: b'"benchmark"', pages.PAGE: b'p.head {'}
 UNMARKED = (pages.PICTURES, 'grid.png')  # what is written after one of them
 FORMAT = 'exedit bench 1'
+CATEGORY = '{category}'  # the prompt of a category, by default
 
 
 def evaluate(
@@ -44,7 +45,7 @@ def evaluate(
   guidance_interval: str | None = None,
   strength: float | None = None,
   prompts: str | None = None,
-  prompt: str = '{category}',
+  prompt: str = CATEGORY,
   precision: str | None = None,
   paste: bool = True,
   truncate: bool = False,
@@ -76,16 +77,17 @@ def evaluate(
     UserError: for anything that cannot be used, before any computation if possible.
   """
   output = _checked(output, weights, pictures, data, features, reference)
+  _check_prompts(prompts, prompt, pictures)
   _check_sampling(seed, batch_size, precision)
   bench = Bench(data['root'], exemplar_size=None)
   edits = benchmark.survey(bench)  # before weights are fetched
+  said = make_edits.read_prompts(prompts, prompt, (e.id for e in edits)) if prompts else {}
   found = find.weights(weights) if weights is not None else None
   how = dict(
     steps=steps, scale=scale, sampler=sampler, spacing=spacing, mask_resize=mask_resize,
     guidance_interval=guidance_interval, strength=strength,
   )  # fmt: skip
   sampling = make_edits.edit_settings(found, bool(prompts), **how) if found is not None else {}
-  said = make_edits.read_prompts(prompts, prompt, (e.id for e in edits)) if prompts else {}
   given = resources.load(features, gmm, reference.get('root'), edits)
   made: dict[str, Any] = dict(pictures=pictures)
   if found is not None:
@@ -157,21 +159,25 @@ def _make(
   say: Callable[[str], None],
 ) -> dict[str, Any]:
   """Make the missing edits; return the entries of results.json about them."""
-  digest = found.digest()
+  texts = make_edits.text_inputs(found, prompts, say)  # its faults must come before the claim
+  weights = dict(sha256=found.digest())
+  if words := found.tokenizer_digest():
+    weights |= dict(tokenizer=words)
   recorded = make_edits.to_record(found, sampling) | options | make_edits.scaled(found, edits)
-  if prompts and systems.of(found).inputs_of('text'):
+  if prompts:
     told = ''.join(f'{number} {text}\n' for number, text in prompts.items())
     recorded['prompts'] = hashlib.sha256(told.encode()).hexdigest()[:12]
   if not jax.process_index():
-    made_with = dict(recorded, weights=digest, benchmark=benchmark.digest(edits))
+    made_with = dict(recorded, weights=weights['sha256'], benchmark=benchmark.digest(edits))
+    made_with |= dict(tokenizer=words) if words else {}
     make_edits.claim(output, made_with)
   processes.wait_for_others('claimed')
   exemplar_size = systems.of(found).picture_size(found.config['model'])
   bench = Bench(root, exemplar_size or None)
-  options = dict(options, batch_size=batch_size, prompts=prompts, say=say)
+  options = dict(options, batch_size=batch_size, texts=texts, say=say)
   make_edits.make_missing(found, bench, edits, output, **options, settings=sampling)
   processes.wait_for_others('made')
-  weights = dict(path=found.where, step=found.step, sha256=digest)
+  weights = dict(path=found.where, step=found.step, **weights)
   return dict(weights=weights, sampling=recorded, **make_edits.saved(found, sampling))
 
 
@@ -192,6 +198,17 @@ def _checked(output, weights, pictures, data, features, reference):
   if 'root' not in data:
     raise UserError('config.data.root is not set, and it has no default')
   return writable_folder(output)
+
+
+def _check_prompts(prompts, prompt, pictures):
+  """Raises UserError for prompts without edits to make, and a template without prompts."""
+  if prompts and pictures is not None:
+    raise UserError(f'prompts is {prompts}, but --images has the edits already: leave it out')
+  if prompt != CATEGORY and not prompts:
+    raise UserError(
+      f'prompt is {prompt!r:.60}, but config.prompts names no list with categories: name one, or '
+      'leave it out'
+    )
 
 
 def _check_sampling(seed, batch_size, precision):

@@ -34,11 +34,12 @@ KINDS = ('photo', 'mask', 'picture', 'cutout')  # of inputs that a benchmark has
 def edit_settings(found: Weights, texts: bool = False, **given: Any) -> dict[str, Any]:
   """Return the settings of `System.edit`: those given, else the weights' own, else the defaults.
 
-  texts: whether the benchmark has a prompt for each edit.
+  texts: whether there is a prompt for each edit.
 
   Raises:
-    UserError: for a setting that is not allowed or that the system does not have, and for a system
-      that edits from other inputs than a source, a mask, an exemplar and perhaps a prompt.
+    UserError: for a setting that is not allowed or that the system does not have, for prompts that
+      it does not take, and for a system that edits from other inputs than a source, a mask, an
+      exemplar and perhaps a prompt.
   """
   system = systems.editing(found)
   known = systems.network_settings(system.settings())
@@ -47,6 +48,8 @@ def edit_settings(found: Weights, texts: bool = False, **given: Any) -> dict[str
       raise UserError(
         f'{name} is {given[name]}, but {system.name} has no such setting: leave it out'
       )
+  if texts and not system.inputs_of('text'):
+    raise UserError(f'prompts are given, but {system.name} takes no text: leave them out')
   kinds = (*KINDS, 'text') if texts else KINDS
   if others := [
     entry.name for entry in system.inputs if entry.kind not in kinds and entry.required
@@ -68,9 +71,12 @@ def to_record(found: Weights, settings: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def saved(found: Weights, settings: Mapping[str, Any]) -> dict[str, str]:
-  """Return dict(evaluations=a line) if a guidance interval saves evaluations, or {}."""
-  line = saved_evaluations(settings, systems.most_steps(found.config))
+def saved(found: Weights, settings: Mapping[str, Any], photo: bool = True) -> dict[str, str]:
+  """Return dict(evaluations=a line) if a guidance interval saves evaluations, or {}.
+
+  photo: see `saved_evaluations`.
+  """
+  line = saved_evaluations(settings, systems.most_steps(found.config), photo)
   return dict(evaluations=line) if line else {}
 
 
@@ -80,7 +86,8 @@ def read_prompts(path: str, template: str, ids: Iterable[int]) -> dict[int, str]
   template: makes the prompt of a category, such as 'a photo of {category}'.
 
   Raises:
-    UserError: for a list that cannot be read or lacks an edit, and for a template without category.
+    UserError: for a list that cannot be read, lacks an edit or has it twice, and for a template
+      without category.
   """
   if '{category}' not in template:
     raise UserError(f"config.prompt is {template!r:.60}: write it as 'a photo of {{category}}'")
@@ -90,9 +97,13 @@ def read_prompts(path: str, template: str, ids: Iterable[int]) -> dict[int, str]
       raise UserError(f'{path} {where}: {row}')
     text, category = (str(row.get(name) or '').strip() for name in ('prompt', 'category'))
     try:
-      number = int(row.get('id', ''))
-    except (TypeError, ValueError):
-      raise UserError(f'{path} {where}: id is {row.get("id")!r:.40}: it must be a number') from None
+      number = int(str(row.get('id', '')))
+    except ValueError:
+      raise UserError(
+        f'{path} {where}: id is {row.get("id")!r:.40}: it must be a whole number, such as 3'
+      ) from None
+    if number in found:
+      raise UserError(f'{path} {where}: edit {number} has a row already: leave one of them out')
     if not text and not category:
       raise UserError(f'{path} {where}: edit {number} has neither prompt nor category')
     found[number] = text or template.replace('{category}', category)
@@ -170,7 +181,7 @@ def make_missing(
   precision: str | None,
   paste: bool,
   truncate: bool = False,
-  prompts: Mapping[int, str] = MappingProxyType({}),
+  texts: Mapping[int, Mapping[str, np.ndarray]] = MappingProxyType({}),
   settings: Mapping[str, Any],
   say: Callable[[str], None] = print,
 ) -> int:
@@ -182,10 +193,10 @@ def make_missing(
     precision: in which the networks compute; None: the weights' own.
     paste: keep the source's own bytes where the mask is below 128. False: the raw decode.
     truncate: round the pixels down to bytes, as the released code does.
-    prompts: of the edits by id, for a system with texts.
+    texts: see `text_inputs`.
     settings: see `edit_settings`.
   Raises:
-    UserError: for a result that is not finite, and a prompt that the weights cannot read.
+    UserError: for a result that is not finite.
   """
   there = set(files.listing(folder(output)))
   wanted = lambda edit: edit.name not in there
@@ -202,7 +213,6 @@ def make_missing(
   devices, rows, notes = share_out(batch_size, PER_DEVICE, len(ours))
   for note in notes:
     say(note)
-  texts = text_inputs(found, prompts)
   engine = Engine(systems.editing(found), systems.load(found, dtype=precision), devices)
 
   def read(edit):
@@ -230,9 +240,11 @@ def make_missing(
 
 
 def text_inputs(
-  found: Weights, prompts: Mapping[int, str]
+  found: Weights, prompts: Mapping[int, str], say: Callable[[str], None] = print
 ) -> dict[int, dict[str, Int[np.ndarray, ' n']]]:
   """Return the tokens of each prompt by its edit's id, under the name of the system's input.
+
+  It says how many prompts are longer than the weights read.
 
   Raises:
     UserError: for a prompt that the weights cannot read; names the edit.
@@ -241,12 +253,19 @@ def text_inputs(
   names = [entry.name for entry in system.inputs_of('text') if entry.required]
   if not names or system.tokenizer is None:
     return {}
-  spell, tokens = system.tokenizer(found), {}
+  spell, tokens, cut = system.tokenizer(found), {}, {}
   for number, prompt in prompts.items():
     try:
       tokens[number] = {names[0]: spell(prompt)}
     except UserError as error:
       raise UserError(f'the prompt of edit {number}: {error}') from None
+    if rest := spell.cut(prompt):
+      cut[number] = rest
+  for number, rest in [*cut.items()][:1]:
+    say(
+      f'{len(cut)} of {len(prompts)} prompts are too long for the text tower, which does not see '
+      f'their ends: of edit {number} {rest!r:.80}'
+    )
   return tokens
 
 

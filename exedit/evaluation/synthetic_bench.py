@@ -113,7 +113,7 @@ def evaluate(
   results = dict(
     benchmark=dict(edits=edits, batch_size=batch_size, **drawing),
     sampling=make_edits.to_record(found, sampling),
-    **make_edits.saved(found, sampling),
+    **make_edits.saved(found, sampling, photo=kind != 'text'),
     weights=dict(path=weights, step=found.step, sha256=found.digest()),
     versions=versions.versions(),
     chance=1 / truths,

@@ -19,7 +19,7 @@ from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime.errors import UserError
 from exedit.weights import find
 from exedit.weights.layouts import own
-from tests import bench, evaluations, small, small_text
+from tests import bench, evaluations, small, small_text, vocabulary
 from tests.evaluations import CHEAP, SIZE, refuse, score
 
 
@@ -297,7 +297,9 @@ def test_a_prompt_is_the_column_or_the_template_of_the_category(prompts):
   [
     ([5], 'id,prompt\n6,a', '{category}', 'has no prompt for 1 of 1 edits, the first is 5'),
     ([5], 'id,prompt\n5,', '{category}', 'line 2: edit 5 has neither prompt nor category'),
-    ([5], 'id,prompt\nx,a', '{category}', "line 2: id is 'x': it must be a number"),
+    ([5], 'id,prompt\nx,a', '{category}', "line 2: id is 'x': it must be a whole number"),
+    ([5], 'id,prompt\n5.0,a', '{category}', "line 2: id is '5.0': it must be a whole number"),
+    ([5], 'id,prompt\n5,a\n5,b', '{category}', 'line 3: edit 5 has a row already'),
     ([5], 'id,prompt\n5,a', 'a photo', "config.prompt is 'a photo': write it as"),
   ],
 )
@@ -311,7 +313,16 @@ def test_a_system_of_texts_makes_the_edits(world, given, prompts, tmp_path):
   weights = small_text.export(tmp_path / 'sd', stable_diffusion.SYSTEM)
   how = dict(given, weights=weights, scale=1.0, strength=0.9)
   assert 'give config.prompts' in refuse(str(tmp_path / 'a'), **how)
-  results = score(tmp_path / 'a', **how, prompts=str(prompts))
+  good, first = prompts.read_text(), f'the prompt of edit {bench.IDS[0]}'
+  prompts.write_text(good.replace('a blue star', 'a ☃'))
+  assert f'{first}: the vocabulary' in refuse(str(tmp_path / 'a'), **how, prompts=str(prompts))
+  prompts.write_text(good.replace('a blue star', 'blue ' * 12 + 'star'))
+  said = []
+  results = score(tmp_path / 'a', **how | dict(say=said.append), prompts=str(prompts))
+  words = f"their ends: of edit {bench.IDS[0]} 'blue blue star'"
+  [line] = [line for line in said if 'too long' in line]
+  assert line.startswith('1 of 4 prompts are too long') and line.endswith(words)
+  assert len(results['weights']['tokenizer']) == 64
   assert len(results['sampling']['prompts']) == 12 and results['sampling']['strength'] == 0.9
   mine = Bench(str(world / 'bench'), exemplar_size=None)
   for position, number in enumerate(mine.ids):
@@ -322,3 +333,15 @@ def test_a_system_of_texts_makes_the_edits(world, given, prompts, tmp_path):
     assert (result[~kept] != edit['source'][~kept]).any()
   line = refuse(str(tmp_path / 'a'), **how, prompts=str(prompts), prompt='a red {category}')
   assert 'made with prompts' in line
+  vocabulary.write(tmp_path / 'sd' / 'weights' / 'tokenizer', vocabulary.WORDS[::-1])
+  line = refuse(str(tmp_path / 'a'), **how, prompts=str(prompts))
+  assert 'made with tokenizer' in line
+
+
+def test_prompts_without_a_use_are_refused(given, prompts, tmp_path):
+  line = refuse(str(tmp_path / 'a'), **given, prompts=str(prompts))
+  assert 'prompts are given, but paint_by_example takes no text' in line
+  line = refuse(str(tmp_path / 'a'), **given, prompt='a photo of {category}')
+  assert "prompt is 'a photo of {category}', but config.prompts names no list" in line
+  done = dict(given, weights=None, pictures=str(tmp_path))
+  assert 'but --images has the edits' in refuse(str(tmp_path / 'a'), **done, prompts=str(prompts))

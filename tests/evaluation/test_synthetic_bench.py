@@ -12,6 +12,7 @@ from PIL import Image
 
 from exedit import images, systems
 from exedit import paint_by_example as pbe
+from exedit.editing.settings import saved_evaluations
 from exedit.evaluation import synthetic_bench
 from exedit.input_pipeline import synthetic
 from exedit.runtime.errors import UserError
@@ -119,6 +120,12 @@ def test_pictures_of_texts_are_scored_by_their_captions(second, tmp_path, monkey
   assert 'its own text' in said[0] and 'PSNR' not in said[0]
   assert len(results['edits'][0]['own']['gains']) == 10
   assert (tmp_path / 'grid.png').exists()
+
+
+def test_a_strength_counts_no_evaluations_of_a_picture_of_a_text():
+  how = dict(steps=20, scale=2.0, sampler='ddim', guidance_interval='0,0.5', strength=0.5)
+  assert 'of 10 evaluations' in saved_evaluations(how, 999)
+  assert 'of 20 evaluations' in saved_evaluations(how, 999, photo=False)
 
 
 def test_an_editor_that_ignores_the_exemplar_scores_the_same_in_both(
