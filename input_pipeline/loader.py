@@ -1,5 +1,6 @@
 """Reads shards as batches, in one global order that all processes share, from any step on."""
 
+import contextlib
 import dataclasses
 import inspect
 import logging
@@ -21,9 +22,8 @@ from . import captioned, latent_shards, open_images, tfds_data
 from .errors import DataError, Uncaptioned, Unusable
 from .tfrecord import INDEX, CorruptRecord
 
-# The modules of the ways to make examples: each checks its settings and knows its shapes.
-_MODULES = {module.make_example: module for module in (open_images, captioned)}
 _SUBSTITUTES = 256  # records that are tried in place of one that cannot be used
+_LOOKED_AT = 32  # records in which phrases of boxes are looked for
 _GRACE = 30.0  # seconds that a worker continues after SIGTERM
 _WHY = 'S200'  # a reason as bytes of a fixed size, so that a batch can contain it
 
@@ -64,21 +64,25 @@ def batches(
       thread makes a whole batch. prefetch: batches that are ready or being made (default: one more
       than threads).
     texts: keep texts for people, such as captions, which devices cannot hold.
-    example_settings: passed on as `make_example(features, rng, **example_settings)`.
+    make_example: of its module the function `check_settings(**example_settings)` is called first,
+      if there is one. example_settings: passed on as `make_example(features, rng,
+      **example_settings)`.
 
   Raises:
     DataError: at the call, for settings or data that cannot be used.
   """
   _check(batch_size, start, shard_index, shard_count, on_corrupt)
   settings.check(example_settings, make_example, 'data')
-  if make_example in _MODULES:
-    _MODULES[make_example].check_settings(**example_settings)
+  if check := getattr(inspect.getmodule(make_example), 'check_settings', None):
+    check(**example_settings)
   latent_shards.check(root, split, {**defaults(make_example), **example_settings})
   source = tfds_data.source(root, split)
   if not len(source):
     raise DataError(f'split {split!r} in {root!r} holds no complete record')
   for error in source.damaged:
     _corrupt(error, on_corrupt)
+  if make_example is captioned.make_example and example_settings.get('boxes'):
+    _look_for_phrases(source, example_settings['boxes'])
 
   order = grain.MapDataset.range(len(source)).seed(seed % 2**32)
   order = (order.shuffle() if shuffle else order).repeat().map_with_index(_numbered)
@@ -121,11 +125,17 @@ def shapes(
   Raises:
     DataError: for settings that cannot be.
   """
-  known, module = defaults(make_example), _MODULES[make_example]
+  known, module = defaults(make_example), inspect.getmodule(make_example)
+  if not hasattr(module, 'shapes'):
+    raise DataError(
+      f'the module of {make_example!r:.80} has no function shapes(**settings), which says the '
+      'shapes of its examples: add one beside it'
+    )
   settings.check_names(data, [*known, *(p.name for p in settings.arguments(batches))], 'data')
   settings.check({n: data[n] for n in data if n in known}, make_example, 'data')
   settings.check({n: data[n] for n in data if n not in known}, batches, 'data')
-  module.check_settings(**data)
+  if check := getattr(module, 'check_settings', None):
+    check(**data)
   _check(1, 0, 0, 1, data.get('on_corrupt', 'skip'))
   return module.shapes(**{**known, **data}) | dict(id=((), np.int32), corrupt=((), np.int32))
 
@@ -169,6 +179,17 @@ def _check(batch_size, start, shard_index, shard_count, on_corrupt):
     )
   if on_corrupt not in ('skip', 'fatal'):
     raise DataError(f"on_corrupt is {on_corrupt!r}; choose 'skip' or 'fatal'")
+
+
+def _look_for_phrases(source: tfds_data.Records, share: float) -> None:
+  """Logs it if none of a few records has phrases of boxes, which `captioned` needs."""
+  places = {*np.linspace(0, len(source) - 1, _LOOKED_AT, dtype=int).tolist()}
+  for place in places:
+    with contextlib.suppress(DataError):  # of a damaged record, which is told when it is due
+      if any(tfds_data.features(source[place]).get(captioned.PHRASE, ())):
+        return
+  words = 'none of %d records has phrases of boxes (%s), so data.boxes=%g may change nothing'
+  logging.getLogger(__name__).warning(words, len(places), captioned.PHRASE, share)
 
 
 def _numbered(index: int, position: int) -> tuple[int, int]:

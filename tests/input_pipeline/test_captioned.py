@@ -132,6 +132,23 @@ def test_shapes_are_those_of_the_batches_and_texts_stay_on_the_host(tmp_path):
   assert bytes(loader.held_out(2, **data)['caption'][1]).decode() == captions.CAPTIONS[1]
 
 
+def test_boxes_on_data_without_phrases_are_logged(tmp_path, caplog, text):
+  how = dict(text, boxes=0.5, size=8, make_example=captioned.make_example)
+  path = f'{tmp_path}/x-train.tfrecord-00000-of-00001'
+  words = 'none of 3 records has phrases of boxes (bobjects/caption), so data.boxes=0.5'
+  for phrases, told in (({}, True), ({'bobjects/caption': [b'red ball']}, False)):
+    records = [captions.record(ramp(8, 8), ['a red ball'], **more) for more in ({}, {}, phrases)]
+    tfrecord.write_shard(path, records)
+    caplog.clear()
+    loader.batches(str(tmp_path), 'train', 1, **how)
+    assert any(words in entry.getMessage() for entry in caplog.records) == told
+
+
+def test_shapes_of_somebodys_examples_need_a_function_beside_them():
+  with pytest.raises(DataError, match=r'has no function shapes\(\*\*settings\)'):
+    loader.shapes(make_example=lambda features, rng: {})
+
+
 def test_what_cannot_be_spelt_is_a_damaged_record(text):
   with pytest.raises(DataError, match="a.png: the vocabulary .* cannot spell '☃'"):
     make(ramp(8, 8), ['a ☃'], size=8, **text)
