@@ -1,5 +1,6 @@
 """Stable Diffusion in all layouts: bit-exact round trips, its tokenizer, other models by name."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,7 @@ from exedit.runtime.errors import UserError
 from exedit.weights import find
 from exedit.weights.formats.files import open_tensors
 from exedit.weights.formats.safetensors import save_tensors
-from exedit.weights.layouts import own
+from exedit.weights.layouts import foreign, own
 from tests import released, vocabulary
 
 EDIT = dict(steps=3, scale=2.0, sampler='ddim')
@@ -100,7 +101,7 @@ def test_what_a_layout_cannot_hold_is_refused_before_anything_is_written(weights
   [
     (
       'unet',
-      dict(cross_attention_dim=1024),
+      dict(cross_attention_dim=1024, use_linear_projection=True),
       'is Stable Diffusion 2 .*reads Paint by Example',
     ),
     (
@@ -119,6 +120,19 @@ def test_pipelines_of_other_models_are_called_by_their_names(
   released.change_json(tmp_path / 'pipeline' / place / file, **changes)
   with pytest.raises(UserError, match=says):
     find.weights(tmp_path / 'pipeline')
+
+
+def test_a_wide_context_alone_is_no_sign_of_another_model(weights, tmp_path):
+  quiet(weights, tmp_path / 'pipeline', layout='diffusers')
+  released.change_json(tmp_path / 'pipeline' / 'unet' / 'config.json', cross_attention_dim=1024)
+  assert find.weights(tmp_path / 'pipeline').config['model']['context_dim'] == 1024
+
+
+@pytest.mark.parametrize('layout', ['diffusers', 'original'])
+def test_inpainting_weights_are_not_written_in_other_layouts_yet(weights, tmp_path, layout):
+  found = dataclasses.replace(find.weights(weights), kind='stable_diffusion_inpainting')
+  with pytest.raises(UserError, match=f'does not write in the {layout} layout yet'):
+    foreign.check(found, layout, tmp_path / 'new')
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ OTHERS = {  # folders that only other pipelines have
   'prior': 'a cascade',
   'controlnet': 'a pipeline with a ControlNet',
 }
-FAMILIES = (  # settings of the UNet that only other models have
-  ('addition_embed_type', ('text_time',), 'Stable Diffusion XL'),
-  ('cross_attention_dim', (1024,), 'Stable Diffusion 2'),
+FAMILIES = (  # settings that together only the UNets of other models have
+  (dict(addition_embed_type='text_time'), 'Stable Diffusion XL'),
+  (dict(cross_attention_dim=1024, use_linear_projection=True), 'Stable Diffusion 2'),
 )
 TABLE: list[Row] = [
   *under('unet/', 'unet.', unet.TABLE),
@@ -80,9 +80,10 @@ def read(path: Path, to_start: bool = False) -> Weights:
 def _require_family(path: Path) -> None:
   """Raises UserError for the UNet of another model, before a setting of it is refused."""
   net = read_json(path / 'unet' / 'config.json')
-  for name, values, what in FAMILIES:
-    if (found := net.get(name)) in values:
-      raise UserError(f'{path} is {what} (unet/config.json: {name} is {found}): {READS}')
+  for signs, what in FAMILIES:
+    if all(net.get(name) == value for name, value in signs.items()):
+      found = ', '.join(f'{name} is {value}' for name, value in signs.items())
+      raise UserError(f'{path} is {what} (unet/config.json: {found}): {READS}')
 
 
 def _components(path: Path) -> set[str]:

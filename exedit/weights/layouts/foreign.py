@@ -33,6 +33,11 @@ def check(weights: Weights, layout: str, target: Path) -> None:
         f'{weights.where} has {what}, for which the {layout} layout has no place: only '
         '--layout=exedit can hold it'
       )
+  if weights.kind == 'stable_diffusion_inpainting':
+    raise UserError(
+      f'{weights.where} holds weights of {weights.kind}, which exedit does not write in the '
+      f'{layout} layout yet: use --layout=exedit'
+    )
   if weights.kind not in ('paint_by_example', 'stable_diffusion') or kind != 'kl':
     what = 'no autoencoder' if kind != 'kl' else 'another network'
     raise UserError(
