@@ -168,6 +168,13 @@ def complete(
 # Shapes, pixels and random numbers
 
 
+def factor(settings: Mapping[str, Any]) -> int:
+  """The side in pixels of one latent, from complete settings of `autoencoder`."""
+  if settings.get('kind') == 'space_to_depth':
+    return settings['patch']
+  return settings.get('fold', LATER['fold']) * 2 ** (len(settings['mult']) - 1)
+
+
 def latent_shape(model: Any, shape: tuple[int, ...]) -> tuple[int, int, int]:
   """Height, width and channels of the latents of images of a shape [b h w c]."""
   f = model.autoencoder.factor

@@ -321,6 +321,11 @@ def tokenizer(weights: Weights) -> Tokenizer:
   return Tokenizer(weights.tokenizer, text['vocabulary'], text['length'])
 
 
+def mask_grid(settings: Mapping[str, Any]) -> int:
+  """`System.mask_grid`: `latent_diffusion.resize_mask` takes the nearest pixel for each latent."""
+  return latent_diffusion.factor(complete(settings)['autoencoder'])
+
+
 def data_settings(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]:
   """`System.data_settings`: what the text tower takes, and the folder of the tokenizer.
 
@@ -372,6 +377,7 @@ SYSTEM = System(
   loss=loss,
   preview=preview,
   edit=_edit,
+  mask_grid=mask_grid,
   tokenizer=tokenizer,
   data_settings=data_settings,
 )

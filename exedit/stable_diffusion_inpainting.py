@@ -189,6 +189,7 @@ SYSTEM = System(
   loss=loss,
   preview=preview,
   edit=_edit,
+  mask_grid=stable_diffusion.mask_grid,
   tokenizer=stable_diffusion.tokenizer,
   data_settings=stable_diffusion.data_settings,
 )

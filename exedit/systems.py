@@ -97,6 +97,8 @@ class System(Form):
     one random key for each picture. `settings` are the network's (see `setting`). None: the system
     only trains networks that other systems take.
   picture_size(model): the side in pixels of a 'picture' input, from the model settings.
+  mask_grid(model): the network's latents see a mask only at every such pixel of rows and columns,
+    from the model settings; 1: everywhere.
   tokenizer(weights): a function of a text that gives the array that `edit` gets for a 'text' input;
     its `cut(text)` is the end of a text that is too long. See `input_pipeline.tokenizer`.
   data_settings(config, workdir): the settings that `data` takes: `config.data`, and what it needs
@@ -116,6 +118,7 @@ class System(Form):
   start: Callable[..., dict[str, Any]] | None = None
   starts_from: tuple[str, ...] = ()
   picture_size: Callable[[Mapping[str, Any]], int] = lambda model: 0
+  mask_grid: Callable[[Mapping[str, Any]], int] = lambda model: 1
   tokenizer: Callable[['Weights'], Any] | None = None
   moments: Callable[..., Any] | None = None
   data_settings: Callable[..., dict[str, Any]] = lambda config, workdir=None: dict(config['data'])

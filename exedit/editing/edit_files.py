@@ -51,13 +51,13 @@ def edit_once(
   """
   outputs = output_paths(output, num_samples)
 
-  def checked(system, make_settings, trained, tokenizer=None):
+  def checked(system, make_settings, trained, tokenizer=None, grid=1):
     inputs, settings = _split(system, given)
     one = jobs.Edit(inputs, images.check_ending(output), make_settings(settings))
     found = jobs.samples([one], num_samples)
     for fault in jobs.clashes(found, system, (), keep_recipe):
       raise UserError(fault.why)
-    return found, jobs.check(found[0], system, trained, tokenizer)
+    return found, jobs.check(found[0], system, trained, tokenizer, grid)
 
   _before_fetching(weights, checked, (name for name, value in given.items() if value is not None))
   session = Session(
@@ -65,7 +65,7 @@ def edit_once(
     keep=keep,
   )  # fmt: skip
   own = lambda settings: session.settings(**settings)
-  found, first = checked(session.system, own, session.trained, session.tokenizer)
+  found, first = checked(session.system, own, session.trained, session.tokenizer, session.grid)
   decoded = session.decode(first.edit)
   known = decoded, session.prepare(first, decoded)
   ours = processes.own_share([dataclasses.replace(first, edit=edit) for edit in found])
@@ -185,10 +185,10 @@ def edit_list(
   """
   remedy = 'Mend them, or leave them out with --skip_bad'
 
-  def checked(system, make_settings, trained, tokenizer=None, most_steps=None):
+  def checked(system, make_settings, trained, tokenizer=None, grid=1, most_steps=None):
     found, faults = jobs.read(edits, output, system, make_settings(settings), most_steps)
     total = len(found) + len(faults)
-    good, more = _checked(found, edits, num_samples, system, trained, tokenizer, keep_recipe)
+    good, more = _checked(found, edits, num_samples, keep_recipe, system, trained, tokenizer, grid)
     faults += more
     if not skip_bad or not good:
       jobs.refuse(faults, edits, total, remedy)
@@ -201,7 +201,7 @@ def edit_list(
   )  # fmt: skip
   own = lambda settings: session.settings(**settings)
   good, faults, total = checked(
-    session.system, own, session.trained, session.tokenizer, session.most_steps
+    session.system, own, session.trained, session.tokenizer, session.grid, session.most_steps
   )
   ours = processes.own_share(good)
   states = _states(session, ours)
@@ -216,7 +216,7 @@ def edit_list(
   return [job.edit.output for job in ours if job.edit.where not in bad]
 
 
-def _checked(found, listed, num_samples, system, trained, tokenizer, keep_recipe):
+def _checked(found, listed, num_samples, keep_recipe, system, trained, *how):
   """The jobs of the edits that can be made, and the faults of the others."""
   also = [listed] if os.path.isfile(listed) else []
   several = jobs.samples(found, num_samples)
@@ -224,7 +224,7 @@ def _checked(found, listed, num_samples, system, trained, tokenizer, keep_recipe
   bad = {fault.where for fault in faults}
   with _bar(len(found), 'checking the files') as bar:
     left = [edit for edit in found if edit.where not in bad]
-    good, more = jobs.check_all(left, system, trained, bar.update, tokenizer)
+    good, more = jobs.check_all(left, system, trained, bar.update, *how)
   several = [
     dataclasses.replace(job, edit=edit)
     for job in good

@@ -201,10 +201,11 @@ def samples(found: Sequence[Edit], count: int) -> list[Edit]:
 # Checking the inputs
 
 
-def check(edit: Edit, system: System, trained: int, tokenizer: Any = None) -> Job:
+def check(edit: Edit, system: System, trained: int, tokenizer: Any = None, grid: int = 1) -> Job:
   """Checks the texts and files of one edit; of the files it decodes only the masks.
 
   tokenizer: see `System.tokenizer`. None: of texts only that is checked which needs no vocabulary.
+  grid: see `System.mask_grid`.
 
   Raises:
     UserError: for an empty text, one that cannot be spelt, a file that is missing or not readable,
@@ -235,6 +236,11 @@ def check(edit: Edit, system: System, trained: int, tokenizer: Any = None) -> Jo
     except UserError as error:
       raise UserError(f'{edit.inputs[name]}: {error}') from None
     repainted = float(region.mean())
+    if holes and grid > 1 and not framing.cut_mask(frame, region)[::grid, ::grid].any():
+      notes.append(
+        f'the mask is so thin that no latent lies in it (the network sees every {grid}th pixel of '
+        'it), so nothing or little changes: widen it'
+      )
   white = bool(holes) and repainted == 1
   if holes and 0.5 < repainted < 1:
     understood.append('the mask covers more than half of the photo; is it inverted?')
@@ -315,12 +321,13 @@ def check_all(
   trained: int,
   done: Callable[[], Any] = lambda: None,
   tokenizer: Any = None,
+  grid: int = 1,
 ) -> tuple[list[Job], list[Fault]]:
   """`check` for every edit, in threads; `done` is called after each."""
 
   def one(edit):
     try:
-      return check(edit, system, trained, tokenizer)
+      return check(edit, system, trained, tokenizer, grid)
     except Exception as error:
       why = explain(error)
       if why is None:

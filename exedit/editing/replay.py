@@ -151,7 +151,7 @@ def _job(edit, old, session, say) -> jobs.Job:
         raise UserError(
           f'{inputs[entry.name]} leaves the frame that the recipe says: the recipe is damaged'
         )
-  job = jobs.check(edit, session.system, session.trained, session.tokenizer)
+  job = jobs.check(edit, session.system, session.trained, session.tokenizer, session.grid)
   if job.frame != frame:
     say('note: this exedit would choose another window; the recorded one is used')
   return dataclasses.replace(job, frame=frame)

@@ -87,6 +87,7 @@ class Session:
     self.config = self.found.config
     self.system = systems.editing(self.found)
     self.trained = systems.trained_on(self.system, self.config, 'size')
+    self.grid = self.system.mask_grid(self.config['model'])
     self.most_steps = systems.most_steps(self.config)
     self.precision = precision or self.config['model'].get('dtype', 'float32')
     self.keep_recipes, self.keep = keep_recipes, keep

@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import sd
 from exedit import convert, latent_diffusion, stable_diffusion, stable_diffusion_inpainting, systems
-from exedit.editing import session
+from exedit.editing import jobs, session
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
 from exedit.weights import find
@@ -119,6 +119,18 @@ def test_the_inpainting_model_repaints_the_hole_by_the_text(inpainting, photo, t
   for picture in made:
     np.testing.assert_array_equal(picture[:, 12:], pixels(photo['image'])[:, 12:])
   assert (made[0] != made[1]).any()
+
+
+@pytest.mark.parametrize('column, told', [(5, True), (4, False)])
+def test_a_mask_between_the_latents_is_told(weights, photo, tmp_path, column, told):
+  line = np.zeros((16, 24), np.uint8)
+  line[:, column] = 255
+  Image.fromarray(line).save(photo['mask'])
+  given = {name: str(path) for name, path in dict(photo, prompt='a star').items()}
+  found, system = find.weights(weights), stable_diffusion.SYSTEM
+  edit = jobs.Edit(given, str(tmp_path / 'out.png'), system.settings(zoom='off'))
+  job = jobs.check(edit, system, 16, grid=system.mask_grid(found.config['model']))
+  assert any('the mask is so thin' in note for note in job.notes) == told
 
 
 def test_a_mask_without_a_photo_is_refused(weights, photo, tmp_path, capsys):
