@@ -17,6 +17,7 @@ step on batches of the input pipeline, and measures how long it waits for them.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import tempfile
 import time
@@ -241,7 +242,7 @@ def moments(program: Program, params: Params, batch: Mapping[str, Any]) -> jax.A
   mask = batch['mask'][..., None].astype(jnp.float32) / 255
   image = latent_diffusion.as_signed(batch['image'])
   network: Any = parameters.merge(program.graph, params)
-  return jax.jit(lambda image, mask: pbe.moments(network.autoencoder, image, mask))(image, mask)
+  return jax.jit(functools.partial(latent_diffusion.moments, network.autoencoder))(image, mask)
 
 
 def without(name: str) -> contextlib.AbstractContextManager:
@@ -253,12 +254,12 @@ def without(name: str) -> contextlib.AbstractContextManager:
     in_full = lambda *args: call(*args, shortcut=False)
     return mock.patch.object(unet.UNet, '__call__', in_full)
   if name == 'two encodes':
-    return mock.patch.object(pbe, 'moments', moments_apart)
+    return mock.patch.object(latent_diffusion, 'moments', moments_apart)
   return contextlib.nullcontext()
 
 
 def moments_apart(autoencoder, image, mask):
-  """`paint_by_example.moments` with one call of the encoder for each image."""
+  """`latent_diffusion.moments` with one call of the encoder for each image."""
   both = [autoencoder.moments(image), autoencoder.moments(image * (1 - mask))]
   return jax.lax.stop_gradient(jnp.stack(both, 1))
 

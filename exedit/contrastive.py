@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from exedit import images, latent_diffusion, stable_diffusion
 from exedit.clip_form import FORM
+from exedit.input_pipeline import captioned
 from exedit.latent_diffusion import as_signed
 from exedit.models.clip import CLIPVision
 from exedit.models.clip_text import CLIPText
@@ -141,7 +142,7 @@ def preview(
   source = images.from_uint8(examples['image'])
   tokens = jnp.asarray(examples['tokens'])
   order = np.asarray(latent_diffusion.run(_nearest, model, jnp.asarray(source), tokens))
-  said = [bytes(text).decode('utf-8', 'ignore') for text in examples['caption']]
+  said = captioned.decoded(examples['caption'])
   rows = zip(source, said, source[order[:, 0]], source[order[:, min(1, len(source) - 1)]])
   return ('picture', 'caption', 'nearest', 'second'), [list(row) for row in rows]
 

@@ -205,6 +205,20 @@ def normal(keys: Key[Array, ' b'], shape: tuple[int, ...]) -> Float[Array, 'b ..
 # Training and sampling
 
 
+def moments(
+  autoencoder: AutoencoderKL | SpaceToDepth,
+  image: Float[Array, 'b h w 3'],
+  mask: Float[Array, 'b h w 1'],
+) -> Float[Array, 'b 2 lh lw m']:
+  """The moments of the latents of the image and of the masked image, by one call of the encoder.
+
+  The pair is on a new axis, so that a batch that is sharded over devices does not move.
+  """
+  pair = jnp.stack([image, image * (1 - mask)], 1)
+  found = autoencoder.moments(pair.reshape(-1, *pair.shape[2:]))
+  return jax.lax.stop_gradient(found.reshape(*pair.shape[:2], *found.shape[1:]))
+
+
 def noise_prediction_loss(
   predict: Denoiser,
   schedule: Schedule,

@@ -22,7 +22,6 @@ from exedit.diffusion.schedule import Schedule
 from exedit.editing import photo
 from exedit.editing.settings import FEATHER, interval_shares
 from exedit.latent_diffusion import as_signed, latent_shape, normal
-from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
 from exedit.models.clip import CLIPVision
 from exedit.models.conditioner import ExemplarConditioner
 from exedit.models.parameters import Graph
@@ -193,7 +192,7 @@ def loss(
   if 'moments' in batch:
     pair = batch['moments'].astype(jnp.float32)
   else:
-    pair = moments(model.autoencoder, as_signed(batch['image']), mask)
+    pair = latent_diffusion.moments(model.autoencoder, as_signed(batch['image']), mask)
   z, still = latents_from(model, pair, mask, noises)
   context = model.context(as_signed(batch['exemplar']))
   coins = k_drop if model.drop == 'example' else jax.random.fold_in(key, 2**31)
@@ -212,21 +211,8 @@ def latents(
 
   noises: the noise of both posteriors. None: the means of the posteriors.
   """
-  return latents_from(model, moments(model.autoencoder, image, mask), mask, noises)
-
-
-def moments(
-  autoencoder: AutoencoderKL | SpaceToDepth,
-  image: Float[Array, 'b h w 3'],
-  mask: Float[Array, 'b h w 1'],
-) -> Float[Array, 'b 2 lh lw m']:
-  """The moments of the latents of the image and of the masked image, by one call of the encoder.
-
-  The pair is on a new axis, so that a batch that is sharded over devices does not move.
-  """
-  pair = jnp.stack([image, image * (1 - mask)], 1)
-  found = autoencoder.moments(pair.reshape(-1, *pair.shape[2:]))
-  return jax.lax.stop_gradient(found.reshape(*pair.shape[:2], *found.shape[1:]))
+  pair = latent_diffusion.moments(model.autoencoder, image, mask)
+  return latents_from(model, pair, mask, noises)
 
 
 def latents_from(
@@ -421,5 +407,5 @@ SYSTEM = System(
   preview=preview,
   edit=_edit_arrays,
   picture_size=picture_size,
-  moments=moments,
+  moments=latent_diffusion.moments,
 )  # fmt: skip

@@ -18,6 +18,7 @@ from exedit import images, latent_diffusion
 from exedit.diffusion import guidance
 from exedit.diffusion.schedule import Schedule
 from exedit.editing.settings import interval_shares
+from exedit.input_pipeline import captioned
 from exedit.input_pipeline import tokenizer as texts
 from exedit.input_pipeline.tokenizer import Tokenizer
 from exedit.latent_diffusion import as_signed, latent_shape, normal
@@ -156,7 +157,7 @@ def preview(
   tokens = jnp.concatenate([jnp.asarray(examples['tokens'])] * 2)
   size = examples['image'].shape[1:3]
   made = _edit(model, dict(prompt=tokens), jax.random.key(0), size, **settings)
-  said = [bytes(text).decode('utf-8', 'ignore') for text in examples['caption']]
+  said = captioned.decoded(examples['caption'])
   rows = zip(images.from_uint8(examples['image']), said, *jnp.split(made, 2))
   return ('picture', 'caption', 'sample', 'another'), [list(row) for row in rows]
 

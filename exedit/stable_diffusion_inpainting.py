@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from exedit import images, latent_diffusion, paint_by_example, stable_diffusion
+from exedit import images, latent_diffusion, stable_diffusion
 from exedit.diffusion import guidance
 from exedit.editing.settings import interval_shares
 from exedit.latent_diffusion import as_signed, latent_shape, normal
@@ -68,7 +68,7 @@ def loss(
   mask = draw_masks(k_mask, (image.shape[1], image.shape[2]))
   shape = latent_shape(model, image.shape)
   noises = jnp.stack([normal(k_z, shape), normal(k_masked, shape)], 1)
-  pair = paint_by_example.moments(model.autoencoder, image, mask)
+  pair = latent_diffusion.moments(model.autoencoder, image, mask)
   flat = lambda array: array.reshape(-1, *array.shape[2:])
   z = model.autoencoder.draw(flat(pair), flat(noises)).reshape(-1, 2, *shape)
   still = still_channels(z[:, 1], mask)

@@ -1,7 +1,7 @@
 """Makes a training example (image, tokens of its caption) from a record with captions."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,11 @@ def make_example(
     raise DataError(f'{name}: {error}') from error
   shown = np.array(caption.encode()[:LONGEST], f'S{LONGEST}')
   return dict(image=image, tokens=tokens, caption=shown, uncaptioned=np.int32(not caption))
+
+
+def decoded(captions: Iterable[bytes]) -> list[str]:
+  """Returns the texts of the `caption` of examples; a character that LONGEST cuts is left out."""
+  return [bytes(caption).decode('utf-8', 'ignore') for caption in captions]
 
 
 def _text(value: bytes) -> str:

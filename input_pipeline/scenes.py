@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -75,8 +76,12 @@ def sample_look(rng: np.random.Generator, held_out: bool) -> Look:
 
 def is_held_out(look: Look) -> bool:
   """Whether a hash of shape, pattern and coarse colours holds the look out; similar looks agree."""
-  key = repr((look.shape, look.pattern, look.repeats, _bin(look.color), _bin(look.color2)))
-  return hashlib.blake2b(key.encode(), digest_size=4).digest()[0] % HELD_OUT == 0
+  return holds_out(look.shape, look.pattern, look.repeats, _bin(look.color), _bin(look.color2))
+
+
+def holds_out(*look: Any) -> bool:
+  """Whether the hash of these values holds a look out: one in HELD_OUT."""
+  return hashlib.blake2b(repr(look).encode(), digest_size=4).digest()[0] % HELD_OUT == 0
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:

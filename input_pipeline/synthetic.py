@@ -28,12 +28,12 @@ from exedit.runtime import doors, files, parallel, progress, remote
 
 from . import crops, latent_shards, scenes, tf_example, tfds_data, tfrecord, vocabulary, world
 from .errors import DataError
+from .tokenizer import FILES, FOLDER
 
 GRID = scenes.GRID  # of all versions
 WORLDS = {module.VERSION: module for module in (scenes, world)}
 SCENES_PER_PROCESS = 1000  # fewer are drawn sooner than a process starts
 CHUNK, AHEAD = 32, 32  # scenes that a process draws at a time; such chunks that are drawn ahead
-TOKENIZER = 'tokenizer'  # the folder of the captions' vocabulary
 MADE_BY = 'input_pipeline.synthetic'
 MANIFEST, LOCK = 'manifest.json', '.lock'
 JPEG_QUALITY = 95
@@ -205,7 +205,7 @@ def write(root: str, processes=1, **kwargs) -> dict:
         records = _records(made, split, indices, bar, pool)
         written[name] = tfrecord.write_shard(os.path.join(root, name), records)
     if made['version'] > 1:
-      vocabulary.write(os.path.join(root, TOKENIZER), world.words())
+      vocabulary.write(os.path.join(root, FOLDER), world.words())
     files.write_json(os.path.join(root, MANIFEST), manifest)
   except BaseException as error:
     _remove(root)
@@ -299,7 +299,7 @@ def _complete(root: str, wanted: dict) -> dict | None:
 
 def _texts(made: Mapping) -> list[str]:
   """Returns the files of the captions' vocabulary in a data set with these settings."""
-  return [f'{TOKENIZER}/{name}' for name in vocabulary.NAMES] if made['version'] > 1 else []
+  return [f'{FOLDER}/{name}' for name in FILES] if made['version'] > 1 else []
 
 
 def _manifest(root: str) -> dict | None:
@@ -371,12 +371,12 @@ def _remove(root: str) -> None:
   if manifest is None:
     return
   names = [name for name, *_ in _parts(manifest['settings'])]
-  texts, folder = _texts(manifest['settings']), os.path.join(root, TOKENIZER)
+  texts, folder = _texts(manifest['settings']), os.path.join(root, FOLDER)
   for name in (*names, *(name + tfrecord.INDEX for name in names), *texts, MANIFEST):
     with contextlib.suppress(FileNotFoundError):
       os.remove(os.path.join(root, name))
   if texts and os.path.isdir(folder):
-    files.sweep(folder, lambda name: name in vocabulary.NAMES, alone=True)
+    files.sweep(folder, lambda name: name in FILES, alone=True)
     with contextlib.suppress(OSError):  # other people's files stay
       os.rmdir(folder)
   files.sweep(root, lambda name: name in (MANIFEST, *names), alone=True)

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from exedit.runtime import files
 
-NAMES = ('vocab.json', 'merges.txt')
+from . import tokenizer
+
 END = '</w>'  # marks the last letter of a word
 
 
@@ -20,7 +21,7 @@ def write(folder: str | os.PathLike, words: Iterable[str]) -> int:
   tokens, merges = make(words)
   os.makedirs(folder, exist_ok=True)
   texts = (json.dumps({token: i for i, token in enumerate(tokens)}), '\n'.join(merges) + '\n')
-  paths = (os.path.join(folder, name) for name in NAMES)
+  paths = (os.path.join(folder, name) for name in tokenizer.FILES)
   files.write_all({path: text.encode() for path, text in zip(paths, texts)})
   return len(tokens)
 

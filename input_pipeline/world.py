@@ -3,13 +3,12 @@
 A scene is a ground, a light and one to three posed objects. A look is an object's subject, pattern
 and colours. They are separate so that the same scene can be drawn with another look in the same
 box. Every look and ground has a name, so every scene has an exact caption. A hash splits the looks:
-one in HELD_OUT never occurs in training.
+one in `scenes.HELD_OUT` never occurs in training.
 """
 
 import colorsys
 import dataclasses
 import functools
-import hashlib
 import itertools
 import math
 from collections.abc import Collection, Sequence
@@ -18,12 +17,10 @@ import cv2
 import numpy as np
 
 from . import subjects
+from .scenes import GRID, MARGIN, Pose, holds_out
 
 VERSION = 2
-GRID = 64  # side of a scene in which boxes are whole pixels, so they fit tightly at any multiple
-MARGIN = 0.06  # how far a shadow can leave the object's box, as a share of the scene's side
 MAX_ANGLE = 12.0  # degrees an object may be turned
-HELD_OUT = 8
 SHAPES = subjects.SUBJECTS
 COLORS = dict(
   red=(218, 48, 46), orange=(245, 138, 36), yellow=(250, 216, 62), green=(66, 160, 70),
@@ -55,14 +52,6 @@ class Look:
   color: str
   color2: str  # the same as `color` if the pattern is plain
   tone: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to hue, saturation and value
-
-
-@dataclasses.dataclass(frozen=True)
-class Pose:
-  """The place of an object: box (y0, x0, y1, x1) in a scene of side GRID, angle in degrees."""
-
-  box: tuple[int, int, int, int]
-  angle: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +90,7 @@ def sample_look(rng: np.random.Generator, held_out: bool, without: Collection[st
 
 def is_held_out(look: Look) -> bool:
   """Whether a hash of subject, pattern and names of colours holds the look out."""
-  key = repr((look.shape, look.pattern, look.color, look.color2))
-  return hashlib.blake2b(key.encode(), digest_size=4).digest()[0] % HELD_OUT == 0
+  return holds_out(look.shape, look.pattern, look.color, look.color2)
 
 
 def sample_scene(rng: np.random.Generator, most=3) -> Scene:

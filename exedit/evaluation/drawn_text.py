@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from exedit.input_pipeline import world
+from exedit.input_pipeline import scenes, world
 
-SIDES = range(28, 49, 4)  # of a look, in a picture of side world.GRID
+SIDES = range(28, 49, 4)  # of a look, in a picture of side scenes.GRID
 ANGLES = (-6.0, 6.0)
 
 
@@ -56,7 +56,7 @@ def _gain(rest, ground, look, grid_side, angle) -> float:
   rest: the picture less the ground's colour. With the drawing less it, d, the gain is the sum of
   2 rest d - d^2, so one correlation gives it at every place.
   """
-  color, alpha = world.cutout(look, angle, round(grid_side * rest.shape[0] / world.GRID))
+  color, alpha = world.cutout(look, angle, round(grid_side * rest.shape[0] / scenes.GRID))
   drawing = color - alpha[..., None] * ground
   match = cv2.matchTemplate(rest, drawing, cv2.TM_CCORR)
   return 2 * float(match.max()) - float((drawing**2).sum())

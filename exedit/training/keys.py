@@ -38,21 +38,10 @@ PLACES = {
   'checkpoint': ('exedit.training.checkpoint:Checkpoints',),
   'synthetic': ('exedit.input_pipeline.synthetic:settings',),
 }
+CAPTIONED = ('exedit.input_pipeline.loader:batches', 'exedit.input_pipeline.captioned:make_example')
 OWN = {  # the places of single systems, instead of those above
-  'stable_diffusion': {
-    'data': (
-      'exedit.input_pipeline.loader:batches',
-      'exedit.input_pipeline.captioned:make_example',
-    ),
-    'model': ('exedit.stable_diffusion:build',),
-  },
-  'clip': {
-    'data': (
-      'exedit.input_pipeline.loader:batches',
-      'exedit.input_pipeline.captioned:make_example',
-    ),
-    'model': ('exedit.contrastive:build',),
-  },
+  'stable_diffusion': {'data': CAPTIONED, 'model': ('exedit.stable_diffusion:build',)},
+  'clip': {'data': CAPTIONED, 'model': ('exedit.contrastive:build',)},
 }
 OWN['stable_diffusion_inpainting'] = OWN['stable_diffusion']
 

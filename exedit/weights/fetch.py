@@ -19,12 +19,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from exedit.input_pipeline.tokenizer import FOLDER
 from exedit.runtime import caches, files, progress, remote
 from exedit.runtime.errors import DataError, UserError, disk_is_full, one_line
 
 COMPONENTS = (
   *('unet', 'vae', 'scheduler', 'image_encoder', 'feature_extractor'),
-  *('text_encoder', 'tokenizer'),
+  *('text_encoder', FOLDER),
 )
 ENDINGS = ('.safetensors', '.bin', '.ckpt', '.pt', '.pth')  # in a folder, the first kind is taken
 _VARIANT = re.compile(r'\.(fp16|bf16|fp32|non_ema)[.-]')
@@ -297,7 +298,7 @@ def _needed(paths: Sequence[str], src: str) -> list[str]:
   if not whole:
     raise UserError(f'{src} holds no whole checkpoint yet: wait for the first')
   newest = f'checkpoints/{max(whole)}/'
-  return [path for path in paths if path.startswith((newest, 'tokenizer/')) or path in BESIDE]
+  return [path for path in paths if path.startswith((newest, f'{FOLDER}/')) or path in BESIDE]
 
 
 def _copy(src: str, name: str, folder: Path, sizes: Mapping[str, int]) -> None:

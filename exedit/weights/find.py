@@ -24,7 +24,8 @@ PARTS = (
     'exported weights or a run',
     (('config.json',),),
     re.compile(
-      r'config\.json|metrics\.jsonl|frozen\.safetensors|(checkpoints/\d+|tokenizer)(/.*)?|checkpoints'
+      r'config\.json|metrics\.jsonl|frozen\.safetensors|checkpoints|'
+      rf'(checkpoints/\d+|{texts.FOLDER})(/.*)?'
     ),
   ),
 )

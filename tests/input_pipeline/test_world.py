@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from exedit.input_pipeline import synthetic, tf_example, tfrecord, vocabulary, world
+from exedit.input_pipeline import scenes, synthetic, tf_example, tfrecord, vocabulary, world
 from exedit.input_pipeline.errors import DataError
 from exedit.input_pipeline.tokenizer import Tokenizer
 
@@ -34,14 +34,14 @@ def test_one_to_three_objects_do_not_overlap_and_the_first_is_large():
     boxes = [pose.box for pose in scene.poses]
     counts.add(len(boxes))
     assert len(looks) == len(boxes)
-    covered = np.zeros((world.GRID, world.GRID), int)
+    covered = np.zeros((scenes.GRID, scenes.GRID), int)
     for y0, x0, y1, x1 in boxes:
-      assert 0 < y0 < y1 < world.GRID and 0 < x0 < x1 < world.GRID
-      assert 0.02 <= (y1 - y0) * (x1 - x0) / world.GRID**2 <= 0.8
+      assert 0 < y0 < y1 < scenes.GRID and 0 < x0 < x1 < scenes.GRID
+      assert 0.02 <= (y1 - y0) * (x1 - x0) / scenes.GRID**2 <= 0.8
       covered[y0:y1, x0:x1] += 1
     assert covered.max() == 1
     y0, x0, y1, x1 = boxes[0]
-    assert min(y1 - y0, x1 - x0) >= 0.4 * world.GRID
+    assert min(y1 - y0, x1 - x0) >= 0.4 * scenes.GRID
   assert counts == {1, 2, 3}
 
 

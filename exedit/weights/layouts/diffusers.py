@@ -20,8 +20,7 @@ from exedit.weights.found import Weights, system_of
 from exedit.weights.tables import autoencoder, clip_text, conditioner, unet
 from exedit.weights.translate import Row, to_theirs, under
 
-ENCODERS = dict(paint_by_example='image_encoder', stable_diffusion='text_encoder')
-STEMS = dict.fromkeys(ENCODERS.values(), 'model')  # transformers' name of a .safetensors
+STEMS = dict(image_encoder='model', text_encoder='model')  # transformers' names of a .safetensors
 OTHERS = {  # folders that only other pipelines have
   'text_encoder_2': 'Stable Diffusion XL',
   'text_encoder_3': 'Stable Diffusion 3',
