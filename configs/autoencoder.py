@@ -3,6 +3,8 @@
   python -m exedit.train --config=configs/autoencoder.py --workdir=/mnt/bucket/autoencoder \
       --config.data.root=/data/open_images
 
+Any shards whose records have an `image` will do; boxes and captions are not read.
+
 KL-f8 (arXiv 2112.10752): the published sizes, and 4.5e-6 of learning rate per example, with neither
 discriminator nor perceptual distance, so that fine texture is smoother than the published one's.
 Not run here, because neither the images nor the pods were available.
@@ -69,9 +71,10 @@ def tiny() -> ml_collections.ConfigDict:
 
 
 def _from(base: Any, own: dict[str, Any]) -> ml_collections.ConfigDict:
-  """A config of Paint by Example as one of this system; the data are the same pictures."""
+  """A config of Paint by Example as one of this system."""
   base.model, base.edit = own.pop('model'), dict(count=8)
+  kept = ('root', 'split', 'augment', 'workers', 'on_corrupt')
+  base.data = {name: base.data[name] for name in kept} | own.pop('data')
   base.optimizer.lr_multipliers = {}
   base.update(system='autoencoder', trainable='autoencoder', **own)
-  base.update(data=dict(augment=False, arbitrary_mask=0.0))
   return base

@@ -126,7 +126,7 @@ SYSTEM = System(
   settings=FORM.settings,
   build=build,
   complete=complete,
-  data=latent_diffusion.OPEN_IMAGES,
+  data=latent_diffusion.PICTURES,
   loss=loss,
   preview=preview,
 )

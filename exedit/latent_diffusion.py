@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 from exedit import images
 from exedit.diffusion import guidance, sampling
 from exedit.diffusion.schedule import Schedule
-from exedit.input_pipeline import captioned, loader, open_images
+from exedit.input_pipeline import captioned, loader, open_images, pictures
 from exedit.models import parameters
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
 from exedit.models.parameters import Graph
@@ -61,6 +61,7 @@ def _data(make_example: Callable[..., dict[str, Any]]) -> Data:
 # Photos with boxes, as TFRecords of tensorflow-datasets' open_images_v4; also drawn scenes.
 OPEN_IMAGES = _data(open_images.make_example)
 CAPTIONED = _data(captioned.make_example)  # pictures with captions
+PICTURES = _data(pictures.make_example)  # the pictures of either
 
 
 # Building and loading

@@ -8,15 +8,13 @@ import numpy as np
 
 from exedit.runtime.settings import check_limits
 
-from . import codec, crops, latent_shards
+from . import crops, pictures
 from . import tokenizer as texts
 from .errors import DataError, Uncaptioned, UserError
-from .open_images import AREAS, LIMITS, name_of, usable_boxes
+from .open_images import AREAS, name_of, usable_boxes
 
 CAPTION, PHRASE = 'caption', 'bobjects/caption'  # features: of the picture, and of each box
 MISSING = ('drop', 'empty')
-NON_SQUARE = ('crop', 'pad', 'squash')
-SHARES = dict.fromkeys(('flip', 'boxes'), (0, 1))
 LONGEST = 400  # bytes of a caption that previews show
 
 _tokenizer = functools.cache(texts.Tokenizer)
@@ -24,10 +22,10 @@ _tokenizer = functools.cache(texts.Tokenizer)
 
 def check_settings(**settings) -> None:
   """Raises UserError for a value that `make_example` cannot work with."""
-  check_limits(settings, {**LIMITS, **SHARES, 'length': (3, None)}, 'data')
-  for name, words in (('missing_captions', MISSING), ('non_square', NON_SQUARE)):
-    if (value := settings.get(name, words[0])) not in words:
-      raise DataError(f'data.{name} is {value!r}: use one of {", ".join(words)}')
+  pictures.check_settings(**settings)
+  check_limits(settings, {'boxes': (0, 1), 'length': (3, None)}, 'data')
+  if (value := settings.get('missing_captions', MISSING[0])) not in MISSING:
+    raise DataError(f'data.missing_captions is {value!r}: use one of {", ".join(MISSING)}')
   if folder := settings.get('tokenizer'):
     _tokenizer(folder, settings.get('vocabulary', 49408), settings.get('length', 77))
 
@@ -81,12 +79,7 @@ def make_example(
     DataError: if the image cannot be decoded, or the caption cannot be spelt.
     Unusable: if there is no caption.
   """
-  name = name_of(features)
-  if not features.get('image'):
-    latents = latent_shards.MOMENTS in features
-    what = 'latents, and texts are trained on the photos' if latents else 'no image'
-    raise DataError(f'{name}: the record has {what}')
-  image = codec.decode(features['image'][0], name)
+  name, image = name_of(features), pictures.read(features)
   found = [text for text in map(_text, features.get(CAPTION, ())) if text]
   caption = (found[rng.integers(len(found))] if augment else found[0]) if found else ''
   if augment and boxes and rng.random() < boxes:
@@ -98,13 +91,7 @@ def make_example(
     raise Uncaptioned(
       f'{name} has no caption (data.missing_captions=empty trains it with the empty text)'
     )
-  if non_square == 'crop':
-    image = crops.square(image, rng if augment else None)
-  elif non_square == 'pad':
-    image = crops.pad_square(image)
-  image = crops.resize(image, size, smooth=True)
-  if augment and flip and rng.random() < flip:
-    image = np.ascontiguousarray(image[:, ::-1])
+  image = pictures.square(image, rng, size, augment, flip, non_square)
   try:
     tokens = _tokenizer(tokenizer, vocabulary, length)(caption)
   except DataError:

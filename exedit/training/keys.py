@@ -22,7 +22,7 @@ PLACES = {
     'exedit.input_pipeline.loader:batches',
     'exedit.input_pipeline.open_images:make_example',
   ),
-  'model': ('exedit.autoencoder_kl:build', 'exedit.paint_by_example:build'),
+  'model': ('exedit.paint_by_example:build',),
   'model.unet': ('exedit.models.unet:UNet',),
   'model.autoencoder': (
     'exedit.models.autoencoder:AutoencoderKL',
@@ -39,8 +39,10 @@ PLACES = {
   'synthetic': ('exedit.input_pipeline.synthetic:settings',),
 }
 CAPTIONED = ('exedit.input_pipeline.loader:batches', 'exedit.input_pipeline.captioned:make_example')
+PICTURES = ('exedit.input_pipeline.loader:batches', 'exedit.input_pipeline.pictures:make_example')
 OWN = {  # the places of single systems, instead of those above
   'stable_diffusion': {'data': CAPTIONED, 'model': ('exedit.stable_diffusion:build',)},
+  'autoencoder': {'data': PICTURES, 'model': ('exedit.autoencoder_kl:build',)},
   'clip': {'data': CAPTIONED, 'model': ('exedit.contrastive:build',)},
 }
 OWN['stable_diffusion_inpainting'] = OWN['stable_diffusion']

@@ -12,7 +12,7 @@ from exedit import autoencoder_kl, latent_diffusion, paint_by_example, sample, s
 from exedit.runtime.errors import UserError
 from exedit.training.given import given_weights
 from exedit.weights import find
-from tests import on_devices, runs, small
+from tests import captions, on_devices, runs, small
 from tests.networks import jitted, with_random_weights
 from tests.refusals import refusal
 
@@ -25,6 +25,7 @@ EDITOR = small.MODEL | dict(autoencoder=NETWORK)
 def run(tmp_path_factory):
   """The workdir of a training of two steps."""
   folder = tmp_path_factory.mktemp('autoencoder')
+  captions.write(folder)  # without boxes
   runs.train(
     folder / 'run',
     system='autoencoder',
@@ -34,8 +35,7 @@ def run(tmp_path_factory):
     edit_every=2,
     trainable='autoencoder',
     compile_cache=False,
-    data=dict(root=str(folder / 'data'), split='train', size=16, exemplar_size=8, threads=1),
-    synthetic=dict(scenes=16, val_scenes=8, seed=0, shards=1),
+    data=dict(root=str(folder), split='train', size=16, threads=1),
     model=MODEL,
     optimizer=dict(lr=1e-3, warmup=1),
     edit=dict(count=2),
