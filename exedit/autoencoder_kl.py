@@ -21,6 +21,8 @@ from exedit.models.autoencoder import AutoencoderKL
 from exedit.systems import System
 from exedit.training import sharding
 
+KL, SPREAD, EDGES = 1e-6, 1e-2, 0.0  # weights of the parts of the loss; see `build`
+
 
 class Autoencoder(nnx.Module):
   """The network and the weights of the parts of its loss."""
@@ -37,9 +39,9 @@ class Autoencoder(nnx.Module):
 def build(
   *,
   autoencoder: Mapping[str, Any] = {},
-  kl: float = 1e-6,
-  spread: float = 1e-2,
-  edges: float = 0.0,
+  kl: float = KL,
+  spread: float = SPREAD,
+  edges: float = EDGES,
   dtype: str = 'float32',
   rngs: nnx.Rngs,
 ) -> Autoencoder:
@@ -66,7 +68,8 @@ def build(
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
   """Settings of `build` with every default value; see `System.complete`."""
-  result = latent_diffusion.complete(settings, dict(autoencoder=AutoencoderKL))
+  weights = dict(kl=KL, spread=SPREAD, edges=EDGES)
+  result = latent_diffusion.complete(settings, dict(autoencoder=AutoencoderKL), **weights)
   result['autoencoder']['kind'] = 'kl'
   return result
 
@@ -76,7 +79,8 @@ def loss(
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
   """The error of the pictures made from drawn latents, and the divergences of `build`.
 
-  The latents of a channel are those of the whole batch, on all devices.
+  The latents of a channel are those of the whole batch, on all devices; with `accumulate` they are
+  those of one part of it.
   """
   image = as_signed(batch['image'])
   (key,) = latent_diffusion.example_keys(key, batch['id'], 1)

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, Int
 
 from exedit.models import blocks, vit
 from exedit.models.clip import quick_gelu
-from exedit.models.kernels import Implementation
 
 
 class CLIPText(nnx.Module):
@@ -22,8 +21,6 @@ class CLIPText(nnx.Module):
   vocabulary: number of tokens, that is of rows of the table. length: the most tokens of a text.
   width: width of a token. layers: number of transformer blocks. heads: number of heads of each.
   mlp: width of each MLP.
-  added: number of words that were learned beside the table, so that the table itself can stay
-  frozen; their ids follow those of the table, [added width].
   remat: compute each layer again in the backward pass, which saves memory.
   """
 
@@ -36,12 +33,12 @@ class CLIPText(nnx.Module):
     layers: int = 12,
     heads: int = 12,
     mlp: int = 3072,
-    added: int = 0,
-    attention: Implementation = None,
     remat: bool = False,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
+    sizes = dict(vocabulary=vocabulary, length=length, width=width, layers=layers)
+    blocks.require_sizes('CLIPText', **sizes, heads=heads, mlp=mlp)
     if width % heads:
       raise ValueError(f'a text tower of width {width} cannot have {heads} heads: use a divisor')
     self.vocabulary, self.length, self.width = vocabulary, length, width
@@ -49,24 +46,14 @@ class CLIPText(nnx.Module):
     table, place = (nnx.initializers.normal(std) for std in (0.02, 0.01))  # CLIP model.py
     self.token_embedding = nnx.Param(table(rngs.params(), (vocabulary, width)))
     self.position_embedding = nnx.Param(place(rngs.params(), (length, width)))
-    self.added = nnx.Param(table(rngs.params(), (added, width))) if added else None
     settings: dict[str, Any] = dict(heads=heads, mlp=mlp, depth=layers, activation=quick_gelu)
-    settings |= dict(eps=1e-5, causal=True, implementation=attention, dtype=dtype, rngs=rngs)
+    settings |= dict(eps=1e-5, causal=True, dtype=dtype, rngs=rngs)
     self.layers = nnx.List([vit.Layer(width, **settings) for _ in range(layers)])
     self.final_norm = blocks.layer_norm(width, rngs=rngs)
 
   def __call__(self, ids: Int[Array, 'b n']) -> Float[Array, 'b n width']:
-    x = self.embed(ids) + self.position_embedding[: ids.shape[1]][None]
+    x = self.token_embedding[...][ids] + self.position_embedding[: ids.shape[1]][None]
     x = x.astype(self.dtype)
     for layer in self.layers:
       x = vit.recomputed(layer, x) if self.remat else layer(x)
     return self.final_norm(x)
-
-  def embed(self, ids: Int[Array, 'b n']) -> Float[Array, 'b n width']:
-    """The vectors of the tokens, without their positions."""
-    if self.added is None:
-      return self.token_embedding[...][ids]
-    known = ids < self.vocabulary
-    table = self.token_embedding[...][jnp.where(known, ids, 0)]
-    added = self.added[...][jnp.where(known, 0, ids - self.vocabulary)]
-    return jnp.where(known[..., None], table, added)

@@ -16,7 +16,7 @@ def check(weights: Weights, layout: str, target: Path) -> None:
   """Checks that a layout has a place for these weights.
 
   PyTorch's code knows the systems only with the autoencoder of Stable Diffusion, whose first
-  convolution takes single pixels, and its text tower only without words beside the table.
+  convolution takes single pixels.
 
   Raises:
     UserError: if it has none; if another tokenizer lies where that of the weights belongs.
@@ -24,15 +24,11 @@ def check(weights: Weights, layout: str, target: Path) -> None:
   model = weights.config['model']
   autoencoder = model.get('autoencoder', {})
   kind = autoencoder.get('kind', 'kl')
-  for value, what in (
-    (autoencoder.get('fold', 1) != 1, 'an autoencoder of folded pixels'),
-    (model.get('text', {}).get('added'), 'words beside the table of its text tower'),
-  ):
-    if value:
-      raise UserError(
-        f'{weights.where} has {what}, for which the {layout} layout has no place: only '
-        '--layout=exedit can hold it'
-      )
+  if autoencoder.get('fold', 1) != 1:
+    raise UserError(
+      f'{weights.where} has an autoencoder of folded pixels, for which the {layout} layout has no '
+      'place: only --layout=exedit can hold it'
+    )
   if weights.kind == 'stable_diffusion_inpainting':
     raise UserError(
       f'{weights.where} holds weights of {weights.kind}, which exedit does not write in the '
