@@ -27,8 +27,7 @@ from exedit.models.unet import UNet
 from exedit.runtime.errors import UserError
 from exedit.stable_diffusion_form import FORM
 from exedit.systems import System
-from exedit.weights import find, initial
-from exedit.weights.formats.tensor import Tensor
+from exedit.weights import find
 from exedit.weights.found import Weights
 
 
@@ -74,6 +73,8 @@ def build(
   Raises:
     ValueError: for a text tower of another width than the UNet's context.
   """
+  groups = dict(unet=unet, autoencoder=autoencoder, text=text, schedule=schedule)
+  latent_diffusion.check_groups(groups, networks(autoencoder))
   if not 0 <= p_drop <= 1:
     raise ValueError(f'p_drop is {p_drop}; it is a share, from 0 to 1')
   compute = latent_diffusion.compute_dtype(dtype)
@@ -91,43 +92,20 @@ def build(
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
   """Settings of `build` with every default value; see `System.complete`."""
-  kind = settings.get('autoencoder', {}).get('kind', 'kl')
-  networks = dict(
-    unet=UNet, autoencoder=latent_diffusion.AUTOENCODERS[kind], text=CLIPText, schedule=Schedule
-  )
-  result = latent_diffusion.complete(settings, networks, context_dim=768)
-  result['autoencoder']['kind'] = kind
+  autoencoder = settings.get('autoencoder', {})
+  result = latent_diffusion.complete(settings, networks(autoencoder), context_dim=768)
+  result['autoencoder']['kind'] = autoencoder.get('kind', 'kl')
   return result
 
 
-def start(
-  init_from: str | None, init_clip: str | None, settings: Mapping[str, Any]
-) -> dict[str, Tensor]:
-  """The unread tensors from which a training with these `build` settings starts.
-
-  Raises:
-    UserError: for weights of another system or architecture.
-  """
-  if init_clip:
-    if init_from:
-      raise UserError(f'{init_from} has its own text tower: leave out --config.init_clip')
-    return _text_tower(init_clip, settings)
-  weights = find.weights(str(init_from))
-  if weights.kind != SYSTEM.name:
-    raise UserError(f'{init_from} holds weights of {weights.kind}; give those of {SYSTEM.name}')
-  _, shapes = latent_diffusion.abstract(build, settings)
-  parts = ('unet', 'autoencoder', 'text', 'schedule', 'context_dim')
-  theirs = complete(weights.config['model'])
-  initial.require_same(theirs, complete(settings), parts, str(init_from))
-  return weights.fit(shapes)
-
-
-def _text_tower(init_clip: str, settings: Mapping[str, Any]) -> dict[str, Tensor]:
-  """The unread tensors of the text tower of a CLIP."""
-  tower = find.clip_tower(init_clip, part='text')
-  initial.require_same(complete(tower.config['model']), complete(settings), ('text',), init_clip)
-  _, shapes = latent_diffusion.abstract(build, settings)
-  return tower.fit({name: a for name, a in shapes.items() if name.startswith('text.')})
+def networks(autoencoder: Mapping[str, Any]) -> dict[str, Any]:
+  """The class behind each group of `build`'s settings."""
+  return dict(
+    unet=UNet,
+    autoencoder=latent_diffusion.autoencoder_class(autoencoder),
+    text=CLIPText,
+    schedule=Schedule,
+  )
 
 
 # Training
@@ -346,12 +324,17 @@ def data_settings(config: Mapping[str, Any], workdir: str | None = None) -> dict
 
 
 def _tokenizer_folder(config: Mapping[str, Any], workdir: str) -> str:
-  """The tokenizer of a training: the config's, the run's, the weights', or that of the data."""
+  """The tokenizer of a training: the config's, the run's, the weights', or that of the data.
+
+  A run without checkpoints starts anew, so that the copy in its workdir does not count.
+  """
+  from exedit.training import initial  # here, because it imports Orbax, which edits do not need
+
   data = config['data']
   if told := data.get('tokenizer'):
     return texts.local(told)
   own, beside = (os.path.join(folder, texts.FOLDER) for folder in (workdir, data['root']))
-  if texts.is_there(own):
+  if initial.has_checkpoints(workdir) and texts.is_there(own):
     return texts.local(own)
   start_from, tower = config.get('init_from'), config.get('init_clip')
   if start_from and (folder := find.tokenizer(str(start_from))):
@@ -373,7 +356,6 @@ SYSTEM = System(
   settings=FORM.settings,
   build=build,
   complete=complete,
-  start=start,
   data=latent_diffusion.CAPTIONED,
   loss=loss,
   preview=preview,

@@ -85,8 +85,9 @@ class System(Form):
   complete(model): the same model settings with every default value, without the settings that only
     say how to compute. Two models with equal complete settings compute the same function.
   start(init_from, init_clip, model): the weights to start a training from, {path: unread Tensor}.
-    None: those of the system itself alone. starts_from: the names of other systems whose weights
-    it takes; of all others a training can take parts (see `training.given`).
+    None: those of the system itself, and the towers of a CLIP. starts_from: the names of other
+    systems whose whole weights `start` takes; of all others a training can take parts (see
+    `training.given`).
   data: the source of the batches.
   loss(model, batch, key): the mean loss, and {'per_example': [b], 't': timestep [b]}, without `t`
     if it has no timesteps. The log gets the mean of every other array [b].

@@ -102,10 +102,12 @@ def contents(folder: str | os.PathLike) -> dict[str, bytes]:
 
 
 def copy(source: str | os.PathLike, weights: str | os.PathLike) -> None:
-  """Copies the files of a tokenizer into the folder FOLDER beside weights."""
-  target = os.path.join(weights, FOLDER)
+  """Copies the files of a tokenizer into the folder FOLDER beside weights, in place of others."""
+  target, found = os.path.join(weights, FOLDER), contents(source)
   os.makedirs(target, exist_ok=True)
-  files.write_all({os.path.join(target, name): data for name, data in contents(source).items()})
+  for name in contents(target).keys() - found.keys():
+    os.remove(os.path.join(target, name))
+  files.write_all({os.path.join(target, name): data for name, data in found.items()})
 
 
 def digest(folder: str | os.PathLike) -> str:

@@ -117,5 +117,5 @@ def export(path, width=64, part=''):
   """A folder with the toy's parameters, all of them or those of one part."""
   _, params = parameters.flatten(toy.build(width=width, rngs=nnx.Rngs(5)))
   params = {n: np.asarray(a) for n, a in params.items() if n.startswith(part)}
-  own.write(path, dict(model=dict(width=width), data={}), params, step=3)
+  own.write(path, dict(system='toy', model=dict(width=width), data={}), params, step=3)
   return str(path), params

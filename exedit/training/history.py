@@ -48,7 +48,8 @@ class History:
     """(changes of what is learned, other changes), each such as 'optimizer.lr 1e-05 -> 3e-05'.
 
     A key that is missing has its default. The folder of the data counts as learned only if an older
-    program has not described the data; see `other_data`.
+    program has not described the data; see `other_data`. That of the tokenizer never does; see
+    `other_tokenizer`.
     """
     if not self.config:
       return [], []
@@ -58,9 +59,9 @@ class History:
       return settings.differences(was, now), []
     base = {**defaults(Config), 'system': new['system']}
     was, now = (_by_kind({n: c.get(n, base.get(n)) for n in new}) for c in (self.config, new))
-    if self.data:
-      for learned, other in (was, now):
-        other['data']['root'] = learned['data'].pop('root', None)
+    for learned, other in (was, now):
+      for name in ('root', 'tokenizer') if self.data else ('tokenizer',):
+        other['data'][name] = learned['data'].pop(name, None)
     learned, other = (settings.differences(a, b) for a, b in zip(was, now))
     return learned, other
 
@@ -73,7 +74,10 @@ class History:
 
 
 def other_tokenizer(workdir: str, folder: str | None) -> list[str]:
-  """The change of the tokenizer since the last start, whose copy the workdir holds."""
+  """The change of the tokenizer since the last start of a run that has checkpoints.
+
+  The workdir holds a copy of the run's.
+  """
   own = f'{workdir.rstrip("/")}/{tokenizer.FOLDER}'
   if not folder or not tokenizer.is_there(own):
     return []

@@ -162,7 +162,8 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
     trace_step(program, config, stored_shapes(config, read))
     survey = system.data.survey(data['root'], data.get('split', 'train'))
     replaced = past.other_data(data['root'], dataclasses.asdict(survey))
-    replaced += history.other_tokenizer(workdir, read.get('tokenizer'))
+    if begun:
+      replaced += history.other_tokenizer(workdir, read.get('tokenizer'))
     history.require_same(workdir, replaced, allow_changes)
   # The folder of the data may have another name on another machine; its content may not differ.
   facts = dict(config.as_dict(), data={**data, 'root': dataclasses.asdict(survey)})

@@ -1,5 +1,6 @@
 """The autoencoder as a system: its loss by hand, and its weights as a part of other systems."""
 
+import dataclasses
 import json
 
 import jax
@@ -18,6 +19,7 @@ from tests.refusals import refusal
 
 NETWORK = dict(kind='kl', fold=4, channels=8, mult=(1,), layers=1, groups=4, scale=1.0)
 MODEL = dict(autoencoder=NETWORK, edges=0.5, kl=0.1)
+REFUSED = 'run holds weights of autoencoder, with the parts autoencoder:'
 EDITOR = small.MODEL | dict(autoencoder=NETWORK)
 
 
@@ -110,11 +112,35 @@ def test_another_system_takes_the_autoencoder(run):
     np.testing.assert_array_equal(tensor.read(), own[name].read())
 
 
+def test_a_training_starts_from_its_own_weights(run):
+  how = dict(init_from=str(run), model=MODEL | dict(kl=0.2))  # a weight of the loss may change
+  found = given_weights(autoencoder_kl.SYSTEM, how)
+  assert found.keys() == find.weights(str(run)).tensors.keys()
+  defaults = autoencoder_kl.complete({})
+  assert (defaults['kl'], defaults['spread'], defaults['edges']) == (1e-6, 1e-2, 0)
+
+
+def test_a_source_of_which_nothing_is_left_is_refused(run):
+  one = next(iter(find.weights(str(run)).tensors.values()))
+  tower = lambda init_from, init_clip, model: {'clip.a': one}
+  both = lambda init_from, init_clip, model: {'unet.a': one, 'clip.a': one}
+  editor = paint_by_example.SYSTEM
+  for changes, parts, flag, more in (
+    (dict(start=tower), 'autoencoder', 'init_clip', 'clip'),
+    (dict(start=both, starts_from=('autoencoder',)), 'clip', 'init_from', 'unet'),
+  ):
+    system = dataclasses.replace(editor, **changes)
+    how = dict(init_from=str(run), init_clip='x', init_parts=parts, model=EDITOR)
+    says = rf"init_parts is '{parts}', which takes nothing from --config.{flag}: .*{parts}.{more}'"
+    with pytest.raises(UserError, match=says):
+      given_weights(system, how)
+
+
 @pytest.mark.parametrize(
   'changes, says',
   [
-    (dict(init_parts=''), 'holds weights of another system|autoencoder'),
-    (dict(init_parts='unet'), 'holds weights of autoencoder, with the parts autoencoder: name'),
+    (dict(init_parts=''), f'{REFUSED} name those that paint_by_example has too as --config'),
+    (dict(init_parts='unet'), f'{REFUSED} name those'),
     (
       dict(model=EDITOR | dict(autoencoder=NETWORK | dict(scale=0.5))),
       'another architecture: autoencoder.scale is 1.0 there and 0.5 in config.model',

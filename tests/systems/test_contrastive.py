@@ -115,9 +115,26 @@ def test_each_system_takes_its_tower(run):
   assert found == {name for name in pbe if name.startswith('clip.')}
   found = taken('stable_diffusion', by_text, folder, init_parts='text')
   assert found and {name.split('.')[0] for name in found} == {'text'}
+  assert taken('stable_diffusion_inpainting', by_text, folder) == found
+  own = find.config(str(folder))['model']
+  found = taken('clip', own, folder)
+  assert {name.split('.')[0] for name in found} == {'clip', 'text'}
+  found = taken('clip', own, folder, init_parts='clip')
+  assert {name.split('.')[0] for name in found} == {'clip'}
   config = dict(data=dict(root=str(folder.parent)), model=by_text, init_clip=str(folder))
   read = stable_diffusion.data_settings(config, str(folder.parent / 'none'))
   assert read['tokenizer'] == str(folder / 'tokenizer')
+
+
+def test_a_training_starts_from_its_own_weights(run):
+  folder = str(run[0])
+  own, model = find.weights(folder).tensors, find.config(folder)['model']
+  found = given_weights(contrastive.SYSTEM, dict(init_from=folder, model=model))
+  assert found.keys() == own.keys() and 'logit_scale' in found
+  with pytest.raises(UserError, match='another architecture: dim is 8 there and 9 in config.model'):
+    given_weights(contrastive.SYSTEM, dict(init_from=folder, model=model | dict(dim=9)))
+  with pytest.raises(UserError, match='run has its own image tower: leave out --config.init_clip'):
+    given_weights(contrastive.SYSTEM, dict(init_from=folder, init_clip=folder, model=model))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +142,7 @@ def test_each_system_takes_its_tower(run):
   [
     ('paint_by_example', small.MODEL, 'another architecture: clip.patch is 8 there and 4 in'),
     ('stable_diffusion', BY_TEXT, 'another architecture: text.vocabulary is .* in config.model'),
-    ('autoencoder', {}, '--config.init_clip is a tower of CLIP, which autoencoder has none of'),
+    ('autoencoder', {}, 'autoencoder has no tower of CLIP: leave it out'),
   ],
 )
 def test_other_towers_are_refused(run, system, model, says):

@@ -13,7 +13,9 @@ from exedit.input_pipeline import vocabulary as words
 from exedit.input_pipeline import world
 from exedit.planning import compile_step
 from exedit.runtime.errors import UserError
+from exedit.training import history
 from exedit.training.config import read_config
+from exedit.training.given import given_weights
 from exedit.weights import find
 from tests import captions, runs, vocabulary
 from tests.small_text import EDIT, MODEL
@@ -84,7 +86,7 @@ def test_fine_tuning_takes_the_weights_and_their_tokenizer(run, config, data, tm
   tuned = dict(config, data=dict(config['data'], root=str(root)), init_from=str(run))
   found = stable_diffusion.data_settings(tuned, str(tmp_path / 'tuned'))
   assert found['tokenizer'] == str(run / 'tokenizer') and found['length'] == 12
-  tensors = stable_diffusion.start(str(run), None, config['model'])
+  tensors = given_weights(stable_diffusion.SYSTEM, tuned)
   assert tensors.keys() == find.weights(run).tensors.keys()
 
 
@@ -114,8 +116,27 @@ def test_a_run_does_not_go_on_with_another_tokenizer(config, run, tmp_path):
   words['a'], words['b'] = words['b'], words['a']
   (other / 'vocab.json').write_text(json.dumps(words))
   given = dict(config, steps=4, data=dict(config['data'], tokenizer=str(other)))
-  with pytest.raises(UserError, match='begun with other settings: .*other'):
+  with pytest.raises(UserError, match='other settings: the tokenizer .*tokenizer -> .*other;'):
     runs.train(run, **given)
+
+
+def test_the_folder_of_the_tokenizer_may_change(config, run, tmp_path):
+  shutil.copytree(run / 'tokenizer', tmp_path / 'same')
+  assert history.other_tokenizer(str(run), str(tmp_path / 'same')) == []
+  told = dict(config, data=dict(config['data'], tokenizer='elsewhere'))
+  for data in ({}, dict(root='r')):  # an older program has not described its data
+    past = history.History(config=told, data=data)
+    learned, other = past.changes(read_config(config))
+    assert learned == [] and len(other) == 1 and 'data.tokenizer elsewhere -> ' in other[0]
+
+
+def test_a_run_that_has_not_saved_takes_its_tokenizer_anew(config, data, run, tmp_path):
+  folder = tmp_path / 'killed'
+  shutil.copytree(run / 'tokenizer', folder / 'tokenizer')
+  found = lambda: stable_diffusion.data_settings(config, str(folder))['tokenizer']
+  assert found() == str(data[0] / 'tokenizer')
+  shutil.copytree(run / 'checkpoints', folder / 'checkpoints')
+  assert found() == str(folder / 'tokenizer')
 
 
 @pytest.mark.parametrize('variant', ['full', 'tiny'])

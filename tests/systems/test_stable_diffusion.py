@@ -16,6 +16,7 @@ from exedit import convert, latent_diffusion, stable_diffusion, stable_diffusion
 from exedit.editing import jobs, session
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
+from exedit.training.given import given_weights
 from exedit.weights import find
 from tests import released, vocabulary
 from tests.refusals import refusal
@@ -213,6 +214,22 @@ def test_conversion_keeps_the_tokenizer(weights, tmp_path):
   text = 'a blue star'
   spelt = [stable_diffusion.tokenizer(found)(text) for found in (first, second)]
   np.testing.assert_array_equal(*spelt)
+
+
+@pytest.mark.parametrize('name', ['weights', 'inpainting'])
+def test_a_training_starts_from_its_own_weights(name, request):
+  found = find.weights(request.getfixturevalue(name))
+  model, system = found.config['model'], systems.of(found)
+  start = lambda **changes: given_weights(
+    system, dict(init_from=found.where, model=model | changes)
+  )
+  assert start().keys() == found.tensors.keys()
+  for changes, says in (
+    (dict(schedule=dict(prediction='v')), 'schedule.prediction is eps there and v'),
+    (dict(unet=dict(model['unet'], heads=4)), 'unet.heads is 2 there and 4'),
+  ):
+    with pytest.raises(UserError, match=f'of another architecture: {says} in config.model'):
+      start(**changes)
 
 
 @pytest.mark.parametrize('name', ['weights', 'inpainting'])
