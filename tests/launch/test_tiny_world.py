@@ -1,23 +1,28 @@
 """launch/tiny_world.sh: every stage starts from the stages before it."""
 
+import sys
+
+from configs import autoencoder, clip, pbe, sd
+
 
 def test_the_stages_in_order(script, tmp_path):
   out = tmp_path / 'out'
-  status, said = script('tiny_world', OUT=str(out), SEED='3', EDITS='16', FLAGS='--config.x=1')
+  settings = dict(SEED='3', EDITS='16', SHARE='30', FLAGS='--config.x=1')
+  status, said = script('tiny_world', OUT=str(out), REAL=sys.executable, **settings)
   assert status == 0
   (drawn,) = [line for line in said if 'input_pipeline.synthetic' in line]
   assert f'--output={out}/data --version=2 --scenes=50000 --val_scenes=512 --shards=8' in drawn
   trained = [line for line in said if 'exedit.train' in line]
   wanted = (
-    ('autoencoder', 'autoencoder.py:tiny', {}),
-    ('clip', 'clip.py:tiny', {}),
-    ('sd', 'sd.py:tiny', dict(init_from='autoencoder', init_clip='clip')),
-    ('pbe', 'pbe.py:lineage', dict(init_from='sd', init_clip='clip')),
+    ('autoencoder', 'autoencoder.py:tiny', autoencoder.tiny(), {}),
+    ('clip', 'clip.py:tiny', clip.tiny(), {}),
+    ('sd', 'sd.py:tiny', sd.tiny(), dict(init_from='autoencoder', init_clip='clip')),
+    ('pbe', 'pbe.py:lineage', pbe.lineage(), dict(init_from='sd', init_clip='clip')),
   )
-  for line, (name, config, start) in zip(trained, wanted, strict=True):
+  for line, (name, config, made, start) in zip(trained, wanted, strict=True):
     assert f'--config=configs/{config} --workdir={out}/{name} ' in line
     assert f'--config.data.root={out}/data --config.seed=3 ' in line and '--config.x=1' in line
-    assert '--config.synthetic.scenes=50000 ' in line
+    assert f'--config.steps={made.steps * 3 // 10} --config.synthetic.scenes=50000 ' in line
     for key in ('init_from', 'init_clip'):
       assert (f'--config.{key}={out}/{start.get(key)}' in line) == (key in start)
   assert '--config.init_parts=autoencoder|text' in trained[2] and 'init_parts' not in trained[3]

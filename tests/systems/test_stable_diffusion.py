@@ -246,8 +246,10 @@ def test_the_loss_learns_texts_and_drops_them_by_id(name, request):
   graph, params = nnx.split(model)
 
   @jax.jit
-  def run(params, batch):
-    return system.loss(nnx.merge(graph, params), batch, jax.random.key(1))
+  def run(params, batch, p_drop=0.0):
+    model = nnx.merge(graph, params)
+    object.__setattr__(model, 'p_drop', p_drop)
+    return system.loss(model, batch, jax.random.key(1))
 
   mean, found = run(params, batch)
   turned = {name: rows[::-1] for name, rows in batch.items()}
@@ -255,7 +257,14 @@ def test_the_loss_learns_texts_and_drops_them_by_id(name, request):
     run(params, turned)[1]['per_example'], found['per_example'][::-1], rtol=1e-5
   )
   other = dict(batch, tokens=batch['tokens'][::-1])
-  assert np.abs(run(params, other)[1]['per_example'] - found['per_example']).max() > 1e-6
+  each = lambda batch, share: np.asarray(run(params, batch, share)[1]['per_example'])
+  with_text, dropped, some = (
+    np.abs(each(other, share) - each(batch, share)) > 1e-6 for share in (0.0, 1.0, 0.5)
+  )
+  assert with_text.all() and not dropped.any() and 0 < some.sum() < 4
+  np.testing.assert_allclose(
+    each(batch, 0.5), np.where(some, each(batch, 0.0), each(batch, 1.0)), rtol=1e-6
+  )
   np.testing.assert_allclose(mean, found['per_example'].mean(), rtol=1e-6)
 
 
