@@ -2,16 +2,13 @@ r"""Edits image files: reads files, writes files.
 
   python -m exedit.sample --weights=weights/tiny --image=street.jpg --mask=hole.png \
       --exemplar=bulldog.jpg --output=out.png
-  python -m exedit.sample --weights=stable-diffusion-v1-5/stable-diffusion-v1-5 \
-      --prompt='a bulldog in the street' --output=out.png
+  python -m exedit.sample --weights=stable-diffusion-v1-4 --prompt='a bulldog' --output=out.png
   python -m exedit.sample --weights=weights/tiny --edits=list.csv --output=results
   python -m exedit.sample --replay=out.json
 
 Paint by Example repaints the white part of the mask with the exemplar's subject; every other pixel
-keeps its own bytes. Stable Diffusion makes a picture of the text in --prompt; with --image it
-changes that photo, with --mask only the white part. Its inpainting model repaints the white part as
-the text says. The columns of a list are the inputs of the system (such as image, mask, exemplar, or
-prompt), output, and settings.
+keeps its own bytes. Stable Diffusion makes a picture of the text in --prompt, or changes --image,
+with --mask only its white part. The columns of a list are the system's inputs, output and settings.
 """
 
 import dataclasses
@@ -29,8 +26,7 @@ FILES = (
   Flag(
     'weights', None,
     'run, exported or diffusers folder, .ckpt or .safetensors file, or the id of a hub; for photos'
-    ' Fantasy-Studio/Paint-by-Example, with --prompt those of Stable Diffusion 1.x, for a try'
-    ' without a download weights/tiny', str,
+    ' Fantasy-Studio/Paint-by-Example, with --prompt Stable Diffusion; to try weights/tiny', str,
   ),
   Flag('output', None, 'file to write (with --edits: the folder)', str),
 )  # fmt: skip
