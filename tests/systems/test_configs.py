@@ -72,7 +72,9 @@ def test_every_key_is_an_argument(variant):
   assert set(config.data) <= known | loader
 
 
-@pytest.mark.parametrize('variant, factor, count', [('full', 8, 83_653_863), ('tiny', 4, 622_232)])
+@pytest.mark.parametrize(
+  'variant, factor, count', [('full', 8, 83_653_863), ('tiny', 8, 1_084_168)]
+)
 def test_the_autoencoders_sizes(variant, factor, count):
   config = autoencoder.get_config(variant).to_dict()
   assert set(config) == set(pbe.get_config(variant))
