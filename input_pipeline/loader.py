@@ -126,7 +126,7 @@ def shapes(
     DataError: for settings that cannot be.
   """
   known, module = defaults(make_example), inspect.getmodule(make_example)
-  if not hasattr(module, 'shapes'):
+  if (shapes_of := getattr(module, 'shapes', None)) is None:
     raise DataError(
       f'the module of {make_example!r:.80} has no function shapes(**settings), which says the '
       'shapes of its examples: add one beside it'
@@ -137,7 +137,7 @@ def shapes(
   if check := getattr(module, 'check_settings', None):
     check(**data)
   _check(1, 0, 0, 1, data.get('on_corrupt', 'skip'))
-  return module.shapes(**{**known, **data}) | dict(id=((), np.int32), corrupt=((), np.int32))
+  return shapes_of(**{**known, **data}) | dict(id=((), np.int32), corrupt=((), np.int32))
 
 
 def defaults(make_example: Callable[..., dict] = open_images.make_example) -> dict[str, Any]:
