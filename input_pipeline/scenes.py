@@ -88,10 +88,10 @@ def sample_scene(rng: np.random.Generator) -> Scene:
   """Returns a random scene with one or two objects whose boxes do not overlap."""
   base = _muted_color(rng)
   other = _muted_color(rng)
-  poses = [Pose(_sample_box(rng, 0.45, 0.75), rng.uniform(-MAX_ANGLE, MAX_ANGLE))]
+  poses = [Pose(sample_box(rng, 0.45, 0.75, 0.22), rng.uniform(-MAX_ANGLE, MAX_ANGLE))]
   if rng.random() < 0.35:
     for _ in range(8):
-      box = _sample_box(rng, 0.2, 0.36)
+      box = sample_box(rng, 0.2, 0.36, 0.22)
       if not _overlap(box, poses[0].box):
         poses.append(Pose(box, rng.uniform(-MAX_ANGLE, MAX_ANGLE)))
         break
@@ -127,10 +127,16 @@ def _muted_color(rng: np.random.Generator) -> tuple[float, float, float]:
   return float(rng.random()), float(rng.uniform(0, 0.35)), float(rng.uniform(0.3, 0.9))
 
 
-def _sample_box(rng: np.random.Generator, low: float, high: float) -> tuple[int, int, int, int]:
-  side, stretch = rng.uniform(low, high), math.exp(rng.uniform(-0.22, 0.22))
+def sample_box(
+  rng: np.random.Generator, low: float, high: float, stretch: float
+) -> tuple[int, int, int, int]:
+  """Returns a random box with sides of `low` to `high` of the scene's.
+
+  stretch: the largest logarithm by which the height grows and the width shrinks.
+  """
+  side, factor = rng.uniform(low, high), math.exp(rng.uniform(-stretch, stretch))
   height, width = (
-    round(float(np.clip(s, low, high)) * GRID) for s in (side * stretch, side / stretch)
+    round(float(np.clip(s, low, high)) * GRID) for s in (side * factor, side / factor)
   )
   y0, x0 = int(rng.integers(1, GRID - height)), int(rng.integers(1, GRID - width))
   return y0, x0, y0 + height, x0 + width

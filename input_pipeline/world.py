@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from . import subjects
-from .scenes import GRID, MARGIN, Pose, holds_out
+from .scenes import GRID, MARGIN, Pose, holds_out, sample_box
 
 VERSION = 2
 MAX_ANGLE = 12.0  # degrees an object may be turned
@@ -98,10 +98,10 @@ def sample_scene(rng: np.random.Generator, most=3) -> Scene:
   ground = list(GROUNDS)[rng.integers(len(GROUNDS))]
   colors = GROUNDS[ground][1]
   count = min(most, 1 + int(rng.choice(3, p=(0.5, 0.32, 0.18))))
-  boxes = [_sample_box(rng, 0.48, 0.72 if count == 1 else 0.58)]
+  boxes = [sample_box(rng, 0.48, 0.72 if count == 1 else 0.58, 0.07)]
   for _ in range(24):
     if len(boxes) < count:
-      box = _sample_box(rng, 0.25, 0.36)
+      box = sample_box(rng, 0.25, 0.36, 0.07)
       boxes += [] if any(_overlap(box, other) for other in boxes) else [box]
   return Scene(
     ground=ground,
@@ -121,15 +121,6 @@ def _pairs() -> list[tuple[str, str]]:
   light = {name: float(np.dot(rgb, (0.299, 0.587, 0.114))) / 255 for name, rgb in COLORS.items()}
   pairs = itertools.permutations(COLORS, 2)
   return [(a, b) for a, b in pairs if abs(light[a] - light[b]) >= LEAST_CONTRAST]
-
-
-def _sample_box(rng: np.random.Generator, low: float, high: float) -> tuple[int, int, int, int]:
-  side, stretch = rng.uniform(low, high), math.exp(rng.uniform(-0.07, 0.07))
-  height, width = (
-    round(float(np.clip(s, low, high)) * GRID) for s in (side * stretch, side / stretch)
-  )
-  y0, x0 = int(rng.integers(1, GRID - height)), int(rng.integers(1, GRID - width))
-  return y0, x0, y0 + height, x0 + width
 
 
 def _overlap(a: tuple, b: tuple) -> bool:

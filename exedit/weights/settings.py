@@ -94,6 +94,12 @@ AUTOENCODER = Known(
   ),
   ignored=('sample_size', 'force_upcast'),
 )
+TRANSFORMER = dict(  # sizes of both towers of CLIP: our names, theirs
+  width='hidden_size',
+  layers='num_hidden_layers',
+  heads='num_attention_heads',
+  mlp='intermediate_size',
+)
 CLIP = Known(
   read=dict(
     hidden_size=768,
@@ -221,35 +227,24 @@ def autoencoder(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def clip(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   """Returns the arguments of CLIPVision, from the tower's config or one that contains it."""
-  config = config.get('vision_config') or config.get('vision_config_dict') or config
-  if not isinstance(config, Mapping):
-    raise UserError(f'{where} is damaged (vision_config is no object): restore it from a copy')
-  read = {n: integer({n: v}, n, where) for n, v in values(CLIP, config, where).items()}
-  names = dict(
-    width='hidden_size',
-    layers='num_hidden_layers',
-    heads='num_attention_heads',
-    mlp='intermediate_size',
-    patch='patch_size',
-    image_size='image_size',
-  )
-  return {ours: read[theirs] for ours, theirs in names.items()}
+  own = dict(patch='patch_size', image_size='image_size')
+  return _tower('vision_config', CLIP, TRANSFORMER | own, config, where)
 
 
 def clip_text(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   """Returns the arguments of CLIPText, from the tower's config or one that contains it."""
-  config = config.get('text_config') or config.get('text_config_dict') or config
+  own = dict(vocabulary='vocab_size', length='max_position_embeddings')
+  return _tower('text_config', CLIP_TEXT, own | TRANSFORMER, config, where)
+
+
+def _tower(
+  part: str, known: Known, names: Mapping[str, str], config: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+  """Returns the sizes of a tower of CLIP; part: its name in a config of both. names: theirs."""
+  config = config.get(part) or config.get(f'{part}_dict') or config
   if not isinstance(config, Mapping):
-    raise UserError(f'{where} is damaged (text_config is no object): restore it from a copy')
-  read = {n: integer({n: v}, n, where) for n, v in values(CLIP_TEXT, config, where).items()}
-  names = dict(
-    vocabulary='vocab_size',
-    length='max_position_embeddings',
-    width='hidden_size',
-    layers='num_hidden_layers',
-    heads='num_attention_heads',
-    mlp='intermediate_size',
-  )
+    raise UserError(f'{where} is damaged ({part} is no object): restore it from a copy')
+  read = {n: integer({n: v}, n, where) for n, v in values(known, config, where).items()}
   return {ours: read[theirs] for ours, theirs in names.items()}
 
 
