@@ -133,8 +133,8 @@ def evaluation(model, given, name='as it is') -> tuple[Callable[[], jax.Array], 
 def whole_attention() -> Iterator[None]:
   """Trace attention with all logits of all heads in memory."""
   attend = kernels.attend
-  kernels.attend = lambda q, k, v, implementation=None: jax.nn.dot_product_attention(
-    q, k, v, implementation=implementation
+  kernels.attend = lambda q, k, v, implementation=None, causal=False: jax.nn.dot_product_attention(
+    q, k, v, is_causal=causal, implementation=implementation
   )
   try:
     yield
