@@ -40,7 +40,9 @@ MASK_RESIZES = ('bilinear', 'nearest')
 WHOLE = (0.0, 1.0)  # the guidance interval that is the whole schedule
 READERS = 2  # threads that read tensors; each may hold a tensor twice, in two layouts
 COMPUTING = ('dtype', 'rngs', 'remat', 'attention')  # settings that do not change the function
-LATER = dict(fold=1)  # settings that came later; with these values a model is what it was before
+LATER = dict(
+  fold=1, new=0
+)  # settings that came later; with these values a model is what it was before
 FROM_BUILD = ('in_channels', 'out_channels', 'context_dim')  # `build` passes these to the UNet
 
 Denoiser = Callable[[Float[Array, 'b lh lw z'], Int[Array, ' b']], Float[Array, 'b lh lw z']]

@@ -21,6 +21,8 @@ class CLIPText(nnx.Module):
   vocabulary: number of tokens, that is of rows of the table. length: the most tokens of a text.
   width: width of a token. layers: number of transformer blocks. heads: number of heads of each.
   mlp: width of each MLP.
+  new: number of tokens beside the vocabulary, with the ids from `vocabulary` on. Their rows are a
+    parameter of their own, `new_tokens`, so that they can train while the table does not.
   remat: compute each layer again in the backward pass, which saves memory.
   """
 
@@ -33,15 +35,18 @@ class CLIPText(nnx.Module):
     layers: int = 12,
     heads: int = 12,
     mlp: int = 3072,
+    new: int = 0,
     remat: bool = False,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     sizes = dict(vocabulary=vocabulary, length=length, width=width, layers=layers)
     blocks.require_sizes('CLIPText', **sizes, heads=heads, mlp=mlp)
+    if new < 0:
+      raise ValueError(f'CLIPText.new is {new}: it must be at least 0')
     if width % heads:
       raise ValueError(f'a text tower of width {width} cannot have {heads} heads: use a divisor')
-    self.vocabulary, self.length, self.width = vocabulary, length, width
+    self.vocabulary, self.length, self.width, self.new = vocabulary, length, width, new
     self.remat, self.dtype = remat, dtype
     table, place = (nnx.initializers.normal(std) for std in (0.02, 0.01))  # CLIP model.py
     self.token_embedding = nnx.Param(table(rngs.params(), (vocabulary, width)))
@@ -50,10 +55,21 @@ class CLIPText(nnx.Module):
     settings |= dict(eps=1e-5, causal=True, dtype=dtype, rngs=rngs)
     self.layers = nnx.List([vit.Layer(width, **settings) for _ in range(layers)])
     self.final_norm = blocks.layer_norm(width, rngs=rngs)
+    if new:
+      self.new_tokens = nnx.Param(table(rngs.params(), (new, width)))
 
   def __call__(self, ids: Int[Array, 'b n']) -> Float[Array, 'b n width']:
-    x = self.token_embedding[...][ids] + self.position_embedding[: ids.shape[1]][None]
+    x = self.embedded(ids) + self.position_embedding[: ids.shape[1]][None]
     x = x.astype(self.dtype)
     for layer in self.layers:
       x = vit.recomputed(layer, x) if self.remat else layer(x)
     return self.final_norm(x)
+
+  def embedded(self, ids: Int[Array, 'b n']) -> Float[Array, 'b n width']:
+    """The rows of these tokens, of the table or of `new_tokens`."""
+    table = self.token_embedding[...]
+    if not self.new:
+      return table[ids]
+    place = ids - self.vocabulary
+    own = self.new_tokens[...][jnp.maximum(place, 0)]
+    return jnp.where((place < 0)[..., None], table[jnp.minimum(ids, self.vocabulary - 1)], own)

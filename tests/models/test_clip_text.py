@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from exedit.models import parameters
 from exedit.models.clip_text import CLIPText
 from tests.networks import count, jitted, with_random_weights
 
@@ -41,12 +42,28 @@ def test_gradients_reach_every_parameter(remat):
     assert np.abs(grad[...]).max() > 0 or path[-1] == 'bias', path
 
 
+def test_only_the_rows_of_new_tokens_train_while_the_table_does_not():
+  more = tower(new=2)
+  params = parameters.flatten(more)[1]
+  plain = parameters.flatten(tower())[0]
+  assert params.keys() - plain.variables.keys() == {'new_tokens'}
+  plain = parameters.merge(plain, {name: params[name] for name in plain.variables})
+  known, new = ids(), ids()
+  new[:, 3] = 41
+  np.testing.assert_array_equal(jitted(more)(known), jitted(plain)(known))
+  grads = nnx.grad(lambda m: (m(jnp.asarray(new))[:, 3] ** 2).sum())(more)
+  rows, table = (np.abs(grads[n][...]).max(-1) > 0 for n in ('new_tokens', 'token_embedding'))
+  assert rows.tolist() == [False, True]
+  assert np.flatnonzero(table).tolist() == sorted({*new[:, :3].ravel().tolist()})
+
+
 @pytest.mark.parametrize(
   'sizes, says',
   [
     (dict(heads=5), 'width 32 cannot have 5 heads'),
     (dict(heads=0), 'CLIPText.heads is 0: it must be at least 1'),
     (dict(layers=0), 'CLIPText.layers is 0: it must be at least 1'),
+    (dict(new=-1), 'CLIPText.new is -1: it must be at least 0'),
   ],
 )
 def test_sizes_that_make_no_tower_are_refused(sizes, says):

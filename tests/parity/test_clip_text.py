@@ -7,6 +7,7 @@ from flax import nnx
 
 from exedit.models.clip_text import CLIPText
 from exedit.weights.tables.clip_text import TABLE
+from exedit.weights.translate import SAME
 from tests.networks import jitted
 from tests.parity import references
 
@@ -36,6 +37,23 @@ def test_same_hidden_states_for_texts_of_every_length(settings):
       expected = theirs(torch.from_numpy(ids).long()).last_hidden_state
     with jax.default_matmul_precision('highest'):
       np.testing.assert_allclose(jitted(model)(ids), expected, atol=1e-5, rtol=0)
+
+
+def test_new_tokens_are_rows_behind_the_table():
+  settings = SETTINGS[0]
+  theirs = reference(settings | dict(vocabulary=53))
+  tensors = references.weights(theirs)
+  name = next(n for n in tensors if n.endswith('token_embedding.weight'))
+  table, new = np.split(tensors[name], [50])
+  rows = [*TABLE, ('new', 'new_tokens', SAME)]
+  build = lambda: CLIPText(**settings, new=3, rngs=nnx.Rngs(0))
+  model = references.ours(build, rows, tensors | {name: table, 'new': new})
+  ids = np.random.default_rng(0).integers(0, 53, (4, 12), np.int32)
+  ids[0, :3] = 50, 51, 52
+  with torch.no_grad():
+    expected = theirs(torch.from_numpy(ids).long()).last_hidden_state
+  with jax.default_matmul_precision('highest'):
+    np.testing.assert_allclose(jitted(model)(ids), expected, atol=1e-5, rtol=0)
 
 
 def test_files_of_every_age_are_read():

@@ -23,10 +23,11 @@ from exedit.weights.translate import identity
 CONFIG, MODEL = 'config.json', 'model.safetensors'
 LONGEST_CONFIG = 2**22  # bytes; a config has some thousands
 NUMBERS = ('scale', 'mean', 'beta_start', 'beta_end')  # settings that are real numbers
-WHOLE = (  # settings that are positive whole numbers
+WHOLE = (  # settings that are whole numbers, positive unless they are in FROM_ZERO
   *('channels', 'layers', 'heads', 'groups', 'z_channels', 'width', 'mlp', 'patch', 'image_size'),
-  *('num_steps', 'context_dim', 'vocabulary', 'length', 'fold', 'dim'),
+  *('num_steps', 'context_dim', 'vocabulary', 'length', 'fold', 'dim', 'new'),
 )
+FROM_ZERO = ('attention_levels', 'new')
 PARTS = ('unet', 'autoencoder', 'clip', 'text', 'conditioner', 'schedule')
 
 
@@ -93,7 +94,7 @@ def _checked(name: str, value: Any, group: str, where: str) -> Any:
   listed = name in ('mult', 'attention_levels')
   if listed or name in WHOLE:
     values = value if listed and isinstance(value, list) else [value]
-    numbers = [settings.whole(v, name, int(name != 'attention_levels')) for v in values]
+    numbers = [settings.whole(v, name, int(name not in FROM_ZERO)) for v in values]
     if len(values) > settings.LEVELS or None in numbers:
       raise _damaged(where, f'{group}.{name}', value, _range(name))
     return numbers if values is value else numbers[0]
