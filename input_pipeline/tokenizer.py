@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,22 @@ class Tokenizer:
     vocabulary: the number of rows of the text tower's table. As in CLIP, the last two are the
       tokens of start and end.
     length: the number of tokens that the tower takes.
+    words: new words, such as '<new1>'. Each is one token: the numbers behind the vocabulary.
   Raises:
-    UserError: for a folder without these files, a damaged one, and one of another vocabulary.
+    UserError: for a folder without these files, a damaged one, and one of another vocabulary; for
+      words that cannot be added.
   """
 
-  def __init__(self, folder: str | os.PathLike, vocabulary: int = 49408, length: int = 77):
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    vocabulary: int = 49408,
+    length: int = 77,
+    words: Sequence[str] = (),
+  ):
     self.folder, self.length = os.fspath(folder), length
-    self._clip = _opened(self.folder)
-    found = len(self._clip)
+    self._clip = _opened(self.folder, tuple(words))
+    found = len(self._clip) - len(words)
     ends = self._clip.bos_token_id, self._clip.eos_token_id
     if found != vocabulary or ends != (vocabulary - 2, vocabulary - 1):
       raise UserError(
@@ -127,7 +136,7 @@ def local(folder: str | os.PathLike) -> str:
 
 
 @functools.cache
-def _opened(folder: str) -> Any:
+def _opened(folder: str, words: tuple[str, ...] = ()) -> Any:
   there = set(os.listdir(folder)) if os.path.isdir(folder) else set()
   missing = [name for name in FILES if name not in there]
   if missing and WHOLE not in there:
@@ -139,8 +148,25 @@ def _opened(folder: str) -> Any:
       'texts need the package transformers, which is not installed: pip install transformers'
     ) from None
   try:
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    clip = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
   except Exception as error:  # the library raises errors of any kind
     raise UserError(
       f'{folder} is damaged ({type(error).__name__}: {str(error)[:100]}): restore it from a copy'
     ) from error
+  for word in words:
+    _add(clip, word)
+  return clip
+
+
+def _add(clip: Any, word: str) -> None:
+  """Makes a word one token, in capitals too; inside other letters only if it has brackets."""
+  from transformers import AddedToken
+
+  if not word.isprintable() or not word or any(c.isspace() for c in word):
+    raise UserError(f'{word!r:.{SHOWN}} cannot be a word of its own: name it such as <new1>')
+  if len(clip.tokenize(word)) == 1:
+    raise UserError(
+      f'{word!r:.{SHOWN}} is one token already, of the vocabulary or of another concept: give it '
+      'another name, such as <new2>'
+    )
+  clip.add_tokens([AddedToken(word.lower(), single_word=word.isalnum(), normalized=True)])

@@ -29,6 +29,8 @@ class Weights:
   notes: which settings were taken from where, for the user.
   tokenizer: the folder with the files of the tokenizer, for weights that take texts and have one.
   layout: 'exedit', 'diffusers', 'original' or 'transformers'.
+  words: new words that the tokenizer has to know, one for each row of `text.new_tokens`.
+  concepts: the digests of the concepts that were applied, in their order.
   where: the name of the weights in messages.
   """
 
@@ -43,6 +45,8 @@ class Weights:
   notes: tuple[str, ...] = ()
   tokenizer: Path | None = None
   layout: str = ''
+  words: tuple[str, ...] = ()
+  concepts: tuple[str, ...] = ()
   where: str = ''
 
   @functools.cached_property
@@ -89,7 +93,7 @@ class Weights:
   def digest(self) -> str:
     """Returns a SHA-256 in hexadecimal that names these weights; that of the file if it is one."""
     try:
-      return digests.together(self.files, self.which)
+      return digests.together(self.files, ' '.join([self.which, *self.concepts]))
     except OSError as error:
       raise UserError(f'{error.filename} is gone or cannot be read: {error.strerror}') from error
 

@@ -49,6 +49,32 @@ def test_texts_that_the_tokens_would_not_say_are_refused(tokenizer, text, says):
     tokenizer(text)
 
 
+def test_new_words_are_one_token_each_behind_the_vocabulary(folder, size, tokenizer):
+  more = Tokenizer(folder, size, length=8, words=('<new1>', '<new2>', 'newstyle'))
+  ids = lambda text: [*more(text)[1:7]]
+  red, ball, end = tokenizer('red')[1], tokenizer('ball')[1], size - 1
+  assert ids('red <new1> ball') == [red, size, ball, *[end] * 3]
+  assert ids('<new2>ball <NEW1>') == [size + 1, ball, size, *[end] * 3]
+  assert ids('newstyle')[0] == size + 2 and size + 2 not in ids('xnewstyleball')
+  assert more.cut('red <new1> ball <new1> ball <new2> <new1> ball') == '<new1> ball'
+  with pytest.raises(UserError, match='cannot spell'):  # the same folder without the words
+    tokenizer('<new1>')
+
+
+@pytest.mark.parametrize(
+  'words, says',
+  [
+    (('red',), "'red' is one token already"),
+    (('<a>', '<A>'), "'<A>' is one token already, of the vocabulary or of another concept"),
+    (('a b',), "'a b' cannot be a word of its own"),
+    (('',), 'cannot be a word'),
+  ],
+)
+def test_words_that_are_none_or_stand_there_already_are_refused(folder, size, words, says):
+  with pytest.raises(UserError, match=says):
+    Tokenizer(folder, size, words=words)
+
+
 def test_the_digest_is_of_the_tokenizers_files_alone(tmp_path):
   first, second = tmp_path / 'first', tmp_path / 'second'
   vocabulary.write(first)
