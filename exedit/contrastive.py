@@ -19,7 +19,7 @@ from exedit.clip_form import FORM
 from exedit.input_pipeline import captioned
 from exedit.latent_diffusion import as_signed
 from exedit.models.clip import CLIPVision
-from exedit.models.clip_text import CLIPText
+from exedit.models.clip_text import CLIPText, at_end
 from exedit.systems import System
 from exedit.training import sharding
 
@@ -47,9 +47,8 @@ class Contrastive(nnx.Module):
     return unit(self.image_projection(self.clip(image)))
 
   def texts(self, tokens: Int[Array, 'b n']) -> Float[Array, 'b d']:
-    """Vectors of length 1; a text's is that of its first end token, which sees all before it."""
-    end = jnp.argmax(tokens == self.text.vocabulary - 1, 1)
-    hidden = jnp.take_along_axis(self.text(tokens), end[:, None, None], 1)[:, 0]
+    """Vectors of length 1."""
+    hidden = at_end(self.text(tokens), tokens, self.text.vocabulary)
     return unit(self.text_projection(hidden.astype(jnp.float32)))
 
 

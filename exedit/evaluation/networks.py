@@ -6,6 +6,7 @@ vectors = clip(images.read(path) for path in paths)  # [n 512]
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -15,19 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from exedit import images
 from exedit.evaluation import preprocessing
+from exedit.input_pipeline import tokenizer
 from exedit.models import parameters
 from exedit.models.clip import CLIPImageEncoder
+from exedit.models.clip_text import CLIPTextEncoder
 from exedit.models.dino import DINO
 from exedit.models.inception import DIM, SIZE, Inception
 from exedit.models.lpips import LPIPS, SMALLEST
 from exedit.runtime import devices
 from exedit.runtime.errors import UserError
 from exedit.runtime.parallel import in_parallel
-from exedit.weights import digests, translate
+from exedit.weights import digests, fetch, translate
 from exedit.weights.layouts import published
 from exedit.weights.layouts.published import Published, Recognised
 
@@ -37,11 +40,15 @@ Prepared = Float[np.ndarray, 's s 3']
 # Which files the user needs for each network.
 NEEDED = {
   'clip_b32': "OpenAI's CLIP ViT-B/32: the folder or hub id openai/clip-vit-base-patch32",
+  'clip_l14': "OpenAI's CLIP ViT-L/14: the folder or hub id openai/clip-vit-large-patch14",
   'inception': (
     'pt_inception-2015-12-05-6726825d.pth, from the release fid_weights of mseitzer/pytorch-fid'
   ),
   'dino_s16': (
     'DINO ViT-S/16: the folder or hub id facebook/dino-vits16, or dino_deitsmall16_pretrain.pth'
+  ),
+  'dino_b8': (
+    'DINO ViT-B/8: the folder or hub id facebook/dino-vitb8, or dino_vitbase8_pretrain.pth'
   ),
   'lpips_alex': (
     "a folder with torchvision's alexnet-owt-7be5be79.pth and the file weights/v0.1/alex.pth of the"
@@ -50,6 +57,10 @@ NEEDED = {
   'lpips_vgg': (
     "a folder with torchvision's vgg16-397923af.pth and the file weights/v0.1/vgg.pth of the pip"
     ' package lpips'
+  ),
+  'lpips_squeeze': (
+    "a folder with torchvision's squeezenet1_1-b8a52dc0.pth and the file weights/v0.1/squeeze.pth"
+    ' of the pip package lpips'
   ),
 }
 
@@ -104,9 +115,14 @@ class PerceptualDistance:
   def __call__(
     self, pairs: Iterable[tuple[Pixels, Pixels]], batch_size: int = 16
   ) -> Float[np.ndarray, ' n']:
+    return np.concatenate([np.zeros(0, np.float32), *self.stream(pairs, batch_size)])
+
+  def stream(
+    self, pairs: Iterable[tuple[Pixels, Pixels]], batch_size: int = 16
+  ) -> Iterator[Float[np.ndarray, ' b']]:
+    """Yield the distances batch by batch."""
     checked = (self._checked(a, b) for a, b in pairs)
-    pieces = run_batches(self.batch, checked, batch_size, self.devices)
-    return np.concatenate([np.zeros(0, np.float32), *pieces])
+    return run_batches(self.batch, checked, batch_size, self.devices)
 
   def within(
     self, triples: Iterable[tuple[Pixels, Pixels, Bool[np.ndarray, 'h w']]], batch_size: int = 16
@@ -129,6 +145,62 @@ class PerceptualDistance:
     return images.from_uint8(a), images.from_uint8(b)
 
 
+@dataclasses.dataclass(frozen=True)
+class StructureDistance:
+  """DINO with its weights, as the distance of two pictures' structure.
+
+  `distance(pairs)` takes (a, b), each uint8 [h w 3], and returns float32 [n]. Batch sizes are per
+  device.
+  """
+
+  name: str
+  size: int  # side of a prepared image in pixels
+  digest: str
+  batch: Callable[..., Any]
+  devices: int = 1
+
+  def __call__(
+    self, pairs: Iterable[tuple[Pixels, Pixels]], batch_size: int = 4
+  ) -> Float[np.ndarray, ' n']:
+    prepared = (tuple(self.prepare(picture) for picture in pair) for pair in pairs)
+    return np.concatenate([np.zeros(0, np.float32), *self.stream(prepared, batch_size)])
+
+  def prepare(self, picture: Pixels) -> Prepared:
+    """Return the picture as PnPInversion's code shows it to DINO: see `preprocessing.undivided`."""
+    return preprocessing.undivided(picture, self.size)
+
+  def stream(
+    self, pairs: Iterable[tuple[Prepared, Prepared]], batch_size: int = 4
+  ) -> Iterator[Float[np.ndarray, ' b']]:
+    """Yield the distances of prepared pictures batch by batch."""
+    return run_batches(self.batch, pairs, batch_size, self.devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+  """The text tower of a CLIP with its weights and its tokenizer.
+
+  `texts(strings)` returns float32 [n dim], in the space of the same CLIP's image features.
+  """
+
+  name: str
+  dim: int
+  digest: str  # SHA-256 of the weight files and of the tokenizer's
+  prepare: Callable[[str], Int[np.ndarray, ' n']]
+  batch: Callable[..., Any]
+  devices: int = 1
+
+  def __call__(self, texts: Iterable[str], batch_size: int = 32) -> Float[np.ndarray, 'n d']:
+    pieces = self.stream(map(self.prepare, texts), batch_size)
+    return np.concatenate([np.zeros((0, self.dim), np.float32), *pieces])
+
+  def stream(
+    self, tokens: Iterable[Int[np.ndarray, ' n']], batch_size: int = 32
+  ) -> Iterator[Float[np.ndarray, 'b d']]:
+    """Yield the vectors of texts that `prepare` has spelt, batch by batch."""
+    return run_batches(self.batch, ((ids,) for ids in tokens), batch_size, self.devices)
+
+
 class Family(NamedTuple):
   """How to recognise and build the networks of one kind."""
 
@@ -143,6 +215,7 @@ FAMILIES = {
   'inception': Family(published.fid_inception, Inception, 'inception'),
   'lpips': Family(published.lpips_net, LPIPS, 'lpips_alex'),
 }
+TEXT = Family(published.clip_text, CLIPTextEncoder, 'clip_b32')
 
 
 def load(name: str, path: str | os.PathLike) -> Features:
@@ -172,7 +245,7 @@ def load(name: str, path: str | os.PathLike) -> Features:
 
 
 def load_lpips(name: str, path: str | os.PathLike) -> PerceptualDistance:
-  """Load LPIPS ('lpips_alex', 'lpips_vgg' or 'lpips') from a folder with its two files or one file.
+  """Load LPIPS ('lpips_alex', ...; or 'lpips', any) from a folder with its two files or one file.
 
   Raises:
     UserError: as `load`.
@@ -183,15 +256,52 @@ def load_lpips(name: str, path: str | os.PathLike) -> PerceptualDistance:
   return PerceptualDistance(network.name, SMALLEST[model.net], digest, distance, within, devices)
 
 
+def load_structure(name: str, path: str | os.PathLike) -> StructureDistance:
+  """Load a DINO ('dino_b8', ...; or 'dino', any) as the distance of structures.
+
+  Raises:
+    UserError: as `load`.
+  """
+  model, network, digest = _open(name, path, ('dino',))
+  distance = _compiled(model, 'structure_distance')
+  return StructureDistance(
+    network.name, model.image_size, digest, distance, jax.local_device_count()
+  )
+
+
+def load_texts(name: str, path: str | os.PathLike) -> Texts:
+  """Load the text tower of a CLIP ('clip_b32', ...; or 'clip', any).
+
+  Args:
+    path: the folder or hub id of the whole CLIP, with its tokenizer's files; or a file in such a
+      folder.
+  Raises:
+    UserError: as `load`, and for a folder without a tokenizer.
+  """
+  model, network, digest = _open(name, path, ('clip',), TEXT)
+  folder = fetch.local_path(path)
+  folder = folder if folder.is_dir() else folder.parent
+  if not tokenizer.is_there(folder):
+    raise UserError(
+      f'{path} has no tokenizer: put vocab.json and merges.txt of {needed(name)} beside the weights'
+    )
+  spell = tokenizer.Tokenizer(folder, model.text.vocabulary, model.text.length)
+  digest = hashlib.sha256(f'{digest} {tokenizer.digest(folder)}'.encode()).hexdigest()
+  batch = _compiled(model, '__call__')
+  return Texts(
+    network.name, network.settings['dim'], digest, spell, batch, jax.local_device_count()
+  )
+
+
 def needed(name: str) -> str:
   """Say which files to get for a network."""
   usual = FAMILIES[name].usual if name in FAMILIES else name
   return NEEDED.get(usual, f'the weights of {name} as their authors publish them')
 
 
-def _open(name, path, families) -> tuple[Any, Recognised, str]:
+def _open(name, path, families, family=None) -> tuple[Any, Recognised, str]:
   """Return the network with its weights, what it was recognised as, and its files' digest."""
-  family = FAMILIES.get(name.split('_')[0])
+  family = family or FAMILIES.get(name.split('_')[0])
   if family is None or name.split('_')[0] not in families:
     raise UserError(f'{name!r} is not a network that can be loaded: use one of {", ".join(NEEDED)}')
   try:

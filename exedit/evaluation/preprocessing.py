@@ -52,6 +52,24 @@ def stretch(pixels: Pixels, size: int) -> Float[np.ndarray, 's s 3']:
   return image
 
 
+def undivided(pixels: Pixels, size: int) -> Float[np.ndarray, 's s 3']:
+  """Prepare a square picture for the structure distance as PIE-Bench's published code does.
+
+  That code (PnPInversion, evaluation/matrics_calculator.py) gives ImageNet's normalisation pixels
+  from 0 to 255 where it expects them from 0 to 1, after a bilinear resize without antialiasing
+  (torchvision 0.13). Published distances are of such inputs, so the result lies in [-1, 509].
+
+  Raises:
+    ValueError: for a picture that is not square.
+  """
+  if pixels.shape[0] != pixels.shape[1]:
+    raise ValueError(
+      f'the picture is {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height): the structure'
+      ' distance is defined for squares'
+    )
+  return (stretch(pixels, size) + 1) * 255 - 1
+
+
 def _neighbours(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """For each new pixel return its two old neighbours and the weight of the second, as torch."""
   at = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(side / size)

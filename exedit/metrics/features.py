@@ -29,6 +29,17 @@ def cosines(a: Float[np.ndarray, 'n d'], b: Float[np.ndarray, 'm e']) -> Float[n
   return (_unit(a) * _unit(b)).sum(1)
 
 
+def clip_scores(
+  images: Float[np.ndarray, 'n d'], texts: Float[np.ndarray, 'm e']
+) -> Float[np.ndarray, ' n']:
+  """100 x the cosine of each image's and its text's features, at least 0 (torchmetrics CLIPScore).
+
+  Raises:
+    ValueError: as `cosines`.
+  """
+  return np.maximum(100 * cosines(images, texts), 0)
+
+
 def _unit(features):
   features = features.astype(np.float32)
   return features / np.linalg.norm(features, axis=1, keepdims=True)

@@ -1,5 +1,6 @@
 """CLIP's text tower at any size: tokens as one vector each, which condition Stable Diffusion."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -73,3 +74,32 @@ class CLIPText(nnx.Module):
     place = ids - self.vocabulary
     own = self.new_tokens[...][jnp.maximum(place, 0)]
     return jnp.where((place < 0)[..., None], table[jnp.minimum(ids, self.vocabulary - 1)], own)
+
+
+class CLIPTextEncoder(nnx.Module):
+  """CLIP's `encode_text`: a text's vector in the space that texts share with images.
+
+  `encoder(ids [b n]) -> [b dim]`, not normalised. `text` are the arguments of CLIPText.
+  """
+
+  def __init__(
+    self,
+    *,
+    dim: int = 512,
+    text: Mapping[str, Any] = {},
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.text = CLIPText(**text, dtype=dtype, rngs=rngs)
+    self.projection = nnx.Linear(self.text.width, dim, use_bias=False, dtype=dtype, rngs=rngs)
+
+  def __call__(self, ids: Int[Array, 'b n']) -> Float[Array, 'b dim']:
+    return self.projection(at_end(self.text(ids), ids, self.text.vocabulary))
+
+
+def at_end(
+  hidden: Float[Array, 'b n width'], ids: Int[Array, 'b n'], vocabulary: int
+) -> Float[Array, 'b width']:
+  """The state of each text's first end token, which sees all before it."""
+  end = jnp.argmax(ids == vocabulary - 1, 1)
+  return jnp.take_along_axis(hidden, end[:, None, None], 1)[:, 0]

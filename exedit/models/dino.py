@@ -58,3 +58,25 @@ class DINO(vit.VisionTransformer):
     for layer in self.layers:
       x = layer(x)
     return self.norm(x)[:, 0]
+
+  def keys(self, image: Float[Array, 'b s s 3']) -> Float[Array, 'b n width']:
+    """The keys of all tokens in the last layer's attention, all heads side by side."""
+    x = self.embed(vit.normalise(image, MEAN, STD)).astype(self.dtype)
+    *earlier, last = self.layers
+    for layer in earlier:
+      x = layer(x)
+    return last.attn.to_k(last.norm1(x)).astype(jnp.float32)
+
+  def structure_distance(
+    self, a: Float[Array, 'b s s 3'], b: Float[Array, 'b s s 3']
+  ) -> Float[Array, ' b']:
+    """Mean squared difference of the self-similarities of both images' keys (arXiv 2201.00424)."""
+    first, second = (self_similarity(self.keys(image)) for image in (a, b))
+    return ((first - second) ** 2).mean((1, 2))
+
+
+def self_similarity(keys: Float[Array, 'b n c']) -> Float[Array, 'b n n']:
+  """The cosine of every token's keys with every other's."""
+  norm = jnp.linalg.norm(keys, axis=-1)
+  products = jnp.einsum('bnc,bmc->bnm', keys, keys)
+  return products / jnp.maximum(norm[:, :, None] * norm[:, None, :], 1e-8)

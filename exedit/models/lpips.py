@@ -16,12 +16,21 @@ SHIFT = np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 1, 1, 3)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 1, 1, 3)
 
 
+class Fire(NamedTuple):
+  """SqueezeNet's module: a 1x1 convolution, then a 1x1 and a 3x3 one beside each other."""
+
+  squeeze: int  # outputs of the first
+  expand: int  # outputs of each of the others
+
+
 class Stage(NamedTuple):
   """A max pool of size `pool` and stride 2 (0: none), then convolutions with ReLU."""
 
   pool: int
-  convs: Sequence[tuple[int, int, int, int]]  # outputs, kernel, stride, padding
+  convs: Sequence[tuple[int, int, int, int] | Fire]  # outputs, kernel, stride, padding
 
+
+Net = Literal['alex', 'vgg', 'squeeze']
 
 # LPIPS compares the output of every stage (arXiv 1801.03924, section 3; pretrained_networks.py).
 STAGES = {
@@ -39,8 +48,18 @@ STAGES = {
     Stage(2, [(512, 3, 1, 1)] * 3),
     Stage(2, [(512, 3, 1, 1)] * 3),
   ],
+  'squeeze': [  # SqueezeNet 1.1
+    Stage(0, [(64, 3, 2, 0)]),
+    Stage(3, [Fire(16, 64)] * 2),
+    Stage(3, [Fire(32, 128)] * 2),
+    Stage(3, [Fire(48, 192)]),
+    Stage(0, [Fire(48, 192)]),
+    Stage(0, [Fire(64, 256)]),
+    Stage(0, [Fire(64, 256)]),
+  ],
 }
-SMALLEST = {'alex': 31, 'vgg': 16}  # pixels per side; in smaller images a pool gets no pixels
+SMALLEST = {'alex': 31, 'vgg': 16, 'squeeze': 17}  # pixels per side; in less a pool gets no pixels
+PARTIAL = ('squeeze',)  # their pools count the pixels that do not fill a last window
 
 
 class LPIPS(nnx.Module):
@@ -51,13 +70,21 @@ class LPIPS(nnx.Module):
   over a region.
   """
 
-  def __init__(self, net: Literal['alex', 'vgg'] = 'alex', *, rngs: nnx.Rngs):
-    self.net: Literal['alex', 'vgg'] = net
+  def __init__(self, net: Net = 'alex', *, rngs: nnx.Rngs):
+    self.net: Net = net
     inputs, convs, weights = 3, [], []
+    conv = lambda *sizes, **more: convs.append(blocks.conv(*sizes, **more, rngs=rngs))
     for stage in STAGES[net]:
-      for outputs, size, stride, padding in stage.convs:
-        convs.append(blocks.conv(inputs, outputs, size, strides=stride, padding=padding, rngs=rngs))
-        inputs = outputs
+      for made in stage.convs:
+        if isinstance(made, Fire):
+          conv(inputs, made.squeeze, 1)
+          conv(made.squeeze, made.expand, 1)
+          conv(made.squeeze, made.expand, 3, padding=1)
+          inputs = 2 * made.expand
+        else:
+          outputs, size, stride, padding = made
+          conv(inputs, outputs, size, strides=stride, padding=padding)
+          inputs = outputs
       weights.append(nnx.Param(jnp.ones(inputs)))
     self.convs = nnx.List(convs)
     self.weights = nnx.List(weights)
@@ -90,13 +117,20 @@ class LPIPS(nnx.Module):
 
   def _stages(self, image: Float[Array, 'b h w 3']) -> list[Array]:
     x, outputs, convs = (image - SHIFT) / SCALE, [], iter(self.convs)
+    step = lambda x: jax.nn.relu(next(convs)(x))
     for stage in STAGES[self.net]:
       if stage.pool:
-        x = nnx.max_pool(x, (stage.pool, stage.pool), strides=(2, 2))
-      for _ in stage.convs:
-        x = jax.nn.relu(next(convs)(x))
+        x = self._pooled(x, stage.pool)
+      for made in stage.convs:
+        x = step(x)
+        if isinstance(made, Fire):
+          x = jnp.concatenate([step(x), step(x)], -1)
       outputs.append(x)
     return outputs
+
+  def _pooled(self, x: Float[Array, 'b h w c'], size: int) -> Float[Array, 'b p q c']:
+    rest = ((side - size) % 2 if self.net in PARTIAL else 0 for side in x.shape[1:3])
+    return nnx.max_pool(x, (size, size), strides=(2, 2), padding=[(0, more) for more in rest])
 
 
 def _direction(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:

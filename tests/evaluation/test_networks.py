@@ -1,6 +1,7 @@
 """Feature networks from files: every layout, what is refused, batches, memory."""
 
 import json
+import os
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from exedit.evaluation import networks, preprocessing
 from exedit.models import parameters
 from exedit.models.clip import CLIPImageEncoder
+from exedit.models.clip_text import CLIPTextEncoder
 from exedit.models.dino import DINO
 from exedit.models.inception import BlockA, Inception
 from exedit.models.lpips import LPIPS
@@ -18,7 +20,8 @@ from exedit.runtime import parallel
 from exedit.runtime.errors import UserError
 from exedit.weights import translate
 from exedit.weights.formats.safetensors import save_tensors
-from exedit.weights.tables import clip_image, dino, inception, lpips
+from exedit.weights.tables import clip_image, clip_text, dino, inception, lpips
+from tests import vocabulary
 from tests.networks import fresh, jitted, with_random_weights
 
 keys = lambda: parameters.Keys(jax.random.key(0))
@@ -70,6 +73,11 @@ def write(folder, model, table, **others) -> str:
 def pictures(count=7, size=(40, 56), seed=0):
   random = np.random.default_rng(seed)
   return list(random.integers(0, 256, (count, *size, 3), dtype=np.uint8))
+
+
+def text_encoder(vocabulary=50):
+  sizes = dict(vocabulary=vocabulary, length=9, width=64, layers=2, heads=1, mlp=96)
+  return with_random_weights(lambda: CLIPTextEncoder(dim=12, text=sizes, rngs=keys()))
 
 
 def refusal(*args):
@@ -129,6 +137,9 @@ def test_written_back_the_weights_are_the_same_bits(encoder, vit):
     (with_random_weights(lambda: Inception(rngs=keys())), inception.TABLE),
     (with_random_weights(lambda: LPIPS('alex', rngs=keys())), lpips.TABLES['alex']),
     (with_random_weights(lambda: LPIPS('vgg', rngs=keys())), lpips.TABLES['vgg']),
+    (with_random_weights(lambda: LPIPS('squeeze', rngs=keys())), lpips.TABLES['squeeze']),
+    (text_encoder(), clip_text.OPENAI),
+    (text_encoder(), clip_text.TRANSFORMERS),
   ]:
     ours = parameters.flatten(model)[1]
     back = translate.to_ours(table, theirs(model, table), like=ours)
@@ -184,6 +195,34 @@ def test_places_and_configs_that_do_not_fit_are_refused(tmp_path, encoder):
   (tmp_path / 'config.json').unlink()
   save_tensors(tmp_path / 'b.safetensors', theirs(encoder, clip_image.TRANSFORMERS))
   assert 'tensors whose names another file in its folder has too' in refusal('clip', tmp_path)
+
+
+def test_texts_of_a_clip_in_openais_layout(tmp_path, encoder):
+  """Both towers in one file, the tokenizer beside it."""
+  tokens = vocabulary.write(tmp_path / 'words')
+  model = text_encoder(tokens)
+  both = theirs(model, clip_text.OPENAI) | {'logit_scale': np.zeros(())}
+  path = write(tmp_path, encoder, clip_image.OPENAI, **both)
+  with pytest.raises(UserError, match=r'has no tokenizer: put vocab.json and merges.txt of'):
+    networks.load_texts('clip', path)
+  for name in os.listdir(tmp_path / 'words'):
+    (tmp_path / 'words' / name).rename(tmp_path / name)
+  texts = networks.load_texts('clip', path)
+  said = ['red ball', 'photo of blue star']
+  expected = jitted(model)(np.stack([texts.prepare(text) for text in said]))
+  np.testing.assert_allclose(texts(said), expected, atol=1e-5)
+  assert (texts.name, texts.dim) == ('clip_64x2p8s32', 12) and np.ptp(expected, 0).max() > 0.1
+  assert networks.load('clip', path).dim == 12
+
+
+def test_structure_is_of_squares_alone(tmp_path, vit):
+  distance = networks.load_structure('dino', write(tmp_path, vit, dino.ORIGINAL))
+  (a, b), wide = pictures(2, (40, 40)), pictures(1)[0]
+  same, there, back = distance([(a, a), (a, b), (b, a)])
+  assert same == 0 and there > 1e-4
+  np.testing.assert_allclose(there, back, rtol=1e-5)
+  with pytest.raises(ValueError, match='56 x 40 pixels .* defined for squares'):
+    distance([(wide, wide)])
 
 
 # Batches

@@ -12,6 +12,8 @@ import pytest
 from flax import nnx
 
 from exedit.evaluation import networks, preprocessing
+from exedit.metrics import pixels
+from exedit.metrics.features import clip_scores as scored
 from exedit.models import clip, dino, vit
 from exedit.runtime.errors import UserError
 from exedit.weights.formats.tensor import Tensor
@@ -19,6 +21,7 @@ from exedit.weights.layouts.published import Published
 from exedit.weights.tables import clip_image, lpips
 from exedit.weights.tables import dino as dino_tables
 from exedit.weights.tables import inception as inception_tables
+from tests import vocabulary
 from tests.networks import count
 from tests.parity import references
 
@@ -34,7 +37,7 @@ def out(tmp_path_factory):
   if not PACKAGES and not os.environ.get('EXEDIT_PARITY'):
     pytest.skip('EXEDIT_TORCHVISION is not set: launch/test.sh --parity sets it')
   folder = tmp_path_factory.mktemp('references')
-  for net in ('alex', 'vgg'):
+  for net in ('alex', 'vgg', 'squeeze'):
     (folder / net).mkdir()
   script = Path(__file__).with_name('torchvision_references.py')
   subprocess.run([sys.executable, str(script), PACKAGES, str(folder)], check=True)
@@ -58,7 +61,7 @@ def test_inception_is_pytorch_fids(out):
   assert (network.name, network.dim, network.size) == ('inception', 2048, 299)
 
 
-@pytest.mark.parametrize('net', ['alex', 'vgg'])
+@pytest.mark.parametrize('net', ['alex', 'vgg', 'squeeze'])
 def test_lpips_is_the_packages(out, net):
   distance = networks.load_lpips(f'lpips_{net}', out / net)  # backbone and weights in two files
   expected = np.load(out / f'{net}.npz')
@@ -89,6 +92,20 @@ def test_dino_in_the_original_layout(out):
   assert (network.name, network.dim) == ('dino_128x3p8s48', 128)
 
 
+def test_pie_benchs_metrics_are_its_codes(out):
+  expected = np.load(out / 'pie_bench.npz')
+  a, b = expected['a'], expected['b']
+  distance = networks.load_structure('dino', out / 'dino.pth')
+  keep = expected['mask'][..., None].astype(np.uint8)
+  ours = [
+    (pixels.frame_psnr(x, y), pixels.frame_mse(x, y), pixels.frame_ssim(x, y))
+    for x, y in zip(a * keep, b * keep)
+  ]
+  found = np.concatenate([distance(zip(a, b))[:, None], ours], 1)
+  np.testing.assert_allclose(found, expected['values'], rtol=1e-4)
+  assert (np.ptp(found, 0) > 0.01 * np.abs(found).max(0)).all()
+
+
 def test_preprocessing_is_torchvisions(out):
   views = np.load(out / 'views.npz')
   for name in {key.split('/')[0] for key in views}:
@@ -116,8 +133,10 @@ def test_published_names_shapes_and_numbers_of_parameters(out):
     'dino_s16': (dino_tables.ORIGINAL, 21_665_664),
     'lpips_alex': (lpips.TABLES['alex'], 2_469_696 + 1152),
     'lpips_vgg': (lpips.TABLES['vgg'], 14_714_688 + 1472),
+    'lpips_squeeze': (lpips.TABLES['squeeze'], 722_496 + 2240),
   }
   weights = dict(lpips_alex=[64, 192, 384, 256, 256], lpips_vgg=[64, 128, 256, 512, 512])
+  weights |= dict(lpips_squeeze=[64, 128, 256, 384, 384, 512, 512])
   for name, shapes in json.loads((out / 'shapes.json').read_text()).items():
     shapes |= {f'lin{i}.model.1.weight': [1, n, 1, 1] for i, n in enumerate(weights.get(name, []))}
     arrays = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
@@ -163,6 +182,28 @@ def test_clip_in_transformers_folders(tmp_path, whole):
     result = call(references.channels_first(np.asarray(pixels)))
   expected = result.pooler_output if whole else result.image_embeds
   assert_close(network(iter(pictures)), expected.numpy())
+
+
+def test_clips_texts_in_a_transformers_folder(tmp_path):
+  """And the score of PIE-Bench, by torchmetrics' formula."""
+  size = vocabulary.write(tmp_path)
+  text = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+  text |= dict(vocab_size=size, max_position_embeddings=9, eos_token_id=size - 1)
+  config = transformers.CLIPConfig(vision_config=tower(), text_config=text, projection_dim=24)
+  theirs = references.randomised(transformers.CLIPModel(config))
+  theirs.save_pretrained(tmp_path)
+  texts = networks.load_texts('clip', tmp_path)
+  said = ['red ball', 'blue star', 'photo of red red ball blue star photo of star']  # one is cut
+  with torch.no_grad():
+    ids = torch.from_numpy(np.stack([texts.prepare(text) for text in said])).long()
+    expected = theirs.get_text_features(ids).pooler_output.numpy()
+  assert_close(texts(said), expected)
+  network = networks.load('clip', tmp_path)
+  seen = network(iter(np.random.default_rng(1).integers(0, 256, (3, 40, 40, 3), np.uint8)))
+  unit = lambda x: torch.nn.functional.normalize(torch.from_numpy(x), dim=-1)
+  score = (100 * (unit(seen) * unit(expected)).sum(-1)).clamp(min=0)
+  np.testing.assert_allclose(scored(seen, texts(said)), score, atol=1e-3)
+  assert (texts.name, texts.dim) == (network.name, network.dim) and score.max() > 1
 
 
 def test_dino_in_a_transformers_folder(tmp_path):

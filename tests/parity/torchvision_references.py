@@ -37,6 +37,9 @@ import lpips  # noqa: E402
 import pytorch_fid.inception  # noqa: E402
 import timm  # noqa: E402
 import torch_fidelity.feature_extractor_clip as openai  # noqa: E402
+import torchmetrics  # noqa: E402
+import torchmetrics.image  # noqa: E402
+import torchmetrics.regression  # noqa: E402
 from torchvision import transforms as T  # noqa: E402
 
 CLIP = T.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -134,6 +137,41 @@ def dino():
   np.savez(f'{OUT}/dino.npz', pictures=batch, features=tokens[:, 0])
 
 
+def pie_bench():
+  """Apply PIE-Bench's metrics to frames that a mask leaves black in part."""
+  network = timm.models.vision_transformer.VisionTransformer(
+    img_size=48, patch_size=8, embed_dim=128, depth=3, num_heads=2, num_classes=0
+  )
+  network.load_state_dict(torch.load(f'{OUT}/dino.pth'))
+  network.eval()
+  seen = []
+  network.blocks[-1].attn.qkv.register_forward_hook(lambda module, _, out: seen.append(out[0]))
+  a, b = pictures(6, (80, 80)).reshape(2, 3, 80, 80, 3)
+  mask = np.ones((80, 80, 1), np.float32)
+  mask[20:50, 10:60] = 0
+  prepare = T.Compose([T.Resize(48, antialias=False), IMAGENET])  # of 0 to 255, as published
+  rows = []
+  for pair in zip(a, b):
+    sources = [torch.from_numpy(x.astype(np.float32)).permute(2, 0, 1)[None] for x in pair]
+    seen.clear()
+    with torch.no_grad():
+      for source in sources:
+        network(prepare(source))
+    keys = [out.reshape(37, 3, 2, 64)[:, 1].reshape(37, 128) for out in seen]
+    norms = [k.norm(dim=1, keepdim=True) for k in keys]
+    alike = [k @ k.T / (n @ n.T).clamp(min=1e-8) for k, n in zip(keys, norms)]
+    left, right = (floats((x * mask)[None]).contiguous() for x in pair)
+    rows.append(
+      [
+        torch.nn.functional.mse_loss(*alike),
+        torchmetrics.image.PeakSignalNoiseRatio(data_range=1.0)(left, right),
+        torchmetrics.regression.MeanSquaredError()(left, right),
+        torchmetrics.image.StructuralSimilarityIndexMeasure(data_range=1.0)(left, right),
+      ]
+    )
+  np.savez(f'{OUT}/pie_bench.npz', a=a, b=b, mask=mask[..., 0], values=np.array(rows))
+
+
 def views():
   """Apply every preprocessing of the published code to pictures of several shapes."""
   bicubic = T.InterpolationMode.BICUBIC
@@ -168,6 +206,7 @@ def published_shapes():
       ),
       lpips_alex=torchvision.models.alexnet(weights=None),
       lpips_vgg=torchvision.models.vgg16(weights=None),
+      lpips_squeeze=torchvision.models.squeezenet1_1(weights=None),
       clip_b32=torch.nn.ModuleDict(
         dict(visual=openai.VisionTransformer(224, 32, 768, 12, 12, 512))
       ),
@@ -187,7 +226,9 @@ if __name__ == '__main__':
   inception()
   distances('alex')
   distances('vgg')
+  distances('squeeze')
   clip()
   dino()
+  pie_bench()
   views()
   published_shapes()

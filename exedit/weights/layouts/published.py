@@ -14,6 +14,7 @@ from exedit.weights.formats.tensor import Tensor, read_json
 from exedit.weights.layouts import diffusers, towers
 from exedit.weights.settings import Known
 from exedit.weights.tables import clip_image, dino, inception, lpips
+from exedit.weights.tables import clip_text as clip_text_tables
 from exedit.weights.translate import Row
 
 ENDINGS = ('.safetensors', '.bin', '.pt', '.pth')
@@ -103,6 +104,19 @@ def clip(found: Published) -> Recognised:
   return Recognised(table, dict(vision=vision, dim=dim), _name('clip', CLIPS, vision))
 
 
+def clip_text(found: Published) -> Recognised:
+  """Recognises CLIP's text tower with its projection in a file of both towers."""
+  whole = clip(found)  # the name is that of the image tower
+  openai = whole.table is clip_image.OPENAI
+  table = clip_text_tables.OPENAI if openai else clip_text_tables.TRANSFORMERS
+  ours = translate.to_ours(table, found.theirs, where=found.where)
+  if found.config:
+    text = settings.clip_text(found.config, f'{found.where}/config.json')
+  else:
+    text = towers.text_sizes(ours, 'text.', found.where)
+  return Recognised(table, dict(text=text, dim=whole.settings['dim']), whole.name)
+
+
 def dino_vit(found: Published) -> Recognised:
   """Recognises a DINO transformer, in transformers' layout or in that of the original code."""
   table = dino.ORIGINAL if 'cls_token' in found.theirs else dino.TRANSFORMERS
@@ -126,9 +140,10 @@ def fid_inception(found: Published) -> Recognised:
 
 
 def lpips_net(found: Published) -> Recognised:
-  """Recognises LPIPS over AlexNet or VGG-16 by the number of convolutions."""
+  """Recognises LPIPS over AlexNet, VGG-16 or SqueezeNet by their convolutions."""
   convs = [n for n, t in found.theirs.items() if n.endswith('.weight') and t.shape[2:] > (1, 1)]
   net = 'alex' if len(convs) <= 5 else 'vgg'
+  net = 'squeeze' if any('.expand3x3.' in name for name in convs) else net
   return Recognised(lpips.TABLES[net], dict(net=net), f'lpips_{net}')
 
 

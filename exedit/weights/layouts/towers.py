@@ -1,4 +1,4 @@
-"""The sizes of a vision transformer, from the shapes of its tensors."""
+"""The sizes of a vision transformer and of a text tower, from the shapes of their tensors."""
 
 import math
 from collections.abc import Mapping
@@ -47,4 +47,28 @@ def sizes(
     mlp=shape('layers.0.fc1.kernel')[-1],
     patch=patch,
     image_size=settings.integer(dict(image_size=side), 'image_size', where),
+  )
+
+
+def text_sizes(ours: Mapping[str, Tensor], prefix: str, where: str) -> dict[str, Any]:
+  """Returns the arguments of CLIPText for tensors by exedit's paths; see `sizes`."""
+
+  def shape(name):
+    if prefix + name not in ours or len(ours[prefix + name].shape) != 2:
+      raise UserError(f'{where} holds no {name} of a text tower; is it the whole file?')
+    return ours[prefix + name].shape
+
+  vocabulary, width = shape('token_embedding')
+  if width % HEAD_WIDTH:
+    raise UserError(
+      f'{where} has a text tower of width {width}, whose number of heads is not known (one per '
+      f'{HEAD_WIDTH} channels is usual): put its config.json beside it, and name the folder'
+    )
+  return dict(
+    vocabulary=vocabulary,
+    length=shape('position_embedding')[0],
+    width=width,
+    layers=sum(n.startswith(prefix) and n.endswith('.norm1.scale') for n in ours),
+    heads=width // HEAD_WIDTH,
+    mlp=shape('layers.0.fc1.kernel')[-1],
   )

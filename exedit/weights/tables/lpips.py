@@ -1,18 +1,24 @@
-"""LPIPS <-> torchvision's AlexNet or VGG-16 with the linear layers of the pip package lpips."""
+"""LPIPS <-> torchvision's AlexNet, VGG-16 or SqueezeNet with the linear layers of lpips."""
 
 from exedit.weights.translate import SAME, Row, Transform, conv
 
-# The positions of the convolutions in torchvision's `features`, for each slice of lpips.
-POSITIONS = {
-  'alex': [[0], [3], [6], [8], [10]],
-  'vgg': [[0, 2], [5, 7], [10, 12, 14], [17, 19, 21], [24, 26, 28]],
+# The names of the convolutions in torchvision's `features`, for each slice of lpips.
+_fire = lambda n: [f'{n}.{part}' for part in ('squeeze', 'expand1x1', 'expand3x3')]
+NAMES = {
+  'alex': [['0'], ['3'], ['6'], ['8'], ['10']],
+  'vgg': ['0 2'.split(), '5 7'.split(), '10 12 14'.split(), '17 19 21'.split(), '24 26 28'.split()],
+  'squeeze': [
+    ['0'],
+    *(_fire(3) + _fire(4), _fire(6) + _fire(7)),
+    *(_fire(n) for n in (9, 10, 11, 12)),
+  ],
 }
 WEIGHTS = Transform(lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1))  # [1 c 1 1], [c]
 
 
-def _table(slices: list[list[int]]) -> list[Row]:
+def _table(slices: list[list[str]]) -> list[Row]:
   """Returns the rows of the backbone, in the names of torchvision or lpips, and of the weights."""
-  places = [(s, n) for s, positions in enumerate(slices, 1) for n in positions]
+  places = [(s, n) for s, names in enumerate(slices, 1) for n in names]
   rows = []
   for ours, (s, n) in enumerate(places):
     rows += conv(f'[features.|net.slice{s}.]{n}', f'convs.{ours}')
@@ -26,4 +32,4 @@ def _table(slices: list[list[int]]) -> list[Row]:
   ]
 
 
-TABLES: dict[str, list[Row]] = {net: _table(slices) for net, slices in POSITIONS.items()}
+TABLES: dict[str, list[Row]] = {net: _table(slices) for net, slices in NAMES.items()}
