@@ -14,6 +14,7 @@ one tests the difference of two results of that kind, edit by edit.
 from collections.abc import Sequence
 from typing import Any
 
+from exedit.editing.settings import CONCEPT
 from exedit.runtime import doors
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
@@ -22,6 +23,7 @@ from exedit.runtime.settings import benchmark
 FLAGS = (
   Flag('config', None, 'the benchmark: configs/synthetic_bench.py or configs/coco_ee.py', 'config'),
   Flag('weights', None, 'folder of a training run, or exported weights', str),
+  *CONCEPT,
   Flag('images', None, 'score the pictures {id:012d}.png of this folder instead of weights', str),
   Flag('compare', None, 'two results.json of one benchmark: --compare A B', list),
   Flag('output', None, 'folder of the results', str, shown="the weights' folder + /evaluation"),
@@ -35,10 +37,15 @@ def main(
   compare: list[str] | None,
   output: str | None,
   words: list[str],
+  **given: Any,
 ) -> None:
-  """Run the benchmark of `config`, or compare two results; `words` are more names of results."""
+  """Run the benchmark of `config`, or compare two results; `words` are more names of results.
+
+  given: the values of the flags CONCEPT.
+  """
+  given = {name: value for name, value in given.items() if value is not None}
   if compare is not None:
-    if config or weights or images:
+    if config or weights or images or given:
       raise UserError('--compare takes no other flag than --output')
     compare_results([*compare, *words], output)
     return
@@ -56,7 +63,7 @@ def main(
       f"the config's bench is {bench!r}: set bench='coco_ee' for a benchmark in COCOEE's layout or"
       " bench='synthetic' for drawn edits"
     )
-  benches[bench](output, weights, images, settings)
+  benches[bench](output, weights, images, settings | given)
 
 
 def bench_of(config: dict[str, Any]) -> str:

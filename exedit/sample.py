@@ -3,6 +3,8 @@ r"""Edits image files: reads files, writes files.
   python -m exedit.sample --weights=weights/tiny --image=street.jpg --mask=hole.png \
       --exemplar=bulldog.jpg --output=out.png
   python -m exedit.sample --weights=stable-diffusion-v1-4 --prompt='a bulldog' --output=out.png
+  python -m exedit.sample --weights=stable-diffusion-v1-4 --concept=teapot.safetensors \
+      --prompt='a photo of a <new1> teapot' --output=out.png
   python -m exedit.sample --weights=weights/tiny --edits=list.csv --output=results
   python -m exedit.sample --replay=out.json
 
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from exedit import systems
-from exedit.editing.settings import LARGEST_BATCH
+from exedit.editing.settings import CONCEPT, LARGEST_BATCH
 from exedit.runtime import doors
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
@@ -44,10 +46,8 @@ LARGEST = Flag(
   'what a quarter of the memory can edit',
 )  # fmt: skip
 HOW = (
-  Flag(
-    'num_samples', None, 'number of samples, with seeds that count up: out-0.png, ...', int,
-    1, 10**6, '1',
-  ),
+  Flag('num_samples', None, 'samples, whose seeds count up: out-0.png, ...', int, 1, 10**6, '1'),
+  *CONCEPT,
   Flag(
     'precision', None, 'the type to compute in', ['float32', 'bfloat16'], shown="the weights' own"
   ),
@@ -107,7 +107,7 @@ def main(**values: Any) -> None:
   allowed, needed = {
     'a single edit': ((*FILES, *inputs(), *settings(), *HOW, *WRITING), ('weights', 'output')),
     'edits': ((*FILES, *LISTS, *settings(), *HOW, *WRITING), ('weights', 'edits')),
-    'replay': ((*FILES, REPLAY, *inputs(), *WRITING), ('replay',)),
+    'replay': ((*FILES, REPLAY, CONCEPT[0], *inputs(), *WRITING), ('replay',)),
   }[mode]
   for name in given:
     if name not in [flag.name for flag in (*allowed, LARGEST)]:

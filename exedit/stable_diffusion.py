@@ -297,7 +297,8 @@ def tokenizer(weights: Weights) -> Tokenizer:
       'beside the weights'
     )
   text = complete(weights.config['model'])['text']
-  return Tokenizer(weights.tokenizer, text['vocabulary'], text['length'], weights.words)
+  sizes = text['vocabulary'], text['length']
+  return Tokenizer(weights.tokenizer, *sizes, weights.words, strict=True)
 
 
 def mask_grid(settings: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@ file tokenizer.json, which transformers 5 writes instead.
 import functools
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ FOLDER = 'tokenizer'  # its name beside weights, in a run and in a folder of dat
 FILES = ('vocab.json', 'merges.txt')
 WHOLE, CONFIG = 'tokenizer.json', 'tokenizer_config.json'
 ALL = (*FILES, WHOLE, CONFIG, 'special_tokens_map.json', 'added_tokens.json')
+BRACKETS = re.compile(r'<[^\s<>]+>')  # how new words are written
 SHOWN = 60  # characters of a text in a message
 
 
@@ -32,6 +34,7 @@ class Tokenizer:
       tokens of start and end.
     length: the number of tokens that the tower takes.
     words: new words, such as '<new1>'. Each is one token: the numbers behind the vocabulary.
+    strict: refuse a text with a word in angle brackets that is none of these.
   Raises:
     UserError: for a folder without these files, a damaged one, and one of another vocabulary; for
       words that cannot be added.
@@ -43,8 +46,10 @@ class Tokenizer:
     vocabulary: int = 49408,
     length: int = 77,
     words: Sequence[str] = (),
+    strict: bool = False,
   ):
     self.folder, self.length = os.fspath(folder), length
+    self._words, self._strict = {word.lower() for word in words}, strict
     self._clip = _opened(self.folder, tuple(words))
     found = len(self._clip) - len(words)
     ends = self._clip.bos_token_id, self._clip.eos_token_id
@@ -75,6 +80,12 @@ class Tokenizer:
   def _check(self, text: str) -> None:
     """Raises UserError for a text that the tokens cannot represent."""
     check_characters(text)
+    for word in BRACKETS.findall(text) if self._strict else ():
+      if word.lower() not in self._words:
+        known = f'; known are {", ".join(sorted(self._words))}' if self._words else ''
+        raise UserError(
+          f'no concept teaches these weights {word:.{SHOWN}}: name it with --concept{known}'
+        )
     unknown = [word for word in text.split() if not self._spells(word)]
     if unknown:
       words = ', '.join(repr(word[:SHOWN]) for word in unknown[:5])

@@ -4,21 +4,66 @@ The tensors are the kernels by their paths, and `tokens.<word>` for each word. T
 text, `concept`: JSON with the version, the order of the words, the base's digest, and `about`.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from exedit.concepts.concept import Concept
+from exedit.concepts.concept import Concept, applied
 from exedit.runtime.errors import UserError
+from exedit.weights import find
 from exedit.weights.formats.files import open_tensors, read_metadata
 from exedit.weights.formats.safetensors import save_tensors
 from exedit.weights.formats.tensor import damaged
+from exedit.weights.found import Weights
 
 NAME = 'concept.safetensors'  # of the file in a folder, such as that of a run
 NOTE = 'concept'  # the entry of the metadata
 VERSION = 1
 TOKENS = 'tokens.'
+
+
+def weights(
+  src: str | os.PathLike,
+  concept: str | None = None,
+  which: str = 'ema',
+  revision: str | None = None,
+  *,
+  force: bool = False,
+) -> Weights:
+  """`find.weights` with concepts applied.
+
+  concept: see `split`. force: apply concepts of other weights too.
+  Raises:
+    UserError: as `find.weights`, `read` and `applied`.
+  """
+  named = split(concept)
+  for _, path in named:  # before weights are fetched
+    _file(path)
+  found = find.weights(src, which, revision)
+  return applied(found, [renamed(read(path), word, path) for word, path in named], force)
+
+
+def split(concept: str | None) -> list[tuple[str, str]]:
+  """The words and paths in 'C', 'C,D' or '<mine>=C'; the word is '' for a concept as it is."""
+  named = [part.strip().rpartition('=') for part in (concept or '').split(',') if part.strip()]
+  if concept is not None and not named:
+    raise UserError('--concept is empty: name the file of a concept, or leave it out')
+  return [(word, path) for word, _, path in named]
+
+
+def renamed(concept: Concept, word: str, path: str) -> Concept:
+  """The concept with another name for its word; UserError if it does not have just one."""
+  if not word:
+    return concept
+  if len(concept.tokens) != 1:
+    raise UserError(
+      f'{path} has {len(concept.tokens)} words ({", ".join(concept.tokens)}), so {word!r:.40} '
+      'cannot stand for one of them: leave it out'
+    )
+  [row] = concept.tokens.values()
+  return dataclasses.replace(concept, tokens={word: row})
 
 
 def read(path: str | os.PathLike) -> Concept:
@@ -27,13 +72,7 @@ def read(path: str | os.PathLike) -> Concept:
   Raises:
     UserError: if there is none, or it is damaged.
   """
-  file = Path(path)
-  if file.is_dir():
-    if not (file / NAME).is_file():
-      raise UserError(f'{path} holds no concept: it has no {NAME}')
-    file = file / NAME
-  if not file.exists():
-    raise UserError(f'{path} does not exist: name the file of a concept, or the folder of its run')
+  file = _file(path)
   tensors = open_tensors(file)
   note = _note(file)
   if note is None:
@@ -48,6 +87,18 @@ def read(path: str | os.PathLike) -> Concept:
     if array.dtype.kind not in 'fV' or (array.ndim != 1) == row or name.startswith(TOKENS):
       raise damaged(file, f'{name} is {array.dtype} {array.shape}')
   return Concept(arrays, rows, note['base'], note['about'])
+
+
+def _file(path: str | os.PathLike) -> Path:
+  """The file of a concept; UserError if there is none."""
+  file = Path(path)
+  if file.is_dir():
+    if not (file / NAME).is_file():
+      raise UserError(f'{path} holds no concept: it has no {NAME}')
+    return file / NAME
+  if not file.exists():
+    raise UserError(f'{path} does not exist: name the file of a concept, or the folder of its run')
+  return file
 
 
 def _note(file: Path) -> dict[str, Any] | None:

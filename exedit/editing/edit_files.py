@@ -35,6 +35,8 @@ def edit_once(
   batch_size: int | None = None,
   keep_recipe: bool = True,
   keep: bool = False,
+  concept: str | None = None,
+  force: bool = False,
   say: Say = print,
   **given: Any,
 ) -> list[str]:
@@ -44,7 +46,7 @@ def edit_once(
   window that `framing.choose` finds; outside the mask the photo keeps its bytes. A sample does not
   depend on the number of samples. With Paint by Example, at the trained size and without feather
   and match, it is `paint_by_example.edit` with `key=jax.random.key(seed)`. With `keep`, a file that
-  is replaced stays under another name.
+  is replaced stays under another name. For `concept` and `force` see `concepts.files.weights`.
 
   Raises:
     UserError: for everything that the user can fix, before anything is written.
@@ -62,7 +64,7 @@ def edit_once(
   _before_fetching(weights, checked, (name for name, value in given.items() if value is not None))
   session = Session(
     weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe,
-    keep=keep,
+    keep=keep, concept=concept, force=force,
   )  # fmt: skip
   own = lambda settings: session.settings(**settings)
   found, first = checked(session.system, own, session.trained, session.tokenizer, session.grid)
@@ -169,6 +171,8 @@ def edit_list(
   batch_size: int | None = None,
   keep_recipe: bool = True,
   keep: bool = False,
+  concept: str | None = None,
+  force: bool = False,
   skip_bad: bool = False,
   say: Say = print,
   **settings: Any,
@@ -197,7 +201,7 @@ def edit_list(
   _before_fetching(weights, checked, jobs.columns(edits))
   session = Session(
     weights, which=which, revision=revision, precision=precision, keep_recipes=keep_recipe,
-    keep=keep,
+    keep=keep, concept=concept, force=force,
   )  # fmt: skip
   own = lambda settings: session.settings(**settings)
   good, faults, total = checked(

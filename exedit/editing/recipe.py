@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ VERSIONS = (
 class Recipe:
   """What an output was made from. It contains no time and no place, so it can be made again.
 
-  weights: source, which, revision, step and digest (see `identity`).
+  weights: source, which, revision, step, concepts if there are any (see `concepts`), and digest
+    (see `identity`).
   inputs: by name, the path of a file (seen from the recipe's folder) or the text, and its sha256.
   settings: of the edit, as JSON values; see `settings_of`.
   batch: rows for each device; another number may round differently.
@@ -109,6 +110,12 @@ def relative(path: str, folder: str) -> str:
     return os.path.abspath(path)
 
 
+def concepts(named: Sequence[tuple[str, str]], folder: str) -> dict[str, list[dict[str, str]]]:
+  """The entry of a recipe's weights for concepts, by word and path; {} without concepts."""
+  found = [dict(word=word, path=relative(path, folder)) for word, path in named]
+  return dict(concepts=found) if found else {}
+
+
 def locate(path: str, folder: str) -> str:
   """The path of a recipe in this folder, seen from the working directory: `relative`'s inverse."""
   seen = os.path.normpath(os.path.join(folder, path))
@@ -172,6 +179,8 @@ def parse(found: Any) -> Recipe:
   if not 1 <= batch <= LARGEST_BATCH:
     raise ValueError(f'batch is {batch}, not from 1 to {LARGEST_BATCH}')
   values = {field.name: found[field.name] for field in dataclasses.fields(Recipe)}
+  for entry in found['weights'].get('concepts', ()):
+    _check_kind(entry, dict(word=str, path=str), 'weights.concepts')
   for name, default in dict(revision=None, step=0).items():
     found['weights'].setdefault(name, default)
   return Recipe(**{**values, 'frame': _frame(found['frame'], found['output'])})

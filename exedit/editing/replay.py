@@ -20,6 +20,7 @@ def replay(
   output: str | None = None,
   *,
   weights: str | None = None,
+  concept: str | None = None,
   keep_recipe: bool = True,
   keep: bool = False,
   say: Callable[[str], None] = print,
@@ -43,7 +44,7 @@ def replay(
   first = _first_output(old, path)
   target = _output(old, path, output)
   files.check_output(target)
-  session = _session(old, path, weights)
+  session = _session(old, path, weights, concept)
   session.keep_recipes, session.keep = keep_recipe, keep
   settings = recipes.settings_of(old, session.system, path)
   systems.check_steps(systems.network_settings(settings), session.most_steps)
@@ -106,23 +107,35 @@ def _output(old, path, output) -> str:
   return output
 
 
-def _session(old, path, weights) -> Session:
-  """A session with the recorded weights."""
+def _session(old, path, weights, concept) -> Session:
+  """A session with the recorded weights and concepts, or those given instead."""
   if weights is None:
     weights = recipes.locate(old.weights['source'], os.path.dirname(path))
     if not os.path.exists(weights):  # replaying somebody's recipe must not start a download
       raise UserError(f'the weights of {path}, {weights}, are not here: name them with --weights')
+  if concept is None and (found := old.weights.get('concepts')):
+    places = [recipes.locate(entry['path'], os.path.dirname(path)) for entry in found]
+    for place in places:
+      if not os.path.exists(place):
+        raise UserError(f'the concept of {path}, {place}, is not here: name it with --concept')
+    words = [f'{entry["word"]}=' if entry['word'] else '' for entry in found]
+    concept = ','.join(map(''.join, zip(words, places)))
   session = Session(
     weights,
+    concept=concept,
+    force=True,  # they are the recorded ones, or the digest tells
     which=old.weights['which'],
     revision=old.weights['revision'],
     precision=old.precision,
   )
   if session.digest != old.weights['digest']:
     what = 'weights or another tokenizer' if session.system.tokenizer else 'weights'
+    flags = '--weights'
+    if concept is not None:
+      what, flags = f'concepts, {what}', '--weights and --concept'
     raise UserError(
       f'{weights} holds other {what} (digest {session.digest[:12]}...) than the recipe says'
-      f' ({old.weights["digest"][:12]}...): name the right ones with --weights'
+      f' ({old.weights["digest"][:12]}...): name the right ones with {flags}'
     )
   return session
 

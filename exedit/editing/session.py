@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from exedit import images, systems
+from exedit.concepts import files as concepts
 from exedit.editing import jobs, photo
 from exedit.editing import recipe as recipes
 from exedit.editing.engine import Batch, Engine, Result, Work
 from exedit.editing.settings import saved_evaluations
 from exedit.runtime import files
 from exedit.runtime.errors import UserError
-from exedit.weights import find
 
 RELEASED = dict(paint_by_example='Fantasy-Studio/Paint-by-Example')  # by system, on the hub
 
@@ -81,9 +81,14 @@ class Session:
     precision: str | None = None,
     keep_recipes: bool = True,
     keep: bool = False,
+    concept: str | None = None,
+    force: bool = False,
   ):
-    """keep: an output that is replaced keeps its old file under another name."""
-    self.found = find.weights(weights, which, revision)
+    """keep: an output that is replaced keeps its old file under another name.
+
+    concept, force: see `concepts.files.weights`.
+    """
+    self.found = concepts.weights(weights, concept, which, revision, force=force)
     self.config = self.found.config
     self.system = systems.editing(self.found)
     self.trained = systems.trained_on(self.system, self.config, 'size')
@@ -91,7 +96,7 @@ class Session:
     self.most_steps = systems.most_steps(self.config)
     self.precision = precision or self.config['model'].get('dtype', 'float32')
     self.keep_recipes, self.keep = keep_recipes, keep
-    self._weights = weights
+    self._weights, self._concepts = weights, concepts.split(concept)
     self._named = dict(which=which, revision=revision, step=self.found.step)
     self._lock, self._digest = threading.Lock(), ''
     self._sha256 = functools.cache(files.sha256)
@@ -261,6 +266,7 @@ class Session:
       weights=dict(
         source=recipes.relative(self._weights, folder),
         **self._named,
+        **recipes.concepts(self._concepts, folder),
         digest=self.digest if self.keep_recipes else '',
       ),
       inputs=self._inputs(edit, folder) if self.keep_recipes else {},

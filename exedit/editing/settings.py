@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
 from exedit.systems import setting
 
@@ -16,6 +17,10 @@ SAMPLERS = ('plms', 'ddim', 'dpm_solver_pp')  # those of `latent_diffusion.SAMPL
 SPACINGS = ('leading', 'ldm')  # those of `Schedule.timesteps`
 MASK_RESIZES = ('bilinear', 'nearest')  # those of `latent_diffusion.resize_mask`
 LARGEST_BATCH = 1024  # edits
+CONCEPT = (  # flags
+  Flag('concept', None, 'concepts that the weights learn: C, or C,D, or <word>=C to rename', str),
+  Flag('force', None, 'use concepts of other weights too', bool, shown='false'),
+)
 FEATHER = 2.0  # pixels of the network, see `framing.stitch`
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 
 from exedit import systems
+from exedit.concepts import files as concepts
 from exedit.evaluation import benchmark, make_edits, pages, report, resources, scores, vectors
 from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime import compilation, files, processes, settings, versions
 from exedit.runtime.errors import UserError
-from exedit.weights import find
 from exedit.weights.found import Weights
 
 PRECISIONS = ('float32', 'bfloat16')
@@ -49,6 +49,8 @@ def evaluate(
   precision: str | None = None,
   paste: bool = True,
   truncate: bool = False,
+  concept: str | None = None,
+  force: bool = False,
   say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Score weights, or existing pictures, on a benchmark; write results.json and index.html.
@@ -71,18 +73,21 @@ def evaluate(
     prompts: list of the edits' prompts or categories, for a system with texts. prompt: of a
       category. See `make_edits.read_prompts`.
     seed, batch_size, precision, paste, truncate: see `make_edits.make_missing`.
+    concept, force: see `concepts.files.weights`.
   Returns:
     The contents of results.json in process 0, {} in the others.
   Raises:
     UserError: for anything that cannot be used, before any computation if possible.
   """
   output = _checked(output, weights, pictures, data, features, reference)
+  if concept and weights is None:
+    raise UserError(f'concept is {concept}, but --images has the edits already: leave it out')
   _check_prompts(prompts, prompt, pictures)
   _check_sampling(seed, batch_size, precision)
   bench = Bench(data['root'], exemplar_size=None)
   edits = benchmark.survey(bench)  # before weights are fetched
   said = make_edits.read_prompts(prompts, prompt, (e.id for e in edits)) if prompts else {}
-  found = find.weights(weights) if weights is not None else None
+  found = concepts.weights(weights, concept, force=force) if weights is not None else None
   how = dict(
     steps=steps, scale=scale, sampler=sampler, spacing=spacing, mask_resize=mask_resize,
     guidance_interval=guidance_interval, strength=strength,
@@ -178,6 +183,7 @@ def _make(
   make_edits.make_missing(found, bench, edits, output, **options, settings=sampling)
   processes.wait_for_others('made')
   weights = dict(path=found.where, step=found.step, **weights)
+  weights |= dict(concepts=[*found.concepts]) if found.concepts else {}
   return dict(weights=weights, sampling=recorded, **make_edits.saved(found, sampling))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from exedit import images, systems
+from exedit.concepts import files as concepts
 from exedit.editing.engine import Engine, Work
 from exedit.evaluation import drawn_text, make_edits
 from exedit.evaluation.coco_ee import writable_folder
@@ -21,7 +22,6 @@ from exedit.input_pipeline import synthetic
 from exedit.metrics import confidence, pixels
 from exedit.runtime import compilation, files, progress, settings, versions
 from exedit.runtime.errors import UserError
-from exedit.weights import find
 from exedit.weights.found import Weights
 
 SHOWN = 12  # rows of the picture
@@ -63,6 +63,8 @@ def evaluate(
   scale: float | None = None,
   sampler: str | None = None,
   guidance_interval: str | None = None,
+  concept: str | None = None,
+  force: bool = False,
   say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Score weights on `edits` held-out synthetic edits; write results.json and grid.png.
@@ -71,14 +73,14 @@ def evaluate(
   is the folder `evaluation` in the folder of the weights. For `steps`, `scale`, `sampler` and
   `guidance_interval`, None means the weights' own settings. `kind` says how the truths differ and
   `truths` how many there are (`synthetic.KINDS`, `synthetic.count_of`); kind 'text' is for systems
-  that need a text alone.
+  that need a text alone. `concept` and `force`: see `concepts.files.weights`.
 
   Returns:
     The contents of results.json.
   Raises:
     UserError: for settings or weights that cannot be used, before any computation.
   """
-  found = find.weights(weights)
+  found = concepts.weights(weights, concept, force=force)
   system = systems.editing(found)
   drawing = drawn_like(system, found.config)
   truths = synthetic.count_of(kind, truths, drawing.get('version', 1))
@@ -114,7 +116,8 @@ def evaluate(
     benchmark=dict(edits=edits, batch_size=batch_size, **drawing),
     sampling=make_edits.to_record(found, sampling),
     **make_edits.saved(found, sampling, photo=kind != 'text'),
-    weights=dict(path=weights, step=found.step, sha256=found.digest()),
+    weights=dict(path=weights, step=found.step, sha256=found.digest())
+    | (dict(concepts=[*found.concepts]) if found.concepts else {}),
     versions=versions.versions(),
     chance=1 / truths,
     **{name: summary(s) for name, s in scores.items()},

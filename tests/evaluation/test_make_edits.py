@@ -12,6 +12,7 @@ from PIL import Image
 
 from configs import coco_ee as coco_ee_config
 from exedit import images, paint_by_example, stable_diffusion, systems
+from exedit.concepts import files as concept_files
 from exedit.editing.engine import Engine
 from exedit.editing.settings import PhotoSettings
 from exedit.evaluation import benchmark, coco_ee, make_edits
@@ -19,7 +20,7 @@ from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.runtime.errors import UserError
 from exedit.weights import find
 from exedit.weights.layouts import own
-from tests import bench, evaluations, small, small_text, vocabulary
+from tests import bench, concepts_made, evaluations, small, small_text, vocabulary
 from tests.evaluations import CHEAP, SIZE, refuse, score
 
 
@@ -311,18 +312,20 @@ def test_prompts_that_do_not_fit_are_refused(tmp_path, ids, text, template, says
 
 def test_a_system_of_texts_makes_the_edits(world, given, prompts, tmp_path):
   weights = small_text.export(tmp_path / 'sd', stable_diffusion.SYSTEM)
-  how = dict(given, weights=weights, scale=1.0, strength=0.9)
+  base, learned = find.weights(weights), tmp_path / 'concept.safetensors'
+  concept_files.write(learned, concepts_made.made(base))
+  how = dict(given, weights=weights, scale=1.0, strength=0.9, concept=str(learned))
   assert 'give config.prompts' in refuse(str(tmp_path / 'a'), **how)
   good, first = prompts.read_text(), f'the prompt of edit {bench.IDS[0]}'
   prompts.write_text(good.replace('a blue star', 'a ☃'))
   assert f'{first}: the vocabulary' in refuse(str(tmp_path / 'a'), **how, prompts=str(prompts))
-  prompts.write_text(good.replace('a blue star', 'blue ' * 12 + 'star'))
+  prompts.write_text(good.replace('a blue star', '<new1> ' * 12 + 'star'))
   said = []
   results = score(tmp_path / 'a', **how | dict(say=said.append), prompts=str(prompts))
-  words = f"their ends: of edit {bench.IDS[0]} 'blue blue star'"
+  words = f"their ends: of edit {bench.IDS[0]} '<new1> <new1> star'"
   [line] = [line for line in said if 'too long' in line]
   assert line.startswith('1 of 4 prompts are too long') and line.endswith(words)
-  assert len(results['weights']['tokenizer']) == 64
+  assert len(results['weights']['tokenizer']) == len(results['weights']['concepts'][0]) == 64
   assert len(results['sampling']['prompts']) == 12 and results['sampling']['strength'] == 0.9
   mine = Bench(str(world / 'bench'), exemplar_size=None)
   for position, number in enumerate(mine.ids):
@@ -333,6 +336,9 @@ def test_a_system_of_texts_makes_the_edits(world, given, prompts, tmp_path):
     assert (result[~kept] != edit['source'][~kept]).any()
   line = refuse(str(tmp_path / 'a'), **how, prompts=str(prompts), prompt='a red {category}')
   assert 'made with prompts' in line
+  concept_files.write(learned, concepts_made.made(base, seed=1))
+  assert 'made with weights' in refuse(str(tmp_path / 'a'), **how, prompts=str(prompts))
+  concept_files.write(learned, concepts_made.made(base))
   vocabulary.write(tmp_path / 'sd' / 'weights' / 'tokenizer', vocabulary.WORDS[::-1])
   line = refuse(str(tmp_path / 'a'), **how, prompts=str(prompts))
   assert 'made with tokenizer' in line

@@ -59,6 +59,9 @@ def test_new_words_are_one_token_each_behind_the_vocabulary(folder, size, tokeni
   assert more.cut('red <new1> ball <new1> ball <new2> <new1> ball') == '<new1> ball'
   with pytest.raises(UserError, match='cannot spell'):  # the same folder without the words
     tokenizer('<new1>')
+  strict = Tokenizer(folder, size, words=('<new1>',), strict=True)
+  with pytest.raises(UserError, match='weights <new2>: name it with --concept; known are <new1>'):
+    strict('<NEW1> <new2>')
 
 
 @pytest.mark.parametrize(
