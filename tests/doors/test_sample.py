@@ -19,6 +19,7 @@ from exedit import paint_by_example as pbe
 from exedit.editing import edit_files, jobs, session
 from exedit.runtime import parallel
 from exedit.runtime.errors import UserError
+from exedit.weights import find
 from tests import ROOT, pictures, runs, small
 
 PLAIN = dict(feather=0.0, match='none')  # stitched as `edit` pastes
@@ -240,7 +241,7 @@ def test_bad_inputs_are_found_before_the_weights_are_read(files, tmp_path, monke
 
 
 def test_files_are_checked_before_weights_are_fetched(files, tmp_path, monkeypatch):
-  monkeypatch.setattr(session.find, 'weights', lambda *_: pytest.fail('the weights were fetched'))
+  monkeypatch.setattr(find, 'weights', lambda *_, **__: pytest.fail('the weights were fetched'))
   files |= dict(weights='owner/name')
   listed = tmp_path / 'list.jsonl'
   for change, says in (

@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import sd
 from exedit import convert, latent_diffusion, stable_diffusion, stable_diffusion_inpainting, systems
-from exedit.editing import jobs, session
+from exedit.editing import jobs
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
 from exedit.training.given import given_weights
@@ -164,7 +164,7 @@ def test_texts_that_cannot_be_used_are_refused(weights, tmp_path, capsys, prompt
   ],
 )
 def test_texts_are_checked_before_weights_are_fetched(tmp_path, capsys, monkeypatch, prompt, says):
-  monkeypatch.setattr(session.find, 'weights', lambda *_: pytest.fail('the weights were fetched'))
+  monkeypatch.setattr(find, 'weights', lambda *_, **__: pytest.fail('the weights were fetched'))
   given = dict(weights='somebody/weights', output=tmp_path / 'a.png')
   assert says in refusal(capsys, open_sample_door, **given, prompt=prompt)
   (tmp_path / 'list.jsonl').write_text(json.dumps(dict(prompt=prompt, output='a.png')))
