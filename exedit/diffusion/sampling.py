@@ -34,7 +34,7 @@ def ddim(
     raise ValueError(f'eta={eta} must be between 0 and 1')
   if eta and key is None:
     raise ValueError(f'eta={eta} needs random noise: give a key')
-  coefficients = [jnp.asarray(c, x.dtype) for c in _ddim_coefficients(timesteps, schedule, eta)]
+  coefficients = [jnp.asarray(c, x.dtype) for c in ddim_coefficients(timesteps, schedule, eta)]
   keys = None if key is None or eta == 0 else jax.random.split(key, len(timesteps))
 
   def step(x, inputs):
@@ -64,7 +64,7 @@ def plms(
   steps = len(timesteps)
   evaluated = plms_evaluations(steps)
   taken = np.r_[0, 0, 1:steps]  # the DDIM step after it
-  keep, add, _ = (jnp.asarray(c[taken], x.dtype) for c in _ddim_coefficients(timesteps, schedule))
+  keep, add, _ = (jnp.asarray(c[taken], x.dtype) for c in ddim_coefficients(timesteps, schedule))
   weights = jnp.asarray(_adams_bashforth(steps + 1), x.dtype)
   extras = jax.tree.map(lambda leaf: leaf[evaluated], per_step)
 
@@ -130,7 +130,7 @@ def _int32(timesteps):
   return jnp.asarray(timesteps, jnp.int32)
 
 
-def _ddim_coefficients(timesteps, schedule, eta=0.0):
+def ddim_coefficients(timesteps, schedule, eta=0.0):
   """(keep, add, spread) [steps] each: x_next = keep x + add eps + spread noise."""
   following = np.append(timesteps[1:], 0)
   signal, noise = schedule.signal_rate[timesteps], schedule.noise_rate[timesteps]

@@ -9,7 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from exedit.models import blocks, kernels
+from exedit.models import attention_edits, blocks, kernels
+from exedit.models.attention_edits import Edit
 from exedit.models.kernels import Implementation
 
 
@@ -44,12 +45,30 @@ class Attention(nnx.Module):
     self.to_out = linear(features, features, dtype=dtype, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, 'b n c'], context: Float[Array, 'b m d'] | None = None
+    self,
+    x: Float[Array, 'b n c'],
+    context: Float[Array, 'b m d'] | None = None,
+    edit: Edit | None = None,
   ) -> Float[Array, 'b n c']:
-    context = x if context is None else context
+    own, context = context is None, x if context is None else context
     q, k, v = (self._split(a) for a in (self.to_q(x), self.to_k(context), self.to_v(context)))
-    y = kernels.attend(q, k, v, self.implementation, causal=self.causal)
+    if edit is not None and own:
+      q, k = attention_edits.held(edit, q, k)
+    if edit is None or own:
+      y = self._attend(q, k, v)
+    else:
+      y = attention_edits.crossed(self._attend, edit, q, k, v)
     return self.to_out(y.reshape(x.shape))
+
+  def maps(
+    self, x: Float[Array, 'b n c'], context: Float[Array, 'b m d'], edit: Edit | None = None
+  ) -> Float[Array, 's n m']:
+    """The maps of the context's tokens; see `attention_edits.maps`."""
+    q, k = self._split(self.to_q(x)), self._split(self.to_k(context))
+    return attention_edits.maps(self._attend, edit, q, k)
+
+  def _attend(self, q, k, v):
+    return kernels.attend(q, k, v, self.implementation, causal=self.causal)
 
   def constant(self, context: Float[Array, 'b 1 d']) -> Float[Array, 'b 1 c']:
     """The output for a context of one token, which depends on neither q nor k.
@@ -80,6 +99,8 @@ class SpatialTransformer(nnx.Module):
   With `constant=False` the context is tokens `[bk n d]`. With `constant=True` it is this layer's
   precomputed output of a one-token context, `[bk 1 c]`. If k > 1, the batch becomes k times as
   large where the context enters. Both shortcuts are exact (docs/design.md, "Exact shortcuts").
+  An edit (`attention_edits.Edit`) has all its rows in x. With `watch` the maps of the tokens come
+  with the result.
   """
 
   def __init__(
@@ -107,12 +128,21 @@ class SpatialTransformer(nnx.Module):
     self.proj_out = blocks.linear(channels, channels, zero=True, dtype=dtype, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, 'b h w c'], context: Float[Array, 'bk n d'], *, constant: bool
-  ) -> Float[Array, 'bk h w c']:
+    self,
+    x: Float[Array, 'b h w c'],
+    context: Float[Array, 'bk n d'],
+    edit: Edit | None = None,
+    *,
+    constant: bool,
+    watch: bool = False,
+  ) -> Float[Array, 'bk h w c'] | tuple[Float[Array, 'bk h w c'], Float[Array, 's h w n']]:
     b, h, w, c = x.shape
     y = self.proj_in(self.norm(x)).reshape(b, h * w, c)
-    y = self.attn1(self.norm1(y)) + y
+    y = self.attn1(self.norm1(y), edit=edit) + y
     x, y = blocks.tile(x, context), blocks.tile(y, context)
-    y = (context if constant else self.attn2(self.norm2(y), context)) + y
+    if watch:
+      maps = self.attn2.maps(self.norm2(y), context, edit)
+    y = (context if constant else self.attn2(self.norm2(y), context, edit)) + y
     y = self.ff(self.norm3(y)) + y
-    return self.proj_out(y).reshape(x.shape) + x
+    y = self.proj_out(y).reshape(x.shape) + x
+    return (y, maps.reshape(len(maps), h, w, -1)) if watch else y

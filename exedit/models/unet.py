@@ -11,7 +11,10 @@ from jaxtyping import Array, Float, Int
 
 from exedit.models import blocks
 from exedit.models.attention import SpatialTransformer
+from exedit.models.attention_edits import Edit
 from exedit.models.kernels import Implementation
+
+WORD_LEVEL = 2
 
 Constants = tuple[Float[Array, 'bk 1 _'], ...]
 
@@ -69,6 +72,10 @@ class UNet(nnx.Module):
   `shortcut=False`. The context's batch may be k b, first all examples' first contexts, then all
   second ones, and so on; then the layers before the first cross-attention run once, and eps is
   [k b h w out_channels].
+
+  An `edit` (`attention_edits.Edit`) changes the attention of some rows. With `watch`, a level with
+  attention, the maps of the context's tokens, averaged over the layers of that level, come with
+  eps: [s h w n], of every row, or of the edit's targets only.
 
   channels: width of the first level. mult: width of each level, as a multiple of it. layers: number
     of ResBlocks of each level.
@@ -162,8 +169,10 @@ class UNet(nnx.Module):
     context: Float[Array, 'bk n d'] | Constants,
     *,
     shortcut: bool = True,
-  ) -> Float[Array, 'bk h w out']:
-    return self._body(self.conv_in(x), t, context, shortcut)
+    edit: Edit | None = None,
+    watch: int | None = None,
+  ) -> Float[Array, 'bk h w out'] | tuple[Float[Array, 'bk h w out'], Float[Array, 's hw ww n']]:
+    return self._body(self.conv_in(x), t, context, shortcut, edit, watch)
 
   def constants(self, context: Float[Array, 'b 1 d']) -> Constants:
     """The outputs of all cross-attentions for a one-token context, in the order of the layers."""
@@ -196,6 +205,19 @@ class UNet(nnx.Module):
     h = _conv(x_t, kernel, self.dtype) + prepared.stem
     return self._body(h, t, prepared.context, shortcut)
 
+  def word_level(self) -> int:
+    """The level whose maps tell best where a word is: the third, or the last one before it.
+
+    Prompt-to-Prompt's are those of a quarter of the latents' height and width.
+
+    Raises:
+      ValueError: for a network without attention in its first three levels.
+    """
+    with_maps = [i for i, level in enumerate(self.down) if level.attentions and i <= WORD_LEVEL]
+    if not with_maps:
+      raise ValueError('this UNet has no attention in its first levels, so words have no maps')
+    return with_maps[-1]
+
   def _transformers(self):
     for level in self.down:
       yield from level.attentions
@@ -203,7 +225,7 @@ class UNet(nnx.Module):
     for level in self.up:
       yield from level.attentions
 
-  def _body(self, h, t, context, shortcut: bool) -> Float[Array, 'bk h w out']:
+  def _body(self, h, t, context, shortcut: bool, edit=None, watch=None):
     if h.shape[1] % self.multiple or h.shape[2] % self.multiple:
       raise ValueError(
         f'the UNet takes heights and widths that are multiples of {self.multiple}, '
@@ -219,26 +241,34 @@ class UNet(nnx.Module):
     def res(block, h):
       return _remat(block, self.remat, h, blocks.tile(temb, h))
 
-    def attend(block, h):
+    seen = []
+
+    def attend(block, h, level=None):
       own = next(remaining) if constant else context
-      return _remat(block, self.remat, h, own, constant=constant)
+      watched = watch is not None and level == watch
+      h = _remat(block, self.remat, h, own, edit, constant=constant, watch=watched)
+      if watched:
+        h, maps = h
+        seen.append(maps)
+      return h
 
     skips = [h]
-    for level in self.down:
+    for i, level in enumerate(self.down):
       for j, block in enumerate(level.resnets):
         h = res(block, h)
-        h = attend(level.attentions[j], h) if level.attentions else h
+        h = attend(level.attentions[j], h, i) if level.attentions else h
         skips.append(h)
       if level.resize is not None:
         h = level.resize(h)
         skips.append(h)
     h = res(self.mid2, attend(self.mid_attention, res(self.mid1, h)))
-    for level in self.up:
+    for i, level in zip(reversed(range(len(self.up))), self.up):
       for j, block in enumerate(level.resnets):
         h = res(block, jnp.concatenate([h, blocks.tile(skips.pop(), h)], -1))
-        h = attend(level.attentions[j], h) if level.attentions else h
+        h = attend(level.attentions[j], h, i) if level.attentions else h
       h = h if level.resize is None else level.resize(h)
-    return self.conv_out(jax.nn.silu(self.norm_out(h))).astype(jnp.float32)
+    eps = self.conv_out(jax.nn.silu(self.norm_out(h))).astype(jnp.float32)
+    return eps if watch is None else (eps, sum(seen) / len(seen))
 
 
 def _conv(x, kernel, dtype):

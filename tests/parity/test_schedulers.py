@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
 
+from exedit.diffusion import inversion  # noqa: E402
 from exedit.diffusion.sampling import ddim, dpm_solver_pp, dpm_timesteps, plms  # noqa: E402
 from exedit.diffusion.schedule import Schedule  # noqa: E402
 from tests.parity.references import PNDM  # noqa: E402
@@ -144,3 +145,24 @@ def test_add_noise_and_velocity():
     expected = theirs(*map(torch.from_numpy, (z, noise, t))).numpy()
     result = ours(jnp.asarray(z), jnp.asarray(noise), jnp.asarray(t, jnp.int32))
     np.testing.assert_allclose(result, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize('offset, steps', [(1, 50), (1, 20), (0, 50)])
+def test_inversion_is_ddim_inverse(offset, steps):
+  """diffusers' scheduler also takes eps at the step that it goes to (its timesteps say so)."""
+  ours, theirs = random_network(offset + steps)
+  z = start(steps)
+  config = dict(PNDM, steps_offset=offset, clip_sample=False)
+  known = {n: v for n, v in config.items() if n not in ('skip_prk_steps', '_class_name')}
+  scheduler = diffusers.DDIMInverseScheduler(**known)
+  assert not scheduler.config.set_alpha_to_one
+  scheduler.set_timesteps(steps)
+  found = inversion.timesteps(Schedule(), steps, offset=offset)
+  np.testing.assert_array_equal(np.asarray(scheduler.timesteps), found[::-1])
+  expected, x = [z], torch.from_numpy(z)
+  for t in scheduler.timesteps:
+    x = scheduler.step(theirs(x, int(t)), t, x).prev_sample
+    expected.append(x.numpy())
+  path, _ = inversion.ddim(lambda x, t: (ours(x, t), ()), jnp.asarray(z), found, Schedule())
+  for a, b in zip(path[::-1], expected, strict=True):
+    assert_close(a, b)
