@@ -4,27 +4,31 @@
   python -m exedit.convert --from=model.ckpt --to=Paint-by-Example --layout=diffusers
   python -m exedit.convert --from=/mnt/run --to=mine.safetensors --layout=original --which=params
   python -m exedit.convert --from=/mnt/run --to=mine.ckpt --layout=original
+  python -m exedit.convert --from=stable-diffusion-v1-4 --concept=delta.bin --to=mine.safetensors
 
 --from takes everything that `paint_by_example.load` takes, and nothing in it is executed. All
 tensors are kept bit by bit, also those that no computation uses, unless --dtype asks for another
-type.
+type. With --concept it converts that instead; --from then are the weights that it belongs to.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from exedit.editing.settings import CONCEPT
 from exedit.runtime import doors
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
 
 LAYOUTS, FORMATS = ('exedit', 'diffusers', 'original'), ('safetensors', 'ckpt')
+CONCEPTS = ('adobe', 'compressed', 'comfyui', 'kohya', 'embedding')  # layouts of concepts alone
+OWN, OTHERS = ('force', 'captions', 'rank'), ('format', 'dtype', 'heads', 'groups', 'clip_heads')
 TYPES = ('float32', 'float16', 'bfloat16')
 ABOUT = "{} of an original checkpoint's {}, because the file does not say it (published: {})"
 FLAGS = (
   Flag('from', doors.REQUIRED, 'a run, a folder, a .ckpt or .safetensors file, or a hub id'),
   Flag('to', doors.REQUIRED, 'new folder, or file of the original layout'),
-  Flag('layout', 'exedit', 'layout to write', LAYOUTS),
+  Flag('layout', 'exedit', 'layout; from adobe on only of concepts', (*LAYOUTS, *CONCEPTS)),
   Flag(
     'format', None, 'of the original layout; ckpt is for torch.load', FORMATS, shown='as --to ends'
   ),
@@ -33,6 +37,9 @@ FLAGS = (
   Flag('revision', None, 'revision of the hub repository', str),
   Flag('heads', None, ABOUT.format('heads', 'UNet', 8), int, 1),
   Flag('groups', None, ABOUT.format('groups', 'UNet', 32), int, 1),
+  *CONCEPT,
+  Flag('captions', None, 'file of about 200 texts that a merge of concepts leaves alone', str),
+  Flag('rank', None, 'of the LoRA of a concept (kohya)', int, 1, 768, '32'),
   Flag('clip_heads', None, ABOUT.format('heads', 'CLIP', '16, one per 64 channels'), int, 1),
 )
 
@@ -73,6 +80,8 @@ def convert(
   files.check_new(target)
   if not target.absolute().parent.is_dir():
     raise UserError(f'cannot write {to}: the folder {target.parent} does not exist; make it first')
+  if layout in CONCEPTS:
+    raise UserError(f'--layout={layout} holds a concept: name one as --concept')
   if layout == 'original':
     original.format_of(target, format)
   elif format:
@@ -110,7 +119,17 @@ def convert(
 
 def main(to: str, **given: Any) -> None:
   """Converts as the flags say."""
-  convert(given.pop('from'), to, **given)
+  src, concept = given.pop('from'), given.pop('concept')
+  way, others = ('without', OWN) if concept is None else ('with', OTHERS)
+  for flag in FLAGS:
+    if flag.name in others and given.pop(flag.name) is not None:
+      raise UserError(f'--{flag.name} does not go {way} --concept: leave it out')
+  if concept is None:
+    convert(src, to, **given)
+  else:
+    from exedit.concepts import files
+
+    files.convert(src, to, concept, **given)
 
 
 def run(argv: Sequence[str] | None = None) -> None:

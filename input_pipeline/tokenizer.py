@@ -33,7 +33,8 @@ class Tokenizer:
     vocabulary: the number of rows of the text tower's table. As in CLIP, the last two are the
       tokens of start and end.
     length: the number of tokens that the tower takes.
-    words: new words, such as '<new1>'. Each is one token: the numbers behind the vocabulary.
+    words: new words, such as '<new1>'. Each is one token: the numbers behind the vocabulary. With
+      X_1, X_2, ... behind it, X stands for all of them.
     strict: refuse a text with a word in angle brackets that is none of these.
   Raises:
     UserError: for a folder without these files, a damaged one, and one of another vocabulary; for
@@ -50,6 +51,7 @@ class Tokenizer:
   ):
     self.folder, self.length = os.fspath(folder), length
     self._words, self._strict = {word.lower() for word in words}, strict
+    self._several = _several(words, vocabulary)
     self._clip = _opened(self.folder, tuple(words))
     found = len(self._clip) - len(words)
     ends = self._clip.bos_token_id, self._clip.eos_token_id
@@ -68,14 +70,17 @@ class Tokenizer:
     """
     self._check(text)
     start, end = self._clip.bos_token_id, self._clip.eos_token_id
-    own = self._clip(text, add_special_tokens=False).input_ids[: self.length - 2]
+    found = self._clip(text, add_special_tokens=False).input_ids
+    own = [token for i in found for token in self._several.get(i, [i])][: self.length - 2]
     return np.array([start, *own, *[end] * (self.length - 1 - len(own))], np.int32)
 
   def cut(self, text: str) -> str:
     """The end of a text that `__call__` leaves out because of the length; '' for most texts."""
-    places = self._clip(text, add_special_tokens=False, return_offsets_mapping=True)
-    rest = places['offset_mapping'][self.length - 2 :]
-    return text[rest[0][0] :].strip() if rest else ''
+    found = self._clip(text, add_special_tokens=False, return_offsets_mapping=True)
+    places = zip(found['input_ids'], found['offset_mapping'])
+    starts = [place[0] for i, place in places for _ in self._several.get(i, [i])]
+    rest = starts[self.length - 2 :]
+    return text[rest[0] :].strip() if rest else ''
 
   def _check(self, text: str) -> None:
     """Raises UserError for a text that the tokens cannot represent."""
@@ -97,6 +102,16 @@ class Tokenizer:
   def _spells(self, word: str) -> bool:
     end = self._clip.eos_token
     return end in word or end not in self._clip.tokenize(word)
+
+
+def _several(words: Sequence[str], first: int) -> dict[int, list[int]]:
+  """By the token of a word X that X_1, X_2, ... follow, the tokens of all of them."""
+  found = {}
+  for i, word in enumerate(words):
+    named = [f'{word}_{k}' == other for k, other in enumerate(words[i + 1 :], 1)]
+    if count := (*named, False).index(False):
+      found[first + i] = [*range(first + i, first + i + 1 + count)]
+  return found
 
 
 def check_characters(text: str) -> None:

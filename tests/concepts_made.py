@@ -6,6 +6,8 @@ from exedit.concepts import concept as concepts
 from exedit.concepts.concept import Concept
 from exedit.weights.found import Weights
 
+MIDDLE = 'unet.mid_attention.attn2.to_k.kernel'
+
 
 def made(weights: Weights, words=('<new1>',), seed: int = 0, kernels: bool = True) -> Concept:
   """Keys and values a little off the base's, and a row for each word."""

@@ -59,6 +59,9 @@ def test_new_words_are_one_token_each_behind_the_vocabulary(folder, size, tokeni
   assert more.cut('red <new1> ball <new1> ball <new2> <new1> ball') == '<new1> ball'
   with pytest.raises(UserError, match='cannot spell'):  # the same folder without the words
     tokenizer('<new1>')
+  several = Tokenizer(folder, size, length=8, words=('<b>', '<a>', '<a>_1', '<a>_2', '<c>'))
+  assert [*several('red <a> <c>')[1:6]] == [red, size + 1, size + 2, size + 3, size + 4]
+  assert several.cut('red red <a> ball <b> <a> ball') == '<b> <a> ball'
   strict = Tokenizer(folder, size, words=('<new1>',), strict=True)
   with pytest.raises(UserError, match='weights <new2>: name it with --concept; known are <new1>'):
     strict('<NEW1> <new2>')

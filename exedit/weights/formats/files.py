@@ -11,18 +11,19 @@ INDEX = '.index.json'  # the ending of the list of shards that stands for a sing
 LONGEST_NAME = 255  # characters of a file's name
 
 
-def open_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
+def open_tensors(path: str | os.PathLike, nested: bool = False) -> dict[str, Tensor]:
   """Returns the tensors of a weight file by name, unread. Nothing in the file is executed.
 
   path: a `.safetensors`; a `.bin`, `.pt`, `.pth` or `.ckpt` that any version of torch.save wrote;
   or the `.index.json` of shards of these kinds.
+  nested: take all tensors of torch's files, see `torch_names.read_weights`.
   Raises:
     UserError: with the file, what is wrong and what to do. Damage inside a tensor's own bytes
       shows only when the tensor is read.
   """
   file = File(path)
   kind = _kind(file)
-  return _open_shards(file) if kind == 'index' else _open_one(file, kind)
+  return _open_shards(file) if kind == 'index' else _open_one(file, kind, nested)
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -36,11 +37,10 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
   return readers.get(_kind(file), lambda _: {})(file)
 
 
-def _open_one(file: File, kind: str) -> dict[str, Tensor]:
-  openers = dict(
-    zip=torch.open_zip, legacy=torch.open_legacy, safetensors=safetensors.open_safetensors
-  )
-  return openers[kind](file)
+def _open_one(file: File, kind: str, nested: bool = False) -> dict[str, Tensor]:
+  if kind == 'safetensors':
+    return safetensors.open_safetensors(file)
+  return dict(zip=torch.open_zip, legacy=torch.open_legacy)[kind](file, nested)
 
 
 def _kind(file: File) -> str:

@@ -56,8 +56,8 @@ def read_view(read: Callable[[int, int], np.ndarray], view: View) -> np.ndarray:
 # Since torch 1.6
 
 
-def open_zip(file: File) -> dict[str, Tensor]:
-  """Returns the tensors of a zip by name, unread.
+def open_zip(file: File, nested: bool = False) -> dict[str, Tensor]:
+  """Returns the tensors of a zip by name, unread. nested: see `torch_names.read_weights`.
 
   Raises:
     UserError: if it is another zip, damaged, or its pickle asks for more than tensors.
@@ -81,7 +81,8 @@ def open_zip(file: File) -> dict[str, Tensor]:
   if order not in (b'', b'little'):
     raise UserError(f'{file.path} has the byte order {quoted(order)}: save it on another machine')
   tensors = {}
-  for name, view in torch_names.read_weights(archive.read(pickled[0]).tobytes(), file.path).items():
+  data = archive.read(pickled[0]).tobytes()
+  for name, view in torch_names.read_weights(data, file.path, nested=nested).items():
     key, size = f'{top}data/{view.storage.key}', view.storage.size
     if archive.size(key) != size:
       there = f'has {archive.size(key)}' if archive.size(key) >= 0 else 'is not there'
@@ -197,8 +198,8 @@ def is_legacy(head: bytes) -> bool:
   return head[:4] == b'\x80\x02\x8a\x0a'
 
 
-def open_legacy(file: File) -> dict[str, Tensor]:
-  """Returns the tensors of a file in the old format by name, unread.
+def open_legacy(file: File, nested: bool = False) -> dict[str, Tensor]:
+  """Returns the tensors of a file in the old format by name, unread. nested: as in `open_zip`.
 
   Raises:
     UserError: if it is damaged, of another version, or asks for more than tensors.
@@ -211,7 +212,7 @@ def open_legacy(file: File) -> dict[str, Tensor]:
   if not isinstance(words, Pairs) or ('little_endian', True) not in words.items:
     raise damaged(file.path, 'it does not say that its numbers are little-endian')
   storages: dict[str, Storage] = {}
-  views = torch_names.read_weights(weights, file.path, _legacy_names(storages))
+  views = torch_names.read_weights(weights, file.path, _legacy_names(storages), nested)
   order = pickles.unpickle(keys, file.path, NAMES)
   places = _places(file, order, storages, sum(map(len, (magic, version, system, weights, keys))))
   return {

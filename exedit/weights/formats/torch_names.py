@@ -13,6 +13,7 @@ from exedit.weights.formats.pickles import Name, Pairs, kind
 from exedit.weights.formats.tensor import damaged, quoted
 
 MOST_AXES = 32
+MOST_LEVELS, MOST_ENTRIES = 4, 2**20  # of dicts in dicts
 MOST_REPEATED = 2**24  # elements that an expanded tensor may have more than its storage
 
 DTYPES = {  # the names of torch's types
@@ -92,7 +93,9 @@ class View(NamedTuple):
   stride: tuple[int, ...]
 
 
-def read_weights(data: bytes, path: str, names: pickles.Names | None = None) -> dict[str, View]:
+def read_weights(
+  data: bytes, path: str, names: pickles.Names | None = None, nested: bool = False
+) -> dict[str, View]:
   """Returns the tensors in the pickle of a torch checkpoint, by name.
 
   They are taken from the dict 'state_dict' or else 'model', or from the top level if there is none.
@@ -102,12 +105,15 @@ def read_weights(data: bytes, path: str, names: pickles.Names | None = None) -> 
     data: the pickle.
     path: the file around the pickle, for messages.
     names: the names that the pickle may contain, by default NAMES.
+    nested: take all tensors instead, also those of dicts in dicts, by names such as 'unet/a'.
   Raises:
     UserError: if the pickle contains another name, is damaged, or has no tensors.
   """
   root = pickles.unpickle(data, path, names or NAMES)
   if not isinstance(root, Pairs):
     raise UserError(f'{path} holds {kind(root)}, not a dict of tensors: save a state_dict instead')
+  if nested:
+    return _flat(root, path)
   inner = {k: v for k, v in root.items if isinstance(k, str) and isinstance(v, Pairs)}
   pairs = inner.get('state_dict') or inner.get('model') or root
   views = {}
@@ -118,6 +124,27 @@ def read_weights(data: bytes, path: str, names: pickles.Names | None = None) -> 
   if not views:
     keys = ', '.join(kind(key) for key, _ in root.items[:5])
     raise UserError(f'{path} holds no weights (at the top: {keys or "nothing"}): wrong file?')
+  return views
+
+
+def _flat(root: Pairs, path: str) -> dict[str, View]:
+  """All tensors of dicts in dicts by their names, joined by slashes."""
+  views: dict[str, View] = {}
+  left, seen = [('', root, MOST_LEVELS)], 0
+  while left:
+    above, pairs, levels = left.pop()
+    seen += len(pairs.items)
+    if seen > MOST_ENTRIES:
+      raise damaged(path, f'more than {MOST_ENTRIES} entries')
+    for name, value in pairs.items:
+      if isinstance(value, View):
+        _check_name(name, {}, path)
+        _check_name(f'{above}{name}', views, path)
+        views[f'{above}{name}'] = value
+      elif isinstance(value, Pairs) and isinstance(name, str) and levels > 1:
+        left.append((f'{above}{name}/', value, levels - 1))
+  if not views:
+    raise UserError(f'{path} holds no tensors: wrong file?')
   return views
 
 

@@ -1,14 +1,15 @@
-"""Writes the file that `torch.load(path)['state_dict']` reads, without PyTorch.
+"""Writes files that `torch.load` reads, without PyTorch.
 
 Format: torch/serialization.py `_save`. The pickle has protocol 2 and only the names that
 `torch.load(path, weights_only=True)` allows.
 """
 
+import itertools
 import math
 import os
 import zipfile
-from collections.abc import Mapping
-from typing import IO
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 import numpy as np
 
@@ -29,7 +30,14 @@ def save_checkpoint(
   tensors: Mapping[str, np.ndarray | Tensor],
   notes: Mapping[str, str] = {},
 ) -> None:
-  """Writes a checkpoint, whole or not at all, with one tensor in memory at a time.
+  """Writes the file that `torch.load(path)['state_dict']` reads; see `save_tree`."""
+  save_tree(path, dict(state_dict=tensors), notes)
+
+
+def save_tree(
+  path: str | os.PathLike, tree: Mapping[str, Any], notes: Mapping[str, str] = {}
+) -> None:
+  """Writes dicts of tensors, or of such dicts, whole or not at all, with one tensor in memory.
 
   Every tensor has a storage of its own. notes: texts for `torch.read_notes`.
 
@@ -37,16 +45,26 @@ def save_checkpoint(
     UserError: if the disk has not enough space.
     ValueError: for a type that torch does not have.
   """
-  entries = {'data.pkl': _pickle(tensors), 'byteorder': b'little'}
+  tensors = [*_leaves(tree)]
+  entries = {'data.pkl': _pickle(tree), 'byteorder': b'little'}
   entries |= {f'extra/{name}': text.encode() for name, text in notes.items()}
   size = sum(len(data) + ENTRY for data in entries.values())
-  size += sum(tensor.nbytes + ENTRY for tensor in tensors.values())
+  size += sum(tensor.nbytes + ENTRY for _, tensor in tensors)
   with writing(path, size) as file, zipfile.ZipFile(file, 'w') as archive:
     for name, data in entries.items():
       _add(archive, file, name, data)
-    for key, (name, tensor) in enumerate(tensors.items()):
+    for key, (name, tensor) in enumerate(tensors):
       _add(archive, file, f'data/{key}', bytes_of(name, tensor))
     _add(archive, file, 'version', b'3\n')
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray | Tensor]]:
+  """The tensors with their own names, in the order in which the pickle names them."""
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value)
+    else:
+      yield name, value
 
 
 def _add(archive: zipfile.ZipFile, file: IO[bytes], name: str, data: bytes | memoryview) -> None:
@@ -62,13 +80,19 @@ def _add(archive: zipfile.ZipFile, file: IO[bytes], name: str, data: bytes | mem
 # The pickle
 
 
-def _pickle(tensors: Mapping[str, np.ndarray | Tensor]) -> bytes:
-  """dict(state_dict=OrderedDict(name=tensor, ...)); the tensors have the keys 0, 1, 2, ..."""
-  items = [
-    _text(name) + _tensor(name, str(key), tensor)
-    for key, (name, tensor) in enumerate(tensors.items())
-  ]
-  return b'\x80\x02}' + _text('state_dict') + _ORDERED + b'(' + b''.join(items) + b'us.'
+def _pickle(tree: Mapping[str, Any]) -> bytes:
+  """A dict whose inner dicts are OrderedDicts; the tensors have the keys 0, 1, 2, ..."""
+  return b'\x80\x02}' + _items(tree, itertools.count()) + b'.'
+
+
+def _items(tree: Mapping[str, Any], keys: Iterator[int]) -> bytes:
+  """Fills the dict on top of the stack."""
+  parts = [b'(']
+  for name, value in tree.items():
+    inner = isinstance(value, Mapping)
+    made = _ORDERED + _items(value, keys) if inner else _tensor(name, str(next(keys)), value)
+    parts.append(_text(name) + made)
+  return b''.join(parts) + b'u'
 
 
 def _text(value: str) -> bytes:
