@@ -3,12 +3,15 @@
   python -m exedit.evaluate --config=configs/synthetic_bench.py --weights=weights/tiny
   python -m exedit.evaluate --config=configs/coco_ee.py --weights=... --output=DIR
   python -m exedit.evaluate --config=configs/coco_ee.py --images=PICTURES --output=DIR
+  python -m exedit.evaluate --config=configs/pie_bench.py --images=PICTURES --output=DIR
+  python -m exedit.evaluate --config=configs/custom_edit_sweep.py --output=DIR
   python -m exedit.evaluate --compare a/results.json b/results.json --output=PAGE
 
 The first needs no photo: it makes every held-out synthetic edit twice, with its own exemplar and
 with the exemplar of another edit, and compares the repainted region with ten drawn truths. The next
-two score a benchmark in COCOEE's layout, with weights or with the pictures of any system. The last
-one tests the difference of two results of that kind, edit by edit.
+two score a benchmark in COCOEE's layout, with weights or with the pictures of any system. PIE-Bench
+and Custom-Edit's comparison of methods score edits that are there. The last one tests the
+difference of two results of one benchmark, edit by edit.
 """
 
 from collections.abc import Sequence
@@ -21,10 +24,10 @@ from exedit.runtime.errors import UserError
 from exedit.runtime.settings import benchmark
 
 FLAGS = (
-  Flag('config', None, 'the benchmark: configs/synthetic_bench.py or configs/coco_ee.py', 'config'),
+  Flag('config', None, 'the benchmark, such as configs/synthetic_bench.py', 'config'),
   Flag('weights', None, 'folder of a training run, or exported weights', str),
   *CONCEPT,
-  Flag('images', None, 'score the pictures {id:012d}.png of this folder instead of weights', str),
+  Flag('images', None, 'score the pictures of this folder, one per edit, instead of weights', str),
   Flag('compare', None, 'two results.json of one benchmark: --compare A B', list),
   Flag('output', None, 'folder of the results', str, shown="the weights' folder + /evaluation"),
 )
@@ -54,14 +57,20 @@ def main(
   if config is None:
     raise UserError('--config is missing: use --config=configs/synthetic_bench.py')
   settings = benchmark(config)
-  from exedit.evaluation import coco_ee, synthetic_bench
+  from exedit.evaluation import coco_ee, pie_bench, sweep, synthetic_bench
 
-  benches = {'coco_ee': coco_ee.main, 'synthetic': synthetic_bench.main}
+  benches = {
+    'coco_ee': coco_ee.main,
+    'custom_edit_sweep': sweep.main,
+    'pie_bench': pie_bench.main,
+    'synthetic': synthetic_bench.main,
+  }
   bench = bench_of(settings)
   if bench not in benches:
     raise UserError(
-      f"the config's bench is {bench!r}: set bench='coco_ee' for a benchmark in COCOEE's layout or"
-      " bench='synthetic' for drawn edits"
+      f"the config's bench is {bench!r}: set bench='coco_ee' for a benchmark in COCOEE's layout,"
+      " 'pie_bench' for one in PIE-Bench's, 'custom_edit_sweep' for a list of edits or 'synthetic'"
+      ' for drawn edits'
     )
   benches[bench](output, weights, images, settings | given)
 

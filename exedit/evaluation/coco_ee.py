@@ -1,5 +1,6 @@
 """The evaluation of a benchmark in COCOEE's layout: makes the edits, scores them, shows them."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,19 +10,23 @@ import jax
 
 from exedit import systems
 from exedit.concepts import files as concepts
-from exedit.evaluation import benchmark, make_edits, pages, report, resources, scores, vectors
+from exedit.evaluation import benchmark, make_edits, pages, resources, score_pictures, scores
 from exedit.input_pipeline.coco_ee.bench import Bench
-from exedit.runtime import compilation, files, processes, settings, versions
+from exedit.runtime import compilation, files, processes, settings
 from exedit.runtime.errors import UserError
 from exedit.weights.found import Weights
 
 PRECISIONS = ('float32', 'bfloat16')
 NETWORKS = ('clip_b32', 'clip', 'inception', 'lpips', 'dino_s16', 'dino')
-RESULTS, FEATURES = 'results.json', 'features'
+RESULTS = score_pictures.RESULTS
 # What the beginning of an evaluation's file holds, by name.
 MARKS = {RESULTS: b'"benchmark"', pages.PAGE: b'p.head {'}
-UNMARKED = (pages.PICTURES, 'grid.png')  # what is written after one of them
-FORMAT = 'exedit bench 1'
+UNMARKED = (
+  pages.PICTURES,
+  'grid.png',
+  'curves.csv',
+  'figure.svg',
+)  # what is written after one of them
 CATEGORY = '{category}'  # the prompt of a category, by default
 
 
@@ -100,40 +105,11 @@ def evaluate(
     kept = dict(seed=seed, paste=paste, precision=precision)
     kept |= dict(truncate=True) if truncate else {}  # older results do not have the name
     made = _make(found, bench.root, edits, output, sampling, kept, batch_size, said, say)
-  return _score(bench, edits, output, made, given, cache, say)
-
-
-def _score(
-  bench: Bench,
-  edits: Sequence[benchmark.Edit],
-  output: str,
-  made: Mapping[str, Any],
-  given: resources.Resources,
-  cache: str | None,
-  say: Callable[[str], None],
-) -> dict[str, Any]:
-  """Score the pictures; write and return the results, with the entries that say what made them."""
-  folder = made.get('pictures') or make_edits.folder(output)
-  scored = benchmark.results(edits, folder)
-  if others := benchmark.strangers(edits, folder):
-    words = f'{len(others)} pictures belong to no edit and are not scored, for example {others[0]}'
-    say(f'{folder}: {words}')
-  several = jax.process_count() > 1
-  kept = cache or (os.path.join(output, FEATURES) if several else vectors.default_folder())
-  reader = benchmark.Reader(bench)
-  scorer = scores.Scorer(kept, scored, reader, given)
-  vectors.fill_together(kept, [column for plan in scorer.plans() for column in plan.columns])
-  results = {}
-  if not jax.process_index():
-    about = dict(root=bench.root, edits=len(edits), sha256=benchmark.digest(edits))
-    results = dict(format=FORMAT, benchmark=about, **made, **given.summary())
-    results |= dict(versions=versions.versions(), **scorer.summary())
-    say(report.table(results))
-    files.write_json(os.path.join(output, RESULTS), results)
-    page = report.write(output, results, scored, reader)
-    say(f'{page} and {RESULTS} beside it')
-  processes.wait_for_others('scored')  # JAX ends the others if process 0 is still working
-  return results
+  scorer_of = functools.partial(scores.Scorer, resources=given)
+  about = dict(root=bench.root)
+  return score_pictures.score(
+    bench, benchmark.COCO_EE, about, edits, output, made, scorer_of, given, cache, say
+  )
 
 
 def main(

@@ -10,13 +10,11 @@ import numpy as np
 from exedit.evaluation import benchmark, coco_ee, make_edits, pages
 from exedit.evaluation.benchmark import Scored
 from exedit.evaluation.pages import number
-from exedit.input_pipeline.coco_ee.bench import Bench
 from exedit.metrics import confidence
 from exedit.runtime.errors import UserError
 
 COLUMNS = ('metric', 'first', 'second', 'difference', '95 % interval', 'p', 'n', '')
 SYSTEMS = ('first', 'second')
-KINDS = ('source', 'exemplar', *SYSTEMS)
 
 
 def compare(first: str, second: str) -> dict[str, Any]:
@@ -146,37 +144,38 @@ def write(output: str, comparison: Mapping[str, Any]) -> str:
   ends = {name: found for name in comparison['metrics'] if (found := _ends(name, results, paths))}
   ids = [edit['id'] for edit in results[0]['edits']]
   first = ids[: pages.SHOWN]
-  root = results[0]['benchmark']['root']
-  reader = benchmark.Reader(Bench(root, exemplar_size=None))
-  about = f'The first {len(first)} of {len(ids)}. The source with the region to repaint in pink,'
-  about += f' the exemplar, {paths[0]}, {paths[1]}.'
-  figures = {'': [pages.figure(i, KINDS, str(i)) for i in first]}
+  root, layout = results[0]['benchmark']['root'], benchmark.layout_of(results[0]['benchmark'])
+  reader = benchmark.Reader(layout.open(results[0]['benchmark']), layout)
+  kinds = (*layout.shown, *SYSTEMS)
+  about = f'The first {len(first)} of {len(ids)}. The source with the region of the edit in pink, '
+  about += ''.join(f'the {kind}, ' for kind in layout.shown[1:]) + f'{paths[0]}, {paths[1]}.'
+  figures = {'': [pages.figure(i, kinds, str(i)) for i in first]}
   sections = [pages.Section('Edits', about, figures)]
   for name, sides in ends.items():
     pairs = _pairs(name, results)
     caption = lambda i, pairs=pairs: f'{i}: {", ".join(map(number, pairs[i]))}'
-    figures = {t: [pages.figure(i, KINDS, caption(i)) for i in s] for t, s in sides.items()}
+    figures = {t: [pages.figure(i, kinds, caption(i)) for i in s] for t, s in sides.items()}
     sections.append(pages.Section(name, '', figures))
   head = [f'{len(ids)} edits of {root}, paired']
   title = f'{paths[0]} against {paths[1]}'
   page = pages.write(output, title, head, COLUMNS, _rows(comparison), sections)  # marks the folder
   for i in {*first, *(i for sides in ends.values() for side in sides.values() for i in side)}:
     edit, second = reader(scored[0][i]), reader.result(scored[1][i])
-    shown = (pages.tinted(edit), edit['exemplar'], edit['result'], second)
-    pages.save_pictures(output, i, dict(zip(KINDS, shown, strict=True)))
+    shown = {kind: edit[kind] for kind in layout.shown} | dict(source=pages.tinted(edit))
+    pages.save_pictures(output, i, shown | dict(first=edit['result'], second=second))
   return page
 
 
 def _pictures(paths: Sequence[str], results: Sequence[dict]) -> list[dict[int, Scored]]:
   """Find both systems' pictures by the ids of their edits, and check that they have not changed."""
-  root = results[0]['benchmark']['root']
-  edits = benchmark.survey(Bench(root, exemplar_size=None))
+  root, layout = results[0]['benchmark']['root'], benchmark.layout_of(results[0]['benchmark'])
+  edits = benchmark.survey(layout.open(results[0]['benchmark']))
   if benchmark.digest(edits) != results[0]['benchmark']['sha256']:
     raise UserError(f'{root} is no longer the benchmark that was scored: score it again')
   found = []
   for path, result in zip(paths, results, strict=True):
     folder = result.get('pictures') or make_edits.folder(os.path.dirname(path) or '.')
-    scored = {item.edit.id: item for item in benchmark.results(edits, folder)}
+    scored = {item.edit.id: item for item in benchmark.results(edits, folder, layout)}
     for edit in result['edits']:
       if scored[edit['id']].sha256 != edit.get('sha256'):
         raise UserError(f'{scored[edit["id"]].path} is not what {path} scored: score it again')

@@ -28,11 +28,13 @@ TINT = np.array([255, 0, 255])  # colour of the region to repaint
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A heading with a paragraph, and figures under headings of their own."""
+  """A heading with a paragraph, perhaps a table, and figures under headings of their own."""
 
   title: str
   about: str
   figures: Mapping[str, Sequence[str]]
+  columns: Sequence[str] = ()
+  rows: Sequence[Sequence[str]] = ()
 
 
 def write(
@@ -49,13 +51,12 @@ def write(
   of the same title.
   """
   titles = {section.title for section in sections}
-  cells = ''.join(f'<th>{column}</th>' for column in columns)
   body = [f'<p class="head">{html.escape(line)}</p>' for line in head]
-  body += ['<table>', f'<tr>{cells}</tr>', *(_row(row, row[0] in titles) for row in rows)]
-  body.append('</table>')
+  body += _table(columns, rows, titles)
   for section in sections:
     name = html.escape(section.title)
     body.append(f'<h2 id="{name}">{name}</h2><p>{html.escape(section.about)}</p>')
+    body += _table(section.columns, section.rows) if section.rows else []
     for heading, figures in section.figures.items():
       body.append(f'<h3>{html.escape(heading)}</h3>' if heading else '')
       body.append('<div class="edits">\n' + '\n'.join(figures) + '\n</div>')
@@ -64,6 +65,11 @@ def write(
   page = os.path.join(output, PAGE)
   files.write_text(page, text)
   return page
+
+
+def _table(columns, rows, titles=frozenset()):
+  cells = ''.join(f'<th>{html.escape(column)}</th>' for column in columns)
+  return ['<table>', f'<tr>{cells}</tr>', *(_row(r, r[0] in titles) for r in rows), '</table>']
 
 
 def _row(row, linked):

@@ -11,10 +11,9 @@ from exedit.evaluation.pages import number
 from exedit.runtime import files
 
 COLUMNS = ('metric', 'value', '95 % interval', 'n', 'better', '')
-KINDS = ('source', 'exemplar', 'result')
 ABOUT_EDITS = (
-  'The source with the region to repaint in pink, the exemplar, the result (click it for the whole'
-  " picture) and the edit's id."
+  'The source with the region of the edit in pink, {}the result (click it for the whole picture)'
+  " and the edit's id."
 )
 ABOUT_SCORES = "Under each edit: its id and its own score; the metric's value is the scores' mean."
 
@@ -22,7 +21,10 @@ ABOUT_SCORES = "Under each edit: its id and its own score; the metric's value is
 def table(results: Mapping[str, Any]) -> str:
   """Return the summary as text."""
   rows = (_cells(name, metric) + (metric['note'],) for name, metric in results['metrics'].items())
-  return '\n'.join([*_head(results), '', *pages.text_table(COLUMNS, rows)])
+  lines = [*_head(results), '', *pages.text_table(COLUMNS, rows)]
+  for more in results.get('tables', ()):
+    lines += ['', more['title'], more['about'], *pages.text_table(more['columns'], more['rows'])]
+  return '\n'.join(lines)
 
 
 def _head(results):
@@ -39,7 +41,7 @@ def _head(results):
       yield results['evaluations']
   else:
     yield f'pictures of {results["pictures"]}'
-  if results['reference']:
+  if results.get('reference'):
     real = results['reference']
     yield f'{real["images"]} real images of {real["root"]} (sha256 {real["sha256"][:12]})'
 
@@ -58,11 +60,12 @@ def _cells(name, metric):
 def write(output: str, results: Mapping[str, Any], scored: Sequence[Scored], reader: Reader) -> str:
   """Write index.html and its pictures into the folder; return the page's path."""
   ends = {name: found for name in results['metrics'] if (found := _ends(name, results))}
+  kinds = (*reader.layout.shown, 'result')
   first = range(min(pages.SHOWN, len(scored)))
   written = set()
   for i in sorted({*first, *(i for pair in ends.values() for side in pair for i in side)}):
     edit = reader(scored[i])
-    shown = dict(source=pages.tinted(edit), exemplar=edit['exemplar'], result=edit['result'])
+    shown = {kind: edit[kind] for kind in kinds} | dict(source=pages.tinted(edit))
     written |= pages.save_pictures(output, scored[i].edit.id, shown)
   folder = Path(output) / pages.PICTURES
   for old in set(files.listing(folder)) - written:
@@ -73,10 +76,15 @@ def write(output: str, results: Mapping[str, Any], scored: Sequence[Scored], rea
     score = f': {number(results["edits"][i]["metrics"][name])}' if name else ''
     full = Path(os.path.relpath(scored[i].path, output)).as_posix()
     edit_id = scored[i].edit.id
-    return pages.figure(edit_id, KINDS, f'{edit_id}{score}', dict(result=full))
+    return pages.figure(edit_id, kinds, f'{edit_id}{score}', dict(result=full))
 
   shown = '' if len(first) == len(scored) else f'The first {len(first)} of {len(scored)}. '
-  sections = [pages.Section('Edits', shown + ABOUT_EDITS, {'': [figure(i) for i in first]})]
+  sections = [
+    pages.Section(more['title'], more['about'], {}, more['columns'], more['rows'])
+    for more in results.get('tables', ())
+  ]
+  shown += ABOUT_EDITS.format(''.join(f'the {kind}, ' for kind in kinds[1:-1]))
+  sections.append(pages.Section('Edits', shown, {'': [figure(i) for i in first]}))
   for name, pair in ends.items():
     metric = results['metrics'][name]
     about = f'{metric["about"]}; {metric["better"]} is better. {ABOUT_SCORES}'

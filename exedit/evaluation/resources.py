@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,14 @@ from exedit.runtime import files, parallel, progress
 from exedit.runtime.errors import UserError, one_line
 
 KINDS_OF_FILE = ('.png', '.jpg', '.jpeg', '.webp')
+
+
+LOADERS: Mapping[str, Callable[..., Any]] = dict(
+  clip=feature_networks.load,
+  dino=feature_networks.load,
+  inception=feature_networks.load,
+  lpips=feature_networks.load_lpips,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +83,12 @@ def load(
   return Resources(found, mixture, digest, real_images(real, edits) if real else None, paths)
 
 
-def networks(paths: Mapping[str, str | None]) -> dict[str, Any]:
+def networks(
+  paths: Mapping[str, str | None], loaders: Mapping[str, Callable[..., Any]] = LOADERS
+) -> dict[str, Any]:
   """Load the networks of `config.features` by role: clip, inception, lpips, dino.
+
+  loaders: of a name and a path, by role.
 
   Raises:
     UserError: for two networks of one role, and as `networks.load`.
@@ -88,8 +100,7 @@ def networks(paths: Mapping[str, str | None]) -> dict[str, Any]:
     role = name.split('_')[0]
     if role in found:
       raise UserError(f'config.features names two networks of the kind {role}: keep one of them')
-    load = feature_networks.load_lpips if role == 'lpips' else feature_networks.load
-    found[role] = load(name, path)
+    found[role] = loaders[role](name, path)
   return found
 
 

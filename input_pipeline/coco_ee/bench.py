@@ -25,6 +25,8 @@ class Bench:
     DataError: if the ids are invalid or a file is missing.
   """
 
+  kinds = tuple(layout.KINDS)
+
   def __init__(self, root: str, exemplar_size: int | None = EXEMPLAR_SIZE):
     self.root, self.exemplar_size = os.fspath(root), exemplar_size
     self.ids = layout.read_ids(self.root)
@@ -41,6 +43,10 @@ class Bench:
 
   def __repr__(self) -> str:
     return f'Bench({self.root!r}, {len(self)} edits)'
+
+  def name(self, position: int) -> str:
+    """Returns the name of the file of an edit's result, as in PbE's evaluation code."""
+    return f'{self.ids[position]:012d}.png'
 
   def names(self, position: int) -> dict[str, str]:
     """Returns the names of an edit's files: dict(source=, mask=, exemplar=)."""

@@ -5,9 +5,11 @@ import inspect
 import pytest
 
 from configs import coco_ee as coco_ee_config
+from configs import custom_edit_sweep as sweep_config
+from configs import pie_bench as pie_config
 from configs import synthetic_bench as synthetic_config
 from exedit import evaluate
-from exedit.evaluation import coco_ee, synthetic_bench
+from exedit.evaluation import coco_ee, pie_bench, sweep, synthetic_bench
 from exedit.input_pipeline.coco_ee import references
 from tests import bench
 from tests.doors.test_doors import knock
@@ -34,6 +36,16 @@ def test_the_keys_of_the_configs_are_arguments(config, benchmark):
   assert benchmark.__name__.rpartition('.')[2].startswith(evaluate.bench_of(older))
   assert set(config) <= set(inspect.signature(benchmark.evaluate).parameters)
   assert set(config.get('features', coco_ee.NETWORKS)) == set(coco_ee.NETWORKS)
+
+
+@pytest.mark.parametrize('config, benchmark', [(pie_config, pie_bench), (sweep_config, sweep)])
+def test_the_keys_of_the_configs_for_edits_by_text_are_arguments(config, benchmark):
+  config = config.get_config().to_dict()
+  assert f'exedit.evaluation.{evaluate.bench_of(config)}'.endswith(
+    benchmark.__name__.split('.')[-1]
+  )
+  assert set(config) <= set(inspect.signature(benchmark.evaluate).parameters)
+  assert set(config['features']) == set(benchmark.NETWORKS)
 
 
 def test_pictures_are_scored_and_compared(door, tmp_path, monkeypatch, capsys):

@@ -144,7 +144,9 @@ def comparison(world):
 def test_both_systems_are_on_the_page(world, comparison, tmp_path):
   page = Links(compare.write(str(tmp_path), comparison))
   pictures = [link for link in page.found if link.endswith('.png')]
-  assert {p.split('_')[-1] for p in pictures[:4]} == {f'{kind}.png' for kind in compare.KINDS}
+  assert {p.split('_')[-1] for p in pictures[:4]} == {
+    f'{kind}.png' for kind in ('source', 'exemplar', *compare.SYSTEMS)
+  }
   assert not page.open and '#copy_paste' in page.found
   for link in pictures:
     assert not link.startswith(('/', 'http'))
