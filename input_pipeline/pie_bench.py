@@ -14,9 +14,16 @@ An edit in the mapping file:
   mask                 the region that the edit changes: start, length, start, length, ... of its
                        runs of pixels, row by row
 
+  python -m input_pipeline.pie_bench --bench=PIE-Bench_v1 --results=RESULTS --output=edits.csv
+
+writes a list of the edits for `python -m exedit.sample --edits`: image, prompt, target and output.
+The results lie where `configs/pie_bench.py` finds them.
+
 Source: README.md and evaluation/evaluate.py of cure-lab/PnPInversion, commit 07f97f4.
 """
 
+import csv
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -26,11 +33,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from exedit.runtime import decode
+from exedit.runtime import decode, doors, files
 
 from .errors import DataError
 
 MAPPING, PICTURES = 'mapping_file.json', 'annotation_images'
+LIST = ('image', 'prompt', 'target', 'output')  # columns of the list of edits
 KINDS = ('source', 'mask', 'words')
 NEEDED = ('image_path', 'original_prompt', 'editing_prompt', 'editing_type_id', 'mask')
 TYPES = {
@@ -73,6 +81,17 @@ class Bench:
   def name(self, position: int) -> str:
     """The path of the source below PICTURES, and of the result in a folder of results."""
     return self._entries[position][1]['image_path']
+
+  def listed(self, position: int, results: str) -> dict[str, str]:
+    """Returns the row of an edit in a list of edits, by the columns LIST."""
+    entry = self._entries[position][1]
+    own = PurePosixPath(self.name(position)).with_suffix('.png')
+    return dict(
+      image=os.path.abspath(os.path.join(self.root, PICTURES, self.name(position))),
+      prompt=unbracketed(entry['original_prompt']),
+      target=unbracketed(entry['editing_prompt']),
+      output=os.path.abspath(os.path.join(results, own)),
+    )
 
   def encoded(self, position: int) -> dict[str, bytes]:
     """Returns what an edit is made of, by KINDS: the bytes of its source, its runs, its words."""
@@ -173,3 +192,34 @@ def _checked(path: str, key: str, entry: dict[str, Any]) -> tuple[int, dict[str,
   if len(runs) % 2:
     raise DataError(f'{where}: mask has {len(runs)} numbers: each run is a start and a length')
   return int(key), entry
+
+
+FLAGS = (
+  doors.Flag('bench', doors.REQUIRED, 'folder of the benchmark'),
+  doors.Flag('results', doors.REQUIRED, 'folder for the results of the edits'),
+  doors.Flag('output', doors.REQUIRED, 'the list to write, a .csv'),
+  doors.Flag('mapping', MAPPING, 'name of the mapping file'),
+)
+
+
+def main(bench: str, results: str, output: str, mapping: str) -> None:
+  """Writes the list of a benchmark's edits."""
+  if not output.endswith('.csv'):
+    raise DataError(f'--output is {output}: it must end with .csv')
+  files.check_output(output, '--output')
+  found = Bench(bench, mapping)
+  table = io.StringIO()
+  rows = csv.DictWriter(table, LIST, lineterminator='\n')
+  rows.writeheader()
+  rows.writerows(found.listed(i, results) for i in range(len(found)))
+  files.write_text(output, table.getvalue())
+  print(f'{output}: {len(found)} edits')
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+  """The command."""
+  doors.call(main, FLAGS, __doc__, argv)
+
+
+if __name__ == '__main__':
+  run()

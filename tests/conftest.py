@@ -11,49 +11,22 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from jax._src import compiler  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-
-# One LLVM module per program instead of many, and loops that are written in LLVM's language at
-# once: XLA takes a quarter of the time. Newer versions have only the emitters that go through MLIR.
-OLD_EMITTERS = jax.__version_info__ < (0, 11)
-GIVEN = os.environ.get('XLA_FLAGS', '')
-FLAGS = '--xla_cpu_parallel_codegen_split_count=1'
-if OLD_EMITTERS:
-  FLAGS += ' --xla_cpu_use_fusion_emitters=false'
-if FLAGS not in GIVEN:  # test processes inherit it
-  os.environ['XLA_FLAGS'] = f'{FLAGS} {GIVEN}'.strip()
-
-
-quick_options = compiler.get_compile_options
-
-
-def users_options(*args, env_options_overrides=None, **kwargs):
-  """JAX's options of a compilation, with the emitters that XLA uses by default.
-
-  XLA reads XLA_FLAGS once, so they cannot change during the tests of a process.
-  """
-  options = {'xla_cpu_use_fusion_emitters': True} | dict(env_options_overrides or {})
-  return quick_options(*args, env_options_overrides=options, **kwargs)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def optimised(request):
   """Turns XLA's optimisations on for the modules with `pytestmark = pytest.mark.optimised`.
 
-  The agreement tests in tests/parity have them on, because users run optimised programs. Those
-  with `pytestmark = pytest.mark.quick` compare none.
+  The agreement tests in tests/parity have them on, because users run optimised programs.
   """
-  mark = request.node.get_closest_marker
-  if mark('quick') or not (mark('optimised') or 'parity' in request.path.parts):
+  marked = request.node.get_closest_marker('optimised') or 'parity' in request.path.parts
+  if not marked:
     yield
     return
   with pytest.MonkeyPatch.context() as patch:
     patch.delenv('JAX_DISABLE_MOST_OPTIMIZATIONS', raising=False)
-    patch.setenv('XLA_FLAGS', os.environ['XLA_FLAGS'].replace(FLAGS, '').strip())
-    if OLD_EMITTERS:
-      patch.setattr(compiler, 'get_compile_options', users_options)
     before = jax.config.read('jax_disable_most_optimizations')
     jax.config.update('jax_disable_most_optimizations', False)
     yield

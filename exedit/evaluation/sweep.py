@@ -5,12 +5,9 @@ It scores the edits of a list, made by any program: 100 x the cosine of CLIP fea
 its source, its references (the mean) and its prompt, and of DINO features of it and its references.
 """
 
-import csv
 import dataclasses
-import io
 import itertools
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,12 +15,13 @@ import numpy as np
 from jaxtyping import Float
 
 from exedit import images
-from exedit.evaluation import networks, pages, plot, published, resources, scorer, vectors
+from exedit.evaluation import networks, resources, scorer, sweep_report, vectors
 from exedit.evaluation.coco_ee import writable_folder
 from exedit.evaluation.columns import VERSION
+from exedit.evaluation.sweep_list import Edit, groups, read
 from exedit.metrics import confidence, tradeoff
 from exedit.metrics.features import cosines
-from exedit.runtime import compilation, files, lists, settings, versions
+from exedit.runtime import compilation, files, settings, versions
 from exedit.runtime.errors import UserError
 
 NETWORKS = ('clip_b32', 'clip', 'dino_s16', 'dino')
@@ -31,28 +29,7 @@ LOADERS: Mapping[str, Callable] = dict(
   clip=lambda name, path: (networks.load(name, path), networks.load_texts(name, path)),
   dino=networks.load,
 )
-NEEDED = ('method', 'strength', 'image', 'references', 'output')  # columns of the list
-FORMAT, CURVES, FIGURE = 'exedit sweep 1', 'curves.csv', 'figure.svg'
-SCORES = dict(
-  source='similarity to the source, CLIP',
-  reference='similarity to the references, CLIP',
-  text='similarity to the target prompt, CLIP',
-  identity='similarity to the references, DINO',
-)
-WORD = re.compile(r'<[^<>\s]+>')  # a learned word, which CLIP does not know
-
-
-@dataclasses.dataclass(frozen=True)
-class Edit:
-  """One edit of the list; `references` are the paths of the pictures of the concept."""
-
-  method: str
-  strength: float
-  id: str
-  image: str
-  output: str
-  references: tuple[str, ...]
-  target: str
+FORMAT, CURVES = 'exedit sweep 1', 'curves.csv'
 
 
 def evaluate(
@@ -93,7 +70,7 @@ def evaluate(
     raise UserError(scorer.how_to_get('clip_b32', 'clip_b32'))
   scores = score(found, given, cache or vectors.default_folder())
   curves = by_method(found, scores)
-  means = [_point(*key, rows, scores) for key, rows in _groups(found).items()]
+  means = [_point(*key, rows, scores) for key, rows in groups(found).items()]
   ends = _range(curves, low, high)
   middle = sum(ends) / 2 if at is None and ends else at
   digests = {role: getattr(n, 'digest', None) or n[1].digest for role, n in given.items()}
@@ -110,13 +87,11 @@ def evaluate(
     versions=versions.versions(),
   )
   files.write_json(os.path.join(output, 'results.json'), results)
-  files.write_text(os.path.join(output, CURVES), as_csv(means))
-  files.write_text(os.path.join(output, FIGURE), figure(means))
-  page = write_page(output, results)
-  rows = _rows(results['points']), _compared_rows(results['comparisons'])
-  for columns, table in zip((POINTS, COMPARED), rows):
-    say('\n'.join([*pages.text_table(columns, table), '']))
-  say(f'{page}, {CURVES}, {FIGURE} and results.json beside it')
+  files.write_text(os.path.join(output, CURVES), sweep_report.as_csv(means))
+  files.write_text(os.path.join(output, sweep_report.FIGURE), sweep_report.figure(means))
+  page = sweep_report.write_page(output, results)
+  say(sweep_report.table(results))
+  say(f'{page}, {CURVES}, {sweep_report.FIGURE} and results.json beside it')
   return results
 
 
@@ -134,75 +109,6 @@ def main(
   settings.check(config, evaluate, 'config')
   settings.check_complete(config, evaluate, 'config')
   evaluate(output, **config)
-
-
-# The list
-
-
-def read(path: str) -> list[Edit]:
-  """The edits of a list, in its order.
-
-  Raises:
-    UserError: for a list that cannot be read, a row that cannot be used, and methods whose
-      strengths do not have the same edits.
-  """
-  rows, base = lists.read(path, NEEDED, NEEDED)
-  found = []
-  for where, row in rows:
-    if isinstance(row, UserError):
-      raise UserError(f'{path} {where}: {row}')
-    try:
-      found.append(_edit(row, base))
-    except ValueError as error:
-      raise UserError(f'{path} {where}: {error}') from None
-  for (method, strength), own in _groups(found).items():
-    ids = [found[i].id for i in own]
-    if len({*ids}) < len(ids):
-      raise UserError(
-        f'{path}: {method} at strength {strength:g} has two edits of one source, references and'
-        ' prompt: tell them apart by a column id'
-      )
-  for method, groups in itertools.groupby(_groups(found).items(), key=lambda group: group[0][0]):
-    ids = {strength: {found[i].id for i in own} for (_, strength), own in groups}
-    first, *rest = ids
-    for other in rest:
-      if lost := ids[first] ^ ids[other]:
-        raise UserError(
-          f'{path}: {method} has {len(ids[first])} edits at strength {first:g} and'
-          f' {len(ids[other])} at {other:g}, {len(lost)} of them without a partner: each strength'
-          ' needs the same edits'
-        )
-  return found
-
-
-def _edit(row, base):
-  cells = {name: str(row.get(name, '') or '').strip() for name in (*NEEDED, 'target', 'id')}
-  cells['strength'] = str(row.get('strength', '')).strip()  # 0 is a strength
-  if missing := [name for name in NEEDED if not cells[name]]:
-    raise ValueError(f'it has no {missing[0]}: a row needs {", ".join(NEEDED)}')
-  try:
-    strength = float(cells['strength'])
-  except ValueError:
-    raise ValueError(f'strength is {cells["strength"]!r:.40}: it must be a number') from None
-  image, output, folder = (
-    os.path.join(base, cells[name]) for name in ('image', 'output', 'references')
-  )
-  for file in (image, output):
-    if not os.path.isfile(file):
-      raise ValueError(f'{file} does not exist')
-  target = ' '.join(WORD.sub(' ', cells['target']).split())
-  own = cells['id'] or ' | '.join((cells['image'], cells['references'], cells['target']))
-  pictures = tuple(resources.image_files(folder, 'its references'))
-  return Edit(cells['method'], strength, own, image, output, pictures, target)
-
-
-def _groups(edits: Sequence[Edit]) -> dict[tuple[str, float], list[int]]:
-  """The positions of the edits of each method and strength, ordered by their ids."""
-  found: dict[tuple[str, float], list[int]] = {}
-  for i in sorted(range(len(edits)), key=lambda i: edits[i].id):
-    found.setdefault((edits[i].method, edits[i].strength), []).append(i)
-  first = {edit.method: i for i, edit in reversed([*enumerate(edits)])}
-  return dict(sorted(found.items(), key=lambda pair: (first[pair[0][0]], pair[0][1])))
 
 
 # Scores
@@ -266,7 +172,7 @@ def by_method(
 ) -> dict[str, tuple[list[str], tradeoff.Curve]]:
   """Each method's ids and its curve of source (x) and reference (y) over its strengths."""
   rows: dict[str, list[list[int]]] = {}
-  for (method, _), own in _groups(edits).items():
+  for (method, _), own in groups(edits).items():
     rows.setdefault(method, []).append(own)
   grid = lambda name, own: np.float64(scores[name])[np.array(own).T]  # [n k]
   return {
@@ -347,95 +253,3 @@ def _estimated(statistic, curves, one, other, low, high):
 def _taken(ids, curve, shared):
   rows = [ids.index(i) for i in shared]
   return tradeoff.Curve(curve.x[rows], curve.y[rows])
-
-
-# What is written
-
-POINTS = ('method', 'strength', 'n', *SCORES, '')
-COMPARED = ('similarity to the references', 'method', 'against', 'value', '95 % interval', 'n', '')
-
-
-def as_csv(points: Sequence[Mapping[str, Any]]) -> str:
-  """One row per method and strength: each score's mean and the ends of its interval."""
-  table = io.StringIO()
-  write = csv.writer(table, lineterminator='\n').writerow
-  parts = ('value', 'low', 'high')
-  write(
-    ['method', 'strength', 'n', *(f'{n}_{p}'.removesuffix('_value') for n in SCORES for p in parts)]
-  )
-  for point in points:
-    cells = [point.get(name, {}).get(part) for name in SCORES for part in parts]
-    numbers = ['' if value is None else f'{value:.6g}' for value in cells]
-    write([point['method'], f'{point["strength"]:g}', point['n'], *numbers])
-  return table.getvalue()
-
-
-def figure(points: Sequence[Mapping[str, Any]]) -> str:
-  """The paper's figure 4 with these points, and with its own points dashed."""
-  ours: dict[str, list[plot.Point]] = {}
-  for point in points:
-    x, y = point['source'], point['reference']
-    ends = lambda score: () if score['low'] is None else (score['low'], score['high'])
-    place = plot.Point(x['value'], y['value'], ends(x), ends(y))
-    ours.setdefault(point['method'], []).append(place)
-  theirs = {
-    f'{name} (paper)': [plot.Point(*xy) for xy in curve]
-    for name, curve in published.FIGURE_4.items()
-  }
-  return plot.svg(ours, theirs, SCORES['source'], SCORES['reference'])
-
-
-def write_page(output: str, results: Mapping[str, Any]) -> str:
-  """Write index.html; returns its path."""
-  plotted = f'<img src="{FIGURE}" alt="the curves" style="width:100%;height:auto">'
-  theirs = [
-    (name, *(f'{x:g}, {y:g}' for x, y in curve), '') for name, curve in published.FIGURE_4.items()
-  ]
-  sections = [
-    pages.Section('Figure', 'Points are means, with 95 % intervals.', {'': [plotted]}),
-    pages.Section(
-      'Compared',
-      'Intervals resample the edits.',
-      {},
-      COMPARED,
-      _compared_rows(results['comparisons']),
-    ),
-    pages.Section(
-      "The paper's points",
-      'Source, reference; read off figure 4 of arXiv 2305.15779, +-0.2.',
-      {},
-      ('method', *(f'point {i}' for i in range(1, 5)), ''),
-      theirs,
-    ),
-  ]
-  head = [f'{results["benchmark"]["edits"]} edits of {results["benchmark"]["root"]}']
-  return pages.write(output, 'Custom-Edit', head, POINTS, _rows(results['points']), sections)
-
-
-def _rows(points):
-  cell = lambda score: '-' if score is None else pages.number(score['value']) + _interval(score)
-  return [
-    (p['method'], f'{p["strength"]:g}', str(p['n']), *(cell(p.get(n)) for n in SCORES), '')
-    for p in points
-  ]
-
-
-def _compared_rows(comparisons):
-  return [
-    (
-      c['what'],
-      c['method'],
-      c['against'],
-      '-'
-      if c['value'] is None
-      else (f'{c["value"]:+.3g}' if c['against'] else f'{c["value"]:.4g}'),
-      _interval(c).strip(' []'),
-      str(c['n']),
-      c['note'],
-    )
-    for c in comparisons
-  ]
-
-
-def _interval(score):
-  return '' if score['low'] is None else f' [{score["low"]:.4g}, {score["high"]:.4g}]'

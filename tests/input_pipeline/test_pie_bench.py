@@ -7,7 +7,9 @@ import pytest
 
 from exedit.input_pipeline import pie_bench
 from exedit.input_pipeline.errors import DataError
+from exedit.runtime import lists
 from tests import bench, pie
+from tests.refusals import refusal
 
 
 def test_an_edit_is_read_as_its_entry_says(tmp_path):
@@ -95,3 +97,18 @@ def test_files_that_are_no_benchmark_are_refused(tmp_path):
   (tmp_path / pie_bench.PICTURES / pie.PATHS[2]).unlink()
   with pytest.raises(DataError, match='823000000002.png cannot be read: No such file'):
     own[2]
+
+
+def test_its_edits_are_written_as_a_list(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  pie.write(tmp_path / 'bench')
+  flags = ['door', '--bench=bench', '--results=results', '--output=edits.csv']
+  pie_bench.run(flags)
+  assert capsys.readouterr().out == 'edits.csv: 3 edits\n'
+  rows, base = lists.read('edits.csv', (), ())
+  for (_, row), path, (_, target) in zip(rows, pie.PATHS, pie.PROMPTS, strict=True):
+    assert row['image'] == str(tmp_path / 'bench' / pie_bench.PICTURES / path)
+    assert row['output'] == str(tmp_path / 'results' / path) and base == ''
+    assert row['target'] == target.replace('[', '').replace(']', '')
+  line = refusal(capsys, pie_bench.run, [*flags[:3], '--output=edits.txt'])
+  assert '--output is edits.txt: it must end with .csv' in line

@@ -9,7 +9,6 @@ import pytest
 from benchmarks import harness, networks
 from benchmarks import train_step as benchmark
 
-pytestmark = pytest.mark.quick
 pytest.importorskip('torch')
 pytest.importorskip('diffusers')
 
