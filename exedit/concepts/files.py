@@ -183,7 +183,7 @@ def _note(file: Path) -> dict[str, Any] | None:
     return None
   try:
     note = json.loads(text)
-    kinds = dict(version=int, words=list, base=str, about=dict)
+    kinds: dict[str, type] = dict(version=int, words=list, base=str, about=dict)
     if not all(isinstance(note[name], kind) for name, kind in kinds.items()):
       raise ValueError('its note has values of other kinds')
     if not all(isinstance(word, str) for word in note['words']):

@@ -8,6 +8,7 @@ that gives the concepts' own outputs Y for the features X of their texts:
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -120,7 +121,7 @@ class _Features:
   def __init__(self, weights: Weights):
     others = set(weights.config['model']) - {'text'} | {'unet', 'autoencoder'}
     alone = weights.without(*others)
-    self._model = latent_diffusion.load(_Tower, alone)
+    self._model = cast(_Tower, latent_diffusion.load(_Tower, alone))
     self._call = nnx.jit(lambda model, ids: model.text(ids))
     text = self._model.text
     assert weights.tokenizer is not None

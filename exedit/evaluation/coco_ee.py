@@ -158,8 +158,7 @@ def _make(
   options = dict(options, batch_size=batch_size, texts=texts, say=say)
   make_edits.make_missing(found, bench, edits, output, **options, settings=sampling)
   processes.wait_for_others('made')
-  weights = dict(path=found.where, step=found.step, **weights)
-  weights |= dict(concepts=[*found.concepts]) if found.concepts else {}
+  weights = make_edits.named(found) | weights
   return dict(weights=weights, sampling=recorded, **make_edits.saved(found, sampling))
 
 

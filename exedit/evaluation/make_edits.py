@@ -71,6 +71,12 @@ def to_record(found: Weights, settings: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
+def named(found: Weights) -> dict[str, Any]:
+  """Return what results say about the weights: where they are, their step, and their digests."""
+  concepts = dict(concepts=[*found.concepts]) if found.concepts else {}
+  return dict(path=found.where, step=found.step, sha256=found.digest(), **concepts)
+
+
 def saved(found: Weights, settings: Mapping[str, Any], photo: bool = True) -> dict[str, str]:
   """Return dict(evaluations=a line) if a guidance interval saves evaluations, or {}.
 

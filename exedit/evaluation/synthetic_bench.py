@@ -116,8 +116,7 @@ def evaluate(
     benchmark=dict(edits=edits, batch_size=batch_size, **drawing),
     sampling=make_edits.to_record(found, sampling),
     **make_edits.saved(found, sampling, photo=kind != 'text'),
-    weights=dict(path=weights, step=found.step, sha256=found.digest())
-    | (dict(concepts=[*found.concepts]) if found.concepts else {}),
+    weights=make_edits.named(found),
     versions=versions.versions(),
     chance=1 / truths,
     **{name: summary(s) for name, s in scores.items()},

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from exedit import stable_diffusion, systems
+from exedit import latent_diffusion, stable_diffusion, systems
 from exedit.concepts import concept as concepts
 from exedit.concepts import files
 from exedit.models import parameters
@@ -38,6 +38,12 @@ def same(a, b):
   for one, two in ((a.kernels, b.kernels), (a.tokens, b.tokens)):
     assert [*one] == [*two] and all((one[n] == two[n]).all() for n in one)
   assert (a.base, a.about) == (b.base, b.about)
+
+
+def test_the_published_size_has_32_keys_and_values():
+  _, shapes = latent_diffusion.abstract(stable_diffusion.build, {})
+  pairs = {n: a for n, a in shapes.items() if concepts.KEYS_AND_VALUES.fullmatch(n)}
+  assert len(pairs) == 32 and sum(a.size for a in pairs.values()) == 19_169_280
 
 
 def test_a_file_holds_everything_and_the_order_of_the_words(tmp_path, weights):
