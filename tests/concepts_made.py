@@ -20,5 +20,5 @@ def made(weights: Weights, words=('<new1>',), seed: int = 0, kernels: bool = Tru
     {path: moved(tensors[path].read()) for path in pairs if kernels},
     {word: moved(np.zeros(width)) for word in words},
     concepts.base_digest(weights),
-    dict(prompt='photo of a <new1> ball', steps=3),
+    dict(classes={'<new1>': 'ball'}, step=3),
   )

@@ -32,7 +32,7 @@ class Concept:
     their differences from the base. Empty if only words were learned.
   tokens: by the new word, such as '<new1>', its row.
   base: `base_digest` of the weights that it belongs to; '' if the file does not say.
-  about: how it was made, as JSON values: prompts, class, steps, variant.
+  about: how it was made, as JSON values; `classes` has the noun of each word (see `merge`).
   """
 
   kernels: Mapping[str, np.ndarray]

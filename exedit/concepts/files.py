@@ -103,10 +103,14 @@ def _lines(path: str) -> list[str]:
 
 def split(concept: str | None) -> list[tuple[str, str]]:
   """The words and paths in 'C', 'C,D' or '<mine>=C'; the word is '' for a concept as it is."""
-  named = [part.strip().rpartition('=') for part in (concept or '').split(',') if part.strip()]
-  if concept is not None and not named:
+  parts = [part.strip() for part in (concept or '').split(',') if part.strip()]
+  if concept is not None and not parts:
     raise UserError('--concept is empty: name the file of a concept, or leave it out')
-  return [(word, path) for word, _, path in named]
+  named = []
+  for part in parts:  # a path may have a = of its own
+    word, equals, path = part.partition('=')
+    named.append((word, path) if equals and not os.path.exists(part) else ('', part))
+  return named
 
 
 def renamed(concept: Concept, word: str, path: str) -> Concept:

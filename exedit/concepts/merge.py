@@ -98,9 +98,10 @@ def _targets(read: '_Features', concepts: Sequence[Concept]) -> tuple[np.ndarray
   """
   rows, owners = [], []
   for i, concept in enumerate(concepts):
-    kind = str(concept.about.get('class', ''))
-    name = f'{" ".join(concept.tokens)} {kind}'.strip()
-    for found, count in read(template.format(name) for template in TEMPLATES):
+    nouns = concept.about.get('classes', {})
+    first = [word for word in concept.tokens if word.rpartition('_')[0] not in concept.tokens]
+    names = [f'{word} {nouns.get(word, "")}'.strip() for word in first]
+    for found, count in read(template.format(name) for name in names for template in TEMPLATES):
       for row in found[1 : 1 + count]:
         if not any(np.allclose(row, other, rtol=0, atol=1e-5) for other in rows):
           rows.append(row)

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
   base = find.weights(small_text.export(folder, stable_diffusion.SYSTEM))
   for seed, name in enumerate('ab'):
     made = concepts_made.made(base, (f'<{name}>',), seed=seed)
-    about = {'class': ('ball', 'star')[seed]}
+    about = dict(classes={f'<{name}>': ('ball', 'star')[seed]})
     files.write(folder / f'{name}.safetensors', dataclasses.replace(made, about=about))
   (folder / 'captions.txt').write_text('\n'.join(CAPTIONS))
   return folder
@@ -64,7 +64,7 @@ def test_merged_each_concept_keeps_its_outputs(folder, tmp_path, capsys):
     alone = files.read(folder / f'{name}.safetensors').kernels[MIDDLE]
     new = context[4 : 4 + 2]  # the word and its class
     np.testing.assert_allclose(new @ merged.kernels[MIDDLE], new @ alone, rtol=0, atol=1e-3)
-  assert merged.about == dict(merged=[{'class': 'ball'}, {'class': 'star'}])
+  assert merged.about == dict(merged=[dict(classes={'<a>': 'ball'}), dict(classes={'<b>': 'star'})])
 
 
 def test_words_without_kernels_need_no_captions(folder, tmp_path):

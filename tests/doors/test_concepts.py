@@ -31,14 +31,15 @@ def folder(tmp_path_factory):
 
 
 def test_a_concept_counts_in_the_recipe_and_replays(folder, tmp_path, capsys):
-  own = shutil.copy(folder / 'a.safetensors', tmp_path / 'own.safetensors')
+  (tmp_path / 'lr=1').mkdir()
+  own = shutil.copy(folder / 'a.safetensors', tmp_path / 'lr=1' / 'own.safetensors')
   given = dict(weights=folder / 'weights', prompt='photo of <new1> <style>', steps=2)
   named = f'{own},<style>={folder / "style.safetensors"}'
   open_sample_door(**given, concept=named, output=tmp_path / 'out.png')
   recipe = json.loads((tmp_path / 'out.json').read_text())
   listed = recipe['weights']['concepts']
   assert [entry['word'] for entry in listed] == ['', '<style>']
-  assert listed[0]['path'] == 'own.safetensors'
+  assert listed[0]['path'] == 'lr=1/own.safetensors'
   open_sample_door(replay=tmp_path / 'out.json')
   assert capsys.readouterr().out.endswith('identical to the recorded pixels\n')
   edits = tmp_path / 'list.jsonl'
@@ -48,9 +49,15 @@ def test_a_concept_counts_in_the_recipe_and_replays(folder, tmp_path, capsys):
   shutil.copy(folder / 'b.safetensors', own)
   said = refusal(capsys, open_sample_door, replay=tmp_path / 'out.json')
   assert 'holds other concepts, weights or another tokenizer' in said
-  own.unlink()
+  own.rename(tmp_path / 'moved')
   said = refusal(capsys, open_sample_door, replay=tmp_path / 'out.json')
   assert 'own.safetensors, is not here: name it with --concept' in said
+  moved = f'{tmp_path}/moved,{named.partition(",")[2]}'
+  said = refusal(capsys, open_sample_door, replay=tmp_path / 'out.json', concept=moved)
+  assert 'holds other concepts' in said  # it is b's
+  shutil.copy(folder / 'a.safetensors', tmp_path / 'moved')
+  open_sample_door(replay=tmp_path / 'out.json', concept=moved)
+  assert capsys.readouterr().out.endswith('identical to the recorded pixels\n')
 
 
 @pytest.mark.parametrize(
