@@ -121,7 +121,7 @@ def test_same_bottleneck_for_one_token_and_for_many(pair, b, n, shortcut):
 
 @pytest.mark.parametrize(
   ('shape', 'scale'),
-  [('two-levels', 1.0), ('two-levels', 5.0), ('three-levels', 5.0), ('four-levels', 5.0)],
+  [('two-levels', 1.0), ('three-levels', 5.0), ('four-levels', 5.0)],
 )
 def test_same_guided_prediction(pairs, shape, scale):
   """One guided prediction, with all exact shortcuts, agrees with two plain calls."""
@@ -165,8 +165,7 @@ class Seen(nnx.Module):
 
 CASES = {
   'two-levels-plms50-scale5-square': (1, 32, 32, 'plms', 50, 5.0, 'nearest'),
-  'two-levels-ddim20-scale1-batch3-wide-bilinear': (3, 24, 40, 'ddim', 20, 1.0, 'bilinear'),
-  'three-levels-plms50-scale1-batch3-tall-bilinear': (3, 48, 32, 'plms', 50, 1.0, 'bilinear'),
+  'two-levels-ddim20-scale1-batch3-tall-bilinear': (3, 40, 24, 'ddim', 20, 1.0, 'bilinear'),
   'three-levels-dpm10-scale5-batch3-wide': (3, 32, 48, 'dpm_solver_pp', 10, 5.0, 'nearest'),
   'four-levels-plms10-scale5-batch2-wide': (2, 64, 128, 'plms', 10, 5.0, 'bilinear'),
 }

@@ -23,14 +23,38 @@ TEXTS = dict(length=16, layers=2, mlp=64)
 PROMPTS = ['a photo of a red ball', 'a blue star']
 
 
-@pytest.fixture(scope='module', params=['two-levels', 'three-levels'])
-def pair(request, tmp_path_factory):
-  """(our weights, our model, their pipeline); ours are read from the folder that theirs wrote."""
-  folder = tmp_path_factory.mktemp('sd')
-  kind, shape = diffusers.StableDiffusionPipeline, SHAPES[request.param]
-  theirs = references.text_pipeline(kind, shape, TEXTS, folder)
-  weights = find.weights(folder / 'pipeline')
-  return weights, latent_diffusion.load(stable_diffusion.build, weights), theirs
+CASES = [  # every sampler, shape and scale, and both scales with both shapes
+  ('two-levels', 'plms', 7.5),
+  ('two-levels', 'ddim', 1.0),
+  ('two-levels', 'dpm_solver_pp', 7.5),
+  ('three-levels', 'plms', 1.0),
+  ('three-levels', 'ddim', 7.5),
+]
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+  """A function of a name in SHAPES: (our weights, our model, their pipeline), each made once.
+
+  Ours are read from the folder that theirs wrote.
+  """
+  made = {}
+
+  def get(name):
+    if name not in made:
+      folder = tmp_path_factory.mktemp('sd')
+      kind = diffusers.StableDiffusionPipeline
+      theirs = references.text_pipeline(kind, SHAPES[name], TEXTS, folder)
+      weights = find.weights(folder / 'pipeline')
+      made[name] = weights, latent_diffusion.load(stable_diffusion.build, weights), theirs
+    return made[name]
+
+  return get
+
+
+@pytest.fixture(params=['two-levels', 'three-levels'])
+def pair(request, pairs):
+  return pairs(request.param)
 
 
 def tokens(weights, texts):
@@ -69,10 +93,9 @@ def test_diffusers_loads_what_convert_writes(pair, tmp_path):
   assert {n: mine[n] for n in references.PNDM} == {n: known[n] for n in references.PNDM}
 
 
-@pytest.mark.parametrize('scale', [1.0, 7.5])
-@pytest.mark.parametrize('sampler', SCHEDULERS)
-def test_same_latents_and_pictures(pair, sampler, scale):
-  weights, model, theirs = pair
+@pytest.mark.parametrize('shape, sampler, scale', CASES)
+def test_same_latents_and_pictures(pairs, shape, sampler, scale):
+  weights, model, theirs = pairs(shape)
   negative = ['a blue photo', 'red']
   f = model.autoencoder.factor
   side = 4 * model.unet.multiple
