@@ -7,6 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from exedit.models import parameters
+
+
+def keys() -> parameters.Keys:
+  """Those of nnx.Rngs(0), which takes many times longer to trace."""
+  return parameters.Keys(jax.random.key(0))
+
 
 def count(model: nnx.Module) -> int:
   """The number of parameters of a network, abstract ones too."""

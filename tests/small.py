@@ -14,6 +14,7 @@ from exedit.models import parameters
 from exedit.runtime import files
 from exedit.training import checkpoint, state
 from exedit.weights.layouts import own
+from tests.networks import keys
 
 SIZE = 16
 MODEL = dict(
@@ -34,7 +35,7 @@ CONFIG = dict(
 
 def params() -> dict[str, np.ndarray]:
   """Such that the output depends on all inputs (fresh weights would end in zeros)."""
-  shapes = parameters.flatten(nnx.eval_shape(lambda: pbe.build(**MODEL, rngs=nnx.Rngs(0))))[1]
+  shapes = parameters.flatten(nnx.eval_shape(lambda: pbe.build(**MODEL, rngs=keys())))[1]
   rng = np.random.default_rng(0)
   return {
     name: np.float32(0.2 * rng.standard_normal(a.shape) + name.endswith('.scale'))

@@ -3,12 +3,11 @@
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from exedit.models import parameters
 from exedit.weights.layouts import own
 from tests import vocabulary
-from tests.networks import with_random_weights
+from tests.networks import keys, with_random_weights
 
 MODEL: dict[str, Any] = dict(
   autoencoder=dict(kind='space_to_depth', patch=4),
@@ -25,7 +24,7 @@ def export(folder, system):
   """A folder with small random weights and their tokenizer, made."""
   size = vocabulary.write(folder / 'words')
   model = dict(MODEL, text=dict(MODEL['text'], vocabulary=size))
-  built = with_random_weights(lambda: system.build(**model, rngs=nnx.Rngs(0)))
+  built = with_random_weights(lambda: system.build(**model, rngs=keys()))
   config = dict(system=system.name, model=model, data=dict(size=16), edit=EDIT)
   arrays = {n: np.asarray(a) for n, a in parameters.flatten(built)[1].items()}
   own.write(folder / 'weights', config, arrays, step=5, tokenizer=folder / 'words')

@@ -11,6 +11,7 @@ from exedit import paint_by_example as pbe
 from exedit.editing import framing
 from exedit.models import parameters
 from tests import small
+from tests.networks import keys
 from tests.pictures import box, noise
 
 # exemplars
@@ -69,7 +70,7 @@ def mask_of(*where):
 
 @functools.cache
 def model():
-  graph, _ = parameters.flatten(nnx.eval_shape(lambda: pbe.build(**small.MODEL, rngs=nnx.Rngs(0))))
+  graph, _ = parameters.flatten(nnx.eval_shape(lambda: pbe.build(**small.MODEL, rngs=keys())))
   return parameters.merge(graph, {name: jnp.asarray(a) for name, a in small.params().items()})
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from exedit.models.autoencoder import AutoencoderKL, SpaceToDepth
-from tests.networks import jitted, types_of, with_random_weights
+from tests.networks import jitted, keys, types_of, with_random_weights
 
 SMALL = dict(channels=8, mult=(1, 2, 2), layers=1, groups=4)
 SMALLEST = dict(channels=8, mult=(1, 1), layers=1, groups=4)
@@ -15,7 +15,7 @@ SMALLEST = dict(channels=8, mult=(1, 1), layers=1, groups=4)
 
 @pytest.fixture(scope='module')
 def kl():
-  return with_random_weights(lambda: AutoencoderKL(**SMALL, rngs=nnx.Rngs(0)))
+  return with_random_weights(lambda: AutoencoderKL(**SMALL, rngs=keys()))
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def image(h: int = 16, w: int = 24, b: int = 2):
 
 @pytest.fixture(scope='module')
 def published():
-  return nnx.eval_shape(lambda: AutoencoderKL(rngs=nnx.Rngs(0)))
+  return nnx.eval_shape(lambda: AutoencoderKL(rngs=keys()))
 
 
 def test_published_shapes_and_epsilons(published):
@@ -101,7 +101,7 @@ def test_middle_attention_equals_the_written_formula(kl):
 
 def test_bfloat16_keeps_norms_and_softmax_in_float32():
   exact, model = (
-    with_random_weights(lambda d=d: AutoencoderKL(**SMALLEST, dtype=d, rngs=nnx.Rngs(0)))
+    with_random_weights(lambda d=d: AutoencoderKL(**SMALLEST, dtype=d, rngs=keys()))
     for d in (jnp.float32, jnp.bfloat16)
   )
   assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype('float32')}
@@ -117,7 +117,7 @@ def test_bfloat16_keeps_norms_and_softmax_in_float32():
 
 def test_folded_pixels_are_channels():
   """Latents at a lower resolution; the same function of a square of pixels as without folding."""
-  model = with_random_weights(lambda: AutoencoderKL(fold=2, **SMALLEST, rngs=nnx.Rngs(0)))
+  model = with_random_weights(lambda: AutoencoderKL(fold=2, **SMALLEST, rngs=keys()))
   assert model.factor == 4
   assert model.encoder.conv_in.kernel.shape == (3, 3, 12, 8)
   assert model.decoder.conv_out.kernel.shape == (3, 3, 8, 12)
@@ -156,7 +156,7 @@ def test_space_to_depth_returns_every_byte_at_any_setting(scale, mean):
 
 
 def test_space_to_depth_has_the_interface_but_no_parameters():
-  model = SpaceToDepth(dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  model = SpaceToDepth(dtype=jnp.bfloat16, rngs=keys())
   assert not jax.tree.leaves(nnx.state(model))
   z = model.encode(image())
   assert z.dtype == jnp.float32

@@ -8,7 +8,7 @@ from flax import nnx
 
 from exedit.models import clip, vit
 from exedit.models.clip import CLIPVision
-from tests.networks import fresh, jitted, types_of, with_random_weights
+from tests.networks import fresh, jitted, keys, types_of, with_random_weights
 
 CLIP = clip.MEAN, clip.STD
 SMALL = dict(width=32, layers=2, heads=4, mlp=48, patch=8, image_size=32)
@@ -21,12 +21,12 @@ def image(size: int = 32, b: int = 2):
 
 @pytest.fixture(scope='module')
 def tower():
-  return with_random_weights(lambda: CLIPVision(**SMALL, rngs=nnx.Rngs(0)))
+  return with_random_weights(lambda: CLIPVision(**SMALL, rngs=keys()))
 
 
 @pytest.fixture(scope='module')
 def published():
-  return nnx.eval_shape(lambda: CLIPVision(rngs=nnx.Rngs(0)))
+  return nnx.eval_shape(lambda: CLIPVision(rngs=keys()))
 
 
 def test_published_shapes_and_epsilons(published):
@@ -42,7 +42,7 @@ def test_published_shapes_and_epsilons(published):
 @pytest.mark.parametrize('patch, size, tokens', [(8, 32, 17), (7, 30, 17), (5, 5, 2), (14, 28, 5)])
 def test_any_patch_and_size(patch, size, tokens):
   settings = SMALL | dict(patch=patch, image_size=size, layers=1)
-  model = with_random_weights(lambda: CLIPVision(**settings, rngs=nnx.Rngs(0)))
+  model = with_random_weights(lambda: CLIPVision(**settings, rngs=keys()))
   assert jax.eval_shape(model.tokens, image(size)).shape == (2, tokens, 32)
   assert np.isfinite(jitted(model)(image(size))).all()
 
@@ -80,9 +80,9 @@ def test_wrong_exemplar_size_names_both(tower):
 
 def test_impossible_settings_are_errors():
   with pytest.raises(ValueError, match='width 32 cannot have 5 heads'):
-    CLIPVision(**(SMALL | dict(heads=5)), rngs=nnx.Rngs(0))
+    CLIPVision(**(SMALL | dict(heads=5)), rngs=keys())
   with pytest.raises(ValueError, match='patch of 64 pixels exceeds its image_size 32'):
-    CLIPVision(**(SMALL | dict(patch=64)), rngs=nnx.Rngs(0))
+    CLIPVision(**(SMALL | dict(patch=64)), rngs=keys())
 
 
 def test_remat_changes_memory_not_numbers(tower):
@@ -106,7 +106,7 @@ def test_remat_changes_memory_not_numbers(tower):
 
 def test_bfloat16_keeps_norms_and_softmax_in_float32():
   exact, model = (
-    with_random_weights(lambda d=d: CLIPVision(**SMALL, dtype=d, rngs=nnx.Rngs(0)))
+    with_random_weights(lambda d=d: CLIPVision(**SMALL, dtype=d, rngs=keys()))
     for d in (jnp.float32, jnp.bfloat16)
   )
   assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype('float32')}
@@ -123,7 +123,7 @@ def test_bfloat16_keeps_norms_and_softmax_in_float32():
 @pytest.mark.parametrize('settings', [dict(layers=1), dict(layers=8), dict(width=128)])
 def test_fresh_towers_are_well_scaled(settings):
   """The scale does not depend on depth and width, so that small towers train from scratch."""
-  model = fresh(lambda: CLIPVision(**(SMALL | settings), rngs=nnx.Rngs(0)))
+  model = fresh(lambda: CLIPVision(**(SMALL | settings), rngs=keys()))
   assert 0.7 < float(jitted(model, 'tokens')(image()).std()) < 2.0
   red = jnp.broadcast_to(jnp.array([1.0, -1, -1]), (1, 32, 32, 3))
   pooled = jitted(model)(jnp.concatenate([red, -red]))

@@ -7,13 +7,13 @@ from flax import nnx
 
 from exedit.models import parameters
 from exedit.models.clip_text import CLIPText
-from tests.networks import count, jitted, with_random_weights
+from tests.networks import count, jitted, keys, with_random_weights
 
 SMALL = dict(vocabulary=40, length=9, width=32, layers=2, heads=4, mlp=48)
 
 
 def tower(**more):
-  return with_random_weights(lambda: CLIPText(**SMALL, **more, rngs=nnx.Rngs(0)))
+  return with_random_weights(lambda: CLIPText(**SMALL, **more, rngs=keys()))
 
 
 def ids(b=2, n=9, most=40):
@@ -21,7 +21,7 @@ def ids(b=2, n=9, most=40):
 
 
 def test_published_size():
-  assert count(nnx.eval_shape(lambda: CLIPText(rngs=nnx.Rngs(0)))) == 123_060_480
+  assert count(nnx.eval_shape(lambda: CLIPText(rngs=keys()))) == 123_060_480
 
 
 def test_a_token_sees_only_itself_and_earlier_ones():
@@ -68,4 +68,4 @@ def test_only_the_rows_of_new_tokens_train_while_the_table_does_not():
 )
 def test_sizes_that_make_no_tower_are_refused(sizes, says):
   with pytest.raises(ValueError, match=says):
-    CLIPText(**SMALL | sizes, rngs=nnx.Rngs(0))
+    CLIPText(**SMALL | sizes, rngs=keys())

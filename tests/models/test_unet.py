@@ -10,7 +10,7 @@ from flax import nnx
 
 from exedit.models import blocks
 from exedit.models.unet import UNet
-from tests.networks import types_of, with_random_weights
+from tests.networks import keys, types_of, with_random_weights
 
 SMALL = dict(channels=16, mult=(1, 2), layers=1, heads=2, context_dim=12, groups=8)
 
@@ -18,7 +18,7 @@ SMALL = dict(channels=16, mult=(1, 2), layers=1, heads=2, context_dim=12, groups
 @pytest.fixture(scope='module')
 def unet():
   settings = dict(in_channels=9, attention_levels=(0, 1), **SMALL)
-  return with_random_weights(lambda: UNet(**settings, rngs=nnx.Rngs(0)))
+  return with_random_weights(lambda: UNet(**settings, rngs=keys()))
 
 
 def inputs(n: int = 1):
@@ -33,7 +33,7 @@ def inputs(n: int = 1):
 @pytest.fixture(scope='module')
 def published():
   """The shapes of the published network."""
-  return nnx.eval_shape(lambda: UNet(rngs=nnx.Rngs(0)))
+  return nnx.eval_shape(lambda: UNet(rngs=keys()))
 
 
 def test_published_layers_have_sixteen_cross_attentions_of_12480_floats(published):
@@ -62,7 +62,7 @@ def test_shortcuts_equal_the_general_path(unet, n):
 @pytest.mark.parametrize('n, attention_levels', [(1, (1,)), (1, ()), (5, (0, 1))])
 def test_examples_under_two_contexts_equal_the_doubled_batch(n, attention_levels):
   """Three examples with two contexts each, wherever the first cross-attention is."""
-  build = lambda: UNet(in_channels=9, attention_levels=attention_levels, **SMALL, rngs=nnx.Rngs(0))
+  build = lambda: UNet(in_channels=9, attention_levels=attention_levels, **SMALL, rngs=keys())
   model = with_random_weights(build)
   random = np.random.default_rng(3)
   x = random.normal(size=(3, 4, 6, 9)).astype(np.float32)
@@ -130,7 +130,7 @@ def test_unknown_remat_is_named(unet):
 
 
 def test_bfloat16_computes_norms_in_float32():
-  build = lambda: UNet(in_channels=9, **SMALL, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  build = lambda: UNet(in_channels=9, **SMALL, dtype=jnp.bfloat16, rngs=keys())
   small = with_random_weights(build)
   jaxpr = jax.make_jaxpr(small)(*inputs())
   assert types_of('rsqrt', jaxpr) == {'f32'}
@@ -155,7 +155,7 @@ def test_norm_epsilons_are_the_published_ones(published):
 
 def test_downsampling_pads_every_side():
   """A kernel with only its top left tap sees padding there, and none at the bottom right."""
-  down = blocks.Down(1, rngs=nnx.Rngs(0))
+  down = blocks.Down(1, rngs=keys())
   down.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)
   down.conv.bias[...] = jnp.zeros(1)
   x = jnp.arange(1.0, 17).reshape(1, 4, 4, 1)
@@ -163,7 +163,7 @@ def test_downsampling_pads_every_side():
 
 
 def test_upsampling_is_nearest():
-  up = blocks.Up(1, rngs=nnx.Rngs(0))
+  up = blocks.Up(1, rngs=keys())
   up.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
   up.conv.bias[...] = jnp.zeros(1)
   x = jnp.array([[1.0, 2], [3, 4]]).reshape(1, 2, 2, 1)

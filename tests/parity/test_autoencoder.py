@@ -7,7 +7,7 @@ from flax import nnx
 
 from exedit.models.autoencoder import AutoencoderKL
 from exedit.weights.tables.autoencoder import TABLE
-from tests.networks import jitted
+from tests.networks import jitted, keys
 from tests.parity import references
 
 torch = pytest.importorskip('torch')
@@ -23,7 +23,7 @@ SCALE = 0.18215
 @pytest.fixture(scope='module', params=SETTINGS, ids=['two-levels', 'four-levels'])
 def pair(request):
   theirs = references.vae(**request.param)
-  build = lambda: AutoencoderKL(**request.param, rngs=nnx.Rngs(0))
+  build = lambda: AutoencoderKL(**request.param, rngs=keys())
   return references.ours(build, TABLE, references.weights(theirs)), theirs
 
 

@@ -3,11 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from exedit.models.clip import CLIPVision
 from exedit.weights.tables.clip import TABLE
-from tests.networks import jitted
+from tests.networks import jitted, keys
 from tests.parity import references
 
 torch = pytest.importorskip('torch')
@@ -29,7 +28,7 @@ def reference(settings):
 def test_same_pooled_vector_and_tokens(settings, b):
   theirs = reference(settings)
   model = references.ours(
-    lambda: CLIPVision(**settings, rngs=nnx.Rngs(0)), TABLE, references.weights(theirs)
+    lambda: CLIPVision(**settings, rngs=keys()), TABLE, references.weights(theirs)
   )
   size = settings['image_size']
   image = np.random.default_rng(1).uniform(-1, 1, (b, size, size, 3)).astype(np.float32)
@@ -42,7 +41,7 @@ def test_same_pooled_vector_and_tokens(settings, b):
 
 
 def test_files_of_every_age_are_read():
-  build = lambda: CLIPVision(**SETTINGS[0], rngs=nnx.Rngs(0))
+  build = lambda: CLIPVision(**SETTINGS[0], rngs=keys())
   bare = {
     k.removeprefix('vision_model.'): v
     for k, v in references.weights(reference(SETTINGS[0])).items()

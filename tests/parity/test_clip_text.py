@@ -3,12 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from exedit.models.clip_text import CLIPText
 from exedit.weights.tables.clip_text import TABLE
 from exedit.weights.translate import SAME
-from tests.networks import jitted
+from tests.networks import jitted, keys
 from tests.parity import references
 
 torch = pytest.importorskip('torch')
@@ -29,7 +28,7 @@ def reference(settings):
 def test_same_hidden_states_for_texts_of_every_length(settings):
   theirs = reference(settings)
   model = references.ours(
-    lambda: CLIPText(**settings, rngs=nnx.Rngs(0)), TABLE, references.weights(theirs)
+    lambda: CLIPText(**settings, rngs=keys()), TABLE, references.weights(theirs)
   )
   for b, n in ((1, settings['length']), (3, 5)):
     ids = np.random.default_rng(n).integers(0, settings['vocabulary'], (b, n), np.int32)
@@ -46,7 +45,7 @@ def test_new_tokens_are_rows_behind_the_table():
   name = next(n for n in tensors if n.endswith('token_embedding.weight'))
   table, new = np.split(tensors[name], [50])
   rows = [*TABLE, ('new', 'new_tokens', SAME)]
-  build = lambda: CLIPText(**settings, new=3, rngs=nnx.Rngs(0))
+  build = lambda: CLIPText(**settings, new=3, rngs=keys())
   model = references.ours(build, rows, tensors | {name: table, 'new': new})
   ids = np.random.default_rng(0).integers(0, 53, (4, 12), np.int32)
   ids[0, :3] = 50, 51, 52
@@ -57,7 +56,7 @@ def test_new_tokens_are_rows_behind_the_table():
 
 
 def test_files_of_every_age_are_read():
-  build = lambda: CLIPText(**SETTINGS[0], rngs=nnx.Rngs(0))
+  build = lambda: CLIPText(**SETTINGS[0], rngs=keys())
   bare = {
     k.removeprefix('text_model.'): v for k, v in references.weights(reference(SETTINGS[0])).items()
   }

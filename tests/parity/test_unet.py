@@ -3,11 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from exedit.models.unet import UNet
 from exedit.weights.tables.unet import TABLE
-from tests.networks import count, jitted
+from tests.networks import count, jitted, keys
 from tests.parity import references
 
 torch = pytest.importorskip('torch')
@@ -32,7 +31,7 @@ SETTINGS = [
 @pytest.fixture(scope='module', params=SETTINGS, ids=['two-levels', 'four-levels'])
 def pair(request):
   theirs = references.unet(**request.param)
-  build = lambda: UNet(in_channels=9, **request.param, rngs=nnx.Rngs(0))
+  build = lambda: UNet(in_channels=9, **request.param, rngs=keys())
   return references.ours(build, TABLE, references.weights(theirs)), theirs
 
 
@@ -62,5 +61,5 @@ def test_published_names_and_shapes():
     )
   shapes = {k: np.broadcast_to(np.int8(0), v.shape) for k, v in theirs.state_dict().items()}
   assert len(shapes) == 686
-  model = references.ours(lambda: UNet(rngs=nnx.Rngs(0)), TABLE, shapes)
+  model = references.ours(lambda: UNet(rngs=keys()), TABLE, shapes)
   assert count(model) == 859_535_364

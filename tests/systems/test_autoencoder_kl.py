@@ -14,7 +14,7 @@ from exedit.runtime.errors import UserError
 from exedit.training.given import given_weights
 from exedit.weights import find
 from tests import captions, on_devices, runs, small
-from tests.networks import jitted, with_random_weights
+from tests.networks import jitted, keys, with_random_weights
 from tests.refusals import refusal
 
 NETWORK = dict(kind='kl', fold=4, channels=8, mult=(1,), layers=1, groups=4, scale=1.0)
@@ -46,7 +46,7 @@ def run(tmp_path_factory):
 
 
 def test_the_loss_is_the_written_sum():
-  model = with_random_weights(lambda: autoencoder_kl.build(**MODEL, rngs=nnx.Rngs(0)))
+  model = with_random_weights(lambda: autoencoder_kl.build(**MODEL, rngs=keys()))
   batch = on_devices.batch(3)
   graphdef, params = nnx.split(model)
   call = jax.jit(lambda p, b: autoencoder_kl.loss(nnx.merge(graphdef, p), b, jax.random.key(5)))
@@ -78,7 +78,7 @@ def test_the_loss_is_the_written_sum():
 )
 def test_settings_that_train_nothing_are_refused(given, says):
   with pytest.raises(ValueError, match=says):
-    nnx.eval_shape(lambda: autoencoder_kl.build(**given, rngs=nnx.Rngs(0)))
+    nnx.eval_shape(lambda: autoencoder_kl.build(**given, rngs=keys()))
 
 
 def test_a_run_logs_what_the_latents_are(run):

@@ -15,6 +15,7 @@ from exedit.input_pipeline import open_images, vocabulary, world
 from exedit.models import parameters
 from exedit.runtime import settings
 from exedit.training.config import Config
+from tests.networks import keys
 
 
 @functools.cache
@@ -81,7 +82,7 @@ def test_the_autoencoders_sizes(variant, factor, count):
   _, shapes = latent_diffusion.abstract(autoencoder_kl.build, config['model'])
   trained, frozen = parameters.split_trainable(shapes, config['trainable'])
   assert (size(trained), frozen) == (count, {})
-  model = nnx.eval_shape(lambda: autoencoder_kl.build(**config['model'], rngs=nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: autoencoder_kl.build(**config['model'], rngs=keys()))
   assert model.multiple() == factor
   with pytest.raises(ValueError, match="no variant 'huge'; use full or tiny"):
     autoencoder.get_config('huge')

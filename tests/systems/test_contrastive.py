@@ -13,7 +13,7 @@ from exedit.runtime.errors import UserError
 from exedit.training.given import given_weights
 from exedit.weights import find
 from tests import captions, on_devices, runs, small
-from tests.networks import with_random_weights
+from tests.networks import keys, with_random_weights
 from tests.refusals import refusal
 from tests.systems.test_stable_diffusion import MODEL as BY_TEXT
 
@@ -46,7 +46,7 @@ def run(tmp_path_factory):
 
 def test_the_loss_is_the_written_sum():
   """Rows 0, 5 and 6 have equal texts, which are not told from each other."""
-  model = with_random_weights(lambda: contrastive.build(**TINY, rngs=nnx.Rngs(0)), scale=0.5)
+  model = with_random_weights(lambda: contrastive.build(**TINY, rngs=keys()), scale=0.5)
   model.logit_scale[...] = jnp.log(20.0)
   batch, (graphdef, params) = on_devices.batch(7), nnx.split(model)
   same = (batch['tokens'][:, None] == batch['tokens'][None]).all(-1)
@@ -73,7 +73,7 @@ def test_the_loss_is_the_written_sum():
 
 
 def test_a_texts_vector_is_that_of_its_first_end_token():
-  model = with_random_weights(lambda: contrastive.build(**TINY, rngs=nnx.Rngs(0)), scale=0.5)
+  model = with_random_weights(lambda: contrastive.build(**TINY, rngs=keys()), scale=0.5)
   texts = jax.jit(lambda tokens: model.texts(tokens))
   one, same, other = texts(jnp.array([[5, 1, 6, 6, 6], [5, 1, 6, 2, 3], [5, 2, 6, 6, 6]]))
   np.testing.assert_allclose(one, same, rtol=1e-5)  # it does not see what follows

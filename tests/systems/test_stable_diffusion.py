@@ -19,6 +19,7 @@ from exedit.runtime.errors import UserError
 from exedit.training.given import given_weights
 from exedit.weights import find
 from tests import released, vocabulary
+from tests.networks import keys
 from tests.refusals import refusal
 from tests.small_text import MODEL, export
 from tests.systems.test_third_system import open_sample_door
@@ -204,7 +205,7 @@ def test_weights_without_a_tokenizer_and_other_widths_are_refused(weights, tmp_p
   with pytest.raises(UserError, match='bare has no tokenizer: put vocab.json and merges.txt'):
     stable_diffusion.tokenizer(find.weights(tmp_path / 'bare'))
   with pytest.raises(ValueError, match='gives vectors of 16 numbers and the UNet takes 24'):
-    nnx.eval_shape(lambda: stable_diffusion.build(**dict(MODEL, context_dim=24), rngs=nnx.Rngs(0)))
+    nnx.eval_shape(lambda: stable_diffusion.build(**dict(MODEL, context_dim=24), rngs=keys()))
 
 
 def test_conversion_keeps_the_tokenizer(weights, tmp_path):
