@@ -37,6 +37,7 @@ def optimised(request):
   if not marked:
     yield
     return
+  jax.jit(lambda: 0)()  # XLA reads XLA_FLAGS now, before this changes them for other processes
   with pytest.MonkeyPatch.context() as patch:
     patch.delenv('JAX_DISABLE_MOST_OPTIMIZATIONS', raising=False)
     before = jax.config.read('jax_disable_most_optimizations')
