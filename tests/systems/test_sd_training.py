@@ -31,7 +31,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='module')
 def config(data):
   root, size = data
-  unet = dict(MODEL['unet'], mult=(1,), attention_levels=(0,))
   return dict(
     system='stable_diffusion',
     steps=2,
@@ -42,7 +41,7 @@ def config(data):
     trainable='unet|text',
     compile_cache=False,
     data=dict(root=str(root), split='train', size=16),
-    model=dict(MODEL, unet=unet, text=dict(MODEL['text'], vocabulary=size)),
+    model=dict(MODEL, text=dict(MODEL['text'], vocabulary=size)),
     optimizer=dict(lr=1e-3, warmup=1),
     ema=dict(decay=0.9),
     edit=dict(EDIT, count=2),
