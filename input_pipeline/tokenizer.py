@@ -68,11 +68,19 @@ class Tokenizer:
     Raises:
       UserError: for control characters, and for words that the vocabulary cannot spell.
     """
-    self._check(text)
     start, end = self._clip.bos_token_id, self._clip.eos_token_id
-    found = self._clip(text, add_special_tokens=False).input_ids
-    own = [token for i in found for token in self._several.get(i, [i])][: self.length - 2]
+    own = self.tokens(text)[: self.length - 2]
     return np.array([start, *own, *[end] * (self.length - 1 - len(own))], np.int32)
+
+  def tokens(self, text: str) -> list[int]:
+    """The tokens of a text alone, without start and end."""
+    self._check(text)
+    found = self._clip(text, add_special_tokens=False).input_ids
+    return [token for i in found for token in self._several.get(i, [i])]
+
+  def piece(self, piece: str) -> int | None:
+    """The token of a piece inside words, such as 'ktn'; None if the vocabulary has none."""
+    return self._clip.get_vocab().get(piece)
 
   def cut(self, text: str) -> str:
     """The end of a text that `__call__` leaves out because of the length; '' for most texts."""
