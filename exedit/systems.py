@@ -122,6 +122,8 @@ class System(Form):
   mask_grid: Callable[[Mapping[str, Any]], int] = lambda model: 1
   tokenizer: Callable[['Weights'], Any] | None = None
   moments: Callable[..., Any] | None = None
+  completed: Callable[..., dict[str, Any]] = lambda tensors, config: dict(tensors)
+  outcome: Callable[..., None] | None = None
   data_settings: Callable[..., dict[str, Any]] = lambda config, workdir=None: dict(config['data'])
 
 
@@ -133,19 +135,22 @@ _registered: dict[str, System] = {}
 @functools.cache
 def _builtin() -> dict[str, System]:
   """The systems of this package. They are imported here because they import this module."""
-  from exedit import autoencoder_kl, contrastive, paint_by_example, stable_diffusion
+  from exedit import autoencoder_kl, contrastive, custom_edit, paint_by_example, stable_diffusion
   from exedit import stable_diffusion_inpainting as inpainting
 
   modules = (paint_by_example, stable_diffusion, inpainting, autoencoder_kl, contrastive)
+  modules += (custom_edit,)
   return {module.SYSTEM.name: module.SYSTEM for module in modules}
 
 
 def _builtin_forms() -> tuple[Form, ...]:
   """Forms of the systems of `_builtin`, from modules that import no JAX: see `forms`."""
-  from exedit import autoencoder_form, clip_form, paint_by_example_form, stable_diffusion_form
+  from exedit import autoencoder_form, clip_form, custom_edit_form
+  from exedit import paint_by_example_form as paint_by_example
+  from exedit import stable_diffusion_form as by_text
 
-  modules = (paint_by_example_form, stable_diffusion_form, autoencoder_form, clip_form)
-  return *(module.FORM for module in modules), stable_diffusion_form.INPAINTING
+  modules = (paint_by_example, by_text, autoencoder_form, clip_form, custom_edit_form)
+  return *(module.FORM for module in modules), by_text.INPAINTING
 
 
 def register(system: System) -> System:

@@ -7,6 +7,7 @@ commands. It imports JAX and other large packages inside the functions that use 
 
 import ast
 import contextlib
+import keyword
 import math
 import os
 import re
@@ -107,7 +108,7 @@ def call(
   with one line and status 130.
   """
   rows = [Flag(*row) for row in rows]
-  given_argv = list(sys.argv if argv is None else argv)
+  given_argv = [python_name(word) for word in (sys.argv if argv is None else argv)]
   door = main.__code__.co_filename if argv is None else None
   with _answered(argv is None), signals.Stop(True, (signal.SIGINT,), door):
     values = flag_values(rows, given_argv)
@@ -179,6 +180,18 @@ def installed(text: str) -> str:
 
 
 # Flags
+
+
+def python_name(word: str) -> str:
+  """An argument with `class_` for `class`, as `--config.concept.class=dog`, and so on.
+
+  ml_collections reads the path of a key as Python, where such words are no names.
+  """
+  path, equals, value = word.partition('=')
+  if not path.startswith('--config.'):
+    return word
+  parts = (part + '_' * keyword.iskeyword(part) for part in path.split('.'))
+  return f'{".".join(parts)}{equals}{value}'
 
 
 def flag_values(

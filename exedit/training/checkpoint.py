@@ -2,7 +2,8 @@
 
 `WORKDIR/checkpoints/STEP/state` is Orbax's. `digest` beside it stores every array's shape, type and
 checksum (see runtime/checksums.py). The parameters that do not train are written once, to
-`WORKDIR/frozen.safetensors`.
+`WORKDIR/frozen.safetensors`; a run with an outcome (`systems.System`) writes only what they are, to
+`WORKDIR/frozen.json`.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from exedit.training.state import TrainState
 from exedit.training.workdir import path_of, trouble
 from exedit.weights.formats.run import (
   FROZEN,
+  REFERENCE,
   CheckpointError,
   crc32,
   damage,
@@ -196,6 +198,42 @@ def save_frozen(workdir: str | os.PathLike, params: Mapping[str, jax.Array]) -> 
       remote.put(local, os.fspath(path))
     except OSError as error:
       raise trouble(workdir, error) from error
+
+
+def save_reference(
+  workdir: str | os.PathLike, params: Mapping[str, jax.Array], source: str
+) -> None:
+  """Writes, instead of the frozen parameters, their source and a CRC-32 of each."""
+  if jax.process_index() == 0:
+    sums = {name: crc32(np.asarray(value)) for name, value in params.items()}
+    text = files.json_text({'source': source, 'crc32': sums})
+    path = path_of(workdir) / REFERENCE
+    if remote.is_remote(path):
+      remote.write(os.fspath(path), text.encode())
+    else:
+      files.write_text(path, text)
+
+
+def require_reference(
+  workdir: str | os.PathLike, arrays: Mapping[str, Any], source: str | None
+) -> None:
+  """Checks that arrays are the frozen parameters that the run was begun with.
+
+  Raises:
+    CheckpointError: if they are not.
+  """
+  path = f'{os.fspath(workdir).rstrip("/")}/{REFERENCE}'
+  try:
+    known = json.loads(remote.read(path))
+    sums, begun = known['crc32'], known['source']
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise CheckpointError(f'{path} is missing or damaged ({error}): restore it') from error
+  for name in sorted(sums.keys() | arrays.keys()):
+    if name not in sums or name not in arrays or sums[name] != crc32(np.asarray(arrays[name])):
+      raise CheckpointError(
+        f'{workdir} was begun with other weights ({begun}) than {source} ({name} differs): name '
+        'those as --config.init_from'
+      )
 
 
 def load_frozen(workdir: str | os.PathLike) -> dict[str, np.ndarray]:

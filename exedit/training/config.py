@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from exedit import systems
+from exedit.input_pipeline import concept_examples
 from exedit.runtime import settings
 from exedit.runtime.errors import UserError
 from exedit.training import optimizer
@@ -15,7 +16,10 @@ from exedit.training.state import Ema
 
 Group = Mapping[str, Any]
 GROUPS: dict[str, Callable[..., Any]] = dict(
-  optimizer=optimizer.make_optimizer, ema=Ema, mesh=make_mesh, checkpoint=Checkpoints
+  optimizer=optimizer.make_optimizer,
+  ema=Ema,
+  mesh=make_mesh,
+  checkpoint=Checkpoints,
 )
 LIMITS = dict(
   steps=(1, 2**31 - 1),
@@ -24,6 +28,8 @@ LIMITS = dict(
   log_every=(1, None),
   save_every=(1, None),
   edit_every=(0, None),
+  fixed_every=(0, None),
+  fixed_examples=(1, None),
   max_bad_steps=(1, None),
   seed=(0, 2**32 - 1),
 )
@@ -49,6 +55,9 @@ class Config:
   compile_cache: keep compiled programs in the user's cache folder.
   optimizer: arguments of `make_optimizer`. ema: of `Ema`. mesh: of `make_mesh`.
   checkpoint: arguments of `Checkpoints`.
+  fixed_every: steps between two values of fixed_loss, the loss of held-out examples with the same
+    noise and timesteps each time; 0: none. The last step has one. fixed_examples: their number.
+  concept: arguments of `concept_examples.concept`, of a system that learns concepts.
   edit: settings of the edits in a grid, and `count`, the number of held-out examples in it.
   synthetic: arguments of `synthetic.settings`, to draw scenes into an empty data.root first; empty
     or None: nothing is drawn.
@@ -68,6 +77,8 @@ class Config:
   log_every: int = 100
   save_every: int = 2000
   edit_every: int = 0
+  fixed_every: int = 0
+  fixed_examples: int = 16
   max_bad_steps: int = 10
   compile_cache: bool = True
   optimizer: Group = dataclasses.field(default_factory=dict)
@@ -75,6 +86,7 @@ class Config:
   mesh: Group = dataclasses.field(default_factory=dict)
   checkpoint: Group = dataclasses.field(default_factory=dict)
   edit: Group = dataclasses.field(default_factory=dict)
+  concept: Group = dataclasses.field(default_factory=dict)
   synthetic: Group | None = None
 
   def as_dict(self) -> dict[str, Any]:
@@ -107,6 +119,7 @@ def read_config(values: Mapping[str, Any]) -> Config:
   rates = config.optimizer.get('lr_multipliers', {})
   settings.check_limits(rates, dict.fromkeys(rates, (0, None)), 'config.optimizer.lr_multipliers')
   settings.check(config.model, system.build, 'config.model')
+  _check_concept(config, system)
   if config.synthetic:
     from exedit.input_pipeline import synthetic  # a training on photos does not need it
 
@@ -125,3 +138,26 @@ def read_config(values: Mapping[str, Any]) -> Config:
   if not config.data.get('root'):
     raise UserError('data.root is not set: give --config.data.root=DIR, the folder of the shards')
   return config
+
+
+def _check_concept(config: Config, system: systems.System) -> None:
+  """Checks the group `concept`, which only a system with an outcome takes."""
+  settings.check(config.concept, concept_examples.concept, 'config.concept')
+  if system.outcome is None:
+    if config.concept:
+      raise UserError(
+        f'config.concept is set, and {system.name} learns no concepts: leave it out, or start from '
+        'configs/custom_edit.py'
+      )
+    return
+  concept_examples.words_of(config.concept)
+  if keeps_best(config) and not config.fixed_every:
+    raise UserError(
+      "concept.keep is 'best' and config.fixed_every 0, so that no step is known to be the best: "
+      'set --config.fixed_every=25, or --config.concept.keep=last'
+    )
+
+
+def keeps_best(config: Config) -> bool:
+  """Whether the outcome of the run is that of the step with the least fixed_loss."""
+  return config.concept.get('keep', 'best') == 'best'

@@ -43,10 +43,10 @@ def given_weights(system: System, config: Mapping[str, Any]) -> dict[str, Tensor
   elif init_clip:
     found |= _towers(system, model, init_clip, init_parts)
   if not init_parts:
-    return found
+    return system.completed(found, config)
   kept = parameters.split_trainable(found, init_parts, 'init_parts')[0]
   _require_used(found, kept, init_parts, init_clip)
-  return kept
+  return system.completed(kept, config)
 
 
 def _is_foreign(system: System, init_from: str) -> bool:

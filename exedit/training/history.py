@@ -15,7 +15,7 @@ from exedit.training.workdir import trouble
 
 CONFIG, DATA = 'config.json', 'data.json'
 # Settings that decide what is learned; and so do `model` and `data`.
-LEARNED = ('system', 'seed', 'trainable')
+LEARNED = ('system', 'seed', 'trainable', 'concept')
 READING = ('workers', 'threads', 'prefetch', 'on_corrupt')  # how data are read, not which
 
 

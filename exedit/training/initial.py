@@ -10,7 +10,14 @@ from exedit.models.parameters import Params
 from exedit.runtime import remote
 from exedit.runtime.errors import UserError
 from exedit.training import latent_encoder
-from exedit.training.checkpoint import FROZEN, Checkpoints, load_frozen, save_frozen
+from exedit.training.checkpoint import (
+  FROZEN,
+  Checkpoints,
+  load_frozen,
+  require_reference,
+  save_frozen,
+  save_reference,
+)
 from exedit.training.config import Config
 from exedit.training.given import given_weights
 from exedit.training.state import TrainState
@@ -38,7 +45,7 @@ def initial_state(
   """
   restored = checkpoints.restore(program.state)
   if restored is not None:
-    frozen = place(load_frozen(workdir.name), program.frozen, f'{workdir.name}/{FROZEN}')
+    frozen = _frozen_again(program, config, workdir)
     latent_encoder.require_same(config.as_dict(), restored.params, frozen)
     return restored, frozen
   # No step has this number, so the first weights share no random number with a step.
@@ -54,8 +61,22 @@ def initial_state(
     say(f'random and frozen, because config.init_from is not set: {sizes(program.frozen)}')
   state, frozen = program.init(key, placed)
   latent_encoder.require_same(config.as_dict(), state.params, frozen)
-  save_frozen(workdir.name, frozen)
+  if program.system.outcome is None:
+    save_frozen(workdir.name, frozen)
+  else:
+    save_reference(workdir.name, frozen, str(config.init_from))
   return state, frozen
+
+
+def _frozen_again(program: Program, config: Config, workdir: Workdir) -> Params:
+  """The frozen parameters of a run that goes on: its copy, or those of the weights it names."""
+  if program.system.outcome is None:
+    return place(load_frozen(workdir.name), program.frozen, f'{workdir.name}/{FROZEN}')
+  given = given_weights(program.system, config.as_dict())
+  found = {name: given[name] for name in program.frozen if name in given}
+  frozen = place(found, program.frozen, str(config.init_from))
+  require_reference(workdir.name, frozen, config.init_from)
+  return frozen
 
 
 def has_checkpoints(name: str) -> bool:

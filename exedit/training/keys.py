@@ -36,6 +36,7 @@ PLACES = {
   'ema': ('exedit.training.state:Ema',),
   'mesh': ('exedit.training.sharding:make_mesh',),
   'checkpoint': ('exedit.training.checkpoint:Checkpoints',),
+  'concept': ('exedit.input_pipeline.concept_examples:concept',),
   'synthetic': ('exedit.input_pipeline.synthetic:settings',),
 }
 CAPTIONED = ('exedit.input_pipeline.loader:batches', 'exedit.input_pipeline.captioned:make_example')
@@ -44,6 +45,10 @@ OWN = {  # the places of single systems, instead of those above
   'stable_diffusion': {'data': CAPTIONED, 'model': ('exedit.stable_diffusion:build',)},
   'autoencoder': {'data': PICTURES, 'model': ('exedit.autoencoder_kl:build',)},
   'clip': {'data': CAPTIONED, 'model': ('exedit.contrastive:build',)},
+}
+OWN['custom_edit'] = {
+  'data': ('exedit.input_pipeline.concept_examples:Examples',),
+  'model': ('exedit.custom_edit:build',),
 }
 OWN['stable_diffusion_inpainting'] = OWN['stable_diffusion']
 

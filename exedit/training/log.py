@@ -87,6 +87,10 @@ class Log:
     if self.progress.due():
       self.progress.show(step, float(metrics['loss']), clock.steps_per_second(step))
 
+  def values(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes what was measured after a step, as a line of its own."""
+    self._write(step, values)
+
   def image(self, step: int, name: str, picture: np.ndarray) -> None:
     """Shows a picture, uint8 [h w 3], in TensorBoard."""
     if self._board is not None:

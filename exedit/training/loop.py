@@ -1,6 +1,7 @@
 """The training loop: everything is checked first, then steps, log lines, grids and checkpoints."""
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +16,17 @@ from exedit.models import parameters
 from exedit.models.parameters import Params
 from exedit.runtime import compilation, files, processes, settings, signals, versions
 from exedit.runtime.errors import DataError, UserError
-from exedit.training import history, memory
+from exedit.training import fixed_loss, history, memory
 from exedit.training.checkpoint import Checkpoints
-from exedit.training.config import Config
+from exedit.training.config import Config, keeps_best
+from exedit.training.fixed_loss import FixedLoss
 from exedit.training.given import given_weights
 from exedit.training.history import History
 from exedit.training.initial import has_checkpoints, initial_state, sizes
 from exedit.training.log import Log, say
 from exedit.training.optimizer import fitted
 from exedit.training.prefetch import Prefetch
-from exedit.training.sharding import batch_sharding
+from exedit.training.sharding import batch_sharding, replicated
 from exedit.training.state import TrainState
 from exedit.training.step import Program, make_program
 from exedit.training.timing import Account, duration
@@ -103,7 +105,8 @@ class Prepared:
   """What a run needs, checked before anything is written.
 
   tensors: the weights to start from, not yet read; None if the workdir has checkpoints. examples:
-  the held-out examples of the grids; None without grids. survey: the system's description of the
+  the held-out examples of the grids; None without grids. fixed:
+  the batches of fixed_loss. survey: the system's description of the
   data: the arguments of the system's data functions. origin: where the data come from, in words.
   history: what earlier starts have done. changed: the settings that differ from the last start's.
   """
@@ -112,6 +115,7 @@ class Prepared:
   program: Program
   tensors: Mapping[str, Tensor] | None
   examples: Mapping[str, np.ndarray] | None
+  fixed: list[dict[str, np.ndarray]]
   survey: Any
   data: Mapping[str, Any]
   origin: str
@@ -159,6 +163,7 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
   with processes.together(), settings.fixable(config.as_dict()):  # by now the data exist
     read = system.data_settings(config.as_dict(), workdir)
     examples = held_out(config, read) if config.edit_every else None
+    fixed = fixed_batches(config, read) if config.fixed_every else []
     trace_step(program, config, stored_shapes(config, read))
     survey = system.data.survey(data['root'], data.get('split', 'train'))
     replaced = past.other_data(data['root'], dataclasses.asdict(survey))
@@ -173,7 +178,7 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
   if shortened:
     say(shortened)
   changed = [*learned, *replaced, *other]
-  return Prepared(config, program, tensors, examples, survey, read, origin, past, changed)
+  return Prepared(config, program, tensors, examples, fixed, survey, read, origin, past, changed)
 
 
 def take_steps(
@@ -189,6 +194,8 @@ def take_steps(
   """Takes one step after the other; the last checkpoint may still be being written at the end."""
   config, program, examples = prepared.config, prepared.program, prepared.examples
   first = int(state.step) + 1
+  fixed = FixedLoss(program, prepared.fixed, config.seed) if prepared.fixed else None
+  best = fixed_loss.least(workdir.folder, first - 1)
   log.account.loop_begins()
   for step in range(first, config.steps + 1):
     with log.account.spend('data'):
@@ -203,7 +210,15 @@ def take_steps(
     if examples is not None and (step % config.edit_every == 0 or step == config.steps):
       with log.pause('edits'):  # before the checkpoint, because a restart there would not repeat it
         write_grid(program, state, frozen, examples, config, workdir, log)
-    if last or step % config.save_every == 0:
+    saves, better = last or step % config.save_every == 0, False
+    if fixed and (step % config.fixed_every == 0 or step == config.steps):
+      with log.pause('edits'):
+        found = fixed(state, frozen)
+        log.values(step, found)
+        better, best = found[fixed_loss.NAME] < best, min(best, found[fixed_loss.NAME])
+    if program.system.outcome and (better if keeps_best(config) else saves):
+      hand_over(program, state, frozen, config, workdir)
+    if saves:
       with log.pause('checkpoint'):
         workdir.push()
         checkpoints.save(step, state)
@@ -262,6 +277,17 @@ def held_out(config: Config, data: Mapping[str, Any]) -> Mapping[str, np.ndarray
     raise UserError(f'{error} (for the grids of edits; --config.edit_every=0 for none)') from error
 
 
+def fixed_batches(config: Config, data: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
+  """The examples of fixed_loss: the same in all processes and starts, not augmented."""
+  system, count = systems.get(config.system), config.fixed_examples
+  fixed: dict[str, Any] = dict(split='validation', workers=0, threads=1, prefetch=1)
+  known = system.data.defaults()
+  fixed |= {name: value for name, value in dict(augment=False).items() if name in known}
+  size = min(count, config.batch_size)
+  rows = system.data.batches(batch_size=size, seed=0, **{**data, **fixed})
+  return list(itertools.islice(rows, max(1, count // size)))
+
+
 def write_grid(
   program: Program,
   state: TrainState,
@@ -283,6 +309,20 @@ def write_grid(
   os.makedirs(folder, exist_ok=True)
   images.save(sheet, os.path.join(folder, f'{step}.png'))
   log.image(step, 'edits', sheet)
+
+
+def hand_over(
+  program: Program, state: TrainState, frozen: Params, config: Config, workdir: Workdir
+) -> None:
+  """Lets the system write what the training is for.
+
+  It comes before the checkpoint of the step, because a restart there would not repeat it.
+  """
+  params, everywhere = state.ema or state.params, replicated(program.mesh)
+  whole = params if program.mesh.size == 1 else jax.jit(dict, out_shardings=everywhere)(params)
+  if jax.process_index() == 0 and program.system.outcome:
+    settings = config.as_dict()
+    program.system.outcome(workdir.folder, settings, whole, frozen, int(state.step))
 
 
 def nothing_done(changed: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from exedit import systems
 from exedit.editing import edit_files
 from exedit.evaluation import synthetic_bench
 from exedit.input_pipeline import loader
+from exedit.runtime import doors
 from tests import ROOT, measure, runs
 
 PAGES = sorted([ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')])
@@ -147,7 +148,9 @@ def check_config(words, monkeypatch):
   if any('configs/fill.py' in word for word in words):
     return  # the example of CONTRIBUTING.md, which has a test of its own
   monkeypatch.chdir(ROOT)
-  monkeypatch.setattr(sys, 'argv', ['program', *words])  # config_flags finds the keys there
+  monkeypatch.setattr(
+    sys, 'argv', ['program', *map(doors.python_name, words)]
+  )  # config_flags finds the keys there
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values)
   values(sys.argv)

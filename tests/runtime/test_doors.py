@@ -224,3 +224,14 @@ def test_the_bottom_of_the_package_imports_no_jax_and_no_system():
   )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
   assert done.stdout == '[]\n', done.stderr
+
+
+def test_a_key_of_a_config_may_be_a_word_of_python():
+  words = [
+    '--config.concept.class=a.class=b',
+    '--class=c',
+    '--config=class.py',
+    '--config.name=class',
+  ]
+  spelt = [doors.python_name(word) for word in words]
+  assert spelt == ['--config.concept.class_=a.class=b', *words[1:]]

@@ -22,7 +22,7 @@ from exedit.runtime.errors import UserError
 from exedit.weights.formats.safetensors import open_safetensors, read_metadata
 from exedit.weights.formats.tensor import File
 
-FROZEN = 'frozen.safetensors'
+FROZEN, REFERENCE = 'frozen.safetensors', 'frozen.json'
 T = TypeVar('T')
 
 
@@ -119,6 +119,11 @@ def read_frozen(file: str | os.PathLike, where: str = '') -> dict[str, np.ndarra
     CheckpointError: if the file is missing or damaged.
   """
   where = where or os.fspath(file)
+  if not os.path.exists(file) and os.path.exists(Path(file).with_name(REFERENCE)):
+    raise CheckpointError(
+      f'{Path(file).parent} is the run of a concept and holds no whole weights: name it as '
+      '--concept beside the weights that it was learned from'
+    )
   if not os.path.exists(file):
     raise CheckpointError(f'{where} is missing: copy it from where the run was started')
   try:
