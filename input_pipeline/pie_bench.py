@@ -209,7 +209,7 @@ def main(bench: str, results: str, output: str, mapping: str) -> None:
   files.check_output(output, '--output')
   found = Bench(bench, mapping)
   table = io.StringIO()
-  rows = csv.DictWriter(table, LIST, lineterminator='\n')
+  rows = csv.DictWriter(table, [*LIST], lineterminator='\n')
   rows.writeheader()
   rows.writerows(found.listed(i, results) for i in range(len(found)))
   files.write_text(output, table.getvalue())

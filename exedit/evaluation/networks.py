@@ -162,7 +162,7 @@ class StructureDistance:
   def __call__(
     self, pairs: Iterable[tuple[Pixels, Pixels]], batch_size: int = 4
   ) -> Float[np.ndarray, ' n']:
-    prepared = (tuple(self.prepare(picture) for picture in pair) for pair in pairs)
+    prepared = ((self.prepare(a), self.prepare(b)) for a, b in pairs)
     return np.concatenate([np.zeros(0, np.float32), *self.stream(prepared, batch_size)])
 
   def prepare(self, picture: Pixels) -> Prepared:

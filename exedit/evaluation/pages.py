@@ -6,7 +6,7 @@ import importlib.resources
 import os
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def write(
   return page
 
 
-def _table(columns, rows, titles=frozenset()):
+def _table(columns, rows, titles: Collection[str] = ()):
   cells = ''.join(f'<th>{html.escape(column)}</th>' for column in columns)
   return ['<table>', f'<tr>{cells}</tr>', *(_row(r, r[0] in titles) for r in rows), '</table>']
 

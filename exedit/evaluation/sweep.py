@@ -174,7 +174,7 @@ def by_method(
   rows: dict[str, list[list[int]]] = {}
   for (method, _), own in groups(edits).items():
     rows.setdefault(method, []).append(own)
-  grid = lambda name, own: np.float64(scores[name])[np.array(own).T]  # [n k]
+  grid = lambda name, own: scores[name].astype(np.float64)[np.array(own).T]  # [n k]
   return {
     method: (
       [edits[i].id for i in own[0]],
@@ -186,9 +186,9 @@ def by_method(
 
 def _point(method, strength, own, scores):
   """The means of one method at one strength, with intervals."""
-  found = dict(method=method, strength=strength, n=len(own))
+  found: dict[str, Any] = dict(method=method, strength=strength, n=len(own))
   for name, values in scores.items():
-    taken = np.float64(values[own])
+    taken = values[own].astype(np.float64)
     several = len(own) > 1
     mean = confidence.mean_interval(taken) if several else None
     found[name] = dict(
@@ -246,7 +246,7 @@ def _estimated(statistic, curves, one, other, low, high):
     reach = curve.reach()
     if low < reach[0] - 1e-9 or high > reach[1] + 1e-9:
       raise ValueError(f'{method} reaches only {reach[0]:.4g} to {reach[1]:.4g}')
-  found = tradeoff.estimate(statistic, *both)
+  found = tradeoff.estimate(statistic, both[0], both[1] if other else None)
   return dict(value=found.value, low=found.low, high=found.high, n=len(ids), note='')
 
 

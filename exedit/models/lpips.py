@@ -1,7 +1,7 @@
 """LPIPS: the distance of two images in the features of an image classifier."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +130,8 @@ class LPIPS(nnx.Module):
 
   def _pooled(self, x: Float[Array, 'b h w c'], size: int) -> Float[Array, 'b p q c']:
     rest = ((side - size) % 2 if self.net in PARTIAL else 0 for side in x.shape[1:3])
-    return nnx.max_pool(x, (size, size), strides=(2, 2), padding=[(0, more) for more in rest])
+    padding: Any = [(0, more) for more in rest]  # flax declares it as a str
+    return nnx.max_pool(x, (size, size), strides=(2, 2), padding=padding)
 
 
 def _direction(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
