@@ -50,7 +50,7 @@ def write(
   head: the lines under the title. rows: the cells of the table; the first one links to the section
   of the same title.
   """
-  titles = {section.title for section in sections}
+  titles = frozenset(section.title for section in sections)
   body = [f'<p class="head">{html.escape(line)}</p>' for line in head]
   body += _table(columns, rows, titles)
   for section in sections:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -225,7 +226,7 @@ class UNet(nnx.Module):
     for level in self.up:
       yield from level.attentions
 
-  def _body(self, h, t, context, shortcut: bool, edit=None, watch=None):
+  def _body(self, h, t, context, shortcut: bool, edit=None, watch=None) -> Any:
     if h.shape[1] % self.multiple or h.shape[2] % self.multiple:
       raise ValueError(
         f'the UNet takes heights and widths that are multiples of {self.multiple}, '
