@@ -251,6 +251,11 @@ def recipe_path(path: str | os.PathLike) -> str:
   return os.path.splitext(os.fspath(path))[0] + '.json'
 
 
+def words_path(path: str | os.PathLike) -> str:
+  """The picture of the words' places beside an output: out-words.png for out.jpg."""
+  return os.path.splitext(os.fspath(path))[0] + '-words.png'
+
+
 def holds_alpha(path: str | os.PathLike) -> bool:
   """Whether a file with this name can be transparent."""
   return format_of(path) != 'JPEG'

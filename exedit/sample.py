@@ -84,12 +84,12 @@ def settings() -> list[Flag]:
 def setting(name: str, fields: list[dataclasses.Field]) -> Flag:
   """The flag of one setting, from the fields of the systems that have it."""
   first = fields[0]
-  default = str(first.default).lower() if first.type is bool else f'{first.default}'
-  if first.metadata['network']:  # the weights' config may have another default
+  default = '' if first.default is None else str(first.default).lower()  # None: its help tells
+  if default and first.metadata['network']:  # the weights' config may have another default
     default = f"the weights' own, or {default}"
   choices = [choice for field in fields for choice in field.metadata['choices']]
   bounds = [field.metadata['bounds'] for field in fields if field.metadata['bounds']]
-  kind = [*dict.fromkeys(choices)] if choices else first.type
+  kind = [*dict.fromkeys(choices)] if choices else systems.kind_of(first)
   least = min((pair[0] for pair in bounds), default=None)
   most = max((pair[1] for pair in bounds), default=None)
   return Flag(name, None, first.metadata['help'], kind, least, most, default)

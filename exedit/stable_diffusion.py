@@ -14,10 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from exedit import images, latent_diffusion
+from exedit import images, latent_diffusion, text_editing
 from exedit.diffusion import guidance
 from exedit.diffusion.schedule import Schedule
-from exedit.editing.settings import interval_shares
+from exedit.editing import prompts
+from exedit.editing.settings import STRENGTH, interval_shares
 from exedit.input_pipeline import captioned
 from exedit.input_pipeline import tokenizer as texts
 from exedit.input_pipeline.tokenizer import Tokenizer
@@ -272,10 +273,17 @@ def _blend(
 
 # The system
 
+PROMPT_TO_PROMPT = dict(inversion='direct', blend='source')  # settings that a target gives a use
 
-def _edit(model, arrays, keys, size, *, strength, **settings):
+
+def _edit(model, arrays, keys, size, *, strength=None, **settings):
   """`System.edit`; a size that the model cannot make is cut out of the next larger one."""
   tokens, negative = arrays['prompt'], arrays.get('negative_prompt')
+  prompt = {name: settings.pop(name, default) for name, default in PROMPT_TO_PROMPT.items()}
+  if 'target' in arrays:
+    how = dict(steps=settings['steps'], scale=settings['scale'], **prompt)
+    return text_editing.edit(model, arrays, keys, **how)
+  strength = STRENGTH if strength is None else strength
   if 'image' in arrays:
     given = arrays['image'], arrays['mask'], tokens, negative
     return edit(model, *given, key=keys, strength=strength, paste=False, **settings)
@@ -363,5 +371,7 @@ SYSTEM = System(
   edit=_edit,
   mask_grid=mask_grid,
   tokenizer=tokenizer,
+  together=prompts.together,
+  kept=prompts.kept,
   data_settings=data_settings,
 )

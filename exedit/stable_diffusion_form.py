@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from exedit.editing.prompt_settings import PromptSettings
 from exedit.editing.settings import PhotoSettings, SamplingSettings
 from exedit.systems import Form, Input, setting
 
@@ -21,12 +22,13 @@ class InpaintingSettings(SamplingSettings, PhotoSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(InpaintingSettings):
+class Settings(PromptSettings, InpaintingSettings):
   """The settings of one picture; those of a photo count only if there is one."""
 
-  strength: float = setting(
-    0.8, 'with a photo and a text: the share of the steps that is made, from the photo with noise '
-    'on it; 1: nearly from noise',
+  strength: float | None = setting(
+    None, "with a photo: from 0, the photo's look, to 1, that of the text. It is the share of the "
+    "steps that is made, from the photo with noise on it (default: 0.8); with --target the photo's "
+    'layout is held for the other share of the steps (default: 0.5)',
     bounds=(0, 1), network=True,
   )  # fmt: skip
   size: int = setting(
@@ -38,7 +40,15 @@ FORM = Form(
   name='stable_diffusion',
   inputs=(
     *TEXTS,
-    Input('image', 'photo', 'photo to change (SDEdit)', required=False),
+    Input(
+      'target',
+      'text',
+      'text of the result, if --prompt is that of the photo (Prompt-to-Prompt)',
+      required=False,
+    ),
+    Input(
+      'image', 'photo', 'photo to change (SDEdit; with --target Prompt-to-Prompt)', required=False
+    ),
     Input('mask', 'mask', 'white where the photo changes (Blended Diffusion)', required=False),
   ),
   settings=Settings,

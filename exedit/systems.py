@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib
 import os
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -95,13 +96,22 @@ class System(Form):
     training.
   edit(model, arrays, keys, size, **settings): the edited pictures [b h w 3] in [-1, 1], as the
     network gives them. `arrays` holds the inputs by name, at (height, width) `size`. `keys` [b] is
-    one random key for each picture. `settings` are the network's (see `setting`). None: the system
-    only trains networks that other systems take.
+    one random key for each picture. `settings` are the network's (see `setting`). It may also give
+    a pair, the pictures and {name: array [b ...]} of what else is known of each edit: `region`
+    [b h w 1] is 1 where the picture may differ from the photo, `words` [b h w m] are the maps of
+    the tokens of `prompt`, and those called `kept_...` are arrays for a next edit, see `kept`.
+    None: the system only trains networks that other systems take.
   picture_size(model): the side in pixels of a 'picture' input, from the model settings.
   mask_grid(model): the network's latents see a mask only at every such pixel of rows and columns,
     from the model settings; 1: everywhere.
   tokenizer(weights): a function of a text that gives the array that `edit` gets for a 'text' input;
     its `cut(text)` is the end of a text that is too long. See `input_pipeline.tokenizer`.
+  together(inputs, settings, tokenizer): further arrays for `edit` by name, of the texts and
+    settings of one edit that have a meaning only together, and notes for the user. It raises
+    UserError for those that do not go together. `inputs` are texts and paths by name; without a
+    tokenizer it only checks what needs no vocabulary.
+  kept(inputs, settings): the texts and settings on which the arrays `kept_...` depend, besides the
+    weights and the photo; None: there are none. `edit` uses them instead of making them again.
   data_settings(config, workdir): the settings that `data` takes: `config.data`, and what it needs
     of the rest of a training's config, which is a mapping. With a `workdir` the settings also name
     files, such as the folder of a `tokenizer`, and weights may be fetched for them. The training
@@ -121,6 +131,11 @@ class System(Form):
   picture_size: Callable[[Mapping[str, Any]], int] = lambda model: 0
   mask_grid: Callable[[Mapping[str, Any]], int] = lambda model: 1
   tokenizer: Callable[['Weights'], Any] | None = None
+  together: Callable[..., tuple[dict[str, Any], list[str]]] = lambda inputs, settings, spell: (
+    {},
+    [],
+  )
+  kept: Callable[..., dict[str, Any] | None] = lambda inputs, settings: None
   moments: Callable[..., Any] | None = None
   completed: Callable[..., dict[str, Any]] = lambda tensors, config: dict(tensors)
   outcome: Callable[..., None] | None = None
@@ -282,19 +297,28 @@ def check_setting(settings: type, name: str, given: Any) -> Any:
   field = next(f for f in dataclasses.fields(settings) if f.name == name)
   if read := field.metadata['read']:
     return read(given)
+  if given is None and field.default is None:
+    return None
+  kind = kind_of(field)
   try:
-    found = _converted(field.type, given)
+    found = _converted(kind, given)
   except (ValueError, OverflowError):
     words = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a word'}
-    comma = field.type in (int, float) and ',' in str(given)
+    comma = kind in (int, float) and ',' in str(given)
     hint = ', with a point for decimals and no comma' if comma else ''
-    raise UserError(f'{name} is {given!r:.40}: it must be {words[field.type]}{hint}') from None
+    raise UserError(f'{name} is {given!r:.40}: it must be {words[kind]}{hint}') from None
   bounds, choices = field.metadata['bounds'], field.metadata['choices']
   if bounds and not bounds[0] <= found <= bounds[1]:  # False for NaN
     raise UserError(f'{name} is {found}: it must be between {bounds[0]} and {bounds[1]}')
   if choices and found not in choices:
     raise UserError(f'{name} is {found!r:.40}: use one of {", ".join(choices)}')
   return found
+
+
+def kind_of(field: dataclasses.Field) -> Any:
+  """The type of a setting; that of a setting that may be None without the None."""
+  kinds = [kind for kind in typing.get_args(field.type) if kind is not type(None)]
+  return kinds[0] if kinds else field.type
 
 
 def _converted(kind: Any, given: Any) -> Any:

@@ -20,10 +20,10 @@ MODEL: dict[str, Any] = dict(
 EDIT: dict[str, Any] = dict(steps=3, scale=2.0, sampler='ddim')
 
 
-def export(folder, system):
-  """A folder with small random weights and their tokenizer, made."""
+def export(folder, system, **unet):
+  """A folder with small random weights and their tokenizer, made; unet: other settings of it."""
   size = vocabulary.write(folder / 'words')
-  model = dict(MODEL, text=dict(MODEL['text'], vocabulary=size))
+  model = dict(MODEL, unet=MODEL['unet'] | unet, text=dict(MODEL['text'], vocabulary=size))
   built = with_random_weights(lambda: system.build(**model, rngs=keys()))
   config = dict(system=system.name, model=model, data=dict(size=16), edit=EDIT)
   arrays = {n: np.asarray(a) for n, a in parameters.flatten(built)[1].items()}

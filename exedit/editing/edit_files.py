@@ -13,7 +13,7 @@ import jax
 from exedit import images, systems
 from exedit.editing import jobs
 from exedit.editing.engine import share_out, threads
-from exedit.editing.session import Pace, Session, sweep
+from exedit.editing.session import Made, Pace, Session, sweep
 from exedit.runtime import processes, progress
 from exedit.runtime.errors import UserError
 
@@ -90,7 +90,7 @@ def edit_once(
       bar.clear()  # for the lines below
       for made in batch:
         old = f' ({made.old})' if made.old else ''
-        say(f'{made.path}{old}  seed {made.job.edit.settings.seed}')
+        say(f'{made.path}{old}  seed {made.job.edit.settings.seed}{_moved([made])}')
   say(pace.text())
   return outputs
 
@@ -298,11 +298,23 @@ def _make(session, ours, states, batch_size, say) -> list[jobs.Fault]:
       bar.update()
 
     batches = engine.batches(works, rows, unfinished)
+    all_made = []
     for batch in session.run(engine, batches, bad=bad, pace=pace, lag=1):
       bar.update(len(batch))
+      all_made += batch
   made = sum(pace.counts)
-  say(f'{made} edits: {pace.text()}' if made else 'no edit could be made')
+  say(f'{made} edits: {pace.text()}{_moved(all_made)}' if made else 'no edit could be made')
   return late
+
+
+def _moved(made: Sequence[Made]) -> str:
+  """How far the backgrounds of these edits moved, in words; empty if none could."""
+  found = [one.background for one in made if one.background is not None]
+  if not found:
+    return ''
+  low, high = min(found), max(found)
+  how = f'{low:.1f} dB' if low == high else f'{low:.1f} to {high:.1f} dB'
+  return f"  the background moved to {how} of the photo's (name a --mask to keep it)"
 
 
 def _bar(total, what, passing=True):

@@ -55,13 +55,15 @@ class Batch:
 class Result:
   """The network's answer to one edit, raw, at the size of the work.
 
-  kept: the second value of `read`. per_device: the rows of the batch on each device.
+  kept: the second value of `read`. per_device: the rows of the batch on each device. seen: what
+  else `System.edit` tells of this edit.
   """
 
   item: Any
   raw: Float[np.ndarray, 'h w 3']
   kept: Any
   per_device: int
+  seen: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Engine:
@@ -82,7 +84,7 @@ class Engine:
     keys: jax.Array,
     size: tuple[int, int],
     settings: Mapping[str, Any],
-  ) -> jax.Array:
+  ) -> Any:
     """`System.edit`, without waiting for it. The devices must share out the rows evenly.
 
     The result does not depend on the number of devices, only on the rows of each.
@@ -174,7 +176,7 @@ class Engine:
     if waiting is not None:
       yield self._arrived(*waiting)
 
-  def _start(self, batch, ready, key) -> jax.Array:
+  def _start(self, batch, ready, key) -> Any:
     """Starts one batch on the devices; its last edit fills the empty rows."""
     filled = [*ready, *[ready[-1]] * (batch.rows - len(ready))]
     keys = jnp.stack([key(work.item) for work, _, _ in filled])
@@ -192,10 +194,14 @@ class Engine:
 
   def _arrived(self, batch, ready, raw) -> list[Result]:
     per_device = batch.rows // len(self.devices)
+    pictures, seen = jax.tree.map(np.asarray, raw if isinstance(raw, tuple) else (raw, {}))
     return [
-      Result(work.item, row[: work.size[0], : work.size[1]], kept, per_device)
-      for (work, _, kept), row in zip(ready, np.asarray(raw))
-    ]
+      Result(
+        work.item, pictures[i, : work.size[0], : work.size[1]], kept, per_device,
+        {name: array[i] for name, array in seen.items()},
+      )
+      for i, (work, _, kept) in enumerate(ready)
+    ]  # fmt: skip
 
   def _grown(self, size):
     return tuple(side + -side % self.multiple for side in size)

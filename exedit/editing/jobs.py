@@ -298,6 +298,7 @@ def _check_texts(edit, system, tokenizer):
       raise UserError(f'{entry.name}: {error}') from None
     if tokenizer is not None and (cut := tokenizer.cut(text)):
       yield f'{entry.name} is too long for the text tower, which does not see its end: {cut!r}'
+  yield from system.together(edit.inputs, edit.settings, tokenizer)[1]
 
 
 def _notes(edit, header, white):
@@ -378,6 +379,7 @@ def _check_output(edit, inputs, seen, places, recipes):
     files.check_folder(folder)
     places.add(folder)
   paths = [edit.output, images.recipe_path(edit.output)] if recipes else [edit.output]
+  paths += [images.words_path(edit.output)] if getattr(edit.settings, 'show_words', False) else []
   for path in paths:
     if _real(path) in inputs:
       raise UserError(f'output {path} is also an input: choose another, so that it is kept')

@@ -1,6 +1,7 @@
 """One edit before and after the network, over arrays: what the network sees, and the picture."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -133,6 +134,30 @@ def finish(
     return rgb
   opaque = np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], -1)
   return np.where(region[..., None], opaque, photo.rgba)
+
+
+def background(
+  frame: framing.Frame,
+  result: UInt8[np.ndarray, 'h w c'],
+  source: UInt8[np.ndarray, 'h w 3'],
+  region: Float[np.ndarray, 'lh lw 1'],
+  grid: int,
+) -> float | None:
+  """PSNR in dB of a result's background, to which the whole window outside `region` belongs.
+
+  region: where the edit may have changed the photo (1), for each latent, of which each covers
+  `grid` pixels of the picture that the network saw. None: there is no background.
+  """
+  window = slice(frame.top, frame.bottom), slice(frame.left, frame.right)
+  rows, columns = (
+    np.arange(side) * seen // side // grid
+    for side, seen in zip((frame.height, frame.width), frame.size)
+  )
+  outside = region[rows][:, columns, 0] == 0
+  if not outside.any():
+    return None
+  off = result[window][..., :3][outside].astype(np.float64) - source[window][outside]
+  return 10 * math.log10(255**2 / max(float((off**2).mean()), 1e-10))
 
 
 def edit_photo(

@@ -22,7 +22,11 @@ from exedit.systems import System
 
 FORMAT = 1
 # Settings that came later, as a recipe without them means them.
-OLDER = dict(spacing='leading', scale_mask=False, guidance_interval='0,1')
+OLDER = dict(
+  spacing='leading', scale_mask=False, guidance_interval='0,1', inversion='direct', cross='0.4',
+  alignment='refine', words='', blend='source', reweight='',
+  show_words=False,
+)  # fmt: skip
 LARGEST_FILE = 1 << 20  # bytes; a recipe has about two thousand
 VERSIONS = (
   *('exedit', 'python', 'jax', 'jaxlib', 'flax', 'numpy', 'pillow'),
@@ -254,7 +258,7 @@ def settings_of(recipe: Recipe, system: System, path: str) -> Any:
     if isinstance(value, str) and fields[name].type is not str:
       raise UserError(f'{damaged}: settings.{name} is {value!r:.40}')
   for name, field in fields.items():
-    if field.metadata['network'] and settings.get(name) is None:
+    if field.metadata['network'] and field.default is not None and settings.get(name) is None:
       raise UserError(f'{damaged}: settings.{name} is missing')
   try:
     return systems.make_settings(system, settings)

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import io
+import json
 import os
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,24 +17,29 @@ from jaxtyping import Bool
 
 from exedit import images, systems
 from exedit.concepts import files as concepts
-from exedit.editing import jobs, photo
+from exedit.editing import framing, jobs, photo, prompts
 from exedit.editing import recipe as recipes
 from exedit.editing.engine import Batch, Engine, Result, Work
 from exedit.editing.settings import saved_evaluations
 from exedit.runtime import files
-from exedit.runtime.errors import UserError
+from exedit.runtime.errors import UserError, one_line
 
 RELEASED = dict(paint_by_example='Fantasy-Studio/Paint-by-Example')  # by system, on the hub
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-  """One written output. old: in words, what became of the file that had its name; or empty."""
+  """One written output.
+
+  old: in words, what became of the file that had its name; or empty. background: how near the part
+  that should stay is to the photo's, as PSNR in dB; None if every pixel of it is the photo's own.
+  """
 
   job: jobs.Job
   path: str
   recipe: recipes.Recipe
   old: str = ''
+  background: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +108,7 @@ class Session:
     self._named = dict(which=which, revision=revision, step=self.found.step)
     self._lock, self._digest = threading.Lock(), ''
     self._sha256 = functools.cache(files.sha256)
+    self._there = functools.cache(os.path.exists)
 
   @property
   def digest(self) -> str:
@@ -180,7 +189,8 @@ class Session:
         job,
         job.frame.size,
         systems.network_settings(job.edit.settings),
-        tuple(name for name in job.edit.inputs if name in optional),
+        tuple(name for name in job.edit.inputs if name in optional)
+        + (('kept',) if self._is_kept(job) else ()),
       )
       for job in found
     ]
@@ -248,10 +258,45 @@ class Session:
     """The network's arrays of one job with these decoded inputs."""
     model = self.config['model']
     size = self.system.picture_size(model) if self.system.inputs_of('picture') else 0
-    return photo.prepare(
+    arrays = photo.prepare(
       self.system.inputs, decoded.given, job.edit.settings,
       trained=self.trained, picture_size=size, tokens=self.tokenizer, frame=job.frame,
     ).arrays  # fmt: skip
+    arrays |= self.system.together(job.edit.inputs, job.edit.settings, self.tokenizer)[0]
+    return arrays | (self._kept_arrays(job) if self._is_kept(job) else {})
+
+  def _kept_path(self, job: jobs.Job) -> str | None:
+    """Where the arrays of an edit that a next edit of the photo can take are kept, if there are."""
+    edit = job.edit
+    found = self.system.kept(edit.inputs, edit.settings)
+    if found is None or not self.keep_recipes:
+      return None
+    photos = [self._sha256(edit.inputs[e.name]) for e in self.system.inputs_of('photo')]
+    parts = [self.digest, self.precision, dataclasses.asdict(job.frame), found, photos]
+    name = recipes.text_digest(json.dumps(parts, sort_keys=True))[:16]
+    return os.path.join(os.path.dirname(edit.output), f'inversion-{name}.npz')
+
+  def _is_kept(self, job: jobs.Job) -> bool:
+    """Whether they were kept when this session first asked, so that a batch has one answer."""
+    path = self._kept_path(job)
+    return path is not None and self._there(path)
+
+  def _kept_arrays(self, job: jobs.Job) -> dict[str, np.ndarray]:
+    path = self._kept_path(job)
+    try:
+      with np.load(path, allow_pickle=False) as found:
+        return dict(found)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+      raise UserError(f'{path} is damaged ({one_line(error)}): delete it') from None
+
+  def _keep(self, result: Result) -> None:
+    """Keeps the arrays that a next edit can take."""
+    arrays = {name: a for name, a in result.seen.items() if name.startswith(prompts.KEPT)}
+    path = self._kept_path(result.item)
+    if arrays and path and not os.path.exists(path):
+      data = io.BytesIO()
+      np.savez(data, **arrays)
+      files.write_all({path: data.getvalue()})
 
   def _write(self, result: Result, decoded: Decoded) -> Made:
     """Saves one output, with its recipe in it and beside it."""
@@ -289,7 +334,16 @@ class Session:
       icc_profile=decoded.photo.icc_profile if decoded.photo else None,
       recipe=recipe.text() if self.keep_recipes else None,
     )
-    return Made(job, path, recipe, old)
+    if getattr(edit.settings, 'show_words', False) and 'words' in result.seen:
+      grown = [side * self.grid for side in result.seen['region'].shape[:2]]
+      given = edit.inputs['prompt'], self.tokenizer, result.seen['words'], grown
+      shown = images.to_uint8(framing.cut(job.frame, decoded.photo.rgb))
+      images.save(prompts.sheet(*given, shown), images.words_path(edit.output))
+    self._keep(result)
+    region, background = result.seen.get('region'), None
+    if region is not None and decoded.photo is not None and 'mask' not in edit.inputs:
+      background = photo.background(job.frame, pixels, decoded.photo.rgb, region, self.grid)
+    return Made(job, path, recipe, old, background)
 
   def _inputs(self, edit, folder) -> dict[str, dict[str, str]]:
     """The `inputs` of a recipe that lies in this folder."""

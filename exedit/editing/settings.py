@@ -21,6 +21,7 @@ CONCEPT = (  # flags
   Flag('concept', None, 'concepts that the weights learn: C, or C,D, or <word>=C to rename', str),
   Flag('force', None, 'use concepts of other weights too', bool, shown='false'),
 )
+STRENGTH = 0.8  # of a change of a photo by a text (SDEdit)
 FEATHER = 2.0  # pixels of the network, see `framing.stitch`
 
 
@@ -108,6 +109,8 @@ def saved_evaluations(settings: Mapping[str, Any], most: int, photo: bool = True
     return ''
   names = ('steps', 'sampler', 'spacing', *(['strength'] if photo else []))
   how = {name: settings[name] for name in names if name in settings}
+  if how.get('strength', 0) is None:
+    how['strength'] = STRENGTH
   total, guided = latent_diffusion.evaluations(Schedule(num_steps=most + 1), shares, **how)
   return (
     f'guidance in {guided} of {total} evaluations: {total - guided} of {2 * total} runs of the '

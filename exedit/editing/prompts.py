@@ -1,0 +1,186 @@
+"""The texts of an edit from one text to another, as the arrays that the network takes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from exedit import images
+from exedit.diffusion import prompt_edits
+from exedit.editing import prompt_settings
+from exedit.runtime.errors import UserError
+
+Spell = Callable[[str], np.ndarray]
+Arrays = dict[str, np.ndarray]
+
+PREFIX = 'edit_'  # of the names of the arrays
+KEPT = 'kept_'  # of those that a next edit takes
+
+
+def together(
+  inputs: Mapping[str, str], settings: Any, spell: Spell | None
+) -> tuple[Arrays, list[str]]:
+  """`System.together` of Stable Diffusion: one `text_editing.Tables` as arrays by field, and notes.
+
+  Raises:
+    UserError: for texts that could do nothing, words that are not there, and inputs or settings
+      that do not go together.
+  """
+  target = inputs.get('target')
+  if target is None:
+    for name in ('words', 'reweight', 'show_words'):
+      if getattr(settings, name):
+        raise UserError(f'{name} goes with a target only: name the text of the result in target')
+    return {}, []
+  _check(inputs, settings)
+  if spell is None:
+    return {}, []
+  return _tables(inputs, settings, spell)
+
+
+def kept(inputs: Mapping[str, str], settings: Any) -> dict[str, Any] | None:
+  """`System.kept` of Stable Diffusion: what the inversion of a photo depends on."""
+  if 'target' not in inputs:
+    return None
+  found = {name: getattr(settings, name) for name in ('inversion', 'steps')}
+  if settings.inversion == 'null_text':
+    found |= dict(scale=settings.scale, negative_prompt=inputs.get('negative_prompt', ''))
+  if settings.inversion == 'edit_friendly':
+    found |= dict(seed=settings.seed, negative_prompt=inputs.get('negative_prompt', ''))
+  return found | dict(prompt=inputs['prompt'])
+
+
+def sheet(
+  prompt: str,
+  spell: Spell,
+  seen: Float[np.ndarray, 'mh mw m'],
+  grown: Sequence[int],
+  shown: UInt8[np.ndarray, 'h w 3'],
+) -> UInt8[np.ndarray, 'H W 3']:
+  """The photo, and for each word of its text the photo as bright as the word's map is there.
+
+  Each map is scaled to its largest value; that of a word of several tokens is their sum.
+
+  seen: the maps of the tokens, for a picture of the size `grown`. shown: what the network saw of
+  the photo, the upper left part of that picture.
+  """
+  row, place = [shown], 1
+  for word in prompt.split():
+    size = prompt_edits.count(spell(word))
+    score = seen[..., place : place + size].sum(-1)
+    place += size
+    score = np.float32(score / max(float(score.max()), 1e-9))
+    bright = images.resize(np.stack([score] * 3, -1), *grown)[: shown.shape[0], : shown.shape[1]]
+    row.append(np.uint8(np.clip(shown * (0.1 + 0.9 * bright), 0, 255)))
+  return images.grid([row], ('photo', *prompt.split()))
+
+
+def _check(inputs, settings) -> None:
+  """What can be checked without a vocabulary."""
+  faults = (
+    ('image' not in inputs, 'target is given without image: name the photo that prompt describes'),
+    (
+      settings.inversion == 'negative_prompt' and 'negative_prompt' in inputs,
+      'inversion=negative_prompt leads away from the prompt: leave negative_prompt out',
+    ),
+    (
+      settings.guidance_interval != '0,1',
+      'guidance_interval does not go with a target: leave it out',
+    ),
+    (settings.spacing != 'leading', 'spacing does not go with a target: leave it out'),
+    (
+      settings.words and settings.blend == 'none',
+      'words have no use with blend=none: leave one of them out',
+    ),
+    (
+      settings.words and 'mask' in inputs,
+      'words have no use with a mask, which says where the photo changes: leave one of them out',
+    ),
+  )
+  for wrong, why in faults:
+    if wrong:
+      raise UserError(why)
+  if inputs['prompt'].split() == inputs['target'].split() and not settings.reweight:
+    raise UserError(
+      'target is the same text as prompt, so nothing would change: say in target what the result '
+      'shows'
+    )
+
+
+def _tables(inputs, settings, spell) -> tuple[Arrays, list[str]]:
+  prompt, target = inputs['prompt'], inputs['target']
+  source, goal = spell(prompt), spell(target)
+  if np.array_equal(source, goal) and not settings.reweight:
+    raise UserError('target has the same tokens as prompt, so nothing would change')
+  if settings.alignment == 'replace':
+    mix, new = prompt_edits.replace(*([spell(w) for w in t.split()] for t in (prompt, target)))
+    lost = _replaced(prompt, target, spell, len(source))
+  else:
+    mix, new = prompt_edits.refine(source, goal)
+    lost = ~mix.any(1)
+  lost[0] = False
+  lost[1 + prompt_edits.count(source) :] = False
+  usual, own = prompt_settings.windows(settings.cross)
+  at = lambda word, name: _places(goal, word, spell, name, 'target')
+  windows = {place: window for word, window in own.items() for place in at(word, 'cross')}
+  factors = prompt_settings.weights(settings.reweight)
+  weights = {place: factor for word, factor in factors.items() for place in at(word, 'reweight')}
+  strength = prompt_settings.STRENGTH if settings.strength is None else settings.strength
+  gate = prompt_edits.windows(len(source), settings.steps, usual, windows)
+  hold = prompt_edits.held(settings.steps, (0, 1 - strength))
+  made = prompt_edits.table(mix, gate, hold, weights)
+  words = new_words = np.zeros(len(source), np.float32)
+  notes: list[str] = []
+  if settings.blend != 'none' and 'mask' not in inputs:
+    words, new_words, notes = _blended(prompt, source, goal, lost, new, settings, spell)
+  arrays = dict(mix=made.mix, own=made.own, gate=made.gate, hold=made.hold)
+  arrays |= dict(words=words, new_words=new_words)
+  return {PREFIX + name: array for name, array in arrays.items()}, notes
+
+
+def _replaced(prompt, target, spell, length):
+  """The tokens of the prompt's words that the target replaces by others."""
+  lost, place = np.zeros(length, bool), 1
+  for old, new in zip(prompt.split(), target.split()):
+    size = prompt_edits.count(spell(old))
+    lost[place : place + size] = not np.array_equal(spell(old), spell(new))
+    place += size
+  return lost
+
+
+def _blended(prompt, source, goal, lost, new, settings, spell):
+  """The tokens of the words where a photo may change, in both texts, and what to tell."""
+  words, new_words = np.zeros(len(source), np.float32), np.zeros(len(source), np.float32)
+  if settings.words:
+    for word in settings.words.split(','):
+      words[_places(source, word, spell, 'words', 'prompt')] = 1
+      new_words[prompt_edits.places(goal, spell(word))] = 1
+    new_words = new_words if new_words.any() else np.float32(new)
+    return words, new_words, []
+  if not lost.any():
+    return words, new_words, [
+      'the target has every word of the prompt, so the photo may change everywhere: name words of '
+      'the prompt with --words to change it only there'
+    ]  # fmt: skip
+  place, said = 1, []
+  for word in prompt.split():
+    size = prompt_edits.count(spell(word))
+    if lost[place : place + size].any():
+      said.append(word)
+    place += size
+  told = ' '.join(said)
+  note = (
+    f'without a mask the photo changes only where {told!r} is: --words names other words, '
+    '--blend=none changes it everywhere'
+  )
+  return lost.astype(np.float32), np.float32(new), [note]
+
+
+def _places(tokens, word, spell, name, where) -> list[int]:
+  found = prompt_edits.places(tokens, spell(word))
+  if not found:
+    raise UserError(
+      f'{name} names {word.strip()!r:.60}, which is not in {where}: use words of it, spelt as there'
+    )
+  return found
