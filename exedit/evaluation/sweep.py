@@ -238,7 +238,7 @@ def _estimated(statistic, curves, one, other, low, high):
   ids, both = curves[one][0], [curves[m][1] for m in (one, other) if m]
   if other:
     shared = [i for i in ids if i in {*curves[other][0]}]
-    both = [_taken(*curves[m], shared) for m in (one, other)]
+    both = [_taken(curves[m][0], curves[m][1], shared) for m in (one, other)]
     ids = shared
     if not shared:
       raise ValueError('the two have no edit in common')
