@@ -2,11 +2,13 @@ r"""The comparison of the paper (arXiv 2211.13227, table 1) on one benchmark, as
 
   python -m launch.ablation bench --output=drawn --edits=48 --version=2
   python -m benchmarks.compared --config=configs/coco_ee.py --config.data.root=drawn/bench \
-      --config.prompts=drawn/prompts.csv --ours=weights/tiny --text=SD --output=compared
+      --config.prompts=drawn/prompts.csv --ours=weights/tiny --text=SD --image=BLENDED \
+      --output=compared
 
 Rows: Paint by Example (`--ours`), an inpainting model of Stable Diffusion (`--inpainting`), Blended
-Diffusion by text with a text-to-image model (`--text`), the exemplar pasted, pasted and harmonised,
-and the untouched source. Each row is an evaluation in a folder of its own, which exedit.evaluate
+Diffusion by text with a text-to-image model (`--text`) and by the exemplar (`--image`, weights that
+`exedit.convert --clip` joined), the exemplar pasted, pasted and harmonised, and the untouched
+source. Each row is an evaluation in a folder of its own, which exedit.evaluate
 scores; the same command continues. Beside a drawn benchmark lie its truths, and then the table has
 the share of results that are nearest to the right one of ten, and the PSNR to it in the hole.
 """
@@ -29,12 +31,14 @@ from launch import ablation
 
 PASTES = ('copy_paste', 'harmonised', 'source')
 SAMPLING = ('steps', 'scale', 'sampler', 'spacing', 'guidance_interval')  # of every system
-NOT_SHARED = ('mask_resize', 'strength', 'prompts', 'prompt')  # settings that not all systems have
+# Settings that not all systems have.
+NOT_SHARED = ('mask_resize', 'clip_scale', 'views', 'strength', 'prompts', 'prompt')
 FLAGS = (
   Flag('config', None, 'configs/coco_ee.py: the benchmark, the networks', 'config'),
   Flag('output', doors.REQUIRED, 'folder of the evaluations and of the table', str),
   Flag('ours', None, 'weights of Paint by Example', str),
   Flag('text', None, 'weights of Stable Diffusion, for Blended Diffusion', str),
+  Flag('image', None, 'weights of Blended Diffusion by an exemplar (exedit.convert --clip)', str),
   Flag('inpainting', None, 'weights of an inpainting model of Stable Diffusion', str),
 )  # fmt: skip
 
@@ -44,10 +48,12 @@ def evaluations(config: dict[str, Any], **weights: str | None) -> Iterator[tuple
   shared = {name: value for name, value in config.items() if name not in NOT_SHARED}
   texts = {name: config[name] for name in ('prompts', 'prompt') if config.get(name)}
   strength = config.get('strength')
+  strength = 1.0 if strength is None else strength  # the same for both of Blended Diffusion
   own = dict(
     ours=dict(mask_resize=config.get('mask_resize')),
     inpainting=texts,
-    text=dict(texts, strength=1.0 if strength is None else strength),
+    text=dict(texts, strength=strength),
+    image=dict({n: config.get(n) for n in ('clip_scale', 'views')}, strength=strength),
   )
   for name, more in own.items():
     if weights.get(name):
@@ -67,7 +73,7 @@ def compare(
   rows = [*evaluations(config, **weights)]
   for _, how in rows:
     if path := how.get('weights'):
-      given = {n: how[n] for n in (*SAMPLING, *NOT_SHARED[:2]) if n in how}
+      given = {n: how[n] for n in (*SAMPLING, *NOT_SHARED[:4]) if n in how}
       make_edits.edit_settings(find.weights(path), bool(how.get('prompts')), **given)
   root = str(config['data']['root'])
   drawn = os.path.dirname(root.rstrip('/'))

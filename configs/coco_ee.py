@@ -43,6 +43,8 @@ def own() -> ml_collections.ConfigDict:
       mask_resize=config_dict.placeholder(str),
       guidance_interval=config_dict.placeholder(str),  # such as '0.2,0.8'
       strength=config_dict.placeholder(float),  # of Blended Diffusion, from 0 to 1
+      clip_scale=config_dict.placeholder(float),  # of Blended Diffusion by the exemplar
+      views=config_dict.placeholder(int),  # that CLIP sees of the hole there
       # For systems with texts: a list with id, and prompt or category; the prompt of a category.
       prompts=path(),
       prompt='{category}',  # or 'a photo of {category}'

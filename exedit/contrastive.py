@@ -18,7 +18,7 @@ from exedit import images, latent_diffusion, stable_diffusion
 from exedit.clip_form import FORM
 from exedit.input_pipeline import captioned
 from exedit.latent_diffusion import as_signed
-from exedit.models.clip import CLIPVision
+from exedit.models.clip import CLIPVision, unit
 from exedit.models.clip_text import CLIPText, at_end
 from exedit.systems import System
 from exedit.training import sharding
@@ -75,11 +75,6 @@ def build(
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
   """Settings of `build` with every default value; see `System.complete`."""
   return latent_diffusion.complete(settings, dict(clip=CLIPVision, text=CLIPText), dim=768)
-
-
-def unit(vectors: Float[Array, 'b d']) -> Float[Array, 'b d']:
-  """Each vector divided by its length."""
-  return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 # The loss

@@ -5,10 +5,12 @@
   python -m exedit.convert --from=/mnt/run --to=mine.safetensors --layout=original --which=params
   python -m exedit.convert --from=/mnt/run --to=mine.ckpt --layout=original
   python -m exedit.convert --from=stable-diffusion-v1-4 --concept=delta.bin --to=mine.safetensors
+  python -m exedit.convert --from=SD --clip=openai/clip-vit-large-patch14 --to=weights/blended
 
 --from takes everything that `paint_by_example.load` takes, and nothing in it is executed. All
 tensors are kept bit by bit, also those that no computation uses, unless --dtype asks for another
 type. With --concept it converts that instead; --from then are the weights that it belongs to.
+--clip joins Stable Diffusion with CLIP: the weights of Blended Diffusion by an exemplar.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +24,14 @@ from exedit.runtime.errors import UserError
 
 LAYOUTS, FORMATS = ('exedit', 'diffusers', 'original'), ('safetensors', 'ckpt')
 CONCEPTS = ('adobe', 'compressed', 'comfyui', 'kohya', 'embedding')  # layouts of concepts alone
-OWN, OTHERS = ('force', 'captions', 'rank'), ('format', 'dtype', 'heads', 'groups', 'clip_heads')
+OWN = ('force', 'captions', 'rank')
+OTHERS = ('clip', 'format', 'dtype', 'heads', 'groups', 'clip_heads')
 TYPES = ('float32', 'float16', 'bfloat16')
 ABOUT = "{} of an original checkpoint's {}, because the file does not say it (published: {})"
 FLAGS = (
   Flag('from', doors.REQUIRED, 'a run, a folder, a .ckpt or .safetensors file, or a hub id'),
   Flag('to', doors.REQUIRED, 'new folder, or file of the original layout'),
+  Flag('clip', None, 'a CLIP, whose image tower joins Stable Diffusion: Blended Diffusion', str),
   Flag('layout', 'exedit', 'layout; from adobe on only of concepts', (*LAYOUTS, *CONCEPTS)),
   Flag(
     'format', None, 'of the original layout; ckpt is for torch.load', FORMATS, shown='as --to ends'
@@ -48,6 +52,7 @@ def convert(
   src: str,
   to: str,
   *,
+  clip: str | None = None,
   layout: str = 'exedit',
   which: str = 'ema',
   dtype: str | None = None,
@@ -60,6 +65,7 @@ def convert(
 ) -> None:
   """Writes the weights `src` to the new folder or file `to`, whole or not at all.
 
+  clip: see `find.with_exemplars`.
   layout: 'exedit' and 'diffusers' are folders, 'original' is one file.
   which: 'ema' or 'params', if `src` has both.
   dtype: one of TYPES; by default the tensors keep their types.
@@ -87,6 +93,8 @@ def convert(
   elif format:
     raise UserError(f'--format={format} goes with --layout=original: leave one of them out')
   weights = find.weights(src, which, revision, heads=heads, groups=groups, clip_heads=clip_heads)
+  if clip:
+    weights = find.with_exemplars(weights, clip)
   for note in weights.notes:
     say(f'{weights.where}: {note}')
   system, model = systems.of(weights), dict(weights.config['model'])

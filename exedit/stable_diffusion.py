@@ -263,9 +263,22 @@ def _blend(
 ):  # fmt: skip
   """The compiled part of `edit`: encode, sample, decode."""
   model = nnx.merge(graphdef, params)
+  denoise = denoiser(model, None, tokens, negative, scale, interval)
+  return blend(model, denoise, source, mask, noise, posterior_noise, **how)
+
+
+def blend(
+  model: StableDiffusion,
+  denoise: latent_diffusion.Denoiser,
+  source: Float[Array, 'b h w 3'],
+  mask: Float[Array, 'b h w 1'],
+  noise: Float[Array, 'b lh lw z'],
+  posterior_noise: Float[Array, 'b lh lw z'],
+  **how: Any,
+) -> Float[Array, 'b h w 3']:
+  """The source with its hole as this denoiser fills it; how: see `latent_diffusion.timesteps`."""
   z = model.autoencoder.encode(source, posterior_noise)
   hole = latent_diffusion.resize_mask(mask, z.shape[1:3], 'nearest') >= 0.5
-  denoise = denoiser(model, None, tokens, negative, scale, interval)
   denoise = latent_diffusion.blended(denoise, z, hole, noise, model.schedule)
   made = latent_diffusion.sample(denoise, noise, model.schedule, origin=z, **how)
   return model.autoencoder.decode(jnp.where(hole, made, z))

@@ -74,7 +74,7 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class System(Form):
-  """A system, which edits or only trains networks for others, as a set of functions.
+  """A system as a set of functions; it edits, or trains networks, or both.
 
   name: the value of `config.system`, and the `kind` of the system's weights.
   inputs: the inputs of an edit, in the order of the columns.
@@ -91,9 +91,10 @@ class System(Form):
     `training.given`).
   data: the source of the batches.
   loss(model, batch, key): the mean loss, and {'per_example': [b], 't': timestep [b]}, without `t`
-    if it has no timesteps. The log gets the mean of every other array [b].
+    if it has no timesteps. The log gets the mean of every other array [b]. None: the system only
+    edits, with networks that other systems train; of `data` then only the `defaults` count.
   preview(model, examples, **edit): captions and rows of pictures and texts for the grids during a
-    training.
+    training. None: as `loss`.
   edit(model, arrays, keys, size, **settings): the edited pictures [b h w 3] in [-1, 1], as the
     network gives them. `arrays` holds the inputs by name, at (height, width) `size`. `keys` [b] is
     one random key for each picture. `settings` are the network's (see `setting`). It may also give
@@ -123,8 +124,8 @@ class System(Form):
   build: Callable[..., Any]
   complete: Callable[[Mapping[str, Any]], dict[str, Any]]
   data: Data
-  loss: Callable[..., Any]
-  preview: Callable[..., tuple[Sequence[str], list[list[Any]]]]
+  loss: Callable[..., Any] | None = None
+  preview: Callable[..., tuple[Sequence[str], list[list[Any]]]] | None = None
   edit: Callable[..., Any] | None = None
   start: Callable[..., dict[str, Any]] | None = None
   starts_from: tuple[str, ...] = ()
@@ -151,9 +152,10 @@ _registered: dict[str, System] = {}
 def _builtin() -> dict[str, System]:
   """The systems of this package. They are imported here because they import this module."""
   from exedit import autoencoder_kl, contrastive, custom_edit, paint_by_example, stable_diffusion
+  from exedit import blended_diffusion as blended
   from exedit import stable_diffusion_inpainting as inpainting
 
-  modules = (paint_by_example, stable_diffusion, inpainting, autoencoder_kl, contrastive)
+  modules = (paint_by_example, stable_diffusion, inpainting, blended, autoencoder_kl, contrastive)
   modules += (custom_edit,)
   return {module.SYSTEM.name: module.SYSTEM for module in modules}
 
@@ -161,10 +163,11 @@ def _builtin() -> dict[str, System]:
 def _builtin_forms() -> tuple[Form, ...]:
   """Forms of the systems of `_builtin`, from modules that import no JAX: see `forms`."""
   from exedit import autoencoder_form, clip_form, custom_edit_form
+  from exedit import blended_diffusion_form as blended
   from exedit import paint_by_example_form as paint_by_example
   from exedit import stable_diffusion_form as by_text
 
-  modules = (paint_by_example, by_text, autoencoder_form, clip_form, custom_edit_form)
+  modules = (paint_by_example, by_text, blended, autoencoder_form, clip_form, custom_edit_form)
   return *(module.FORM for module in modules), by_text.INPAINTING
 
 
@@ -220,6 +223,22 @@ def get(name: str) -> System:
   if name not in known:
     raise UserError(f"config.system is '{name}'; use one of {', '.join(known)}")
   return known[name]
+
+
+def training(name: str) -> System:
+  """The system of this name, to train its networks.
+
+  Raises:
+    UserError: if there is none, and for one that only edits.
+  """
+  system = get(name)
+  if system.loss is None:
+    able = ', '.join(name for name, known in all_systems().items() if known.loss)
+    raise UserError(
+      f"config.system is '{name}', which only edits, with networks that other systems train: train "
+      f'one of {able}'
+    )
+  return system
 
 
 def of(weights: 'Weights') -> System:

@@ -49,6 +49,8 @@ def evaluate(
   mask_resize: str | None = None,
   guidance_interval: str | None = None,
   strength: float | None = None,
+  clip_scale: float | None = None,
+  views: int | None = None,
   prompts: str | None = None,
   prompt: str = CATEGORY,
   precision: str | None = None,
@@ -73,7 +75,7 @@ def evaluate(
     gmm: the quality score's mixture (made by exedit.gmm).
     cache: folder of the vectors. None: one in the user's cache folder, or output/features if there
       are several processes.
-    steps, scale, sampler, spacing, mask_resize, guidance_interval, strength: see
+    steps, scale, sampler, spacing, mask_resize, guidance_interval, strength, clip_scale, views: see
       `make_edits.edit_settings`.
     prompts: list of the edits' prompts or categories, for a system with texts. prompt: of a
       category. See `make_edits.read_prompts`.
@@ -95,7 +97,7 @@ def evaluate(
   found = concepts.weights(weights, concept, force=force) if weights is not None else None
   how = dict(
     steps=steps, scale=scale, sampler=sampler, spacing=spacing, mask_resize=mask_resize,
-    guidance_interval=guidance_interval, strength=strength,
+    guidance_interval=guidance_interval, strength=strength, clip_scale=clip_scale, views=views,
   )  # fmt: skip
   sampling = make_edits.edit_settings(found, bool(prompts), **how) if found is not None else {}
   given = resources.load(features, gmm, reference.get('root'), edits)

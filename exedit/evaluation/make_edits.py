@@ -256,8 +256,8 @@ def text_inputs(
     UserError: for a prompt that the weights cannot read; names the edit.
   """
   system = systems.editing(found)
-  names = [entry.name for entry in system.inputs_of('text') if entry.required]
-  if not names or system.tokenizer is None:
+  names = [entry.name for entry in system.inputs_of('text')]  # the prompt is the first
+  if not names or not prompts or system.tokenizer is None:
     return {}
   spell, tokens, cut = system.tokenizer(found), {}, {}
   for number, prompt in prompts.items():

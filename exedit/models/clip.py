@@ -23,6 +23,11 @@ def quick_gelu(x: Float[Array, '*b']) -> Float[Array, '*b']:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
+def unit(vectors: Float[Array, '*b d']) -> Float[Array, '*b d']:
+  """Each vector divided by its length."""
+  return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
 class CLIPVision(vit.VisionTransformer):
   """The image tower of CLIP (arXiv 2103.00020; transformers CLIPVisionModel).
 

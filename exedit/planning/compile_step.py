@@ -136,8 +136,8 @@ def with_defaults(config: Config) -> dict[str, Any]:
 
 
 def check(config: Config) -> None:
-  """UserError for an unknown system, and for unknown keys of config.model and config.mesh."""
-  settings.check(config['model'], systems.get(config['system']).build, 'config.model')
+  """UserError for a system that trains nothing, and for unknown keys of two groups."""
+  settings.check(config['model'], systems.training(config['system']).build, 'config.model')
   settings.check(config['mesh'], sharding.make_mesh, 'config.mesh')
 
 

@@ -107,7 +107,7 @@ def read_config(values: Mapping[str, Any]) -> Config:
   settings.check(values, Config, 'config')
   settings.check_finite(values, 'config')
   config = Config(**values)
-  system = systems.get(config.system)
+  system = systems.training(config.system)
   for name, function in GROUPS.items():
     settings.check(getattr(config, name), function, f'config.{name}')
   settings.check_limits(values, LIMITS, 'config')

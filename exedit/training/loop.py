@@ -301,6 +301,7 @@ def write_grid(
   step = int(state.step)
   edit = systems.edit_settings(program.system, config.as_dict())
   model = parameters.merge(program.graph, {**(state.ema or state.params), **frozen})
+  assert program.system.preview is not None  # `systems.training` refuses other systems
   captions, rows = program.system.preview(model, examples, **edit)
   if jax.process_index() != 0:
     return

@@ -47,6 +47,7 @@ class Program:
     self, params: Params, frozen: Params, batch: Mapping[str, Array], key: Key[Array, '']
   ) -> tuple[Float[Array, ''], dict[str, Array]]:
     """`System.loss` as a function of the parameters."""
+    assert self.system.loss is not None  # `systems.training` refuses other systems
     return self.system.loss(parameters.merge(self.graph, {**params, **frozen}), batch, key)
 
   def flops(self, batch: Mapping[str, Any]) -> float:
@@ -240,8 +241,10 @@ def gradients(
   in float32 and sent once per step.
   """
 
+  assert (of_system := system.loss) is not None
+
   def loss(params, part):
-    return system.loss(parameters.merge(graph, {**params, **frozen}), part, key)
+    return of_system(parameters.merge(graph, {**params, **frozen}), part, key)
 
   grad = jax.value_and_grad(loss, has_aux=True)
   if accumulate == 1:

@@ -151,17 +151,58 @@ def clip_tower(src: str | os.PathLike, heads: int | None = None, part: str = 'cl
   return dataclasses.replace(found, layout='transformers', where=where)
 
 
-def _own_tower(src: str | os.PathLike, part: str) -> Weights:
-  """The tower among the weights of any system."""
+def _own_tower(src: str | os.PathLike, part: str, *others: str) -> Weights:
+  """The tower among the weights of any system, and these other parts."""
   found = weights(src)
   there = {ours.split('.')[0] for _, ours, _ in found.table if ours}
-  if part not in there:
-    what = 'image' if part == 'clip' else part
+  for name in (part, *others):
+    if name not in there:
+      what = dict(clip='image tower', text='text tower').get(name, name)
+      raise UserError(
+        f'{src} holds weights of {found.kind}, which has no {what} but {", ".join(sorted(there))}'
+      )
+  return found.without(*there - {part, *others})
+
+
+def with_exemplars(base: Weights, clip: str | os.PathLike) -> Weights:
+  """Stable Diffusion joined with CLIP's image tower and projection: Blended Diffusion's weights.
+
+  clip: a run or an export of the system `clip`; a folder or file of transformers' CLIPModel or
+    CLIPVisionModelWithProjection, or of OpenAI's tensors.
+  Raises:
+    UserError: for a base of another system, and for a tower without its projection.
+  """
+  from exedit.weights import translate
+  from exedit.weights.formats.tensor import read_json
+  from exedit.weights.layouts import published
+
+  if base.kind != 'stable_diffusion':
     raise UserError(
-      f'{src} holds weights of {found.kind}, which has no {what} tower but '
-      f'{", ".join(sorted(there))}'
+      f'{base.where} holds weights of {base.kind}: CLIP joins those of stable_diffusion alone'
     )
-  return found.without(*there - {part})
+  path, where = fetch.local_path(clip), os.fspath(clip)
+  if path.is_dir() and 'model' in read_json(path / 'config.json'):
+    found = _own_tower(clip, 'clip', 'image_projection')
+    tower, opened = found.tensors, found.files
+    model = {name: found.config['model'][name] for name in ('clip', 'dim')}
+  else:
+    network = published.clip(named := published.find(clip))
+    renamed = dict(vision='clip', projection='image_projection')
+    tensors = translate.to_ours(network.table, named.theirs, where=where)
+    split = {name: name.partition('.') for name in tensors}
+    tower = {f'{renamed[p]}.{rest}': tensors[n] for n, (p, _, rest) in split.items()}
+    model, opened = dict(clip=network.settings['vision'], dim=network.settings['dim']), named.files
+  edit = {name: value for name, value in base.config.get('edit', {}).items() if name != 'sampler'}
+  theirs = {**base.tensors, **tower}
+  return dataclasses.replace(
+    base,
+    config=dict(base.config, model=base.config['model'] | model, edit=edit),
+    theirs=theirs,
+    table=translate.identity(theirs),
+    files=(*base.files, *opened),
+    kind='blended_diffusion',
+    where=f'{base.where} with {where}',
+  )
 
 
 def layout_of(path: Path) -> str:

@@ -30,11 +30,17 @@ def test_a_drawn_benchmark_of_version_2_has_a_prompt_for_each_edit(drawn):
 
 def test_only_systems_with_texts_get_prompts_and_only_blending_a_strength():
   given = dict(data=dict(root='b'), prompts='p.csv', prompt='{category}', mask_resize='nearest')
-  rows = dict(compared.evaluations(given, ours='w', text='sd', inpainting='in'))
-  assert [*rows] == ['ours', 'inpainting', 'text', *compared.PASTES]
+  given |= dict(clip_scale=200.0, views=4)
+  rows = dict(compared.evaluations(given, ours='w', text='sd', image='b', inpainting='in'))
+  assert [*rows] == ['ours', 'inpainting', 'text', 'image', *compared.PASTES]
+  assert 'prompts' not in rows['image'] and 'clip_scale' not in rows['text']
+  assert (rows['image']['clip_scale'], rows['image']['views']) == (200, 4)
   assert 'prompts' not in rows['ours'] and rows['ours']['mask_resize'] == 'nearest'
   assert rows['text']['prompts'] == rows['inpainting']['prompts'] == 'p.csv'
-  assert rows['text']['strength'] == 1 and 'strength' not in rows['inpainting']
+  assert (
+    rows['text']['strength'] == rows['image']['strength'] == 1
+    and 'strength' not in rows['inpainting']
+  )
   given |= dict(strength=0)
   assert dict(compared.evaluations(given, text='sd'))['text']['strength'] == 0
   assert rows['source']['pictures'] == 'source' and 'weights' not in rows['source']
