@@ -62,9 +62,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Score weights, or existing pictures, on a benchmark; write results.json and index.html.
 
-  A repeated call makes no edit and computes no vector again: the edits stay in output/results, the
-  vectors in the cache. Several processes share the edits and the vectors; process 0 computes the
-  scores. They need an `output` folder that all of them see.
+  A repeated call repeats no edit and no vector: they stay in output/results and in the cache.
+  Several processes share both; process 0 scores. They need an `output` that all of them see.
 
   Args:
     output: the folder of the results.
@@ -75,8 +74,7 @@ def evaluate(
     gmm: the quality score's mixture (made by exedit.gmm).
     cache: folder of the vectors. None: one in the user's cache folder, or output/features if there
       are several processes.
-    steps, scale, sampler, spacing, mask_resize, guidance_interval, strength, clip_scale, views: see
-      `make_edits.edit_settings`.
+    steps, ..., views: the settings of the edits, see `make_edits.edit_settings`.
     prompts: list of the edits' prompts or categories, for a system with texts. prompt: of a
       category. See `make_edits.read_prompts`.
     seed, batch_size, precision, paste, truncate: see `make_edits.make_missing`.
