@@ -9,15 +9,15 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from exedit import blended_diffusion, contrastive, convert, latent_diffusion, systems, train
+from exedit import blended_diffusion, contrastive, convert, latent_diffusion, systems
 from exedit import stable_diffusion as by_text
 from exedit.models import parameters
 from exedit.runtime.errors import UserError
+from exedit.training.config import read_config
 from exedit.weights import find
 from exedit.weights.layouts import own
 from tests import small, small_text
 from tests.networks import with_random_weights
-from tests.refusals import refusal
 from tests.systems.test_third_system import open_sample_door
 
 CLIP = dict(width=16, layers=1, heads=2, mlp=32, patch=4, image_size=8)
@@ -94,7 +94,7 @@ def test_the_published_sizes():
   assert count('image_projection') == 1024 * 768
 
 
-def test_what_cannot_be_joined_is_refused(folder, tmp_path, capsys):
+def test_what_cannot_be_joined_is_refused(folder, tmp_path):
   pbe, sd, clip = small.export(tmp_path / 'pbe'), folder / 'weights', folder / 'clip'
   for base, tower, how, says in (
     (pbe, clip, {}, 'pbe holds weights of paint_by_example: CLIP joins those of stable_diffusion'),
@@ -108,11 +108,12 @@ def test_what_cannot_be_joined_is_refused(folder, tmp_path, capsys):
   assert not (tmp_path / 'out').exists()
 
 
-def test_nothing_is_trained(tmp_path, capsys):
-  flags = ['--config=configs/sd.py:tiny', '--config.system=blended_diffusion']
-  said = refusal(capsys, train.run, ['train', *flags, f'--workdir={tmp_path}/run'])
-  assert "'blended_diffusion', which only edits" in said and 'one of paint_by_example' in said
-  assert 'blended_diffusion' not in said.partition('train one of')[2]
+def test_nothing_is_trained():
+  given = dict(system='blended_diffusion', steps=1, batch_size=1, data=dict(root='x'), model={})
+  with pytest.raises(UserError, match="'blended_diffusion', which only edits") as stop:
+    read_config(given)
+  able = str(stop.value).partition('train one of ')[2]
+  assert able.startswith('paint_by_example') and 'blended_diffusion' not in able
 
 
 # Edits
