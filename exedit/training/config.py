@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from exedit import systems
-from exedit.input_pipeline import concept_examples
 from exedit.runtime import settings
 from exedit.runtime.errors import UserError
 from exedit.training import optimizer
@@ -16,10 +15,7 @@ from exedit.training.state import Ema
 
 Group = Mapping[str, Any]
 GROUPS: dict[str, Callable[..., Any]] = dict(
-  optimizer=optimizer.make_optimizer,
-  ema=Ema,
-  mesh=make_mesh,
-  checkpoint=Checkpoints,
+  optimizer=optimizer.make_optimizer, ema=Ema, mesh=make_mesh, checkpoint=Checkpoints
 )
 LIMITS = dict(
   steps=(1, 2**31 - 1),
@@ -142,7 +138,6 @@ def read_config(values: Mapping[str, Any]) -> Config:
 
 def _check_concept(config: Config, system: systems.System) -> None:
   """Checks the group `concept`, which only a system with an outcome takes."""
-  settings.check(config.concept, concept_examples.concept, 'config.concept')
   if system.outcome is None:
     if config.concept:
       raise UserError(
@@ -150,6 +145,9 @@ def _check_concept(config: Config, system: systems.System) -> None:
         'configs/custom_edit.py'
       )
     return
+  from exedit.input_pipeline import concept_examples  # other trainings do not need it
+
+  settings.check(config.concept, concept_examples.concept, 'config.concept')
   concept_examples.words_of(config.concept)
   if keeps_best(config) and not config.fixed_every:
     raise UserError(

@@ -105,10 +105,10 @@ class Prepared:
   """What a run needs, checked before anything is written.
 
   tensors: the weights to start from, not yet read; None if the workdir has checkpoints. examples:
-  the held-out examples of the grids; None without grids. fixed:
-  the batches of fixed_loss. survey: the system's description of the
-  data: the arguments of the system's data functions. origin: where the data come from, in words.
-  history: what earlier starts have done. changed: the settings that differ from the last start's.
+  the held-out examples of the grids; None without grids. fixed: the batches of fixed_loss.
+  survey: the system's description of the data. data: the arguments of the system's data functions.
+  origin: where the data come from, in words. history: what earlier starts have done. changed: the
+  settings that differ from the last start's.
   """
 
   config: Config

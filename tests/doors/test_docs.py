@@ -37,6 +37,7 @@ NOT_RUN_HERE = {
   r'^launch/(tpu_vm|gke|slurm|multi_gpu)\.sh': 'needs a cluster; tests/launch uses --dry-run',
   r'^python -m pytest': 'runs tests within a test',
   r'Fantasy-Studio|CompVis/|stable-diffusion-v1-5/|openai/': 'downloads published weights',
+  r'weights/blended': 'joins published weights; tests/systems/test_blended_diffusion.py',
   r'python -m launch.prepare_open_images': 'needs Beam and Open Images; launch/test.sh --prepare',
   r'python -m exedit.plan': 'needs libtpu and minutes; launch/test.sh --plan',
   r'python -m (benchmarks|tests\.fuzz|tests\.parity)': 'measures for minutes',

@@ -11,6 +11,7 @@ from PIL import Image
 from exedit import latent_diffusion, stable_diffusion, systems, text_editing
 from exedit.diffusion import prompt_edits
 from exedit.editing import framing, photo, prompts
+from exedit.models import parameters
 from exedit.weights import find
 from tests.refusals import refusal
 from tests.small_text import export
@@ -21,14 +22,16 @@ STEPS, SCALE = 3, 2.0
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
-  one_level = dict(mult=(1,), attention_levels=(0,))  # tests/models has a network of two
-  return export(tmp_path_factory.mktemp('sd'), stable_diffusion.SYSTEM, **one_level)
+  return export(tmp_path_factory.mktemp('sd'), stable_diffusion.SYSTEM)
 
 
 @pytest.fixture(scope='module')
 def loaded(weights):
   found = find.weights(weights)
-  return systems.load(found), stable_diffusion.tokenizer(found)
+  graph, params = parameters.flatten(systems.load(found))
+  # Random queries are so small that all maps would be nearly uniform, and no edit would show.
+  params = {n: 30 * a if n.endswith('to_q.kernel') else a for n, a in params.items()}
+  return parameters.merge(graph, params), stable_diffusion.tokenizer(found)
 
 
 def photos(count=2, seed=0):
@@ -108,8 +111,11 @@ def test_rows_do_not_depend_on_their_neighbours_and_nothing_compiles_again(loade
   again, _ = changed(loaded, known, other)
   np.testing.assert_allclose(again[0], made[0], atol=1e-5)
   assert float(jnp.abs(again[1] - made[1]).max()) > 1e-3
-  for how in (dict(strength=0.9), dict(cross='0.9,blue=0.1'), dict(words='ball')):
-    changed(loaded, inverted, (PAIRS[0],) * 2, **how)
+  usual, _ = changed(loaded, inverted, (PAIRS[0],) * 2)
+  for how in (dict(strength=0.1), dict(cross='0.9,blue=0.1')):
+    differs, _ = changed(loaded, inverted, (PAIRS[0],) * 2, **how)
+    assert float(jnp.abs(differs - usual).max()) > 5e-5, how
+  changed(loaded, inverted, (PAIRS[0],) * 2, words='ball')
   assert [program._cache_size() for program in programs] == before
   assert 0 < before[0] and 0 < region.mean() <= 1
 
@@ -131,8 +137,7 @@ def test_every_inversion_leads_back_and_edits(loaded, inverted, method):
   made, _ = text_editing.change(model, known, tokens, target, edits, **how)
   assert made.shape == (2, 8, 16, 3) and np.isfinite(made).all()
   direct, _ = changed(loaded, inverted, edits=edits)
-  if method != 'ddim':  # whose source differs little from the path with these weights
-    assert float(jnp.abs(made - direct).max()) > 1e-5
+  assert float(jnp.abs(made - direct).max()) > 5e-5
 
 
 def test_words_of_two_tokens_and_windows_become_tables(loaded):
