@@ -14,7 +14,7 @@ def made(weights: Weights, words=('<new1>',), seed: int = 0, kernels: bool = Tru
   random = np.random.default_rng(seed)
   tensors = weights.tensors
   moved = lambda x: np.float32(x + 0.3 * random.standard_normal(x.shape))
-  pairs = [path for path in sorted(tensors) if concepts.KEYS_AND_VALUES.fullmatch(path)]
+  pairs = [path for path in sorted(tensors) if concepts.is_key_or_value(path)]
   width = tensors['text.token_embedding'].shape[1]
   return Concept(
     {path: moved(tensors[path].read()) for path in pairs if kernels},

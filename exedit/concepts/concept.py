@@ -20,7 +20,7 @@ from exedit.weights.formats.tensor import Tensor, bytes_of, to_dtype
 from exedit.weights.found import Weights
 
 ROWS = 'text.new_tokens'  # the text tower's parameter: the rows of all new words, in order
-KEYS_AND_VALUES = re.compile(r'unet\..*attn2\.to_[kv]\.kernel')
+KEYS_AND_VALUES = 'unet[.].*attn2[.]to_[kv]'  # what Custom Diffusion trains
 SHOWN = 12  # characters of a digest in a message
 
 
@@ -50,6 +50,11 @@ class Concept:
     return sha.hexdigest()
 
 
+def is_key_or_value(path: str) -> bool:
+  """Whether this is the path of a kernel of KEYS_AND_VALUES."""
+  return re.fullmatch(f'{KEYS_AND_VALUES}[.]kernel', path) is not None
+
+
 def base_digest(weights: Weights) -> str:
   """The name of a base: a SHA-256 of its text tower and its keys and values of cross-attention.
 
@@ -62,7 +67,7 @@ def base_digest(weights: Weights) -> str:
 def _digest_of(tensors: Mapping[str, Tensor]) -> str:
   sha = hashlib.sha256()
   for name in sorted(tensors):
-    if KEYS_AND_VALUES.fullmatch(name) or (name.startswith('text.') and name != ROWS):
+    if is_key_or_value(name) or (name.startswith('text.') and name != ROWS):
       with np.errstate(over='ignore'):
         array = tensors[name].read().astype(np.float16)
       sha.update(f'{name} {array.shape} '.encode())
@@ -152,7 +157,7 @@ def _check_fit(concept: Concept, ours: Mapping[str, Tensor], where: str) -> None
         f'the concept of {name} has {path} {array.shape} and {where} has {there}: the concept '
         'belongs to another kind of weights'
       )
-  pairs = [path for path in ours if KEYS_AND_VALUES.fullmatch(path)]
+  pairs = [path for path in ours if is_key_or_value(path)]
   missing = [path for path in pairs if path not in concept.kernels]
   if 0 < len(missing) < len(pairs):
     raise UserError(

@@ -155,8 +155,8 @@ def _read(file: Path, base: Weights | None) -> Concept:
     raise damaged(file, f'it has no {missing[0]}')
   rows = {word: arrays.pop(name) for word, name in names.items()}
   for name, array in [*rows.items(), *arrays.items()]:
-    row = name in rows
-    if array.dtype.kind not in 'fV' or (array.ndim != 1) == row or name.startswith(TOKENS):
+    unfit = array.ndim != 1 if name in rows else name.startswith(TOKENS)
+    if array.dtype.kind not in 'fV' or unfit:
       raise damaged(file, f'{name} is {array.dtype} {array.shape}')
   return Concept(arrays, rows, note['base'], note['about'])
 

@@ -221,7 +221,29 @@ def write(path: Path, concept: Concept, layout: str, base: Weights, rank: int = 
     raise UserError(f'{path}: the layout {layout} is one {" or ".join(ENDS[layout])}; end it so')
   if odd := [n for n in concept.kernels if layout == 'embedding' or not n.startswith('unet.')]:
     raise UserError(f'the layout {layout} cannot hold {odd[0]}: choose another --layout')
+  if layout in FOLDERS:
+    _check_names(concept, layout)
   return WRITERS[layout](path, concept, base, rank)
+
+
+def _check_names(concept: Concept, layout: str) -> None:
+  """Raises UserError for words that cannot name files beside each other in a folder."""
+  taken = {FOLDERS[layout].whole: ''}
+  for word in concept.tokens:
+    name = FOLDERS[layout].name(word)
+    if name.startswith('.') or not name.isprintable() or '/' in name or '\\' in name:
+      raise UserError(
+        f'the word {quoted(word)} cannot name a file of the layout {layout}: choose another '
+        '--layout, or name a lone word otherwise, as --concept=<new1>=PATH'
+      )
+    if name.lower() in taken:  # some file systems do not tell small letters from large ones
+      other = taken[name.lower()]
+      whose = f'as that of {quoted(other)}' if other else 'as the arrays have'
+      raise UserError(
+        f'the file of the word {quoted(word)} in the layout {layout} has the name {name}, {whose}: '
+        'choose another --layout, or name a lone word otherwise, as --concept=<new1>=PATH'
+      )
+    taken[name.lower()] = word
 
 
 def _write_adobe(path: Path, concept: Concept, base: Weights, rank: int) -> str:
@@ -259,7 +281,7 @@ def _write_diffusers(path: Path, concept: Concept, base: Weights, rank: int) -> 
     if named:
       save_tree(folder / WHOLE, tree)
     for word, row in concept.tokens.items():
-      save_tree(folder / f'{word}.bin', {word: row})
+      save_tree(folder / FOLDERS['diffusers'].name(word), {word: row})
   return ''
 
 
@@ -285,7 +307,7 @@ def _write_flat(path: Path, concept: Concept, named: Mapping[str, np.ndarray]) -
     if named:
       save_tensors(folder / LORA, named)
     for word, row in concept.tokens.items():
-      save_tensors(folder / f'{word.strip("<>")}.safetensors', {word: row[None]})
+      save_tensors(folder / FOLDERS['kohya'].name(word), {word: row[None]})
 
 
 def _write_embedding(path: Path, concept: Concept, base: Weights, rank: int) -> str:
@@ -332,7 +354,7 @@ def _lost(changes: Mapping[str, np.ndarray], made: Mapping[str, tuple]) -> str:
   square = lambda arrays: sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)
   off = square(change - made[name][0] @ made[name][1] for name, change in changes.items())
   share = (off / (square(changes.values()) or 1.0)) ** 0.5
-  return f'the differences from the base are kept up to {share:.1%} of their size'
+  return f'the differences from the base are {share:.1%} off'
 
 
 def ldm(base: Weights) -> list[Row]:
@@ -342,6 +364,17 @@ def ldm(base: Weights) -> list[Row]:
   return under(NET, 'unet.', rows)
 
 
+class Folder(NamedTuple):
+  """The files of a layout that is a folder: that of the arrays, and that of each word."""
+
+  whole: str
+  name: Callable[[str], str]
+
+
+_stripped = Folder(LORA, lambda word: f'{word.strip("<>")}.safetensors')
+FOLDERS = dict(
+  diffusers=Folder(WHOLE, lambda word: f'{word}.bin'), comfyui=_stripped, kohya=_stripped
+)
 ENDS = dict(
   adobe=('.bin',),
   compressed=('.bin',),

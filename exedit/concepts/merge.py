@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from exedit import latent_diffusion
-from exedit.concepts.concept import KEYS_AND_VALUES, Concept, applied, base_digest
+from exedit.concepts.concept import Concept, applied, base_digest, is_key_or_value
 from exedit.input_pipeline.tokenizer import Tokenizer
 from exedit.models.clip_text import CLIPText
 from exedit.runtime.errors import UserError
@@ -41,7 +41,7 @@ def merged(
   told = applied(base, bare, force=True)
   about = dict(merged=[dict(concept.about) for concept in concepts])
   able = [concept for concept in concepts if concept.kernels]
-  if odd := [n for c in able for n in c.kernels if not KEYS_AND_VALUES.fullmatch(n)]:
+  if odd := [n for c in able for n in c.kernels if not is_key_or_value(n)]:
     raise UserError(f'concepts that change {odd[0]} cannot be merged: only keys and values can')
   if len(able) < 2:
     kernels = able[0].kernels if able else {}

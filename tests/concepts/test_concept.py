@@ -42,7 +42,7 @@ def same(a, b):
 
 def test_the_published_size_has_32_keys_and_values():
   _, shapes = latent_diffusion.abstract(stable_diffusion.build, {})
-  pairs = {n: a for n, a in shapes.items() if concepts.KEYS_AND_VALUES.fullmatch(n)}
+  pairs = {n: a for n, a in shapes.items() if concepts.is_key_or_value(n)}
   assert len(pairs) == 32 and sum(a.size for a in pairs.values()) == 19_169_280
 
 
@@ -54,6 +54,14 @@ def test_a_file_holds_everything_and_the_order_of_the_words(tmp_path, weights):
     assert [*found.tokens] == ['<new2>', '<new1>']
     same(dataclasses.replace(found, kernels=dict(sorted(found.kernels.items()))), concept)
   assert found.digest() == concept.digest() != concepts_made.made(weights, seed=1).digest()
+
+
+def test_arrays_of_one_axis_are_read_too(tmp_path, weights, concept):
+  biases = {n: t.read() + 1 for n, t in weights.tensors.items() if n == 'unet.conv_in.bias'}
+  files.write(tmp_path / files.NAME, without(concept, kernels=biases))
+  found = files.read(tmp_path)
+  np.testing.assert_array_equal(found.kernels['unet.conv_in.bias'], biases['unet.conv_in.bias'])
+  assert 'unet.conv_in.bias' in concepts.applied(weights, [found]).tensors
 
 
 def test_applied_the_model_has_its_arrays_and_the_tokenizer_its_words(weights, concept):

@@ -75,7 +75,7 @@ def test_products_of_low_rank(tmp_path, base, concept, layout):
       best = (u[:, :kept] * s[:kept]) @ v[:kept]
       np.testing.assert_allclose(found.kernels[name] - base.tensors[name].read(), best.T, atol=1e-5)
       squares += np.square(change.T - best).sum(), np.square(change).sum()
-    told = float(re.search(r'kept up to ([\d.]+)% of their size', said).group(1))
+    told = float(re.search(r'from the base are ([\d.]+)% off', said).group(1))
     assert told == pytest.approx(100 * (squares[0] / squares[1]) ** 0.5, abs=0.06)
 
 
@@ -138,6 +138,25 @@ def test_what_a_concept_does_not_have_is_refused(tmp_path, base, tree, says):
   save_tree(tmp_path / 'a.bin', tree)
   with pytest.raises(UserError, match=says):
     files.read(tmp_path / 'a.bin', base)
+
+
+@pytest.mark.parametrize(
+  'layout, words, says',
+  [
+    ('diffusers', ('../../x',), "'../../x' cannot name a file of the layout diffusers: choose"),
+    ('comfyui', ('..\\x',), 'cannot name a file'),
+    ('diffusers', ('.x',), 'cannot name a file'),
+    ('kohya', ('<>',), 'cannot name a file'),
+    ('kohya', ('<lora>',), "'<lora>' .* has the name lora.safetensors, as the arrays have"),
+    ('kohya', ('<a>', 'A'), "'A' .* has the name A.safetensors, as that of '<a>'"),
+    ('diffusers', ('pytorch_custom_diffusion_weights',), 'as the arrays have'),
+  ],
+)
+def test_a_word_that_cannot_name_a_file_is_refused(tmp_path, base, layout, words, says):
+  concept = concepts_made.made(base, words, kernels=False)
+  with pytest.raises(UserError, match=says):
+    foreign.write(tmp_path / 'a' / 'b', concept, layout, base)
+  assert not [*tmp_path.iterdir()]
 
 
 def test_the_rest_is_refused_too(tmp_path, base, concept):
