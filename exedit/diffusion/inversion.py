@@ -18,7 +18,7 @@ from exedit.diffusion import sampling
 from exedit.diffusion.schedule import Schedule
 
 INNER_STEPS = 10  # of null-text inversion, per step
-RATE = 1e-2  # its first learning rate; it falls to half at step 50
+RATE = 1e-2  # its first learning rate; it falls to half over the steps
 LOSS, LOSS_RISE = 1e-5, 2e-5  # it stops below LOSS + step * LOSS_RISE
 
 Path = Float[Array, 'path b ...']
@@ -115,7 +115,7 @@ def null_text(
   keep, add, _ = (
     jnp.asarray(c, path.dtype) for c in sampling.ddim_coefficients(timesteps, schedule)
   )
-  rates = RATE * (1 - jnp.arange(steps) / 100)
+  rates = RATE * (1 - jnp.arange(steps) / (2 * steps))
   limits = LOSS + LOSS_RISE * jnp.arange(steps) if stop_early else jnp.full(steps, -1.0)
   adam = optax.scale_by_adam()
 

@@ -79,18 +79,24 @@ def align(source: Tokens, target: Tokens) -> Int[np.ndarray, ' m']:
 
 def refine(
   source: Tokens, target: Tokens
-) -> tuple[Float[np.ndarray, 'm m'], Bool[np.ndarray, ' m']]:
-  """The source's token for each token of the target that it has, and which ones are new."""
+) -> tuple[Float[np.ndarray, 'm m'], Bool[np.ndarray, ' m'], Bool[np.ndarray, ' m']]:
+  """The source's token for each token of the target that it has; the lost and the new tokens.
+
+  Lost are the source's tokens that the target has not, new are the target's that the source has
+  not.
+  """
   aligned, size = align(source, target), len(target)
   mix = np.zeros((size, size), np.float32)
   mix[aligned[aligned != NEW], np.flatnonzero(aligned != NEW)] = 1
-  return mix, aligned == NEW
+  lost = ~mix[:, : count(target) + 2].any(1)  # what is behind the target's end stands for itself
+  lost[count(source) + 1 :] = False
+  return mix, lost, aligned == NEW
 
 
 def replace(
   source: Sequence[Tokens], target: Sequence[Tokens]
-) -> tuple[Float[np.ndarray, 'm m'], Bool[np.ndarray, ' m']]:
-  """The source's tokens for each token of the target, word by word, and those of other words.
+) -> tuple[Float[np.ndarray, 'm m'], Bool[np.ndarray, ' m'], Bool[np.ndarray, ' m']]:
+  """The source's tokens for each token of the target, word by word; the lost and the new tokens.
 
   The texts are given as the tokens of each of their words. A word of k tokens takes the map of a
   word of another number of tokens 1/k each. Behind the last word the n-th token takes the source's
@@ -105,20 +111,21 @@ def replace(
       'in both; use alignment=refine'
     )
   length = len(source[0])
-  mix, changed = np.zeros((length, length), np.float32), np.zeros(length, bool)
+  mix = np.zeros((length, length), np.float32)
+  lost, new = np.zeros((2, length), bool)
   mix[0, 0] = 1
   i = j = 1
-  for old, new in zip(source, target):
-    rows, columns = count(old), count(new)
+  for one, other in zip(source, target):
+    rows, columns = count(one), count(other)
     block = mix[i : i + rows, j : j + columns]
     block[...] = (np.eye(columns) if rows == columns else np.full((rows, columns), 1 / columns))[
       : block.shape[0], : block.shape[1]
     ]
-    changed[j : j + columns] = not np.array_equal(spelt(old), spelt(new))
+    lost[i : i + rows] = new[j : j + columns] = not np.array_equal(spelt(one), spelt(other))
     i, j = i + rows, j + columns
   for column in range(j, length):
     mix[min(column - j + i, length - 1), column] = 1
-  return mix, changed
+  return mix, lost, new
 
 
 def windows(
@@ -132,14 +139,19 @@ def windows(
   gate = np.zeros((steps + 1, length), np.float32)
   for place in range(length):
     first, end = own.get(place, usual)
-    gate[int(first * (steps + 1)) : int(end * (steps + 1)), place] = 1
+    gate[_step(steps + 1, first) : _step(steps + 1, end), place] = 1
   return gate[:steps]
 
 
 def held(steps: int, window: Window) -> Bool[np.ndarray, ' steps']:
   """The steps at which a target takes the source's self-attention."""
   step = np.arange(steps)
-  return (step >= int(steps * window[0])) & (step < int(steps * window[1]))
+  return (step >= _step(steps, window[0])) & (step < _step(steps, window[1]))
+
+
+def _step(steps, share):
+  """The step at which a share ends; rounded, because 50 * (1 - 0.8) is just below 10."""
+  return int(round(steps * share, 6))
 
 
 def table(

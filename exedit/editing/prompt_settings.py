@@ -86,8 +86,9 @@ class PromptSettings:
     read=_text(windows),
   )  # fmt: skip
   alignment: str = setting(
-    'refine', 'with --target: only words that both texts have keep their places (refine), or each '
-    'word takes the place of the word with its number (replace)', choices=ALIGNMENTS,
+    'refine', 'with --target: only words that both texts have keep their places (refine), or the '
+    'n-th word of the target takes the place of the n-th word of the prompt (replace)',
+    choices=ALIGNMENTS,
   )  # fmt: skip
   words: str = setting(
     '',

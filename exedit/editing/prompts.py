@@ -114,42 +114,30 @@ def _tables(inputs, settings, spell) -> tuple[Arrays, list[str]]:
   if np.array_equal(source, goal) and not settings.reweight:
     raise UserError('target has the same tokens as prompt, so nothing would change')
   if settings.alignment == 'replace':
-    mix, new = prompt_edits.replace(*([spell(w) for w in t.split()] for t in (prompt, target)))
-    lost = _replaced(prompt, target, spell, len(source))
+    spelt = ([spell(word) for word in text.split()] for text in (prompt, target))
+    mix, lost, new = prompt_edits.replace(*spelt)
   else:
-    mix, new = prompt_edits.refine(source, goal)
-    lost = ~mix.any(1)
-  lost[0] = False
-  lost[1 + prompt_edits.count(source) :] = False
+    mix, lost, new = prompt_edits.refine(source, goal)
   usual, own = prompt_settings.windows(settings.cross)
   at = lambda word, name: _places(goal, word, spell, name, 'target')
   windows = {place: window for word, window in own.items() for place in at(word, 'cross')}
   factors = prompt_settings.weights(settings.reweight)
   weights = {place: factor for word, factor in factors.items() for place in at(word, 'reweight')}
   strength = prompt_settings.STRENGTH if settings.strength is None else settings.strength
-  gate = prompt_edits.windows(len(source), settings.steps, usual, windows)
-  hold = prompt_edits.held(settings.steps, (0, 1 - strength))
+  steps = settings.steps
+  gate = prompt_edits.windows(len(source), steps, usual, windows)
+  hold = prompt_edits.held(steps, (0, 1 - strength))
   made = prompt_edits.table(mix, gate, hold, weights)
   words = new_words = np.zeros(len(source), np.float32)
   notes: list[str] = []
   if settings.blend != 'none' and 'mask' not in inputs:
-    words, new_words, notes = _blended(prompt, source, goal, lost, new, settings, spell)
+    words, new_words, notes = _blended(inputs, source, goal, lost, new, settings, spell)
   arrays = dict(mix=made.mix, own=made.own, gate=made.gate, hold=made.hold)
   arrays |= dict(words=words, new_words=new_words)
   return {PREFIX + name: array for name, array in arrays.items()}, notes
 
 
-def _replaced(prompt, target, spell, length):
-  """The tokens of the prompt's words that the target replaces by others."""
-  lost, place = np.zeros(length, bool), 1
-  for old, new in zip(prompt.split(), target.split()):
-    size = prompt_edits.count(spell(old))
-    lost[place : place + size] = not np.array_equal(spell(old), spell(new))
-    place += size
-  return lost
-
-
-def _blended(prompt, source, goal, lost, new, settings, spell):
+def _blended(inputs, source, goal, lost, new, settings, spell):
   """The tokens of the words where a photo may change, in both texts, and what to tell."""
   words, new_words = np.zeros(len(source), np.float32), np.zeros(len(source), np.float32)
   if settings.words:
@@ -163,18 +151,25 @@ def _blended(prompt, source, goal, lost, new, settings, spell):
       'the target has every word of the prompt, so the photo may change everywhere: name words of '
       'the prompt with --words to change it only there'
     ]  # fmt: skip
-  place, said = 1, []
-  for word in prompt.split():
-    size = prompt_edits.count(spell(word))
-    if lost[place : place + size].any():
-      said.append(word)
-    place += size
-  told = ' '.join(said)
+  where = f'where {_said(inputs["prompt"], lost, spell)!r} is'
+  if settings.blend == 'both' and new.any():
+    where += f' and where {_said(inputs["target"], new, spell)!r} comes'
   note = (
-    f'without a mask the photo changes only where {told!r} is: --words names other words, '
-    '--blend=none changes it everywhere'
+    f'without a mask the photo changes only {where}: --words names other words, --blend=none '
+    'changes it everywhere'
   )
   return lost.astype(np.float32), np.float32(new), [note]
+
+
+def _said(text, marked, spell):
+  """The words of a text that have marked tokens."""
+  place, said = 1, []
+  for word in text.split():
+    size = prompt_edits.count(spell(word))
+    if marked[place : place + size].any():
+      said.append(word)
+    place += size
+  return ' '.join(said)
 
 
 def _places(tokens, word, spell, name, where) -> list[int]:

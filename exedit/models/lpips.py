@@ -58,7 +58,8 @@ STAGES = {
     Stage(0, [Fire(64, 256)]),
   ],
 }
-SMALLEST = {'alex': 31, 'vgg': 16, 'squeeze': 17}  # pixels per side; in less a pool gets no pixels
+# Pixels per side; smaller pictures leave a pool without pixels.
+SMALLEST = {'alex': 31, 'vgg': 16, 'squeeze': 17}
 PARTIAL = ('squeeze',)  # their pools count the pixels that do not fill a last window
 
 

@@ -79,7 +79,7 @@ def null_texts_one_by_one(eps, path, text, null, steps, scale, stop):
       (value, _), gradient = slope(null, x, keep, add, path[i + 1])
       first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
       change = first / (1 - 0.9**j) / (np.sqrt(second / (1 - 0.999**j)) + 1e-8)
-      null = null - 1e-2 * (1 - i / 100) * change
+      null = null - 1e-2 * (1 - i / (2 * len(steps))) * change
       count += 1
       if stop and value < 1e-5 + i * 2e-5:
         break
