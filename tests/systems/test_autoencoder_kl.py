@@ -52,9 +52,9 @@ def test_the_loss_is_the_written_sum():
   call = jax.jit(lambda p, b: autoencoder_kl.loss(nnx.merge(graphdef, p), b, jax.random.key(5)))
   value, aux = call(params, batch)
   image, network = batch['image'] / np.float32(127.5) - 1, model.autoencoder
-  (keys,) = latent_diffusion.example_keys(jax.random.key(5), jnp.asarray(batch['id']), 1)
+  (own,) = latent_diffusion.example_keys(jax.random.key(5), jnp.asarray(batch['id']), 1)
   mean, logvar = np.split(np.asarray(jitted(network, 'moments')(image)), 2, -1)
-  z = mean + np.exp(logvar / 2) * np.asarray(latent_diffusion.normal(keys, (4, 4, 4)))
+  z = mean + np.exp(logvar / 2) * np.asarray(latent_diffusion.normal(own, (4, 4, 4)))
   error = np.asarray(jitted(network, 'decode')(z)) - image
   pixels = np.abs(error).mean((1, 2, 3))
   steps = [np.abs(np.diff(error, axis=axis)).mean((1, 2, 3)) for axis in (1, 2)]
