@@ -13,7 +13,7 @@ import jax
 from exedit import images, systems
 from exedit.editing import jobs
 from exedit.editing.engine import share_out, threads
-from exedit.editing.session import Made, Pace, Session, sweep
+from exedit.editing.session import Pace, Session, sweep
 from exedit.runtime import processes, progress
 from exedit.runtime.errors import UserError
 
@@ -56,6 +56,8 @@ def edit_once(
   def checked(system, make_settings, trained, tokenizer=None, grid=1):
     inputs, settings = _split(system, given)
     one = jobs.Edit(inputs, images.check_ending(output), make_settings(settings))
+    if why := _why_equal(one, system, num_samples):
+      raise UserError(why)
     found = jobs.samples([one], num_samples)
     for fault in jobs.clashes(found, system, (), keep_recipe):
       raise UserError(fault.why)
@@ -90,9 +92,20 @@ def edit_once(
       bar.clear()  # for the lines below
       for made in batch:
         old = f' ({made.old})' if made.old else ''
-        say(f'{made.path}{old}  seed {made.job.edit.settings.seed}{_moved([made])}')
+        say(f'{made.path}{old}  seed {made.job.edit.settings.seed}{_moved([made.background])}')
   say(pace.text())
   return outputs
+
+
+def _why_equal(edit: jobs.Edit, system, num_samples: int) -> str:
+  """The reason why all samples of an edit would be the same picture; empty if they would not."""
+  kept = system.kept(edit.inputs, edit.settings)
+  if num_samples == 1 or kept is None or 'seed' in kept:
+    return ''
+  return (
+    f'--num_samples is {num_samples}, but an edit with --inversion={kept["inversion"]} is the same '
+    'with every seed: leave --num_samples out, or use --inversion=edit_friendly'
+  )
 
 
 def _before_fetching(weights: str, checked: Callable[..., Any], given: Iterable[str] = ()) -> None:
@@ -225,6 +238,8 @@ def _checked(found, listed, num_samples, keep_recipe, system, trained, *how):
   also = [listed] if os.path.isfile(listed) else []
   several = jobs.samples(found, num_samples)
   faults = jobs.clashes(several, system, also, keep_recipe)
+  same = ((edit.where, _why_equal(edit, system, num_samples)) for edit in found)
+  faults += [jobs.Fault(where, why) for where, why in same if why]
   bad = {fault.where for fault in faults}
   with _bar(len(found), 'checking the files') as bar:
     left = [edit for edit in found if edit.where not in bad]
@@ -297,24 +312,27 @@ def _make(session, ours, states, batch_size, say) -> list[jobs.Fault]:
       late.append(jobs.Fault(job.edit.where, why))
       bar.update()
 
-    batches = engine.batches(works, rows, unfinished)
-    all_made = []
-    for batch in session.run(engine, batches, bad=bad, pace=pace, lag=1):
-      bar.update(len(batch))
-      all_made += batch
+    later = session.later(left)
+    backgrounds = []
+    for second in (False, True) if later else (False,):
+      now = {job.edit.output for job in left if (job.edit.output in later) == second}
+      batches = engine.batches(works, rows, lambda job, now=now: job.edit.output in now)
+      for batch in session.run(engine, batches, bad=bad, pace=pace, lag=1):
+        bar.update(len(batch))
+        backgrounds += [made.background for made in batch]
   made = sum(pace.counts)
-  say(f'{made} edits: {pace.text()}{_moved(all_made)}' if made else 'no edit could be made')
+  say(f'{made} edits: {pace.text()}{_moved(backgrounds)}' if made else 'no edit could be made')
   return late
 
 
-def _moved(made: Sequence[Made]) -> str:
-  """How far the backgrounds of these edits moved, in words; empty if none could."""
-  found = [one.background for one in made if one.background is not None]
+def _moved(backgrounds: Sequence[float | None]) -> str:
+  """How far these backgrounds (`Made.background`) moved, in words; empty if none could."""
+  found = [one for one in backgrounds if one is not None]
   if not found:
     return ''
   low, high = min(found), max(found)
   how = f'{low:.1f} dB' if low == high else f'{low:.1f} to {high:.1f} dB'
-  return f"  the background moved to {how} of the photo's (name a --mask to keep it)"
+  return f'  the background differs from the photo: PSNR {how} (--mask keeps it)'
 
 
 def _bar(total, what, passing=True):

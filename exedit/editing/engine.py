@@ -132,6 +132,8 @@ class Engine:
   ) -> Iterator[list[Any]]:
     """Makes the batches; yields what `write` returned for each batch, once it is written.
 
+    A batch is made in parts if `read` gives its edits arrays of different names.
+
     The inputs of the next batches are read, and the last results are written, by threads while the
     devices compute. The results of an edit depend on no other edit of its batch.
 
@@ -169,10 +171,11 @@ class Engine:
           bad(work.item, found)
         else:
           ready.append((work, *found))
-      started = (batch, ready, self._start(batch, ready, key)) if ready else None
-      if waiting is not None:
-        yield self._arrived(*waiting)
-      waiting = started
+      for part in _alike(ready):
+        started = (batch, part, self._start(batch, part, key))
+        if waiting is not None:
+          yield self._arrived(*waiting)
+        waiting = started
     if waiting is not None:
       yield self._arrived(*waiting)
 
@@ -214,6 +217,14 @@ def _compile(system, graph, params, devices, size, settings):
     return system.edit(nnx.merge(graph, params), arrays, keys, size, **dict(settings))
 
   return on_devices.over_devices(share, params, devices)
+
+
+def _alike(ready):
+  """The works of a batch in parts with arrays of the same names: an older edit may leave some."""
+  parts: dict[Hashable, list] = {}
+  for one in ready:
+    parts.setdefault(frozenset(one[1]), []).append(one)
+  return parts.values()
 
 
 def _refuse(item, why):

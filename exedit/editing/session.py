@@ -24,6 +24,7 @@ from exedit.editing.settings import saved_evaluations
 from exedit.runtime import files
 from exedit.runtime.errors import UserError, one_line
 
+KEPT_FORMAT = 1  # of the files of inversions; increase it when `text_editing.invert` changes
 RELEASED = dict(paint_by_example='Fantasy-Studio/Paint-by-Example')  # by system, on the hub
 
 
@@ -108,7 +109,6 @@ class Session:
     self._named = dict(which=which, revision=revision, step=self.found.step)
     self._lock, self._digest = threading.Lock(), ''
     self._sha256 = functools.cache(files.sha256)
-    self._there = functools.cache(os.path.exists)
 
   @property
   def digest(self) -> str:
@@ -189,8 +189,7 @@ class Session:
         job,
         job.frame.size,
         systems.network_settings(job.edit.settings),
-        tuple(name for name in job.edit.inputs if name in optional)
-        + (('kept',) if self._is_kept(job) else ()),
+        tuple(name for name in job.edit.inputs if name in optional),
       )
       for job in found
     ]
@@ -219,7 +218,8 @@ class Session:
       threading.Thread(target=lambda: self.digest, daemon=True).start()
 
     def read(job):
-      return (known[1], known[0]) if known else (self.read(job), None)
+      arrays, decoded = (known[1], known[0]) if known else (self.read(job), None)
+      return arrays | self._kept_arrays(job), decoded
 
     def write(result):
       with jobs.PHOTOS.taken(result.item.pixels):
@@ -262,30 +262,39 @@ class Session:
       self.system.inputs, decoded.given, job.edit.settings,
       trained=self.trained, picture_size=size, tokens=self.tokenizer, frame=job.frame,
     ).arrays  # fmt: skip
-    arrays |= self.system.together(job.edit.inputs, job.edit.settings, self.tokenizer)[0]
-    return arrays | (self._kept_arrays(job) if self._is_kept(job) else {})
+    return arrays | self.system.together(job.edit.inputs, job.edit.settings, self.tokenizer)[0]
+
+  def later(self, found: Sequence[jobs.Job]) -> set[str]:
+    """The outputs of those jobs whose photo another one of them inverts, and keeps, before."""
+    outputs, paths = set(), set()
+    for job in found:
+      path = self._kept_path(job)
+      if path in paths and not os.path.exists(path):
+        outputs.add(job.edit.output)
+      paths |= {path} - {None}
+    return outputs
 
   def _kept_path(self, job: jobs.Job) -> str | None:
-    """Where the arrays of an edit that a next edit of the photo can take are kept, if there are."""
+    """The file for the inversion of this edit's photo; None if it keeps none."""
     edit = job.edit
     found = self.system.kept(edit.inputs, edit.settings)
     if found is None or not self.keep_recipes:
       return None
     photos = [self._sha256(edit.inputs[e.name]) for e in self.system.inputs_of('photo')]
-    parts = [self.digest, self.precision, dataclasses.asdict(job.frame), found, photos]
+    parts = [KEPT_FORMAT, self.digest, self.precision, dataclasses.asdict(job.frame), found, photos]
     name = recipes.text_digest(json.dumps(parts, sort_keys=True))[:16]
     return os.path.join(os.path.dirname(edit.output), f'inversion-{name}.npz')
 
-  def _is_kept(self, job: jobs.Job) -> bool:
-    """Whether they were kept when this session first asked, so that a batch has one answer."""
-    path = self._kept_path(job)
-    return path is not None and self._there(path)
-
   def _kept_arrays(self, job: jobs.Job) -> dict[str, np.ndarray]:
+    """The inversion that an earlier edit has kept; {} if there is none."""
     path = self._kept_path(job)
+    if path is None:
+      return {}
     try:
       with np.load(path, allow_pickle=False) as found:
         return dict(found)
+    except FileNotFoundError:
+      return {}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
       raise UserError(f'{path} is damaged ({one_line(error)}): delete it') from None
 

@@ -196,13 +196,29 @@ def test_a_photo_of_any_size_is_edited_and_replays(given, tmp_path, capsys, monk
   lines = [{k: str(v) for k, v in row.items() if v is not None} for row in rows]
   lines = [{k: v for k, v in row.items() if k != 'weights'} for row in lines]
   (tmp_path / 'list.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-  open_sample_door(weights=given['weights'], edits=tmp_path / 'list.jsonl', output=tmp_path)
-  first, second = (pixels(tmp_path / f'{i}.png').astype(int) for i in range(2))
+  invert, calls, folder = text_editing.invert, [], tmp_path / 'list'
+  monkeypatch.setattr(text_editing, 'invert', lambda *a, **k: calls.append(0) or invert(*a, **k))
+  how = dict(edits=tmp_path / 'list.jsonl', output=folder, batch_size=1)
+  open_sample_door(weights=given['weights'], **how)
+  first, second = (pixels(folder / f'{i}.png').astype(int) for i in range(2))
   assert np.abs(second - made).max() <= 1 and first.shape == second.shape
-  assert kept in tmp_path.glob('inversion-*.npz')
+  assert len(calls) == 1 and [path.name for path in folder.glob('inversion-*')] == [kept.name]
   kept.write_bytes(b'PK')
   said = refusal(capsys, open_sample_door, **given)
   assert f'{kept} is damaged' in said and said.endswith('delete it')
+
+
+def test_each_sample_is_made_from_the_noises_of_its_own_seed(given, tmp_path):
+  how = dict(given, inversion='edit_friendly', blend='none')
+  for seed in (0, 1):
+    open_sample_door(**dict(how, seed=seed, output=tmp_path / f'{seed}' / 'alone.png'))
+  alone = [pixels(tmp_path / f'{seed}' / 'alone.png') for seed in (0, 1)]
+  open_sample_door(**dict(how, num_samples=2, output=tmp_path / '0' / 'out.png'))  # of 0 it is kept
+  made = [pixels(tmp_path / '0' / f'out-{seed}.png') for seed in (0, 1)]
+  for one, other in zip(made, alone):
+    assert np.abs(one.astype(int) - other).max() <= 1
+  assert np.abs(made[0].astype(int) - made[1]).max() > 1
+  assert len([*(tmp_path / '0').glob('inversion-*')]) == 2
 
 
 def test_the_sheet_of_words_is_bright_where_a_word_is(loaded):
@@ -245,6 +261,7 @@ def test_the_background_is_what_lies_outside_the_region():
     (dict(guidance_interval='0,.5'), 'guidance_interval does not go with a target'),
     (dict(inversion='null_text', precision='bfloat16'), 'null_text needs float32'),
     (dict(target='', words='ball'), 'target is empty'),
+    (dict(num_samples=2), '--inversion=direct is the same with every seed'),
     (dict(image=None), 'target is given without image: name the photo that prompt describes'),
     (dict(target=None, words='ball'), 'words goes with a target only'),
   ],
