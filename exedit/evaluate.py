@@ -72,6 +72,10 @@ def main(
       " 'pie_bench' for one in PIE-Bench's, 'custom_edit_sweep' for a list of edits or 'synthetic'"
       ' for drawn edits'
     )
+  if given and bench in ('pie_bench', 'custom_edit_sweep'):
+    raise UserError(
+      f'--{next(iter(given))} has no use: bench {bench!r} scores edits that are there'
+    )
   benches[bench](output, weights, images, settings | given)
 
 

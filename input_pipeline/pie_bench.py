@@ -206,7 +206,7 @@ def main(bench: str, results: str, output: str, mapping: str) -> None:
   """Writes the list of a benchmark's edits."""
   if not output.endswith('.csv'):
     raise DataError(f'--output is {output}: it must end with .csv')
-  files.check_output(output, '--output')
+  files.check_new(output, '--output')
   found = Bench(bench, mapping)
   table = io.StringIO()
   rows = csv.DictWriter(table, [*LIST], lineterminator='\n')

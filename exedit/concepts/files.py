@@ -7,7 +7,7 @@ text, `concept`: JSON with the version, the order of the words, the base's diges
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ TOKENS = 'tokens.'
 
 def weights(
   src: str | os.PathLike,
-  concept: str | None = None,
+  concept: str | Sequence[tuple[str, str]] | None = None,
   which: str = 'ema',
   revision: str | None = None,
   *,
@@ -101,8 +101,13 @@ def _lines(path: str) -> list[str]:
   return [line.strip() for line in data.splitlines() if line.strip()]
 
 
-def split(concept: str | None) -> list[tuple[str, str]]:
-  """The words and paths in 'C', 'C,D' or '<mine>=C'; the word is '' for a concept as it is."""
+def split(concept: str | Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
+  """The words and paths in 'C', 'C,D' or '<mine>=C'; the word is '' for a concept as it is.
+
+  A concept that is given as such pairs stays as it is.
+  """
+  if concept is not None and not isinstance(concept, str):
+    return list(concept)
   parts = [part.strip() for part in (concept or '').split(',') if part.strip()]
   if concept is not None and not parts:
     raise UserError('--concept is empty: name the file of a concept, or leave it out')

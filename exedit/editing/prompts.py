@@ -1,5 +1,6 @@
 """The texts of an edit from one text to another, as the arrays that the network takes."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,9 +30,11 @@ def together(
   """
   target = inputs.get('target')
   if target is None:
-    for name in ('words', 'reweight', 'show_words'):
-      if getattr(settings, name):
-        raise UserError(f'{name} goes with a target only: name the text of the result in target')
+    for field in dataclasses.fields(prompt_settings.PromptSettings):
+      if getattr(settings, field.name) != field.default:
+        raise UserError(
+          f'{field.name} goes with a target only: name the text of the result in target'
+        )
     return {}, []
   _check(inputs, settings)
   if spell is None:
@@ -87,6 +90,10 @@ def _check(inputs, settings) -> None:
     (
       settings.guidance_interval != '0,1',
       'guidance_interval does not go with a target: leave it out',
+    ),
+    (
+      settings.sampler not in ('plms', 'ddim'),  # plms is the usual one, given or not
+      f'sampler {settings.sampler} does not go with a target, which takes ddim: leave it out',
     ),
     (settings.spacing != 'leading', 'spacing does not go with a target: leave it out'),
     (

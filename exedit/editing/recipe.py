@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from exedit import images, systems
-from exedit.editing import framing
-from exedit.editing.settings import LARGEST_BATCH
+from exedit.editing import framing, prompt_settings
+from exedit.editing.settings import LARGEST_BATCH, STRENGTH
 from exedit.runtime import decode
 from exedit.runtime import versions as runtime_versions
 from exedit.runtime.errors import UserError, one_line
@@ -57,16 +57,31 @@ class Recipe:
 
   def asked(self) -> dict[str, Any]:
     """What was asked for. Two recipes with the same answer to this describe the same edit."""
-    return dict(
-      weights=self.weights['digest'],
-      inputs={name: entry['sha256'] for name, entry in self.inputs.items()},
-      settings={**OLDER, **self.settings},
-      precision=self.precision,
-    )
+    return asked(self.weights['digest'], self.inputs, self.settings, self.precision)
 
   def text(self) -> str:
     """The recipe as JSON; equal recipes have equal texts."""
     return json.dumps({'exedit': FORMAT, **dataclasses.asdict(self)}, indent=2) + '\n'
+
+
+def asked(
+  digest: str, inputs: Mapping[str, Mapping[str, str]], settings: Mapping[str, Any], precision: str
+) -> dict[str, Any]:
+  """`Recipe.asked` of these parts of a recipe."""
+  return dict(
+    weights=digest,
+    inputs={name: entry['sha256'] for name, entry in inputs.items()},
+    settings={**OLDER, **as_used(settings, inputs)},
+    precision=precision,
+  )
+
+
+def as_used(settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings with the strength that counts if none is given, and a target's only sampler."""
+  found, target = dict(settings), 'target' in inputs
+  if found.get('strength', 0) is None:
+    found['strength'] = prompt_settings.STRENGTH if target else STRENGTH
+  return found | (dict(sampler='ddim') if target else {})
 
 
 def versions() -> dict[str, Any]:

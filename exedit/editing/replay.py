@@ -113,16 +113,16 @@ def _session(old, path, weights, concept) -> Session:
     weights = recipes.locate(old.weights['source'], os.path.dirname(path))
     if not os.path.exists(weights):  # replaying somebody's recipe must not start a download
       raise UserError(f'the weights of {path}, {weights}, are not here: name them with --weights')
+  named = concept
   if concept is None and (found := old.weights.get('concepts')):
     places = [recipes.locate(entry['path'], os.path.dirname(path)) for entry in found]
     for place in places:
       if not os.path.exists(place):
         raise UserError(f'the concept of {path}, {place}, is not here: name it with --concept')
-    words = [f'{entry["word"]}=' if entry['word'] else '' for entry in found]
-    concept = ','.join(map(''.join, zip(words, places)))
+    named = [(entry['word'], place) for entry, place in zip(found, places)]
   session = Session(
     weights,
-    concept=concept,
+    concept=named,
     force=True,  # they are the recorded ones, or the digest tells
     which=old.weights['which'],
     revision=old.weights['revision'],
@@ -131,7 +131,7 @@ def _session(old, path, weights, concept) -> Session:
   if session.digest != old.weights['digest']:
     what = 'weights or another tokenizer' if session.system.tokenizer else 'weights'
     flags = '--weights'
-    if concept is not None:
+    if named is not None:
       what, flags = f'concepts, {what}', '--weights and --concept'
     raise UserError(
       f'{weights} holds other {what} (digest {session.digest[:12]}...) than the recipe says'

@@ -90,7 +90,7 @@ class Session:
     precision: str | None = None,
     keep_recipes: bool = True,
     keep: bool = False,
-    concept: str | None = None,
+    concept: str | Sequence[tuple[str, str]] | None = None,
     force: bool = False,
   ):
     """keep: an output that is replaced keeps its old file under another name.
@@ -162,12 +162,8 @@ class Session:
 
   def asked(self, edit: jobs.Edit) -> dict[str, Any]:
     """`Recipe.asked` of the output that this session would make."""
-    return dict(
-      weights=self.digest,
-      inputs={name: entry['sha256'] for name, entry in self._inputs(edit, '').items()},
-      settings={**recipes.OLDER, **dataclasses.asdict(edit.settings)},
-      precision=self.precision,
-    )
+    settings = dataclasses.asdict(edit.settings)
+    return recipes.asked(self.digest, self._inputs(edit, ''), settings, self.precision)
 
   def state(self, job: jobs.Job) -> str:
     """'yes', 'no' or 'changed': see `recipe.finished`."""
@@ -324,7 +320,7 @@ class Session:
         digest=self.digest if self.keep_recipes else '',
       ),
       inputs=self._inputs(edit, folder) if self.keep_recipes else {},
-      settings=dataclasses.asdict(edit.settings),
+      settings=recipes.as_used(dataclasses.asdict(edit.settings), edit.inputs),
       precision=self.precision,
       frame=job.frame,
       batch=result.per_device,
@@ -347,7 +343,10 @@ class Session:
       grown = [side * self.grid for side in result.seen['region'].shape[:2]]
       given = edit.inputs['prompt'], self.tokenizer, result.seen['words'], grown
       shown = images.to_uint8(framing.cut(job.frame, decoded.photo.rgb))
-      images.save(prompts.sheet(*given, shown), images.words_path(edit.output))
+      sheet = images.words_path(edit.output)
+      if self.keep and os.path.exists(sheet):
+        files.keep_old(sheet)
+      images.save(prompts.sheet(*given, shown), sheet)
     self._keep(result)
     region, background = result.seen.get('region'), None
     if region is not None and decoded.photo is not None and 'mask' not in edit.inputs:
@@ -372,7 +371,8 @@ def own_key(seed: int) -> jax.Array:
 
 def sweep(outputs: Sequence[str]) -> None:
   """Removes what killed runs left under temporary names beside these outputs."""
-  paths = [*outputs, *(images.recipe_path(path) for path in outputs)]
+  beside = images.recipe_path, images.words_path
+  paths = [*outputs, *(place(path) for path in outputs for place in beside)]
   names: dict[str, set[str]] = {}
   for path in paths:
     folder, name = os.path.split(os.path.abspath(path))

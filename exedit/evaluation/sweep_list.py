@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def read(path: str) -> list[Edit]:
 
   Raises:
     UserError: for a list that cannot be read, a row that cannot be used, and methods whose
-      strengths do not have the same edits.
+      strengths do not have the same edits, and if only some rows have a target.
   """
   rows, base = lists.read(path, NEEDED, NEEDED)
   found = []
@@ -43,6 +44,12 @@ def read(path: str) -> list[Edit]:
       found.append(_edit(row, base))
     except ValueError as error:
       raise UserError(f'{path} {where}: {error}') from None
+  bare = [where for (where, _), edit in zip(rows, found) if not edit.target]
+  if 0 < len(bare) < len(found):
+    raise UserError(
+      f'{path} {bare[0]}: it has no target, or one of learned words alone, and other rows have '
+      'one: give it to every row, or to none'
+    )
   for (method, strength), own in groups(found).items():
     ids = [found[i].id for i in own]
     if len({*ids}) < len(ids):
@@ -70,6 +77,8 @@ def _edit(row, base):
     raise ValueError(f'it has no {missing[0]}: a row needs {", ".join(NEEDED)}')
   try:
     strength = float(cells['strength'])
+    if not math.isfinite(strength):
+      raise ValueError
   except ValueError:
     raise ValueError(f'strength is {cells["strength"]!r:.40}: it must be a number') from None
   image, output, folder = (

@@ -364,6 +364,14 @@ def test_finished_outputs_are_known_by_what_was_asked(folder):
   assert recipe.finished(out, asked) == 'no'
 
 
+def test_a_strength_that_is_not_given_is_the_usual_one():
+  asked = lambda strength, **inputs: recipe.asked('x', inputs, dict(strength=strength), 'float32')
+  said = dict(sha256='y')
+  assert asked(None, prompt=said) == asked(0.8, prompt=said) != asked(0.5, prompt=said)
+  both = dict(prompt=said, target=said)
+  assert asked(None, **both) == asked(0.5, **both) != asked(0.8, **both)
+
+
 def test_a_jpeg_is_finished_where_it_decodes(folder):
   make(folder, 'b.jpg')
   asked = recipe.read(str(folder / 'b.json')).asked()

@@ -146,6 +146,8 @@ def test_lists_that_cannot_be_scored_are_refused(world, tmp_path):
   change = lambda i, value: [*row[:i], value, *row[i + 1 :]]
   for rows, message in [
     ([change(1, 'strong')], "line 2: strength is 'strong': it must be a number"),
+    ([change(1, 'nan')], "strength is 'nan': it must be a number"),
+    ([row, [*change(1, 0.5)[:-1], 'a ball']], 'line 2: it has no target, or one of learned words'),
     ([change(4, place('none.png'))], 'none.png does not exist'),
     ([change(3, place('none'))], 'none is not a folder'),
     ([change(0, '')], 'it has no method'),
@@ -163,6 +165,8 @@ def test_lists_that_cannot_be_scored_are_refused(world, tmp_path):
   config = dict(bench='custom_edit_sweep', edits='x', features={})
   flags = dict(weights='w', images=None, compare=None, output='o', words=[])
   assert 'leave out --weights and --images' in refusal(evaluate.main, config, **flags)
+  said = refusal(evaluate.main, config, **dict(flags, weights=None, concept='c'))
+  assert "--concept has no use: bench 'custom_edit_sweep'" in said
 
 
 @pytest.mark.parametrize('values', [[3.0], [60.2, 88.7], [0.0, 1e-4], [-5.0, 700.0]])

@@ -110,5 +110,6 @@ def test_its_edits_are_written_as_a_list(tmp_path, capsys, monkeypatch):
     assert row['image'] == str(tmp_path / 'bench' / pie_bench.PICTURES / path)
     assert row['output'] == str(tmp_path / 'results' / path) and base == ''
     assert row['target'] == target.replace('[', '').replace(']', '')
+  assert 'edits.csv exists already' in refusal(capsys, pie_bench.run, flags)
   line = refusal(capsys, pie_bench.run, [*flags[:3], '--output=edits.txt'])
   assert '--output is edits.txt: it must end with .csv' in line

@@ -181,6 +181,7 @@ def test_a_photo_of_any_size_is_edited_and_replays(given, tmp_path, capsys, monk
   assert pixels(tmp_path / 'out-words.png').shape[1] > 4 * 90  # the photo and three words
   recipe = json.loads((tmp_path / 'out.json').read_text())
   assert recipe['inputs']['target']['text'] == 'a blue ball'
+  assert recipe['settings']['strength'] == 0.5 and recipe['settings']['sampler'] == 'ddim'
   assert recipe['settings']['inversion'] == 'direct' and recipe['settings']['cross'] == '0.4'
   monkeypatch.setattr(text_editing, 'invert', lambda *_, **__: pytest.fail('inverted again'))
   [kept] = tmp_path.glob('inversion-*.npz')
@@ -264,6 +265,8 @@ def test_the_background_is_what_lies_outside_the_region():
     (dict(num_samples=2), '--inversion=direct is the same with every seed'),
     (dict(image=None), 'target is given without image: name the photo that prompt describes'),
     (dict(target=None, words='ball'), 'words goes with a target only'),
+    (dict(target=None, blend='both'), 'blend goes with a target only'),
+    (dict(sampler='dpm_solver_pp'), 'does not go with a target, which takes ddim'),
   ],
 )
 def test_edits_that_could_do_nothing_are_refused(given, tmp_path, capsys, change, says):
