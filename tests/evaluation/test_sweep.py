@@ -146,7 +146,8 @@ def test_lists_that_cannot_be_scored_are_refused(world, tmp_path):
   change = lambda i, value: [*row[:i], value, *row[i + 1 :]]
   for rows, message in [
     ([change(1, 'strong')], "line 2: strength is 'strong': it must be a number"),
-    ([change(1, 'nan')], "strength is 'nan': it must be a number"),
+    ([change(1, 'inf')], "strength is 'inf': it must be a number"),
+    ([change(1, 'nan')], 'line 2: it has no strength'),  # as pandas writes an empty cell
     ([row, [*change(1, 0.5)[:-1], 'a ball']], 'line 2: it has no target, or one of learned words'),
     ([change(4, place('none.png'))], 'none.png does not exist'),
     ([change(3, place('none'))], 'none is not a folder'),
