@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from exedit import latent_diffusion
 from exedit.diffusion import inversion as inversions
 from exedit.diffusion import sampling
-from exedit.editing.prompt_settings import INVERSIONS
+from exedit.editing.prompt_settings import INVERSIONS, sampled
 from exedit.editing.prompts import KEPT, PREFIX
 from exedit.models.attention_edits import Edit
 from exedit.runtime.errors import UserError
@@ -25,7 +25,7 @@ from exedit.runtime.errors import UserError
 READS = ('direct', 'edit_friendly')  # the source's latents are those of the path
 THRESHOLD = 0.3  # of the largest value of a word's map; above it the photo may change
 WAIT = 0.2  # the share of the steps before the background is put back
-SKIP = 0.36  # the share of the noisiest steps that edit-friendly sampling leaves out
+LANES = 8  # the most photos times steps that edit-friendly inversion evaluates at once
 SOURCE_SCALE = 3.5  # of guidance while edit-friendly noises are found
 
 
@@ -49,6 +49,8 @@ class Inversion:
 @dataclasses.dataclass(frozen=True)
 class Tables:
   """The edit of each photo: a batch of `prompt_edits.Table`, and the words whose place may change.
+
+  Its steps are those that are sampled, see `prompt_settings.sampled`.
 
   words: the source's tokens, 1 where they count; all 0: the whole photo may change. new_words: the
   target's tokens, which count if the target's maps are asked too.
@@ -153,8 +155,10 @@ def _invert(
   if method == 'edit_friendly':
     noise = jax.vmap(lambda key: jax.random.normal(key, (len(found), *z.shape[1:])))(keys)
     denoise = seen_by(context, null, SOURCE_SCALE)
-    made = inversions.edit_friendly(denoise, z, _steps_first(noise), found, model.schedule)
-    path, noises, seen = made
+    most = max(1, LANES // len(z))
+    at_once = max(n for n in range(1, most + 1) if len(found) % n == 0)  # no second program
+    given = z, _steps_first(noise), found, model.schedule, at_once
+    path, noises, seen = inversions.edit_friendly(denoise, *given)
     return Inversion(_rows_first(path), seen, noises=_rows_first(noises))
   path, seen = inversions.ddim(seen_by(context), z, found, model.schedule)
   if method != 'null_text':
@@ -251,6 +255,8 @@ def _change(
   region = _region(known.seen, tables.words, mask)
   reads, two_nulls = method in READS, method in ('ddim', 'null_text')
   level = model.unet.word_level() if both else None
+  has_new = tables.new_words.any(-1)[:, None, None, None]
+  grown = lambda maps: jnp.maximum(region, has_new * _region(maps, tables.new_words, mask))
 
   def step(carry, inputs):
     z_source, z_target, maps = carry
@@ -276,44 +282,37 @@ def _change(
     z_target = keep * z_target + add * eps_target + noise
     z_source = inputs['next'] if reads else keep * z_source + add * eps_source
     maps = maps + more
-    free = region
-    if both:
-      free = jnp.maximum(region, _region(maps, tables.new_words, mask))
+    free = grown(maps) if both else region
     free = jnp.where(inputs['i'] < wait, 1, free)
     return (z_source, jnp.where(free > 0, z_target, z_source), maps), None
 
   maps = jnp.zeros_like(known.seen) if both else 0
   start = known.path[:, first]
   (_, z, maps), _ = jax.lax.scan(step, (start, start, maps), xs)
-  if both:
-    region = jnp.maximum(region, _region(maps, tables.new_words, mask))
-  return model.autoencoder.decode(z), region
+  return model.autoencoder.decode(z), grown(maps) if both else region
 
 
 def _per_step(model, known, tables, method, spacing, offset):
   """What changes from step to step, with the steps first; and the index of the first step."""
-  steps = tables.hold.shape[1]
+  steps = known.path.shape[1] - 1
   found = inversions.timesteps(model.schedule, steps, spacing, offset)
-  ancestral = method == 'edit_friendly'
-  first = int(SKIP * len(found)) if ancestral else 0
-  coefficients = sampling.ddim_coefficients(found, model.schedule, eta=float(ancestral))
+  first = steps - sampled(steps, method)
+  eta = float(method == 'edit_friendly')
+  coefficients = sampling.ddim_coefficients(found, model.schedule, eta=eta)
   path, gate = _steps_first(known.path), _steps_first(tables.gate)
   xs = dict(
-    i=jnp.arange(len(found)),
     t=jnp.asarray(found, jnp.int32),
     coefficients=[jnp.asarray(c, known.path.dtype) for c in coefficients],
     now=path[:-1],
     next=path[1:],
-    edit=(
-      tables.mix[None] * gate[:, :, None],
-      tables.own[None] * gate + 1 - gate,
-      _steps_first(tables.hold),
-    ),
   )
   for name, values in (('null', known.nulls), ('noise', known.noises)):
     if values is not None:
       xs[name] = _steps_first(values)
-  return jax.tree.map(lambda leaf: leaf[first:], xs), first
+  xs = jax.tree.map(lambda leaf: leaf[first:], xs)
+  change = tables.mix[None] * gate[:, :, None], tables.own[None] * gate + 1 - gate
+  xs |= dict(i=jnp.arange(len(gate)), edit=(*change, _steps_first(tables.hold)))
+  return xs, first
 
 
 def _region(

@@ -10,8 +10,14 @@ INVERSIONS = ('direct', 'ddim', 'negative_prompt', 'null_text', 'edit_friendly')
 BLENDS = ('source', 'both', 'none')
 ALIGNMENTS = ('refine', 'replace')
 STRENGTH = 0.5  # of an edit from one text to another
+SKIP = 0.36  # the share of the noisiest steps that edit-friendly sampling leaves out
 
 Window = tuple[float, float]
+
+
+def sampled(steps: int, inversion: str) -> int:
+  """The number of steps that an edit samples; shares of the steps are shares of these."""
+  return steps - int(SKIP * steps) if inversion == 'edit_friendly' else steps
 
 
 def windows(given: Any) -> tuple[Window, dict[str, Window]]:

@@ -131,7 +131,7 @@ def _tables(inputs, settings, spell) -> tuple[Arrays, list[str]]:
   factors = prompt_settings.weights(settings.reweight)
   weights = {place: factor for word, factor in factors.items() for place in at(word, 'reweight')}
   strength = prompt_settings.STRENGTH if settings.strength is None else settings.strength
-  steps = settings.steps
+  steps = prompt_settings.sampled(settings.steps, settings.inversion)
   gate = prompt_edits.windows(len(source), steps, usual, windows)
   hold = prompt_edits.held(steps, (0, 1 - strength))
   made = prompt_edits.table(mix, gate, hold, weights)
