@@ -100,6 +100,7 @@ def full() -> ml_collections.ConfigDict:
         prior_weight=1.0,
         normalisation='paper',
         before=KEYS_AND_VALUES,
+        hold_first=True,
         dtype='bfloat16',
       ),
       optimizer=dict(
@@ -142,7 +143,7 @@ def textual_inversion() -> ml_collections.ConfigDict:
       trainable='text[.]new_tokens',
       concept=dict(init='{class}'),
       data=dict(templates=OBJECTS, phrase='{name}', augment=False),
-      model=dict(prior='none'),
+      model=dict(prior='none', hold_first=False),
       optimizer=dict(lr=2e-3),  # 5e-4 x 4
     )
   )
@@ -166,7 +167,7 @@ def dreambooth() -> ml_collections.ConfigDict:
       trainable='unet',
       concept=dict(init='sks'),
       data=dict(templates=('a photo of {}',), augment=False, flip=0.0),
-      model=dict(before='unet'),
+      model=dict(before='unet', hold_first=False),
       optimizer=dict(lr=5e-6, clip=1.0),
     )
   )
@@ -192,6 +193,7 @@ def tiny() -> ml_collections.ConfigDict:
     )
   )  # fmt: skip
   model = {name: value for name, value in small.model.to_dict().items() if name != 'p_drop'}
-  own = {n: config.model[n] for n in ('prior', 'prior_weight', 'normalisation', 'before')}
+  names = 'prior', 'prior_weight', 'normalisation', 'before', 'hold_first'
+  own = {name: config.model[name] for name in names}
   config.model = ml_collections.ConfigDict({**model, **own, 'text': {**model['text'], 'new': 1}})
   return config

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Key
 from exedit import latent_diffusion, stable_diffusion
 from exedit.concepts import concept as concepts
 from exedit.concepts import files as concept_files
+from exedit.concepts.concept import KEYS_AND_VALUES, ROWS
 from exedit.custom_edit_form import FORM
 from exedit.input_pipeline import concept_examples as examples
 from exedit.input_pipeline import few_pictures
@@ -39,13 +40,15 @@ from exedit.systems import Data, System
 from exedit.weights import find, initial
 from exedit.weights.formats.tensor import Tensor
 
-KEYS_AND_VALUES = 'unet[.].*attn2[.]to_[kv]'
 NORMALISATIONS = ('paper', 'diffusers')
 BEFORE = 'before'  # the part of the model that holds parameters of the UNet as they were
-ROWS = 'text.new_tokens'
 RARE = ('ktn', 'pll', 'ucd')  # pieces of words that new words start from (custom-diffusion)
 OWN: dict[str, Any] = dict(
-  prior='prediction', prior_weight=1.0, normalisation='paper', before=KEYS_AND_VALUES
+  prior='prediction',
+  prior_weight=1.0,
+  normalisation='paper',
+  before=KEYS_AND_VALUES,
+  hold_first=True,
 )
 
 
@@ -77,6 +80,7 @@ def build(
   prior_weight: float = 1.0,
   normalisation: str = 'paper',
   before: str = KEYS_AND_VALUES,
+  hold_first: bool = True,
   dtype: str = 'float32',
   rngs: nnx.Rngs,
 ) -> CustomEdit:
@@ -92,6 +96,8 @@ def build(
     does; 'diffusers' weighs the concept's by the channels of the latents (4), as its training does.
   before: a regular expression of the parameters of the UNet whose values before the training are
     kept for 'prediction': all that train.
+  hold_first: no gradient flows through the keys and values of the first token of a prompt, as in
+    Custom Diffusion.
   dtype: the type that the networks compute in; norms, softmax and parameters are float32.
 
   Raises:
@@ -112,7 +118,7 @@ def build(
     **groups, context_dim=context_dim, p_drop=0.0, dtype=dtype, rngs=rngs
   )
   for path, layer in [*nnx.iter_modules(base.unet)]:
-    if path and path[-1] == 'attn2':
+    if hold_first and path and path[-1] == 'attn2':
       layer.to_k, layer.to_v = (_first_held(one, rngs) for one in (layer.to_k, layer.to_v))
   kept = {}
   if prior == 'prediction':
@@ -284,11 +290,13 @@ def _check_before(config: Mapping[str, Any]) -> None:
   kept = {name.replace(BEFORE, 'unet', 1) for name in shapes if name.startswith(f'{BEFORE}.')}
   lost = sorted(name for name in trained if name not in kept and name != ROWS)
   if lost:
+    others = f' and {len(lost) - 1} others' if len(lost) > 1 else ''
+    remedy = '--config.model.prior=none'
+    if all(name.startswith('unet.') for name in lost):
+      remedy = f"--config.model.before='{config['trainable']}', or {remedy}"
     raise UserError(
-      f"config.trainable is '{config['trainable']}', and of {lost[0]} and {len(lost) - 1} others "
-      'no values from before the training are kept: set '
-      f"--config.model.before='{config['trainable']}', or "
-      '--config.model.prior=none'
+      f"config.trainable is '{config['trainable']}', and of {lost[0]}{others} no values from "
+      f'before the training are kept: set {remedy}'
     )
 
 

@@ -48,7 +48,8 @@ class Data:
   held_out(count, **data): the first `count` validation examples, not augmented, with texts for
     people, which batches leave out.
   shapes(**data): {name: (shape, dtype)} of one example.
-  survey(root, split): a dataclass that describes the data; it must be equal in all processes.
+  survey(root, split, ...): a dataclass that describes the data; it must be equal in all processes.
+    It gets those of the settings that it names.
   defaults(): the default values of the settings that make an example, such as `size`.
   """
 

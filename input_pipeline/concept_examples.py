@@ -8,7 +8,6 @@ the same prompt without the new word, and perhaps a picture of the class. Custom
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -156,10 +155,7 @@ class Examples:
     self.train = split == 'train'
     names = tuple(word.name for word in self.words)
     self.tokens = functools.cache(_tokenizer(tokenizer, vocabulary, length, names))
-    folders = [root]
-    if len(names) > 1:
-      folders = [os.path.join(root, name.strip('<>[]*')) for name in names]
-    found = [few_pictures.read(folder) for folder in folders]
+    found = [few_pictures.read(folder) for folder in few_pictures.folders(root, names)]
     self.pictures = [_part(pictures, held_out, self.train) for pictures in found]
     self.prior = prior
     self.others = few_pictures.read(prior_root, size) if prior == 'pictures' else ()

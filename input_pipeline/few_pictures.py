@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -41,30 +42,51 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-  """A description of the files of a folder and of the folders in it: equal if all are equal."""
+  """A description of pictures, captions and masks: equal if all files are equal.
+
+  records, digest: of the concepts' pictures. prior: the digest of those of the prior; '' if none.
+  """
 
   records: int
   digest: str
+  prior: str
 
 
-def survey(root: str, split: str = 'train') -> Pictures:
-  """Returns what this process finds; all processes of a training must find the same."""
+def survey(
+  root: str,
+  split: str = 'train',
+  *,
+  words: Sequence[tuple[str, str]] = (),
+  prior: str = 'none',
+  prior_root: str = '',
+) -> Pictures:
+  """Returns what this process finds; all processes of a training must find the same.
+
+  words, prior, prior_root: as `concept_examples.Examples` takes them.
+  """
+  count, digest = _digest(folders(root, [name for name, _ in words]))
+  others = _digest([prior_root])[1] if prior == 'pictures' else ''
+  return Pictures(count, digest, others)
+
+
+def folders(root: str, names: Sequence[str]) -> list[str]:
+  """The folder of each concept's pictures: `root`, or with several those in it by their names."""
+  if len(names) < 2:
+    return [root]
+  return [os.path.join(root, name.strip('<>[]*')) for name in names]
+
+
+def _digest(places: Sequence[str]) -> tuple[int, str]:
+  """The number of pictures, and a digest of all files that count."""
   sha, count = hashlib.sha256(), 0
-  for folder in _with_subfolders(root):
+  for i, folder in enumerate(places):
     names = _names(folder)
     found = _pictures(names)
     count += len(found)
-    for name in (n for n in names if found and (n in found or _is_mask(n) or _is_caption(n))):
+    for name in (n for n in names if n in found or _is_mask(n) or _is_caption(n)):
       content = remote.read(os.path.join(folder, name))
-      sha.update(f'{os.path.relpath(folder, root)} {name} {len(content)} '.encode() + content)
-  return Pictures(count, sha.hexdigest())
-
-
-def _with_subfolders(root: str) -> list[str]:
-  """The folder and, on a disk, those in it."""
-  inside = () if remote.is_remote(root) else sorted(_listed(root))
-  folders = (os.path.join(root, name) for name in inside)
-  return [root, *(folder for folder in folders if os.path.isdir(folder))]
+      sha.update(f'{i} {name} {len(content)} '.encode() + content)
+  return count, sha.hexdigest()
 
 
 def read(folder: str, largest: int = LARGEST) -> tuple[Picture, ...]:
@@ -73,7 +95,8 @@ def read(folder: str, largest: int = LARGEST) -> tuple[Picture, ...]:
   largest: the side of the squares at most; larger ones are made smaller.
 
   Raises:
-    DataError: if there is no picture, and for a file that is none; for a caption or mask of none.
+    DataError: if there is no picture, for a file that is no picture, and for a caption or mask that
+      belongs to no picture.
   """
   names = _names(folder)
   states = tuple(remote.info(os.path.join(folder, name)) for name in names)
@@ -92,7 +115,9 @@ def _read(folder: str, names: tuple[str, ...], states: tuple, largest: int) -> t
   captions = _captions(folder, names, found)
   for kind, alone in (('mask', masks.keys() - {*stems}), ('caption', captions.keys() - {*found})):
     if alone:
-      raise DataError(f'{folder} has the {kind} of {min(alone)} and no such picture: correct it')
+      raise DataError(
+        f'{folder} has a {kind} that belongs to no picture, {min(alone)}: rename or remove it'
+      )
   return tuple(
     _picture(folder, name, masks.get(stem), captions.get(name, ''), largest)
     for name, stem in zip(found, stems)
@@ -121,13 +146,16 @@ def _smaller(square: np.ndarray, largest: int) -> np.ndarray:
 
 
 def _captions(folder: str, names: tuple[str, ...], pictures: list[str]) -> dict[str, str]:
-  """The captions by the names of the pictures; of a caption without one by its own name."""
+  """The captions by the names of their pictures.
+
+  A caption that belongs to no picture stands under the name of its own file.
+  """
   of = {PurePosixPath(name).stem: name for name in pictures}
   found = {}
   for name in names:
-    if name.endswith('.txt'):
+    if name.lower().endswith('.txt'):
       text = remote.read(os.path.join(folder, name)).decode('utf-8-sig', 'replace')
-      found[of.get(name.removesuffix('.txt'), name)] = ' '.join(text.split())
+      found[of.get(PurePosixPath(name).stem, name)] = ' '.join(text.split())
   if TABLE not in names:
     return found
   path = os.path.join(folder, TABLE)
@@ -162,7 +190,7 @@ def _pictures(names) -> list[str]:
 
 
 def _is_caption(name: str) -> bool:
-  return name.endswith('.txt') or name == TABLE
+  return name.lower().endswith('.txt') or name == TABLE
 
 
 def _is_mask(name: str) -> bool:

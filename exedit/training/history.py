@@ -70,7 +70,7 @@ class History:
     known = {name: value for name, value in self.data.items() if name in survey}
     changed = settings.differences(known, {name: survey[name] for name in known})
     where = f'{self.data.get("root")} -> {root}' if self.data.get('root') != root else root
-    return [f'the shards in data.root {where} ({", ".join(changed)})'] if changed else []
+    return [f'the files in data.root {where} ({", ".join(changed)})'] if changed else []
 
 
 def other_tokenizer(workdir: str, folder: str | None) -> list[str]:

@@ -157,7 +157,7 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
     if config.synthetic:  # drawing takes a minute, so what cannot work is said before
       trace_step(program, config, shapes)
     if not config.synthetic:  # before weights are fetched
-      system.data.survey(data['root'], data.get('split', 'train'))
+      survey_of(system, system.data_settings(config.as_dict()))
     tensors = None if begun else given_weights(system, config.as_dict())
     origin = provide_data(config)
   with processes.together(), settings.fixable(config.as_dict()):  # by now the data exist
@@ -165,7 +165,7 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
     examples = held_out(config, read) if config.edit_every else None
     fixed = fixed_batches(config, read) if config.fixed_every else []
     trace_step(program, config, stored_shapes(config, read))
-    survey = system.data.survey(data['root'], data.get('split', 'train'))
+    survey = survey_of(system, read)
     replaced = past.other_data(data['root'], dataclasses.asdict(survey))
     if begun:
       replaced += history.other_tokenizer(workdir, read.get('tokenizer'))
@@ -179,6 +179,13 @@ def prepare(workdir: str, config: Config, allow_changes=False, ignore_memory=Fal
     say(shortened)
   changed = [*learned, *replaced, *other]
   return Prepared(config, program, tensors, examples, fixed, survey, read, origin, past, changed)
+
+
+def survey_of(system: systems.System, data: Mapping[str, Any]) -> Any:
+  """The system's description of the data, by those of their settings that it takes."""
+  names = [p.name for p in settings.arguments(system.data.survey)]
+  given = {'split': 'train', **data}
+  return system.data.survey(**{name: given[name] for name in names if name in given})
 
 
 def take_steps(
@@ -195,7 +202,8 @@ def take_steps(
   config, program, examples = prepared.config, prepared.program, prepared.examples
   first = int(state.step) + 1
   fixed = FixedLoss(program, prepared.fixed, config.seed) if prepared.fixed else None
-  best = fixed_loss.least(workdir.folder, first - 1)
+  # Process 0 says it, because with a store it alone has the log of earlier starts.
+  best = float(processes.everyone(repr(fixed_loss.least(workdir.folder, first - 1)))[0])
   log.account.loop_begins()
   for step in range(first, config.steps + 1):
     with log.account.spend('data'):

@@ -26,7 +26,7 @@ def test_a_photo_is_upright_and_its_middle_is_not_squashed(tmp_path):
 
 def test_captions_and_masks_stand_beside_their_pictures(tmp_path):
   folders.write(tmp_path, 3)
-  (tmp_path / '0.txt').write_text('a {} on\n a table\n')
+  (tmp_path / '0.TXT').write_text('a {} on\n a table\n')
   mask = np.zeros((24, 18), np.uint8)
   mask[8:12] = 255
   Image.fromarray(mask).save(tmp_path / '1.mask.png')
@@ -52,7 +52,22 @@ def test_the_description_changes_with_every_file_and_not_with_a_run_beside(tmp_p
   assert few_pictures.survey(str(tmp_path)) == first
   (tmp_path / '0.txt').write_text('a {}')
   assert few_pictures.survey(str(tmp_path)) != first
-  assert folders.write(tmp_path / 'new', 1) and few_pictures.survey(str(tmp_path)).records == 3
+
+
+def test_the_description_has_a_folder_for_each_concept_and_that_of_the_prior(tmp_path):
+  for i, name in enumerate(('new1', 'new2', 'other', 'prior')):
+    folders.write(tmp_path / name, 1 + i, seed=i)
+  how = dict(words=(('<new1>', 'a'), ('<new2>', 'b')), prior_root=f'{tmp_path}/prior')
+  found = lambda prior='pictures', root=tmp_path: few_pictures.survey(f'{root}', prior=prior, **how)
+  first, without = found(), found('prediction')
+  assert first.records == without.records == 3 and first.digest == without.digest
+  assert first.prior and not without.prior and found(root=f'file://{tmp_path}') == first
+  (tmp_path / 'prior' / '0.txt').write_text('a')
+  changed = found()
+  assert changed.prior != first.prior and changed.digest == first.digest
+  assert found('prediction') == without
+  (tmp_path / 'new2' / '0.txt').write_text('a {}')
+  assert found().digest != first.digest
 
 
 def other_size(folder):
@@ -68,7 +83,10 @@ def black(folder):
   [
     (lambda f: [p.unlink() for p in f.iterdir()], 'holds no pictures: name a folder'),
     (lambda f: (f / '0.png').write_text('no'), '0.png'),
-    (lambda f: (f / '7.txt').write_text('a'), 'has the caption of 7.txt and no such picture'),
+    (
+      lambda f: (f / '7.txt').write_text('a'),
+      'has a caption that belongs to no picture, 7.txt: rename',
+    ),
     (lambda f: Image.new('RGB', (9, 9)).save(f / '0.jpg'), r'has several pictures 0\.\*'),
     (other_size, '9x9 and 24x18: give the mask the size'),
     (black, 'is black in the middle square'),

@@ -18,6 +18,7 @@ from exedit.input_pipeline.tokenizer import Tokenizer
 from exedit.models import parameters
 from exedit.planning import compile_step
 from exedit.runtime.errors import UserError
+from exedit.training import fixed_loss, loop
 from exedit.training.config import read_config
 from exedit.training.given import given_weights
 from exedit.weights import find
@@ -146,6 +147,8 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_written(config, tm
     (dict(concept={**words, 'class_': 'dog!'}), "cannot spell 'dog!'"),
     (dict(concept={**words, 'keep': 'best'}, fixed_every=0), 'no step is known to be the best'),
     (dict(trainable='unet'), 'set --config.model.before=.unet., or --config.model.prior=none'),
+    (dict(trainable='unet[.]conv_in[.]bias'), 'of unet.conv_in.bias no values .*.before='),
+    (dict(trainable='text'), r'and \d+ others no values .*: set --config.model.prior=none'),
     (dict(model={**model, 'prior': 'none', 'text': model['text'] | dict(new=0)}), 'new is 0'),
     (dict(init_clip='x'), 'leave out --config.init_clip'),
     (dict(system='stable_diffusion', model={}), 'stable_diffusion learns no concepts'),
@@ -155,16 +158,37 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_written(config, tm
     assert not (tmp_path / 'run').exists()
 
 
+def test_the_best_step_is_kept_over_a_restart(config, tmp_path, monkeypatch):
+  losses = {1: 3.0, 2: 1.0, 3: 2.0}
+
+  class Told:
+    def __init__(self, *_):
+      pass
+
+    def __call__(self, state, frozen):
+      return {fixed_loss.NAME: losses[int(state.step)]}
+
+  monkeypatch.setattr(loop, 'FixedLoss', Told)
+  given = dict(config, concept={**config['concept'], 'keep': 'best'})
+  assert fixed_loss.least(str(tmp_path), 9) == np.inf
+  steps = []
+  for last in (1, 2, 3):
+    runs.train(tmp_path, **dict(given, steps=last))
+    steps.append(files.read(tmp_path).about['step'])
+  assert steps == [1, 2, 2]
+  assert [fixed_loss.least(str(tmp_path), last) for last in (0, 1, 3)] == [np.inf, 3.0, 1.0]
+
+
 # The loss
 
 
 ONE_LEVEL = 8  # keys and values of a UNet of one level, which compiles faster
 
 
-def model_of(config, build=custom_edit.build, **more):
+def model_of(config, **more):
   small = dict(config['model']['unet'], mult=(1,), attention_levels=(0,))
   settings = {**config['model'], 'unet': small, **more}
-  return with_random_weights(lambda: build(**settings, rngs=nnx.Rngs(0)))
+  return with_random_weights(lambda: custom_edit.build(**settings, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope='module')
@@ -187,10 +211,9 @@ def test_exactly_keys_values_and_rows_have_gradients(config, batch):
   assert all(np.abs(grad).max() > 0 for grad in chosen.values())
 
 
-@pytest.mark.parametrize('build', [custom_edit.build, stable_diffusion.build])
-def test_no_gradient_flows_through_the_first_token(config, build):
-  """Stable Diffusion's own layers show that the test can fail."""
-  graph, params = parameters.flatten(model_of(config, build).unet)
+@pytest.mark.parametrize('held', [True, False])
+def test_no_gradient_flows_through_the_first_token_if_it_is_held(config, held):
+  graph, params = parameters.flatten(model_of(config, hold_first=held).unet)
   x = jax.random.normal(jax.random.key(0), (1, 4, 4, 48))
   context = jnp.zeros((1, 5, 16)).at[:, 0].set(1.0)  # nothing but the first token reaches kernels
 
@@ -200,7 +223,6 @@ def test_no_gradient_flows_through_the_first_token(config, build):
   kernels, tokens = jax.jit(jax.grad(total, (0, 1)))(params, context)
   own = [g for n, g in kernels.items() if '.attn2.to_k' in n or '.attn2.to_v' in n]
   assert len(own) == ONE_LEVEL and np.abs(tokens[:, 1:]).max() > 0
-  held = build is custom_edit.build
   assert all((np.asarray(g) == 0).all() == held for g in [*own, tokens[:, 0]])
 
 
@@ -291,6 +313,7 @@ def test_the_variants_train_what_they_say(variant, kernels, trained, kept):
   assert ('prior_tokens' in shapes) == (variant != 'textual_inversion')
   _, params = latent_diffusion.abstract(custom_edit.build, config['model'])
   chosen, frozen = parameters.split_trainable(params, config['trainable'])
+  assert config['model']['hold_first'] == (variant in ('full', 'tiny'))
   assert len([name for name in chosen if name != custom_edit.ROWS]) == kernels
   size = lambda params: sum(a.size for a in params.values())
   if trained:
