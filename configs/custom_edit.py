@@ -176,7 +176,7 @@ def dreambooth() -> ml_collections.ConfigDict:
 
 def tiny() -> ml_collections.ConfigDict:
   """Custom Diffusion of the small Stable Diffusion, whose vocabulary is that of drawn scenes."""
-  config, small = full(), sd.tiny()
+  config, small = full(), sd.tiny().to_dict()
   config.update(
     dict(
       seed=0,
@@ -192,8 +192,8 @@ def tiny() -> ml_collections.ConfigDict:
       edit=dict(count=3, steps=20, scale=4.0),
     )
   )  # fmt: skip
-  model = {name: value for name, value in small.model.to_dict().items() if name != 'p_drop'}
+  model = {name: value for name, value in small['model'].items() if name != 'p_drop'}
   names = 'prior', 'prior_weight', 'normalisation', 'before', 'hold_first'
-  own = {name: config.model[name] for name in names}
+  own = {name: config.to_dict()['model'][name] for name in names}
   config.model = ml_collections.ConfigDict({**model, **own, 'text': {**model['text'], 'new': 1}})
   return config

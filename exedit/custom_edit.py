@@ -119,7 +119,8 @@ def build(
   )
   for path, layer in [*nnx.iter_modules(base.unet)]:
     if hold_first and path and path[-1] == 'attn2':
-      layer.to_k, layer.to_v = (_first_held(one, rngs) for one in (layer.to_k, layer.to_v))
+      for name in ('to_k', 'to_v'):
+        setattr(layer, name, _first_held(getattr(layer, name), rngs))
   kept = {}
   if prior == 'prediction':
     own = parameters.flatten(base.unet)[1]
@@ -238,6 +239,7 @@ def completed(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[
   words = examples.words_of(config['concept'])
   folder = config['data'].get('tokenizer') or find.tokenizer(config['init_from'])
   text = stable_diffusion.complete(config['model'])['text']
+  assert folder is not None  # the settings of the data have been read
   known = Tokenizer(folder, text['vocabulary'], text['length'])
 
   def ids(place, word):

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -358,7 +358,7 @@ def evaluations(schedule: Schedule, interval: tuple[float, float], **how: Any) -
 
 
 def resize_mask(
-  mask: Float[Array, 'b h w 1'], size: tuple[int, int], method: str = 'bilinear'
+  mask: Float[Array, 'b h w 1'], size: Sequence[int], method: str = 'bilinear'
 ) -> Float[Array, 'b lh lw 1']:
   """A mask at the size of the latents.
 

@@ -135,7 +135,7 @@ def preview(
   """Each held-out picture with its caption and two pictures made of it, as grid rows."""
   tokens = jnp.concatenate([jnp.asarray(examples['tokens'])] * 2)
   size = examples['image'].shape[1:3]
-  made = _edit(model, dict(prompt=tokens), jax.random.key(0), size, **settings)
+  made: Any = _edit(model, dict(prompt=tokens), jax.random.key(0), size, **settings)
   said = captioned.decoded(examples['caption'])
   rows = zip(images.from_uint8(examples['image']), said, *jnp.split(made, 2))
   return ('picture', 'caption', 'sample', 'another'), [list(row) for row in rows]

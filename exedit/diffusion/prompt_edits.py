@@ -88,7 +88,9 @@ def refine(
   aligned, size = align(source, target), len(target)
   mix = np.zeros((size, size), np.float32)
   mix[aligned[aligned != NEW], np.flatnonzero(aligned != NEW)] = 1
-  lost = ~mix[:, : count(target) + 2].any(1)  # what is behind the target's end stands for itself
+  lost = np.logical_not(
+    mix[:, : count(target) + 2].any(1)
+  )  # what is behind the target's end stands for itself
   lost[count(source) + 1 :] = False
   return mix, lost, aligned == NEW
 

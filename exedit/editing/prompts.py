@@ -68,7 +68,8 @@ def sheet(
   seen: the maps of the tokens, for a picture of the size `grown`. shown: what the network saw of
   the photo, the upper left part of that picture.
   """
-  row, place = [shown], 1
+  row: list[Any] = [shown]
+  place = 1
   for word in prompt.split():
     size = prompt_edits.count(spell(word))
     score = seen[..., place : place + size].sum(-1)
@@ -139,7 +140,7 @@ def _tables(inputs, settings, spell) -> tuple[Arrays, list[str]]:
   notes: list[str] = []
   if settings.blend != 'none' and 'mask' not in inputs:
     words, new_words, notes = _blended(inputs, source, goal, lost, new, settings, spell)
-  arrays = dict(mix=made.mix, own=made.own, gate=made.gate, hold=made.hold)
+  arrays: dict[str, Any] = dict(mix=made.mix, own=made.own, gate=made.gate, hold=made.hold)
   arrays |= dict(words=words, new_words=new_words)
   return {PREFIX + name: array for name, array in arrays.items()}, notes
 

@@ -299,7 +299,9 @@ class Session:
 
   def _keep(self, result: Result) -> None:
     """Keeps the arrays that a next edit can take."""
-    arrays = {name: a for name, a in result.seen.items() if name.startswith(prompts.KEPT)}
+    arrays: dict[str, Any] = {
+      name: a for name, a in result.seen.items() if name.startswith(prompts.KEPT)
+    }
     path = self._kept_path(result.item)
     if arrays and path and not os.path.exists(path):
       data = io.BytesIO()
@@ -343,6 +345,7 @@ class Session:
       recipe=recipe.text() if self.keep_recipes else None,
     )
     if getattr(edit.settings, 'show_words', False) and 'words' in result.seen:
+      assert decoded.photo is not None  # words are seen in a photo
       grown = [side * self.grid for side in result.seen['region'].shape[:2]]
       given = edit.inputs['prompt'], self.tokenizer, result.seen['words'], grown
       shown = images.to_uint8(framing.cut(job.frame, decoded.photo.rgb))

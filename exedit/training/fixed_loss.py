@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class FixedLoss:
   batches: the examples; each process has all of them, and each device computes all.
   """
 
-  def __init__(self, program: Program, batches: list[Mapping[str, np.ndarray]], seed: int):
+  def __init__(self, program: Program, batches: Sequence[Mapping[str, np.ndarray]], seed: int):
     everywhere = replicated(program.mesh)
     self._batches = [jax.device_put(dict(batch), everywhere) for batch in batches]
     key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), NUMBER)
