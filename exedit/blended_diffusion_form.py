@@ -6,9 +6,9 @@ a quarter of the steps is skipped, and CLIP sees 8 views of the hole.
 
 import dataclasses
 
-from exedit.editing.settings import FITS, SAMPLERS
+from exedit.editing.settings import EXEMPLAR, FITS, PHOTO_AND_MASK, SAMPLERS
 from exedit.stable_diffusion_form import TEXTS, InpaintingSettings
-from exedit.systems import Form, Input, setting
+from exedit.systems import Form, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +41,9 @@ class Settings(InpaintingSettings):
 FORM = Form(
   name='blended_diffusion',
   inputs=(
-    Input('image', 'photo', 'photo to edit'),
-    Input('mask', 'mask', 'mask of the size of the photo; white is repainted'),
-    Input('exemplar', 'picture', 'picture of the subject to paint there'),
-    Input(
-      'exemplar_mask', 'cutout', "mask that is white on the exemplar's subject",
-      required=False, of='exemplar',
-    ),
+    *PHOTO_AND_MASK,
+    *EXEMPLAR,
     *(dataclasses.replace(text, required=False) for text in TEXTS),
   ),
   settings=Settings,
-)  # fmt: skip
+)

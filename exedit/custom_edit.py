@@ -163,12 +163,12 @@ def loss(
     jax.lax.stop_gradient(model.autoencoder.moments(as_signed(image))), normal(keys, shape)
   )
   z, count = encoded(batch['image'], k_z), len(batch['image'])
-  x, t, target = _noisy(model, z, k_t, k_noise)
+  x, t, target = latent_diffusion.noisy(model.schedule, z, k_t, k_noise)
   tokens = batch['tokens']
   if 'prior_tokens' in batch:
     if 'prior_image' in batch:
       z = encoded(batch['prior_image'], k_prior[2])
-    also = _noisy(model, z, *k_prior[:2])
+    also = latent_diffusion.noisy(model.schedule, z, *k_prior[:2])
     x, t, target = (jnp.concatenate(pair) for pair in zip((x, t, target), also))
     tokens = jnp.concatenate([tokens, batch['prior_tokens']])
   context = model.text(tokens)
@@ -185,13 +185,6 @@ def loss(
     aux['prior'] = error[count:].mean((1, 2))
     total += model.weight * aux['prior'].mean()
   return total, aux
-
-
-def _noisy(model, z, k_t, k_noise):
-  """Latents with noise on them, their timesteps, and what the network has to predict."""
-  t = jax.vmap(lambda k: jax.random.randint(k, (), 0, model.schedule.num_steps))(k_t)
-  noise = normal(k_noise, z.shape[1:])
-  return model.schedule.add_noise(z, noise, t), t, model.schedule.target(z, noise, t)
 
 
 def _unet_before(model: CustomEdit):

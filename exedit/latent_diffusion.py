@@ -234,11 +234,18 @@ def noise_prediction_loss(
   predict(x_t, t): the network's output. z: clean latents. The keys draw timesteps and noise, one
   for each example. Returns the mean, and the loss `per_example [b]` at its timestep `t [b]`.
   """
+  x_t, t, target = noisy(schedule, z, k_t, k_noise)
+  per_example = ((predict(x_t, t) - target) ** 2).mean((1, 2, 3))
+  return per_example.mean(), dict(per_example=per_example, t=t)
+
+
+def noisy(
+  schedule: Schedule, z: Float[Array, 'b lh lw z'], k_t: Key[Array, ' b'], k_noise: Key[Array, ' b']
+) -> tuple[Float[Array, 'b lh lw z'], Int[Array, ' b'], Float[Array, 'b lh lw z']]:
+  """Latents with noise on them, their timesteps, and what a network has to predict."""
   t = jax.vmap(lambda k: jax.random.randint(k, (), 0, schedule.num_steps))(k_t)
   noise = normal(k_noise, z.shape[1:])
-  error = (predict(schedule.add_noise(z, noise, t), t) - schedule.target(z, noise, t)) ** 2
-  per_example = error.mean((1, 2, 3))
-  return per_example.mean(), dict(per_example=per_example, t=t)
+  return schedule.add_noise(z, noise, t), t, schedule.target(z, noise, t)
 
 
 def denoiser(

@@ -2,8 +2,15 @@
 
 import dataclasses
 
-from exedit.editing.settings import FITS, MASK_RESIZES, PhotoSettings, SamplingSettings
-from exedit.systems import Form, Input, setting
+from exedit.editing.settings import (
+  EXEMPLAR,
+  FITS,
+  MASK_RESIZES,
+  PHOTO_AND_MASK,
+  PhotoSettings,
+  SamplingSettings,
+)
+from exedit.systems import Form, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +28,6 @@ class Settings(SamplingSettings, PhotoSettings):
 
 FORM = Form(
   name='paint_by_example',
-  inputs=(
-    Input('image', 'photo', 'photo to edit'),
-    Input('mask', 'mask', 'mask of the size of the photo; white is repainted'),
-    Input('exemplar', 'picture', 'picture of the subject to paint there'),
-    Input(
-      'exemplar_mask', 'cutout', "mask that is white on the exemplar's subject",
-      required=False, of='exemplar',
-    ),
-  ),
+  inputs=(*PHOTO_AND_MASK, *EXEMPLAR),
   settings=Settings,
-)  # fmt: skip
+)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from exedit.editing.prompt_settings import PromptSettings
-from exedit.editing.settings import PhotoSettings, SamplingSettings
+from exedit.editing.settings import PHOTO_AND_MASK, PhotoSettings, SamplingSettings
 from exedit.systems import Form, Input, setting
 
 TEXTS = (
@@ -55,10 +55,6 @@ FORM = Form(
 )
 INPAINTING = Form(
   name='stable_diffusion_inpainting',
-  inputs=(
-    Input('image', 'photo', 'photo to edit'),
-    Input('mask', 'mask', 'mask of the size of the photo; white is repainted'),
-    *TEXTS,
-  ),
+  inputs=(*PHOTO_AND_MASK, *TEXTS),
   settings=InpaintingSettings,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
-from exedit.systems import setting
+from exedit.systems import Input, setting
 
 LARGEST_SEED = 2**31 - 1
 LARGEST_FEATHER = 256  # pixels
@@ -22,6 +22,17 @@ CONCEPT = (  # flags
   Flag('force', None, 'use concepts of other weights too', bool, shown='false'),
 )
 STRENGTH = 0.8  # of a change of a photo by a text (SDEdit)
+PHOTO_AND_MASK = (
+  Input('image', 'photo', 'photo to edit'),
+  Input('mask', 'mask', 'mask of the size of the photo; white is repainted'),
+)
+EXEMPLAR = (
+  Input('exemplar', 'picture', 'picture of the subject to paint there'),
+  Input(
+    'exemplar_mask', 'cutout', "mask that is white on the exemplar's subject",
+    required=False, of='exemplar',
+  ),
+)  # fmt: skip
 FEATHER = 2.0  # pixels of the network, see `framing.stitch`
 
 
