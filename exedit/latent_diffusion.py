@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 from exedit import images
-from exedit.diffusion import guidance, sampling
+from exedit.diffusion import guidance, sampling, watch
 from exedit.diffusion.schedule import Schedule
 from exedit.input_pipeline import captioned, loader, open_images, pictures
 from exedit.models import parameters
@@ -425,16 +425,19 @@ def run(function: Callable[..., Any], model: Any, first: Any, *arrays: Any, **se
   """`function(graphdef, params, first, *arrays, **settings)`, compiled for the settings' values."""
   # Inside another compiled function the options of that one count.
   platform = None if isinstance(first, jax.core.Tracer) else jax.default_backend()
-  call = compiled(function, platform, tuple(settings))
+  call = compiled(function, platform, tuple(settings), watch.watched())
   return call(*nnx.split(model), first, *arrays, **settings)
 
 
 @functools.cache
-def compiled(function: Callable[..., Any], platform: str | None, static: tuple[str, ...]) -> Any:
+def compiled(
+  function: Callable[..., Any], platform: str | None, static: tuple[str, ...], watched: bool = False
+) -> Any:
   """`function(graphdef, ...)` compiled with the options of a platform.
 
   platform: None if the function runs inside another compiled function. static: names of arguments
-  that select a program.
+  that select a program. watched: see `diffusion.watch`.
   """
   options = compilation.compiler_options(platform) if platform else None
+  function = watch.program(function) if watched else function
   return jax.jit(function, static_argnames=('graphdef', *static), compiler_options=options)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from exedit import latent_diffusion
 from exedit.diffusion import inversion as inversions
-from exedit.diffusion import sampling
+from exedit.diffusion import sampling, watch
 from exedit.editing.prompt_settings import INVERSIONS, sampled
 from exedit.editing.prompts import KEPT, PREFIX
 from exedit.models.attention_edits import Edit
@@ -260,6 +260,7 @@ def _change(
 
   def step(carry, inputs):
     z_source, z_target, maps = carry
+    watch.tell(z_target, inputs['t'], len(tables.hold[0]))
     z_source = inputs['now'] if reads else z_source
     change = Edit(*inputs['edit'], most=h * w // 4)
     nulls = inputs['null'] if 'null' in inputs else null

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from exedit.diffusion import sampling
+from exedit.diffusion import sampling, watch
 from exedit.diffusion.schedule import Schedule
 
 INNER_STEPS = 10  # of null-text inversion, per step
@@ -52,6 +52,7 @@ def ddim(
 
   def step(x, inputs):
     t, (keep, add) = inputs
+    watch.tell(x, t, len(timesteps))
     eps, seen = denoise(x, jnp.full(x.shape[:1], t))
     x = keep * x + add * eps
     return x, (x, seen)
@@ -122,6 +123,7 @@ def null_text(
   def step(carry, inputs):
     x, null = carry
     t, keep, add, wanted, rate, limit = inputs
+    watch.tell(x, t, steps)
     t = jnp.full(x.shape[:1], t)
     with_text = eps(x, t)
 

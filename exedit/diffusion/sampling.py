@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
+from exedit.diffusion import watch
 from exedit.diffusion.schedule import Schedule
 
 
@@ -39,7 +40,7 @@ def ddim(
 
   def step(x, inputs):
     t, (keep, add, spread), key, extra = inputs
-    x_next = keep * x + add * _eps(denoise, x, t, extra)
+    x_next = keep * x + add * _eps(denoise, x, t, extra, len(timesteps))
     if key is not None:
       x_next += spread * jax.random.normal(key, x.shape, x.dtype)
     return x_next, None
@@ -71,7 +72,7 @@ def plms(
   def step(carry, inputs):
     origin, x, history = carry
     k, t, keep, add, weights, extra = inputs
-    history = (_eps(denoise, x, t, extra), *history)
+    history = (_eps(denoise, x, t, extra, steps + 1), *history)
     x_next = keep * origin + add * sum(w * e for w, e in zip(weights, history, strict=True))
     origin = jnp.where(k == 0, origin, x_next)  # the second step starts from the same x again
     return (origin, x_next, history[:-1]), None
@@ -103,7 +104,7 @@ def dpm_solver_pp(
   def step(carry, inputs):
     x, z_before = carry
     t, (signal, noise, keep, add, ahead), extra = inputs
-    z = (x - noise * _eps(denoise, x, t, extra)) / signal
+    z = (x - noise * _eps(denoise, x, t, extra, len(timesteps))) / signal
     x = keep * x + add * (z + ahead * (z - z_before))
     return (x, z), None
 
@@ -119,8 +120,9 @@ def dpm_timesteps(steps: int, schedule: Schedule) -> Int[np.ndarray, ' steps']:
   return np.linspace(0, last, steps + 1).round()[:0:-1].astype(np.int32)
 
 
-def _eps(denoise, x, t, extra):
-  """One evaluation at a scalar timestep, converted to x's dtype."""
+def _eps(denoise, x, t, extra, count):
+  """One evaluation of `count` at a scalar timestep, converted to x's dtype."""
+  watch.tell(x, t, count)
   t = jnp.full(x.shape[:1], t)
   eps = denoise(x, t) if extra is None else denoise(x, t, extra)
   return eps.astype(x.dtype)
