@@ -53,15 +53,9 @@ def edit_once(
   """
   outputs = output_paths(output, num_samples)
 
-  def checked(system, make_settings, trained, tokenizer=None, grid=1):
-    inputs, settings = _split(system, given)
-    one = jobs.Edit(inputs, images.check_ending(output), make_settings(settings))
-    if why := _why_equal(one, system, num_samples):
-      raise UserError(why)
-    found = jobs.samples([one], num_samples)
-    for fault in jobs.clashes(found, system, (), keep_recipe):
-      raise UserError(fault.why)
-    return found, jobs.check(found[0], system, trained, tokenizer, grid)
+  def checked(system, make_settings, *how):
+    own = dict(num_samples=num_samples, keep_recipe=keep_recipe)
+    return check_once(system, make_settings, given, output, *how, **own)
 
   _before_fetching(weights, checked, (name for name, value in given.items() if value is not None))
   session = Session(
@@ -97,7 +91,37 @@ def edit_once(
   return outputs
 
 
-def _why_equal(edit: jobs.Edit, system, num_samples: int) -> str:
+def check_once(
+  system: systems.System,
+  make_settings: Callable[[dict[str, Any]], Any],
+  given: Mapping[str, Any],
+  output: str,
+  trained: int,
+  tokenizer: Any = None,
+  grid: int = 1,
+  *,
+  num_samples: int = 1,
+  keep_recipe: bool = True,
+) -> tuple[list[jobs.Edit], jobs.Job]:
+  """The samples of one edit, and the first of them with its files checked.
+
+  given: inputs and settings by name. make_settings: makes the system's settings of the latter. See
+  `jobs.check` for the others.
+
+  Raises:
+    UserError: for everything that the user can fix.
+  """
+  inputs, settings = _split(system, given)
+  one = jobs.Edit(inputs, images.check_ending(output), make_settings(settings))
+  if why := why_equal(one, system, num_samples):
+    raise UserError(why)
+  found = jobs.samples([one], num_samples)
+  for fault in jobs.clashes(found, system, (), keep_recipe):
+    raise UserError(fault.why)
+  return found, jobs.check(found[0], system, trained, tokenizer, grid)
+
+
+def why_equal(edit: jobs.Edit, system: systems.System, num_samples: int) -> str:
   """The reason why all samples of an edit would be the same picture; empty if they would not."""
   kept = system.kept(edit.inputs, edit.settings)
   if num_samples == 1 or kept is None or 'seed' in kept:
@@ -238,7 +262,7 @@ def _checked(found, listed, num_samples, keep_recipe, system, trained, *how):
   also = [listed] if os.path.isfile(listed) else []
   several = jobs.samples(found, num_samples)
   faults = jobs.clashes(several, system, also, keep_recipe)
-  same = ((edit.where, _why_equal(edit, system, num_samples)) for edit in found)
+  same = ((edit.where, why_equal(edit, system, num_samples)) for edit in found)
   faults += [jobs.Fault(where, why) for where, why in same if why]
   bad = {fault.where for fault in faults}
   with _bar(len(found), 'checking the files') as bar:

@@ -25,7 +25,7 @@ from tests import ROOT, measure, runs
 
 PAGES = sorted([ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')])
 FOLDERS = 'exedit|input_pipeline|configs|launch|benchmarks|tests|docs|weights/tiny'
-NOT_YET = {'exedit/web/', 'configs/fill.py', 'exedit/fill.py'}
+NOT_YET = {'configs/fill.py', 'exedit/fill.py'}
 
 # Commands that no test runs as they are written, because they need what a test machine does not
 # have. Other tests run the same programs on small inputs. Their flags are checked here.
@@ -35,6 +35,8 @@ NOT_RUN_HERE = {
   r'^git ': 'changes the checkout',
   r'^launch/(demo|test|ablation|tiny_world)\.sh': 'takes minutes to hours; .ci/run, tests/launch',
   r'^launch/(tpu_vm|gke|slurm|multi_gpu)\.sh': 'needs a cluster; tests/launch uses --dry-run',
+  r'^launch/page\.sh|python -m exedit\.demo': 'serves until Ctrl-C; tests/page',
+  r'^docker ': 'needs Docker',
   r'^python -m pytest': 'runs tests within a test',
   r'Fantasy-Studio|CompVis/|stable-diffusion-v1-5/|openai/': 'downloads published weights',
   r'weights/blended': 'joins published weights; tests/systems/test_blended_diffusion.py',

@@ -1,0 +1,1 @@
+"""The web page: pictures and jobs in a folder, one worker that edits, and what a browser asks."""
