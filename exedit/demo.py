@@ -4,8 +4,9 @@ r"""A web page to edit photos: paint a hole, drop an exemplar, choose among resu
   python -m exedit.demo --weights=Fantasy-Studio/Paint-by-Example --weights=stable-diffusion-v1-4
   python -m exedit.demo --host=0.0.0.0 --token=SECRET --root_path=/edit
 
-It is for this machine alone, unless --host says otherwise; then --token is needed. It asks nothing
-of the network. Pictures, jobs and results stay in --folder, so that they survive a restart.
+It is for this machine alone, unless --host says otherwise; then --token is needed. Once the weights
+are here it asks nothing of the network. Pictures, jobs and results stay in --folder, so that they
+survive a restart.
 """
 
 import os
@@ -29,6 +30,8 @@ FLAGS = (
   *CONCEPT,
   Flag('precision', None, 'the type to compute in', ['float32', 'bfloat16'],
        shown="the weights' own"),
+  Flag('clip', None, "CLIP's weights, to rank results by their likeness to exemplars",
+       str),
   Flag('host', '127.0.0.1', 'address to listen at; another one needs --token'),
   Flag('port', 7860, 'port to listen at; 0: any that is free', least=0, most=65535),
   Flag('root_path', '', 'the path before all others, behind a proxy, such as /edit'),
@@ -66,7 +69,7 @@ def main(**given: Any) -> None:
 
 def start(given: dict[str, Any], host: str, token: str, root: str, folder: str) -> None:
   """Opens the weights and the data folder, and serves."""
-  from exedit.page import editor, server
+  from exedit.page import editor, ranking, server
   from exedit.runtime import compilation, decode
 
   compilation.cache_compiled()
@@ -77,6 +80,7 @@ def start(given: dict[str, Any], host: str, token: str, root: str, folder: str) 
   page = server.make_page(
     editors, folder, most=given['max_megabytes'] << 20, seconds=given['max_seconds'],
     token=bool(token), keep_days=given['keep_days'],
+    ranking=ranking.Ranking(given['clip']) if given['clip'] else None,
   )  # fmt: skip
   app = server.make_app(page, token=token, root=root)
   shown = f'[{host}]' if ':' in host else 'localhost' if host in ('0.0.0.0', '::') else host

@@ -6,6 +6,7 @@ every bit. JAX does not store watched programs on the disk, because they call th
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,4 +54,4 @@ def _call(x: Any, t: Any, count: int) -> None:
 
 def program(function: Callable[..., Any]) -> Callable[..., Any]:
   """The function as another one, because JAX keeps one trace of each function."""
-  return lambda *args, **settings: function(*args, **settings)
+  return functools.wraps(function)(lambda *args, **settings: function(*args, **settings))

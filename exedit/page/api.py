@@ -78,7 +78,7 @@ async def about(request: Request) -> Response:
         regions=asking.REGIONS, seeds=asking.SEEDS, waiting=page.queue.most_of_one,
         seconds=page.worker.seconds,
       ),
-      ranking=None,
+      ranking=page.worker.ranking and page.worker.ranking.name,
     )
   )  # fmt: skip
 

@@ -25,6 +25,7 @@ from exedit.editing.engine import Engine
 from exedit.editing.session import Pace, Session
 from exedit.page.look import Colours
 from exedit.page.orders import Order, Progress, Queue
+from exedit.page.ranking import Ranking
 from exedit.runtime.errors import UserError, explain
 
 LOG = logging.getLogger('exedit.page')
@@ -109,10 +110,19 @@ def open_editors(weights: Sequence[str], **how: Any) -> dict[str, Editor]:
 
 
 class Worker:
-  """The thread that makes the orders of a queue. seconds: the longest time for one order."""
+  """The thread that makes the orders of a queue.
 
-  def __init__(self, editors: Mapping[str, Editor], queue: Queue, seconds: float):
-    self.editors, self.queue, self.seconds = editors, queue, seconds
+  seconds: the longest time for one order. ranking: gives each candidate a score, if there is one.
+  """
+
+  def __init__(
+    self,
+    editors: Mapping[str, Editor],
+    queue: Queue,
+    seconds: float,
+    ranking: Ranking | None = None,
+  ):
+    self.editors, self.queue, self.seconds, self.ranking = editors, queue, seconds, ranking
     self.ready = threading.Event()
     self.ended: dict[str, int] = {}  # orders by how they ended
     self.times: list[float] = [0, 0.0]  # candidates, and their seconds
@@ -189,6 +199,8 @@ class Worker:
       job = editor.check(given | order.asked['settings'] | dict(seed=candidate.seed), output)
       self._edit(editor, order, job, Progress(index, number, len(regions)), until)
       before = output
+    if self.ranking is not None:
+      candidate.score = self.ranking.score(output, regions, editor.system)
     candidate.seconds = round(time.perf_counter() - started, 3)
     candidate.result = f'{order.id}-{index}'
     self.times[0] += 1

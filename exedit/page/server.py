@@ -23,6 +23,7 @@ from exedit.page import api, operations, programs
 from exedit.page.editor import Editor, Worker
 from exedit.page.guard import Guard, Refused, refuse
 from exedit.page.orders import Busy, Queue
+from exedit.page.ranking import Ranking
 from exedit.page.store import Missing, Store
 from exedit.runtime.errors import UserError, disk_is_full, explain
 
@@ -109,12 +110,14 @@ def make_page(
   seconds: float = SECONDS,
   token: bool = False,
   keep_days: float = 30.0,
+  ranking: Ranking | None = None,
 ) -> api.Page:
   """The parts of a server in this data folder. most: bytes of an upload. seconds: for one job."""
   places = Store(folder)
   places.clean(keep_days)
   queue = Queue(places)
-  return api.Page(places, queue, Worker(editors, queue, seconds), editors, most, token)
+  worker = Worker(editors, queue, seconds, ranking)
+  return api.Page(places, queue, worker, editors, most, token)
 
 
 class Connection(H11Protocol):

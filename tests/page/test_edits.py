@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from exedit.editing import edit_files, replay
-from exedit.page import editor
+from exedit.page import editor, ranking
 from exedit.runtime import decode
 from tests import pictures, small
 from tests.page.serving import error, events, finished, mask, order, png, serving, upload
@@ -264,3 +264,23 @@ def test_a_wrong_job_is_refused_with_the_shells_sentence_and_leaves_no_file(
   assert why in told and str(server.page.store.folder) not in told
   [folder] = server.page.store.sessions.glob(f'*/{job["picture"]}')
   assert sorted(path.name for path in folder.iterdir()) == ['photo.png', 'picture.json']
+
+
+def test_with_a_network_that_sees_candidates_have_a_score(server, client, job, monkeypatch):
+  class Mean(ranking.Ranking):
+    def __init__(self):
+      self.network = lambda pictures: np.stack([p.mean((0, 1)) for p in pictures])
+
+  monkeypatch.setattr(server.page.worker, 'ranking', Mean())
+  done = finished(client, job, hole=HOLE)
+  [candidate] = done['candidates']
+  made = np.asarray(
+    Image.open(io.BytesIO(client.get(f'/api/results/{candidate["result"]}').content))
+  )
+  region = made[10:27, 17:41].mean((0, 1))
+  exemplar = np.asarray(
+    Image.open(server.page.queue.any(done['id']).folder / f'{done["id"]}-exemplar-0.png')
+  ).mean((0, 1))
+  cosine = region @ exemplar / np.linalg.norm(region) / np.linalg.norm(exemplar)
+  assert candidate['score'] == pytest.approx(cosine, abs=1e-5)
+  assert client.get('/api/about').json()['ranking'] == 'clip_i'

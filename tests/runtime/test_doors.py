@@ -173,7 +173,7 @@ for door, flag in {doors!r}:
     status = end.code
   print(door, flag, status, sum(name in sys.modules for name in ('jax', 'grain', 'torch')))
 """
-NAMES = ('train', 'sample', 'evaluate', 'convert', 'encode', 'plan', 'gmm')
+NAMES = ('train', 'sample', 'evaluate', 'convert', 'encode', 'plan', 'gmm', 'demo')
 DOORS = [*(f'exedit.{name}' for name in NAMES), 'input_pipeline.show', 'input_pipeline.synthetic']
 DOORS += ['input_pipeline.references', 'input_pipeline.coco_ee.__main__', 'launch.ablation']
 DOORS += ['launch.user_study']
