@@ -6,7 +6,7 @@ import { sheetKey, sheetStage } from './exemplars.js';
 const LIST = [
   ['Tools', [['B', 'brush'], ['E', 'eraser'], ['X', 'add or remove'], ['R', 'rectangle'], ['L', 'lasso'], ['G', 'fill an outline'], ['S', 'select an object by a click or a box'], ['H', 'hand'], ['[ ]', 'size of the brush'], ['Shift+click', 'straight line'], ['Alt', 'the opposite of add or remove']]],
   ['Mask', [['Ctrl+Z', 'undo'], ['Ctrl+Shift+Z', 'redo'], ['I', 'invert'], ['Delete', 'clear']]],
-  ['View', [['Wheel', 'zoom at the pointer'], ['Space or middle button', 'move the photo'], ['+ − 0 1', 'larger, smaller, fit, actual size'], ['hold Tab or O', 'the original'], ['V', 'next view']]],
+  ['View', [['Wheel', 'zoom at the pointer'], ['Space', 'move the photo, as the middle button does'], ['+ − 0 1', 'larger, smaller, fit, actual size'], ['hold Tab or O', 'the original'], ['V', 'next view']]],
   ['Run', [['Ctrl+Enter', 'run'], ['Escape', 'take back what is being drawn'], ['Ctrl+V', 'paste a picture'], ['?', 'this list']]],
   ['Without a mouse', [['Arrows', 'move the tool on the photo; Shift far, Alt one pixel'], ['Enter', 'press and release the tool']]],
 ];

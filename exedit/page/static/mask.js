@@ -16,7 +16,9 @@ export class Mask extends EventTarget {
     this.past = [];
     this.future = [];
     this.step = null; // the change in progress: tiles as they were
-    this.counted = new Map(); // bit to number of pixels
+    // For each bit the number of its pixels in each tile, -1 where unknown.
+    const tiles = this.across * Math.ceil(height / TILE);
+    this.tallies = new Map(Array.from({ length: 8 }, (_, k) => [1 << k, new Int32Array(tiles)]));
   }
 
   // Changes. A change is begun, made of shapes, and committed or cancelled.
@@ -68,11 +70,16 @@ export class Mask extends EventTarget {
     }
   }
 
-  // A copy of a tile; with `put`, writes it.
-  tile(index, put = null) {
+  // The corners of a tile.
+  corners(index) {
     const x0 = (index % this.across) * TILE;
     const y0 = Math.floor(index / this.across) * TILE;
-    const [x1, y1] = [Math.min(x0 + TILE, this.width), Math.min(y0 + TILE, this.height)];
+    return [x0, y0, Math.min(x0 + TILE, this.width), Math.min(y0 + TILE, this.height)];
+  }
+
+  // A copy of a tile; with `put`, writes it.
+  tile(index, put = null) {
+    const [x0, y0, x1, y1] = this.corners(index);
     const wide = x1 - x0;
     const copy = put ?? new Uint8Array(wide * (y1 - y0));
     for (let y = y0; y < y1; y++) {
@@ -100,7 +107,11 @@ export class Mask extends EventTarget {
   }
 
   touched(x0, y0, x1, y1) {
-    this.counted.clear();
+    for (const tally of this.tallies.values()) {
+      for (let v = Math.floor(y0 / TILE); v * TILE < y1; v++) {
+        tally.fill(-1, v * this.across + Math.floor(x0 / TILE), v * this.across + Math.floor((x1 - 1) / TILE) + 1);
+      }
+    }
     this.dispatchEvent(new CustomEvent('change', { detail: [x0, y0, x1, y1] }));
   }
 
@@ -179,23 +190,26 @@ export class Mask extends EventTarget {
   fill(bit, on, [px, py]) {
     const [x, y] = [Math.floor(px), Math.floor(py)];
     const { width, height, data } = this;
-    const free = (i) => !(data[i] & bit) === on;
-    if (x < 0 || y < 0 || x >= width || y >= height || !free(y * width + x)) return;
+    const free = on ? 0 : bit; // what a pixel has that is to change
+    if (x < 0 || y < 0 || x >= width || y >= height || (data[y * width + x] & bit) !== free) return;
     const box = this.open(0, 0, width, height);
     const waiting = [x, y];
     while (waiting.length) {
       const v = waiting.pop(), u = waiting.pop();
       const row = v * width;
-      if (!free(row + u)) continue;
-      let first = u, last = u;
-      while (first > 0 && free(row + first - 1)) first--;
-      while (last < width - 1 && free(row + last + 1)) last++;
-      for (let i = first; i <= last; i++) data[row + i] ^= bit;
-      for (const w of [v - 1, v + 1]) {
+      if ((data[row + u] & bit) !== free) continue;
+      let first = row + u, last = row + u;
+      while (first > row && (data[first - 1] & bit) === free) first--;
+      while (last < row + width - 1 && (data[last + 1] & bit) === free) last++;
+      for (let i = first; i <= last; i++) data[i] ^= bit;
+      for (let w = v - 1; w <= v + 1; w += 2) {
         if (w < 0 || w >= height) continue;
-        for (let i = first; i <= last; i++) {
-          const at = w * width + i;
-          if (free(at) && (i === first || !free(at - 1))) waiting.push(i, w);
+        const shift = (w - v) * width;
+        let run = false;
+        for (let i = first + shift; i <= last + shift; i++) {
+          const now = (data[i] & bit) === free;
+          if (now && !run) waiting.push(i - w * width, w);
+          run = now;
         }
       }
     }
@@ -216,8 +230,6 @@ export class Mask extends EventTarget {
 
   // Files
 
-  blob(bit) { return encode(this.data, bit, this.width, this.height); }
-
   // Reads a mask file. how: 'replace', 'add' or 'remove'.
   async read(blob, bit, how = 'replace') {
     const rows = [];
@@ -233,13 +245,40 @@ export class Mask extends EventTarget {
     this.touched(...box);
   }
 
-  count(bit) {
-    if (!this.counted.has(bit)) {
+  // The number of pixels of a bit in each tile. Only tiles that changed are counted again.
+  tally(bit) {
+    const tally = this.tallies.get(bit);
+    const { data, width } = this;
+    tally.forEach((known, index) => {
+      if (known >= 0) return;
+      const [x0, y0, x1, y1] = this.corners(index);
       let n = 0;
-      for (let i = 0; i < this.data.length; i++) if (this.data[i] & bit) n++;
-      this.counted.set(bit, n);
-    }
-    return this.counted.get(bit);
+      for (let y = y0; y < y1; y++) for (let i = y * width + x0, end = y * width + x1; i < end; i++) if (data[i] & bit) n++;
+      tally[index] = n;
+    });
+    return tally;
   }
+
+  count(bit) { return this.tally(bit).reduce((sum, n) => sum + n, 0); }
   share(bit) { return this.count(bit) / this.data.length; }
+
+  // The mask of a bit as a PNG file of one bit per pixel. Empty tiles cost nothing.
+  blob(bit) {
+    const { data, width, height } = this;
+    const row = Math.ceil(width / 8) + 1; // each row begins with its filter, 0
+    const packed = new Uint8Array(row * height);
+    this.tally(bit).forEach((n, index) => {
+      if (!n) return;
+      const [x0, y0, x1, y1] = this.corners(index);
+      for (let y = y0; y < y1; y++) {
+        let at = y * row + 1 + x0 / 8;
+        for (let i = y * width + x0, end = y * width + x1; i < end; at++) {
+          let byte = 0;
+          for (let k = 128; k && i < end; k >>= 1, i++) if (data[i] & bit) byte |= k;
+          packed[at] = byte;
+        }
+      }
+    });
+    return encode(packed, width, height);
+  }
 }

@@ -22,19 +22,8 @@ const through = async (bytes, stream) =>
 export const deflate = (bytes) => through(bytes, new CompressionStream('deflate'));
 export const inflate = (bytes) => through(bytes, new DecompressionStream('deflate'));
 
-// The pixels of `data` whose `bit` is set are white.
-export async function encode(data, bit, width, height) {
-  const row = 1 + Math.ceil(width / 8);
-  const packed = new Uint8Array(row * height);
-  for (let y = 0; y < height; y++) {
-    let at = y * row + 1;
-    const end = (y + 1) * width;
-    for (let i = y * width; i < end; at++) {
-      let byte = 0;
-      for (let k = 128; k && i < end; k >>= 1, i++) if (data[i] & bit) byte |= k;
-      packed[at] = byte;
-    }
-  }
+// `packed` has the rows of the picture, each with its filter's byte before eight pixels per byte.
+export async function encode(packed, width, height) {
   const head = new Uint8Array(13);
   const view = new DataView(head.buffer);
   view.setUint32(0, width);

@@ -62,7 +62,7 @@ export async function show(job, index, mode = null) {
   if (picture && state.doc?.picture.id !== picture.id) {
     const fresh = !state.docs.has(picture.id);
     await open(picture);
-    if (fresh && !state.doc.mask.past.length && !state.doc.mask.count(255)) await recallInputs(job);
+    if (fresh && !state.doc.mask.past.length && !state.doc.regions.some(({ bit }) => state.doc.mask.count(bit))) await recallInputs(job);
   } else if (!job.picture) {
     textDoc(job);
   }

@@ -75,13 +75,13 @@ function set(name, value) {
 function number(setting) {
   const { name, type, least, most } = setting;
   const id = `setting-${name}`;
-  const box = el('input', { id, type: 'number', inputMode: 'decimal', step: type === 'int' ? 1 : 'any', min: least, max: most });
+  const box = el('input', { id, type: 'number', inputMode: 'decimal', step: type === 'int' ? 1 : 'any', min: least, max: most, placeholder: 'auto' });
   const limits = SLIDERS[name];
   const slide = limits && el('input', { type: 'range', min: limits[0], max: limits[1], step: limits[2], 'aria-label': label(name) });
   const take = (text) => set(name, text === '' ? null : Number(text));
   box.addEventListener('input', () => { take(box.value); if (slide) slide.value = box.value; });
   slide?.addEventListener('input', () => { box.value = slide.value; take(slide.value); });
-  const write = (value) => { box.value = value ?? ''; if (slide) slide.value = value ?? limits[0]; };
+  const write = (value) => { box.value = value ?? ''; if (slide) slide.value = value ?? (limits[0] + limits[1]) / 2; };
   return { parts: [slide, box], write };
 }
 

@@ -209,7 +209,7 @@ export class Stage extends EventTarget {
     const image = preview.want(Math.max(width, height) * this.scale * this.dots, () => this.draw('photo'));
     if (!image) return;
     const [x, y] = this.toScreen([0, 0], n);
-    context.imageSmoothingEnabled = this.scale * this.dots * (width / image.naturalWidth) < 3;
+    context.imageSmoothingEnabled = image.naturalWidth < width || this.scale * this.dots < 3; // else pixels are seen
     context.imageSmoothingQuality = 'high';
     context.drawImage(image, x, y, width * this.scale, height * this.scale);
   }
@@ -279,6 +279,7 @@ export class Stage extends EventTarget {
     context.setTransform(this.dots, 0, 0, this.dots, 0, 0);
     context.clearRect(0, 0, this.wide, this.high);
     if (!this.picture) return;
+    if (!this.base && !this.shown) this.outline(context, [0, 0, this.picture.width, this.picture.height], [3, 6]);
     if (this.mode === 'all') return this.drawCells(context);
     if (this.mode === 'slider' && this.shown && !this.peek) return this.drawSlider(context);
     if (this.peek) return;
