@@ -78,7 +78,7 @@ def _digest_of(tensors: Mapping[str, Tensor]) -> str:
 def applied(weights: Weights, concepts: Sequence[Concept], force: bool = False) -> Weights:
   """The weights with these concepts: arrays replaced, rows of new words added, words known.
 
-  force: apply concepts of another base too, if all shapes fit.
+  force: apply concepts of another base too, if all shapes fit; a note says so.
   Raises:
     UserError: for a concept of another base or of other sizes, for one with only a part of the keys
       and values, for two concepts that set the same array, and for weights that take no texts or
@@ -98,9 +98,10 @@ def applied(weights: Weights, concepts: Sequence[Concept], force: bool = False) 
   for concept in concepts:
     if not concept.base:
       notes.append(f'the concept of {_words([concept])} does not say which weights it belongs to')
-    elif not force:
+    else:
       base = base or _digest_of(ours)
-      _check_base(concept, base, weights.where)
+      if concept.base != base:
+        notes.append(_of_another_base(concept, base, weights.where, force))
     _check_fit(concept, ours, weights.where)
     if twice := sorted(replaced.keys() & concept.kernels.keys()):
       raise UserError(
@@ -132,12 +133,15 @@ def _words(concepts: Iterable[Concept]) -> str:
   return ', '.join(word for concept in concepts for word in concept.tokens) or 'no word'
 
 
-def _check_base(concept: Concept, base: str, where: str) -> None:
-  if concept.base != base:
-    raise UserError(
-      f'the concept of {_words([concept])} was learned on other weights (base '
-      f'{concept.base[:SHOWN]}...) than {where} (base {base[:SHOWN]}...): name its own, or force it'
-    )
+def _of_another_base(concept: Concept, base: str, where: str, force: bool) -> str:
+  """What to say of a concept of another base; UserError if it is not forced."""
+  said = (
+    f'the concept of {_words([concept])} was learned on other weights (base '
+    f'{concept.base[:SHOWN]}...) than {where} (base {base[:SHOWN]}...)'
+  )
+  if not force:
+    raise UserError(f'{said}: name its own, or force it')
+  return f'{said} and is used all the same'
 
 
 def _check_fit(concept: Concept, ours: Mapping[str, Tensor], where: str) -> None:

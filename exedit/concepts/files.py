@@ -76,13 +76,14 @@ def convert(
     _files(path)
   base = find.weights(src, which, revision)
   found = [renamed(read(path, base), word, path) for word, path in named]
-  for one in found:
-    applied(base, [one], bool(force))
+  notes = [n for one in found for n in applied(base, [one], bool(force)).notes]
   made, off = found[0], 0.0
   if len(found) > 1:
     made, off = merge.merged(base, found, texts)
   made = dataclasses.replace(made, base=made.base if layout != 'exedit' else base_digest(base))
   told = write(to, made, layout, base, rank or foreign.RANK)
+  for note in dict.fromkeys(notes):
+    say(note)
   size = sum(array.nbytes for array in (*made.kernels.values(), *made.tokens.values()))
   words = ', '.join(made.tokens) or 'no words'
   say(f'{to}: {layout} layout, {words}, {len(made.kernels)} kernels, {size / 1e6:.1f} MB')

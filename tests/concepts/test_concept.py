@@ -92,7 +92,13 @@ def test_the_base_is_known_in_other_files_and_in_half_precision(tmp_path, weight
   tuned = find.weights(tmp_path / 'tuned')
   with pytest.raises(UserError, match='learned on other weights .*tuned.*name its own'):
     concepts.applied(tuned, [concept])
-  assert concepts.applied(tuned, [concept], force=True).words == ('<new1>',)
+  forced = concepts.applied(tuned, [concept], force=True)
+  assert forced.words == ('<new1>',) and 'is used all the same' in forced.notes[-1]
+  said = []
+  source, to = str(tmp_path / 'tuned'), str(tmp_path / 'forced.safetensors')
+  files.write(tmp_path / files.NAME, concept)
+  files.convert(source, to, str(tmp_path / files.NAME), force=True, say=said.append)
+  assert said[0] == forced.notes[-1] and files.read(to).base == concepts.base_digest(tuned)
   unknown = dataclasses.replace(concept, base='')
   assert 'does not say which weights' in concepts.applied(tuned, [unknown]).notes[-1]
 
