@@ -3,15 +3,15 @@
   python -m exedit.evaluate --config=configs/synthetic_bench.py --weights=weights/tiny
   python -m exedit.evaluate --config=configs/coco_ee.py --weights=... --output=DIR
   python -m exedit.evaluate --config=configs/coco_ee.py --images=PICTURES --output=DIR
-  python -m exedit.evaluate --config=configs/pie_bench.py --images=PICTURES --output=DIR
+  python -m exedit.evaluate --config=configs/pie_bench.py --weights=... --output=DIR
   python -m exedit.evaluate --config=configs/custom_edit_sweep.py --output=DIR
   python -m exedit.evaluate --compare a/results.json b/results.json --output=PAGE
 
 The first needs no photo: it makes every held-out synthetic edit twice, with its own exemplar and
 with the exemplar of another edit, and compares the repainted region with ten drawn truths. The next
-two score a benchmark in COCOEE's layout, with weights or with the pictures of any system. PIE-Bench
-and Custom-Edit's comparison of methods score edits that are there. The last one tests the
-difference of two results of one benchmark, edit by edit.
+two score a benchmark in COCOEE's layout, with weights or with the pictures of any system; the same
+goes for PIE-Bench. Custom-Edit's comparison of methods scores edits that are there. The last one
+tests the difference of two results of one benchmark, edit by edit.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def main(
       " 'pie_bench' for one in PIE-Bench's, 'custom_edit_sweep' for a list of edits or 'synthetic'"
       ' for drawn edits'
     )
-  if given and bench in ('pie_bench', 'custom_edit_sweep'):
+  if given and bench == 'custom_edit_sweep':
     raise UserError(
       f'--{next(iter(given))} has no use: bench {bench!r} scores edits that are there'
     )

@@ -16,8 +16,8 @@ An edit in the mapping file:
 
   python -m input_pipeline.pie_bench --bench=PIE-Bench_v1 --results=RESULTS --output=edits.csv
 
-writes a list of the edits for `python -m exedit.sample --edits`: image, prompt, target and output.
-The results lie where `configs/pie_bench.py` finds them.
+writes a list of the edits for `python -m exedit.sample --edits` or another program: image, prompt,
+target and output. The results lie where `configs/pie_bench.py` finds them.
 
 Source: README.md and evaluation/evaluate.py of cure-lab/PnPInversion, commit 07f97f4.
 """
@@ -92,6 +92,14 @@ class Bench:
       target=unbracketed(entry['editing_prompt']),
       output=os.path.abspath(os.path.join(results, own)),
     )
+
+  def table(self, results: str) -> str:
+    """Returns the list of all edits as CSV, whose results lie in this folder."""
+    text = io.StringIO()
+    rows = csv.DictWriter(text, [*LIST], lineterminator='\n')
+    rows.writeheader()
+    rows.writerows(self.listed(i, results) for i in range(len(self)))
+    return text.getvalue()
 
   def encoded(self, position: int) -> dict[str, bytes]:
     """Returns what an edit is made of, by KINDS: the bytes of its source, its runs, its words."""
@@ -208,11 +216,7 @@ def main(bench: str, results: str, output: str, mapping: str) -> None:
     raise DataError(f'--output is {output}: it must end with .csv')
   files.check_new(output, '--output')
   found = Bench(bench, mapping)
-  table = io.StringIO()
-  rows = csv.DictWriter(table, [*LIST], lineterminator='\n')
-  rows.writeheader()
-  rows.writerows(found.listed(i, results) for i in range(len(found)))
-  files.write_text(output, table.getvalue())
+  files.write_text(output, found.table(results))
   print(f'{output}: {len(found)} edits')
 
 

@@ -20,9 +20,9 @@ MODEL: dict[str, Any] = dict(
 EDIT: dict[str, Any] = dict(steps=3, scale=2.0, sampler='ddim')
 
 
-def export(folder, system, **unet):
+def export(folder, system, words=vocabulary.WORDS, **unet):
   """A folder with small random weights and their tokenizer, made; unet: other settings of it."""
-  size = vocabulary.write(folder / 'words')
+  size = vocabulary.write(folder / 'words', words)
   model = dict(MODEL, unet=MODEL['unet'] | unet, text=dict(MODEL['text'], vocabulary=size))
   built = with_random_weights(lambda: system.build(**model, rngs=keys()))
   config = dict(system=system.name, model=model, data=dict(size=16), edit=EDIT)

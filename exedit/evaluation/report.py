@@ -34,9 +34,12 @@ def _head(results):
     w, s = results['weights'], dict(results['sampling'])
     step = '' if w['step'] is None else f' at step {w["step"]}'
     yield f'{w["path"]}{step} (sha256 {w["sha256"][:12]})'
-    pasted = 'pasted into the source' if s.pop('paste') else 'raw decode'
-    pasted += ', rounded down' if s.pop('truncate', False) else ''
-    yield ', '.join([*(f'{name} {value}' for name, value in s.items()), pasted])
+    paste, truncate = s.pop('paste', None), s.pop('truncate', False)
+    said = [f'{name} {value}' for name, value in s.items()]
+    if paste is not None:
+      said.append('pasted into the source' if paste else 'raw decode')
+    said += ['rounded down'] if truncate else []
+    yield ', '.join(said) or 'all settings by default'
     if 'evaluations' in results:
       yield results['evaluations']
   else:

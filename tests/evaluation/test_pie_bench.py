@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from exedit import evaluate, images
+from exedit import evaluate, images, stable_diffusion
 from exedit.evaluation import compare, networks, pie_bench, published, vectors
 from exedit.input_pipeline import pie_bench as reader
 from exedit.metrics import pixels
 from exedit.metrics.features import clip_scores
 from exedit.runtime.errors import explain
-from tests import judges, pie, vocabulary
+from exedit.weights import find
+from tests import judges, pie, small_text, vocabulary
 
 NETS = dict(dino=judges.VIT, lpips='lpips_alex', clip=judges.CLIP)
 
@@ -39,11 +40,10 @@ def found(world, files):
 def score(world, output, results='results', features=(), **more):
   return pie_bench.evaluate(
     str(world / output),
-    pictures=str(world / results),
     data=dict(root=str(world / 'bench')),
     features=dict(features),
     cache=str(world / 'cache'),
-    **{'say': lambda line: None, **more},
+    **{'pictures': str(world / results), 'say': lambda line: None, **more},
   )
 
 
@@ -168,12 +168,36 @@ def test_two_methods_are_compared_edit_by_edit(world, tmp_path):
   assert (tmp_path / 'page' / '823000000002_source.png').exists()
 
 
+def test_weights_make_the_edits_once(world, tmp_path):
+  weights = small_text.export(tmp_path, stable_diffusion.SYSTEM)
+  edit, said = dict(strength=0.8, blend='none', steps=None), []
+
+  def call():
+    said.clear()
+    how = dict(pictures=None, weights=weights, edit=edit, say=said.append)
+    return score(world, tmp_path / 'scores', **how), ' '.join(said)
+
+  found, text = call()
+  assert found['weights']['sha256'] == find.weights(weights).digest()
+  assert found['sampling'] == dict(strength=0.8, blend='none') and '3 edits: ' in text
+  for path in pie.PATHS:
+    folders = tmp_path / 'scores' / 'results', world / 'bench' / reader.PICTURES
+    made, source = (images.read(str(folder / path)) for folder in folders)
+    assert made.shape == source.shape and (made != source).any()
+  again, text = call()
+  assert '3 of 3 edits are finished already' in text and again == found
+
+
 def test_what_cannot_be_scored_is_refused(world, tmp_path):
   config = dict(bench='pie_bench', data=dict(root=str(world / 'bench')), features={})
   none = dict(weights=None, images=None, compare=None, output=None, words=[])
   call = lambda **flags: refusal(evaluate.main, config, **(none | flags))
-  assert '--weights makes no edits of PIE-Bench' in call(output=str(tmp_path), weights='w')
-  assert '--images is missing' in call(output=str(tmp_path))
+  both = dict(weights='w', images=str(world / 'results'))
+  for given in ({}, both):
+    assert 'give either --weights, to make the edits, or' in call(output=str(tmp_path), **given)
+  assert 'so concept has no use' in call(
+    output=str(tmp_path), images=str(world / 'results'), concept='c'
+  )
   assert 'lacks 3 of 3 pictures, the first is 0_random' in call(
     output=str(tmp_path / 'x'), images=str(tmp_path)
   )
