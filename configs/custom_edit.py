@@ -14,7 +14,7 @@ paper's comparison differ in what trains, prompts, rates and steps:
 An example is a picture of the concept and one of the prior, so a batch of 4 is the 8 pictures of
 the published codes. Two concepts at once are --config.concept.name='<new1>,<new2>', two classes,
 --config.model.text.new=2 and 500 steps. Pictures of the class are --config.model.prior=pictures
---config.data.prior_root=DIR; docs/training.md says how the model makes them itself.
+--config.data.prior_root=DIR; `python -m input_pipeline.prior` has the model make them itself.
 """
 
 import ml_collections
