@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from exedit import images, latent_diffusion, stable_diffusion
+from exedit import latent_diffusion, stable_diffusion
 from exedit.blended_diffusion_form import FORM
 from exedit.editing.settings import interval_shares
 from exedit.latent_diffusion import Denoiser
@@ -155,10 +155,6 @@ def edit(
   Raises:
     ValueError: as `stable_diffusion.edit`, and for another number of exemplars than of sources.
   """
-  if len(exemplar) != len(source):
-    raise ValueError(
-      f'{len(exemplar)} exemplars for {len(source)} sources: give one exemplar per source'
-    )
   if tokens is None and negative is None:
     scale = 1.0  # both halves of guidance would be the same
   empty = model.empty(len(source))
@@ -168,7 +164,7 @@ def edit(
     model,
     source,
     mask,
-    images.squash(exemplar, model.clip.image_size),
+    latent_diffusion.exemplars(exemplar, len(source), model.clip.image_size),
     empty if tokens is None else tokens,
     empty if negative is None else negative,
     jax.vmap(jax.random.fold_in, (0, None))(keys, 2),  # 0 and 1 are the two noises

@@ -189,6 +189,17 @@ def as_signed(pixels: UInt8[Array, '*b c']) -> Float[Array, '*b c']:
   return pixels.astype(jnp.float32) / 127.5 - 1
 
 
+def exemplars(given: images.AnyFloat, count: int, side: int) -> images.AnyFloat:
+  """The exemplars of `count` sources at the size that the network sees.
+
+  Raises:
+    ValueError: for another number of them.
+  """
+  if len(given) != count:
+    raise ValueError(f'{len(given)} exemplars for {count} sources: give one exemplar per source')
+  return images.squash(given, side)
+
+
 def example_keys(key: Key[Array, ''], ids: Int[Array, ' b'], count: int) -> Key[Array, 'k b']:
   """`count` random keys for each example, functions of the key and the example's id."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)

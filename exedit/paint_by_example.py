@@ -298,16 +298,12 @@ def edit(
     ValueError: for an unknown sampler or mask_resize, steps that the schedule does not have, a mask
       of another size than the source, and another number of exemplars than of sources.
   """
-  if len(exemplar) != len(source):
-    raise ValueError(
-      f'{len(exemplar)} exemplars for {len(source)} sources: give one exemplar per source'
-    )
   return latent_diffusion.repaint(
     _edit,
     model,
     source,
     mask,
-    images.squash(exemplar, model.clip.image_size),
+    latent_diffusion.exemplars(exemplar, len(source), model.clip.image_size),
     key=key,
     noise=noise,
     posterior_noise=posterior_noise,

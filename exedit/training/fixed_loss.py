@@ -13,6 +13,7 @@ from exedit.models.parameters import Params
 from exedit.training.sharding import replicated
 from exedit.training.state import TrainState
 from exedit.training.step import Program
+from exedit.training.workdir import METRICS
 
 NAME = 'fixed_loss'
 NUMBER = 2**32 - 2  # of the random key: no step has it
@@ -48,7 +49,7 @@ class FixedLoss:
 
 def least(folder: str, step: int) -> float:
   """The least value that the run in this folder has logged up to a step; infinity if none."""
-  path, found = Path(folder) / 'metrics.jsonl', math.inf
+  path, found = Path(folder) / METRICS, math.inf
   for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
     entry = json.loads(line)
     if entry['step'] <= step and entry.get(NAME) is not None:

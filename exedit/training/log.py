@@ -17,6 +17,7 @@ from exedit.runtime import files
 from exedit.runtime.errors import UserError
 from exedit.training.board import Board
 from exedit.training.timing import Account, Clock, duration
+from exedit.training.workdir import METRICS
 
 
 class NotFinite(UserError):
@@ -54,7 +55,7 @@ class Log:
     self._clock: Clock | None = None
     self._file = self._board = None
     if jax.process_index() == 0:
-      path = Path(folder) / 'metrics.jsonl'
+      path = Path(folder) / METRICS
       drop_after(path, start)
       self._file = open(path, 'a', encoding='utf-8')
       self._board = Board(os.path.join(folder, 'tb'), start)

@@ -20,7 +20,8 @@ from exedit.weights.formats.run import steps_in
 
 STARTED = 'started.json'
 LOGS = ('.log', '.out', '.err', '.txt')  # files that people keep in a workdir from the beginning
-PULLED = ('metrics.jsonl', 'config.json')  # small files that a later start reads
+METRICS = 'metrics.jsonl'
+PULLED = (METRICS, 'config.json')  # small files that a later start reads
 
 
 class Workdir:
@@ -125,12 +126,11 @@ class Workdir:
 
     A store that refuses or is not reached is no error here: the next `push` copies everything.
     """
-    name = 'metrics.jsonl'
     if not self._claimed or time.monotonic() - self._last_push < every:
       return
     self._last_push = time.monotonic()
     with contextlib.suppress(OSError):
-      remote.put(os.path.join(self.folder, name), f'{self.name}/{name}')
+      remote.put(os.path.join(self.folder, METRICS), f'{self.name}/{METRICS}')
 
   def push(self) -> None:
     """Copies the small files that have changed to the store.
