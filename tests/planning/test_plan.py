@@ -246,6 +246,26 @@ def test_errors_of_the_door_are_one_line(arguments, says, monkeypatch, capsys):
   assert says in test_doors.knock(plan, arguments, monkeypatch, capsys)
 
 
+def test_a_customising_step_is_planned(tmp_path, monkeypatch, capsys):
+  asked = []
+
+  def compiled(config, name, tick=print, *, refresh, effort):
+    asked.append(compile_step.example_shapes(config))
+    return compiler(most=1)(config, name, tick)
+
+  monkeypatch.setattr(topology, 'compiler', lambda: '0.0.42')
+  monkeypatch.setattr(compile_step, 'cached_compile', compiled)
+  output = tmp_path / 'plan.json'
+  flags = ['--config=configs/custom_edit.py', '--topology=v5e:2x2', f'--output={output}']
+  plan.run(['plan', *flags])
+  [shapes] = asked
+  assert {name: shape for name, (shape, _) in shapes.items()} == dict(
+    image=(512, 512, 3), mask=(64, 64), tokens=(77,), prior_tokens=(77,), id=(), corrupt=()
+  )
+  assert json.loads(output.read_text())['recipe']['images'] == 250 * 4
+  assert 'batch 4, 1 per chip' in capsys.readouterr().out
+
+
 def test_the_planned_batch_has_the_shapes_of_the_loader(config, tmp_path):
   config['data']['root'] = str(tmp_path)
   scenes = dict(config['synthetic'], scenes=8, val_scenes=2, shards=2)
