@@ -25,7 +25,7 @@ from exedit.planning import hlo
 from exedit.runtime import devices as device_rows
 from exedit.training import checkpoint, prefetch, sharding
 from exedit.training.step import make_program
-from tests import toy
+from tests import simulated, toy
 
 SMALL = dict(  # all parts of configs/pbe.py:tiny, as small as they go
   unet=dict(channels=32, groups=8, mult=(1,), layers=1, attention_levels=(0,), heads=2),
@@ -253,7 +253,7 @@ def shared():
 
 def with_devices(count, function, cases):
   """A function of this module for each list of arguments, with `count` simulated devices."""
-  env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
+  env = {**os.environ, **simulated(count)}
   command = [sys.executable, '-m', 'tests.on_devices', function.__name__, json.dumps(cases)]
   root = os.path.dirname(os.path.dirname(__file__))
   done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)

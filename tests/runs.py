@@ -17,7 +17,7 @@ from exedit.runtime import checksums
 from exedit.training import loop
 from exedit.training.config import read_config
 from exedit.weights.layouts import own
-from tests import ROOT, toy, toy_config
+from tests import ROOT, simulated, toy, toy_config
 
 TIMED = ('images_per_second', 'data_wait', 'model_tflops', 'mfu', 'goodput')
 
@@ -59,7 +59,7 @@ def start_two(root, workdir, cache, *overrides, others=(), **variables):
   """Two processes of one training, of two devices each; `others` are flags of the second alone."""
   address = f'localhost:{free_port()}'
   place = (f'--coordinator={address}', '--num_processes=2')
-  devices = dict(XLA_FLAGS='--xla_force_host_platform_device_count=2', **variables)
+  devices = simulated(2) | variables
   each = [(*overrides, *place), (*overrides, *others, *place)]
   return [
     start(root, workdir, cache, *flags, f'--process_id={i}', **devices)

@@ -14,7 +14,7 @@ import numpy as np
 
 from exedit.evaluation import coco_ee, resources, vectors
 from exedit.runtime import processes
-from tests import ROOT, bench, evaluations, runs
+from tests import ROOT, bench, evaluations, runs, simulated
 
 COUNT = 11  # pictures whose vectors are written: a multiple of neither the devices nor the batch
 
@@ -40,8 +40,7 @@ def count(path) -> int:
 
 def start_processes(count, devices, *arguments) -> list[str]:
   """Run the program in `count` processes and return the stdout of each."""
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-  env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', **simulated(devices)}
   command = [sys.executable, '-m', 'tests.scoring', *map(str, arguments)]
   pipe = subprocess.PIPE
   started = [

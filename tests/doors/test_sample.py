@@ -20,7 +20,7 @@ from exedit.editing import edit_files, jobs, session
 from exedit.runtime import parallel
 from exedit.runtime.errors import UserError
 from exedit.weights import find
-from tests import ROOT, pictures, runs, small
+from tests import ROOT, pictures, runs, simulated, small
 
 PLAIN = dict(feather=0.0, match='none')  # stitched as `edit` pastes
 
@@ -482,8 +482,7 @@ def test_several_samples_of_each_edit(files, listed, tmp_path):
 def start(arguments, devices=1, **env):
   """The door in a process of its own."""
   flags = [f'--{name}={value}' for name, value in arguments.items()]
-  env = {**os.environ, 'PYTHONPATH': str(ROOT), **env}
-  env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  env = {**os.environ, 'PYTHONPATH': str(ROOT), **env, **simulated(devices)}
   return subprocess.Popen(
     [sys.executable, '-m', 'exedit.sample', *flags],
     env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -510,8 +509,7 @@ for name, count in ('four', 4), ('one', 1):
   edit_files.edit_once(output={str(tmp_path)!r} + f'/{{name}}.png', num_samples=8,
                        batch_size=2 * count - (count > 1), **{files!r})
 """
-  env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-  env['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+  env = {**os.environ, 'PYTHONPATH': str(ROOT), **simulated(4)}
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=env)
   assert done.returncode == 0, done.stderr
   assert 'note: batches of 8, not 7: as many for each of 4 devices' in done.stdout

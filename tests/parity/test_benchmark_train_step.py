@@ -9,6 +9,7 @@ import pytest
 from benchmarks import harness, networks
 from benchmarks import train_step as benchmark
 
+pytestmark = pytest.mark.quick
 pytest.importorskip('torch')
 pytest.importorskip('diffusers')
 
