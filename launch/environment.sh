@@ -35,8 +35,9 @@ make_environment() {
     files+=(-r "$file")
   done
   if [ -n "$missing" ]; then
+    # Python compiles what it imports; all that is installed would take a minute.
     echo "installing$missing into $venv (once; this takes a few minutes)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${files[@]}"
+    "$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "${files[@]}"
     cp "$@" "$venv/.requirements/"
   fi
   VIRTUAL_ENV=$(cd "$venv" && pwd)

@@ -32,7 +32,7 @@ prepare() {
         export EXEDIT_TORCHVISION=$VIRTUAL_ENV/torchvision # requirements-torchvision.txt says why
         if ! cmp -s requirements-torchvision.txt "$EXEDIT_TORCHVISION/requirements.txt"; then
           rm -rf "$EXEDIT_TORCHVISION"
-          python -m pip install --quiet --disable-pip-version-check --no-deps \
+          python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps \
             --target "$EXEDIT_TORCHVISION" -r requirements-torchvision.txt
           cp requirements-torchvision.txt "$EXEDIT_TORCHVISION/requirements.txt"
         fi
