@@ -43,3 +43,10 @@ def png(pixels: np.ndarray) -> bytes:
   file = io.BytesIO()
   PIL.Image.fromarray(pixels).save(file, 'PNG')
   return file.getvalue()
+
+
+def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
+  """Encodes uint8 [h w 3] as JPEG with the full resolution of colours."""
+  full_color = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+  image = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+  return cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality, *full_color])[1].tobytes()

@@ -6,6 +6,8 @@ A box or window is `(x0, y0, x1, y1)` in whole pixels; x1 and y1 are exclusive.
 import cv2
 import numpy as np
 
+GREY = 128  # around a subject that is cut out; in an edit too (editing/framing.py)
+
 
 def square_window(
   shape: tuple[int, int], extended: tuple[int, int, int, int], rng: np.random.Generator, zoom=0.6
@@ -69,9 +71,23 @@ def resize(image: np.ndarray, size: int, smooth=False) -> np.ndarray:
   return cv2.resize(image, (size, size), interpolation=how)
 
 
-def exemplar(image: np.ndarray, box: tuple[int, int, int, int], size: int, pad=10) -> np.ndarray:
-  """Cuts the box with up to `pad` pixels around it, and resizes the cut to [size size 3]."""
+def exemplar(
+  image: np.ndarray,
+  box: tuple[int, int, int, int],
+  size: int,
+  pad=10,
+  subject: np.ndarray | None = None,
+) -> np.ndarray:
+  """Cuts the box with up to `pad` pixels around it, and resizes the cut to [size size 3].
+
+  subject: uint8 [h w], 255 on the subject; everything else becomes grey, as in an edit whose
+    exemplar has a mask.
+  """
   height, width = image.shape[:2]
   x0, y0, x1, y1 = box
   window = (max(x0 - pad, 0), max(y0 - pad, 0), min(x1 + pad, width), min(y1 + pad, height))
-  return resize(cut(image, window), size)
+  found = cut(image, window)
+  if subject is not None:
+    seen = cut(subject, window)[..., None] / np.float32(255)
+    found = np.round(found * seen + GREY * (1 - seen)).astype(np.uint8)
+  return resize(found, size)

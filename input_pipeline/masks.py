@@ -70,6 +70,14 @@ def polygon(shape: tuple[int, int], points: np.ndarray) -> np.ndarray:
   return mask
 
 
+def grown(subject: np.ndarray, pixels: int) -> np.ndarray:
+  """Returns a subject's mask with a border of `pixels`, so that no rim of it stays visible."""
+  if not pixels:
+    return subject
+  disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1,) * 2)
+  return cv2.dilate(subject, disk)
+
+
 def sample(
   shape: tuple[int, int],
   box: tuple[int, int, int, int],

@@ -26,7 +26,17 @@ import numpy as np
 
 from exedit.runtime import doors, files, parallel, progress, remote
 
-from . import crops, latent_shards, scenes, tf_example, tfds_data, tfrecord, vocabulary, world
+from . import (
+  codec,
+  crops,
+  latent_shards,
+  scenes,
+  tf_example,
+  tfds_data,
+  tfrecord,
+  vocabulary,
+  world,
+)
 from .errors import DataError
 from .tokenizer import FILES, FOLDER
 
@@ -36,7 +46,6 @@ SCENES_PER_PROCESS = 1000  # fewer are drawn sooner than a process starts
 CHUNK, AHEAD = 32, 32  # scenes that a process draws at a time; such chunks that are drawn ahead
 MADE_BY = 'input_pipeline.synthetic'
 MANIFEST, LOCK = 'manifest.json', '.lock'
-JPEG_QUALITY = 95
 STREAMS = dict(train=0, validation=1, bench=2)
 # How the truths of an edit of the benchmark differ: in everything; in the subject alone; in the
 # pattern alone; or a picture is made of a text.
@@ -66,10 +75,7 @@ def record(
   """
   scene, looks = scene_at(seed, split, index, version, without)
   drawn = WORLDS[version]
-  image = cv2.cvtColor(drawn.draw(scene, looks, size), cv2.COLOR_RGB2BGR)
-  full_color = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-  quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-  data = cv2.imencode('.jpg', image, quality + full_color)[1].tobytes()
+  data = codec.jpeg(drawn.draw(scene, looks, size))
   boxes = np.array([pose.box for pose in scene.poses], np.float32) / GRID
   labels = np.array([drawn.SHAPES.index(look.shape) for look in looks], np.int64)
   none = np.zeros(len(looks), np.int64)

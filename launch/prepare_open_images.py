@@ -28,6 +28,7 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import functools
 import hashlib
 import io
 import json
@@ -41,8 +42,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from exedit.input_pipeline import codec
+from exedit.input_pipeline import codec, reports
 from exedit.input_pipeline.errors import DataError
+from exedit.input_pipeline.reports import names, told, write_json
 from exedit.input_pipeline.tf_example import serialize_example
 from exedit.input_pipeline.tfrecord import write_shard
 from exedit.runtime import decode, files, lists, progress, remote
@@ -294,19 +296,6 @@ def make_shard(keyed: tuple[int, Iterable[str]], split: Split) -> dict:
 # The inputs.
 
 
-def names(folder: str) -> list[str]:
-  """Returns the sorted names in a folder, or [] if it does not exist."""
-  try:
-    return sorted(remote.listing(folder))
-  except (FileNotFoundError, NotADirectoryError):
-    return []
-
-
-def write_json(path: str, value: dict) -> None:
-  with remote.writing(path) as file:
-    file.write(files.json_text(value).encode())
-
-
 def find_split(args: argparse.Namespace, name: str) -> Split:
   """Finds the inputs of one split.
 
@@ -372,13 +361,6 @@ def check_table(split: Split) -> None:
     raise DataError(f'{split.annotations!r}: no row is a box: {told(dropped, examples)}')
 
 
-def told(counts: Counter, examples: dict[str, str]) -> str:
-  """Returns the counts by reason, the largest first, each with its first example."""
-  found = [(reason, count) for reason, count in counts.most_common() if count]
-  first = lambda reason: f' (the first is {examples[reason]})' if reason in examples else ''
-  return '; '.join(f'{n:,} {reason}{first(reason)}' for reason, n in found) or 'there are none'
-
-
 def class_numbers(annotations: str, tables: Iterable[str]) -> dict[str, int]:
   """Returns {'/m/011k07': 0, ...} in the order of the table, which is that of TFDS."""
   found = [name for name in tables if name.endswith('class-descriptions-boxable.csv')]
@@ -418,19 +400,7 @@ def require_ours(output: str) -> None:
     pass
 
 
-def read_own(path: str, *keys: str, schema: str | None = None) -> dict:
-  """Returns a JSON object that this program wrote, with these keys and this schema.
-
-  Raises:
-    DataError: if it is damaged or somebody else's. FileNotFoundError: if it is missing.
-  """
-  with contextlib.suppress(ValueError, AttributeError, TypeError):
-    found = json.loads(remote.read(path))
-    if found.get('schema') == schema and all(key in found for key in keys):
-      return found
-  raise DataError(
-    f'{path!r} is damaged or was not made by prepare_open_images: name another --output'
-  )
+read_own = functools.partial(reports.read_own, maker='prepare_open_images')
 
 
 def settings(split: Split) -> dict:

@@ -75,7 +75,7 @@ def _instances(path: str, folder: str) -> tuple[list[dict], dict[str, str]]:
   try:
     table = json.loads(_read(path))
     rows, images = table['annotations'], _images(table['images'], folder)
-    names = {_whole(c['id']): str(c['name']) for c in table.get('categories') or () if c}
+    names = {whole(c['id']): str(c['name']) for c in table.get('categories') or () if c}
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise DataError(
       f'{path} is not a COCO instances file ({error!r}); it needs images, annotations with bbox'
@@ -105,14 +105,14 @@ def _instance(row: Any, images: dict, names: dict) -> dict:
   """Returns one annotation as an instance; raises Odd if it cannot be one."""
   if not isinstance(row, dict):
     raise Odd('it is no object')
-  if _whole(row.get('iscrowd')) not in (0, None):
+  if whole(row.get('iscrowd')) not in (0, None):
     raise Odd('it is a crowd')
-  annotation_id, category = _whole(row.get('id')), _whole(row.get('category_id'))
+  annotation_id, category = whole(row.get('id')), whole(row.get('category_id'))
   if not isinstance(annotation_id, int) or not 0 <= annotation_id < 2**63:
     raise Odd('its id is no whole number from 0 up')
   if category is None:
     raise Odd('it has no category')
-  image = images.get(_whole(row.get('image_id')))
+  image = images.get(whole(row.get('image_id')))
   if image is None:
     raise Odd('its image is not listed')
   if isinstance(image, str):
@@ -137,12 +137,12 @@ def _instance(row: Any, images: dict, names: dict) -> dict:
   )  # fmt: skip
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
   """Returns 3 for 3, 3.0, '3' and '3.0'; None for NaN, blanks and nested values; other texts."""
   if isinstance(value, str):
     text = value.strip()
-    whole = text.removesuffix('.0')
-    return int(whole) if whole.isdecimal() and len(whole) < 20 else text or None
+    digits = text.removesuffix('.0')
+    return int(digits) if digits.isdecimal() and len(digits) < 20 else text or None
   if isinstance(value, float) and not value.is_integer():
     return None
   return int(value) if isinstance(value, int | float) else None
@@ -152,16 +152,16 @@ def _images(rows: Any, folder: str) -> dict[Any, dict | str]:
   """Returns {id: dict(file, path, shape), or why its annotations are passed over}."""
   named = {}
   for row in rows:
-    if not isinstance(row, dict) or _whole(row.get('id')) is None:
+    if not isinstance(row, dict) or whole(row.get('id')) is None:
       continue
-    key, parts = _whole(row['id']), _parts(row)
+    key, parts = whole(row['id']), parts_of(row)
     if not parts:
       named[key] = 'its image has no file name'
     elif named.setdefault(key, (parts, row))[0] != parts:
       named[key] = 'its image id occurs twice'
   depth = _depth([value[0] for value in named.values() if isinstance(value, tuple)], folder)
-  whole = {value[0] for value in named.values() if isinstance(value, tuple)}
-  files = Counter(_below(parts, depth) for parts in whole)
+  paths = {value[0] for value in named.values() if isinstance(value, tuple)}
+  files = Counter(_below(parts, depth) for parts in paths)
   found = {}
   for key, value in named.items():
     if isinstance(value, str):
@@ -169,13 +169,13 @@ def _images(rows: Any, folder: str) -> dict[Any, dict | str]:
     elif files[file := _below(value[0], depth)] > 1:
       found[key] = 'its file name is that of another image'
     else:
-      size = _whole(value[1].get('width')), _whole(value[1].get('height'))
+      size = whole(value[1].get('width')), whole(value[1].get('height'))
       shape = size if all(isinstance(n, int) and n > 0 for n in size) else None
       found[key] = dict(file=file, path=os.path.join(folder, file), shape=shape)
   return found
 
 
-def _parts(row: dict) -> tuple[str, ...]:
+def parts_of(row: dict) -> tuple[str, ...]:
   """Returns the parts of an image's path; LVIS has no file name but the address of COCO's file."""
   name, url = row.get('file_name'), row.get('coco_url')
   if isinstance(name, str) and name.strip():

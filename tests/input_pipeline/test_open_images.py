@@ -198,3 +198,29 @@ def _encoded(image, kind, **kw):
   file = io.BytesIO()
   image.save(file, kind, **kw)
   return file.getvalue()
+
+
+def test_a_stored_mask_cuts_the_exemplar_out_and_may_be_the_hole(features, picture):
+  subject = np.zeros((300, 400), np.uint8)
+  cv2.circle(subject, (150, 150), 60, 255, -1)
+  png = cv2.imencode('.png', subject)[1].tobytes()
+  given = {**features, open_images.MASKS: [png]}
+  make = lambda found, **how: open_images.make_example(
+    found, np.random.default_rng(3), augment=False, exemplar_size=32, **how
+  )
+  cut = make(given, exemplar='cut_out', exemplar_pad=0)['exemplar']
+  assert (cut[0, 0] == 128).all() and cut[16, 16, 0] == 255
+  same = make(features, exemplar='cut_out', exemplar_pad=0)  # it has no mask
+  np.testing.assert_array_equal(same['exemplar'], make(features, exemplar_pad=0)['exemplar'])
+  for mask_jitter, least in ((0, 0.999), (5, 1.0)):
+    found = make(given, own_mask=1.0, size=300, zoom=0.0, mask_jitter=mask_jitter)
+    hole = found['mask'] > 127
+    assert abs(hole.sum() / (subject > 0).sum() - ((60 + mask_jitter) / 60) ** 2) < 0.03
+    assert (found['image'][..., 0] > 127)[hole].mean() > 0.7 * least
+  for name, value in make(given).items():  # a stored mask alone changes nothing
+    np.testing.assert_array_equal(value, make(features)[name])
+  with pytest.raises(DataError, match='the mask of box 0 is 400x299, the picture 400x300'):
+    bad = cv2.imencode('.png', subject[1:])[1].tobytes()
+    make({**features, open_images.MASKS: [bad]}, own_mask=1.0)
+  with pytest.raises(DataError, match="data.exemplar is 'round': use one of box, cut_out"):
+    open_images.check_settings(exemplar='round')
