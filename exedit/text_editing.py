@@ -252,6 +252,8 @@ def _change(
   texts = jnp.concatenate([source, model.text(target)])
   xs, first = _per_step(model, known, tables, method, spacing, offset)
   wait = int(WAIT * tables.hold.shape[1])
+  found = inversions.timesteps(model.schedule, known.path.shape[1] - 1, spacing, offset)
+  reached = sampling.after(found[first:])
   region = _region(known.seen, tables.words, mask)
   reads, two_nulls = method in READS, method in ('ddim', 'null_text')
   level = model.unet.word_level() if both else None
@@ -260,7 +262,6 @@ def _change(
 
   def step(carry, inputs):
     z_source, z_target, maps = carry
-    watch.tell(z_target, inputs['t'], len(tables.hold[0]))
     z_source = inputs['now'] if reads else z_source
     change = Edit(*inputs['edit'], most=h * w // 4)
     nulls = inputs['null'] if 'null' in inputs else null
@@ -285,7 +286,9 @@ def _change(
     maps = maps + more
     free = grown(maps) if both else region
     free = jnp.where(inputs['i'] < wait, 1, free)
-    return (z_source, jnp.where(free > 0, z_target, z_source), maps), None
+    z_target = jnp.where(free > 0, z_target, z_source)
+    watch.tell(z_target, reached)
+    return (z_source, z_target, maps), None
 
   maps = jnp.zeros_like(known.seen) if both else 0
   start = known.path[:, first]

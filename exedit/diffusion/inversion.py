@@ -45,16 +45,16 @@ def ddim(
   As upstream and in diffusers, a step takes eps at the timestep that it goes to, for the latents
   that it comes from.
   """
-  following = np.append(timesteps[1:], 0)
+  following = sampling.after(timesteps)
   keep = schedule.signal_rate[timesteps] / schedule.signal_rate[following]
   add = schedule.noise_rate[timesteps] - keep * schedule.noise_rate[following]
   coefficients = [jnp.asarray(c, z.dtype) for c in (keep, add)]
 
   def step(x, inputs):
     t, (keep, add) = inputs
-    watch.tell(x, t, len(timesteps))
     eps, seen = denoise(x, jnp.full(x.shape[:1], t))
     x = keep * x + add * eps
+    watch.tell(x, timesteps[::-1])
     return x, (x, seen)
 
   xs = jnp.asarray(timesteps, jnp.int32), coefficients
@@ -123,7 +123,6 @@ def null_text(
   def step(carry, inputs):
     x, null = carry
     t, keep, add, wanted, rate, limit = inputs
-    watch.tell(x, t, steps)
     t = jnp.full(x.shape[:1], t)
     with_text = eps(x, t)
 
@@ -145,7 +144,9 @@ def null_text(
     more = lambda state: (state[0] < INNER_STEPS) & state[3].any()
     start = jnp.int32(0), null, adam.init(null), jnp.ones(len(x), bool)
     null = jax.lax.while_loop(more, inner, start)[1]
-    return (next_of(null), null), null
+    x = next_of(null)
+    watch.tell(x, sampling.after(timesteps))
+    return (x, null), null
 
   xs = jnp.asarray(timesteps, jnp.int32), keep, add, path[1:], rates, limits
   return jax.lax.scan(step, (path[0], null), xs)[1]

@@ -40,9 +40,10 @@ def ddim(
 
   def step(x, inputs):
     t, (keep, add, spread), key, extra = inputs
-    x_next = keep * x + add * _eps(denoise, x, t, extra, len(timesteps))
+    x_next = keep * x + add * _eps(denoise, x, t, extra)
     if key is not None:
       x_next += spread * jax.random.normal(key, x.shape, x.dtype)
+    watch.tell(x_next, after(timesteps))
     return x_next, None
 
   return jax.lax.scan(step, x, (_int32(timesteps), coefficients, keys, per_step))[0]
@@ -72,9 +73,10 @@ def plms(
   def step(carry, inputs):
     origin, x, history = carry
     k, t, keep, add, weights, extra = inputs
-    history = (_eps(denoise, x, t, extra, steps + 1), *history)
+    history = (_eps(denoise, x, t, extra), *history)
     x_next = keep * origin + add * sum(w * e for w, e in zip(weights, history, strict=True))
     origin = jnp.where(k == 0, origin, x_next)  # the second step starts from the same x again
+    watch.tell(x_next, after(timesteps[evaluated]))
     return (origin, x_next, history[:-1]), None
 
   carry = x, x, (jnp.zeros_like(x),) * 4
@@ -104,12 +106,18 @@ def dpm_solver_pp(
   def step(carry, inputs):
     x, z_before = carry
     t, (signal, noise, keep, add, ahead), extra = inputs
-    z = (x - noise * _eps(denoise, x, t, extra, len(timesteps))) / signal
+    z = (x - noise * _eps(denoise, x, t, extra)) / signal
     x = keep * x + add * (z + ahead * (z - z_before))
+    watch.tell(x, after(timesteps))
     return (x, z), None
 
   xs = _int32(timesteps), coefficients, per_step
   return jax.lax.scan(step, (x, jnp.zeros_like(x)), xs)[0][0]
+
+
+def after(timesteps: Int[np.ndarray, ' n']) -> Int[np.ndarray, ' n']:
+  """The timestep that each step reaches; 0 is the end of sampling."""
+  return np.append(timesteps[1:], 0)
 
 
 def dpm_timesteps(steps: int, schedule: Schedule) -> Int[np.ndarray, ' steps']:
@@ -120,9 +128,8 @@ def dpm_timesteps(steps: int, schedule: Schedule) -> Int[np.ndarray, ' steps']:
   return np.linspace(0, last, steps + 1).round()[:0:-1].astype(np.int32)
 
 
-def _eps(denoise, x, t, extra, count):
-  """One evaluation of `count` at a scalar timestep, converted to x's dtype."""
-  watch.tell(x, t, count)
+def _eps(denoise, x, t, extra):
+  """One evaluation at a scalar timestep, converted to x's dtype."""
   t = jnp.full(x.shape[:1], t)
   eps = denoise(x, t) if extra is None else denoise(x, t, extra)
   return eps.astype(x.dtype)
@@ -134,7 +141,7 @@ def _int32(timesteps):
 
 def ddim_coefficients(timesteps, schedule, eta=0.0):
   """(keep, add, spread) [steps] each: x_next = keep x + add eps + spread noise."""
-  following = np.append(timesteps[1:], 0)
+  following = after(timesteps)
   signal, noise = schedule.signal_rate[timesteps], schedule.noise_rate[timesteps]
   signal_next, noise_next = schedule.signal_rate[following], schedule.noise_rate[following]
   keep = signal_next / signal

@@ -448,7 +448,7 @@ async def result(request: Request) -> Response:
   order, index = result_of(page, session_of(request), name)
   path, what = order.result(index), request.path_params.get('what', 'file')
   if what == 'file':
-    return FileResponse(path, media_type='image/png', filename=f'exedit-{name}.png')
+    return FileResponse(path, 200, FOREVER, 'image/png', filename=f'exedit-{name}.png')
   if what == 'recipe':
     place = images.recipe_path(path)
     return FileResponse(place, media_type='application/json', filename=f'exedit-{name}.json')

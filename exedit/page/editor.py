@@ -222,14 +222,14 @@ class Worker:
       if order.cancelled or not self.queue.is_open or time.monotonic() > until:
         raise Ended
 
-    def told(x, t, count):
+    def told(x, done, reached):
       check()
-      now = order.progress or progress
-      step = now.step + 1 if now.steps == count and now.step < count else 1
-      before = [one for one in seen[-2:] if step > 1 and one[1] != t]  # PLMS visits one twice
-      seen[:] = [*before[-1:], (np.array(x[0]), t)]
+      t = reached[done - 1]
+      before = [one for one in seen[-2:] if done > 1 and one[1] != t]  # PLMS reaches one twice
+      seen[:] = [*before[-1:], (np.array(x[0], np.float32), t)]
       look = _look(editor.colours, [*seen], frame.size) if len(seen) > 1 else None
-      order.progress = dataclasses.replace(progress, step=step, steps=count, looked=look)
+      steps = len(reached)
+      order.progress = dataclasses.replace(progress, step=done, steps=steps, looked=look)
       order.changed()
 
     check()

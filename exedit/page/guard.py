@@ -46,6 +46,10 @@ LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>exedit</t
 """
 
 
+# A link on another site brings no SameSite cookie along; the same request by this page does.
+RETURN = '<!doctype html><meta http-equiv="refresh" content="0;url={}/"><title>exedit</title>\n'
+
+
 class Refused(UserError):
   """A request that is not allowed; `code` is the status of HTTP."""
 
@@ -102,21 +106,28 @@ class Guard:
     if scope['method'] not in SAFE and not bearer:
       _check_origin(headers)
     cookie = self._cookie(headers)
+    asked = parse_qs(scope['query_string'].decode('latin-1')).get('token', [''])[0]
+    foreign = headers.get('sec-fetch-site') == 'cross-site'
+    if route == '/' and foreign and not (cookie or bearer or asked):
+      return HTMLResponse(RETURN.format(self.root))
     state = scope.setdefault('state', {})
     if bearer:
       state['session'] = self._name(f'bearer {self.token}')
     elif cookie:
+      if route == '/' and asked:
+        return RedirectResponse(f'{self.root}/', 303)
       state['session'] = self._name(cookie)
     elif not self.token:
       self._new_session(state)
+      if foreign:  # the browser may have another one, which it does not send
+        del state['cookie']
     else:
-      return self._login(scope, route, state)
+      return self._login(scope, route, state, asked)
     return None
 
-  def _login(self, scope: Scope, route: str, state: dict[str, Any]) -> Response | None:
-    """What a client without a session sees if there is a token."""
+  def _login(self, scope: Scope, route: str, state: dict[str, Any], given: str) -> Response | None:
+    """What a client without a session sees if there is a token; given: by the address."""
     if route == '/' and scope['method'] == 'GET':
-      given = parse_qs(scope['query_string'].decode('latin-1')).get('token', [''])[0]
       if given and self._is_token(given):
         self._new_session(state)
         return RedirectResponse(f'{self.root}/', 303)

@@ -12,7 +12,7 @@ import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -74,6 +74,7 @@ def make_app(page: api.Page, *, token: str = '', root: str = '') -> ASGIApp:
     UserError: refused,
     HTTPException: refused,
     OSError: refused,
+    ClientDisconnect: refused,
     Exception: refused,
   }
   app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
@@ -86,6 +87,10 @@ async def refused(request: Request, error: Exception) -> Response:
   route = request.scope['path'][len(request.scope.get('root_path', '')) :]
   if isinstance(error, Refused):
     return refuse(route, error.code, str(error))
+  if isinstance(error, ClientDisconnect):
+    return refuse(route, 499, 'the client has gone')
+  if disk_is_full(error):
+    return refuse(route, 507, 'the disk of the server is full: try again later')
   if isinstance(error, Busy):
     return refuse(route, 503, str(error), **AGAIN)
   if isinstance(error, Missing):
@@ -96,8 +101,6 @@ async def refused(request: Request, error: Exception) -> Response:
   line = explain(error)
   if isinstance(error, UserError):
     return refuse(route, 400, line or '')
-  if disk_is_full(error):
-    return refuse(route, 507, 'the disk of the server is full: try again later')
   LOG.error('%s %s failed', request.method, route, exc_info=error)
   return refuse(route, 500, f'the server failed ({type(error).__name__}); its log has more')
 

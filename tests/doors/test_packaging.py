@@ -16,6 +16,7 @@ import pytest
 from tests import ROOT
 
 OURS = ('exedit', 'input_pipeline', 'configs')
+KINDS = ('.py', '.html', '.js', '.css', '.svg', '.png')
 BUILD = 'import sys; from setuptools import build_meta; build_meta.{}(sys.argv[1])'
 
 
@@ -58,7 +59,7 @@ def modules(*folders, under=ROOT):
     path.relative_to(under)
     for folder in folders
     for path in (under / folder).rglob('*')
-    if path.suffix in ('.py', '.html') and '__pycache__' not in path.parts
+    if path.suffix in KINDS and '__pycache__' not in path.parts
   }
 
 

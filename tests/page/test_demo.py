@@ -1,16 +1,18 @@
 """The door of the page: what it refuses before anything is loaded, and what it starts."""
 
+import itertools
 import re
 import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 
+import httpx2
 import pytest
 
 from exedit import demo
-from tests import ROOT, small
+from tests import ROOT, pictures, small
+from tests.page import serving
 from tests.refusals import refusal
 
 
@@ -42,16 +44,48 @@ def test_without_the_packages_the_line_says_how_to_install_them(capsys, monkeypa
   assert told == 'error: not_here is missing: install it with pip install -r requirements-demo.txt'
 
 
-def test_the_command_serves_until_ctrl_c(tmp_path):
+class Running:
+  """The command in a process of its own."""
+
+  def __init__(self, weights, folder):
+    command = [sys.executable, '-m', 'exedit.demo', f'--weights={weights}', '--port=0']
+    self.process = subprocess.Popen(
+      [*command, f'--folder={folder}', '--root_path=/edit'], cwd=ROOT, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    line = self.process.stdout.readline()
+    found = re.fullmatch(r'open (http://127\.0\.0\.1:\d+)/edit/\n', line)
+    self.client = httpx2.Client(base_url=f'{found[1]}/edit', timeout=120)
+
+  def end(self, number) -> str:
+    """Ends the process by a signal; returns what it printed as errors."""
+    self.process.send_signal(number)
+    return self.process.communicate(timeout=60)[1]
+
+
+def test_a_killed_server_has_lost_nothing_and_ctrl_c_ends_it(tmp_path):
   weights = small.export(tmp_path / 'small')
-  command = [sys.executable, '-m', 'exedit.demo', f'--weights={weights}', '--port=0']
-  process = subprocess.Popen(
-    [*command, f'--folder={tmp_path / "data"}', '--root_path=/edit'], cwd=ROOT, text=True,
-    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-  )  # fmt: skip
-  address = re.fullmatch(r'open (http://127\.0\.0\.1:\d+/edit/)\n', process.stdout.readline())[1]
-  with urllib.request.urlopen(f'{address}api/about') as answer:
-    assert b'"paint_by_example"' in answer.read()
-  process.send_signal(signal.SIGINT)
-  assert 'stopped' in process.communicate(timeout=60)[1] and process.returncode == 130
-  assert (tmp_path / 'data' / 'exedit-page.json').exists()
+  files = pictures.write(tmp_path, 36, 50, 10, 17, 27, 41)
+  first = Running(weights, tmp_path / 'data')
+  photo, exemplar = (
+    serving.upload(first.client, open(files[name], 'rb').read())['id']
+    for name in ('image', 'exemplar')
+  )
+  region = dict(mask='hole', exemplar=dict(picture=exemplar))
+  job = dict(picture=photo, regions=[region], seeds=[*range(16)])
+  name = serving.order(first.client, job, hole=open(files['mask'], 'rb').read()).json()['id']
+  with first.client.stream('GET', f'/api/jobs/{name}/events') as stream:
+    [result] = itertools.islice(
+      (found[1] for line in stream.iter_lines() if (found := re.search('"result": "(.+?)"', line))),
+      1,
+    )
+  made = first.client.get(f'/api/results/{result}').content
+  first.end(signal.SIGKILL)
+  second = Running(weights, tmp_path / 'data')
+  second.client.cookies = first.client.cookies
+  assert second.client.get(f'/api/results/{result}').content == made
+  assert serving.events(second.client, name)[-1][0] == 'done'
+  assert (
+    len({c['result'] for c in second.client.get(f'/api/jobs/{name}').json()['candidates']}) == 16
+  )
+  assert 'stopped' in second.end(signal.SIGINT) and second.process.returncode == 130

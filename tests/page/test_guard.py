@@ -99,6 +99,14 @@ def test_a_cookie_of_another_token_or_by_somebody_else_is_worth_nothing(locked):
     assert client.get('/edit/api/about').status_code == 401
 
 
+def test_a_link_on_another_site_does_not_lose_the_session(clients, locked):
+  for client, path in ((clients(), '/'), (locked(), '/edit/')):
+    answer = client.get(path, headers={'Sec-Fetch-Site': 'cross-site'})
+    assert answer.status_code == 200 and f'url={path}"' in answer.text and not client.cookies
+  assert locked().get('/edit/?token=sesame', headers={'Sec-Fetch-Site': 'cross-site'}).is_success
+  assert clients().get('/').cookies
+
+
 def test_two_sessions_do_not_see_each_other(clients):
   mine, other = clients(), clients()
   picture = upload(mine, png(NOISE))['id']
