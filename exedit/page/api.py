@@ -281,8 +281,8 @@ async def select_object(request: Request) -> Response:
   return await page.do(find)
 
 
-def _numbers(given: Any, name: str, count: int) -> tuple[float, ...] | None:
-  """The numbers of a box or point; UserError for anything else."""
+def _numbers(given: Any, name: str, count: int) -> Any:
+  """The numbers of a box or point as a tuple, or None; UserError for anything else."""
   if given is None:
     return None
   good = isinstance(given, list) and len(given) == count

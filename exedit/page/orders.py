@@ -95,7 +95,9 @@ class Order:
   def events(self) -> list[tuple[str, dict[str, Any]]]:
     """What has come to pass and stays: (name, data) of each, in an order that never changes."""
     made = [(i, c) for i, c in enumerate(self.candidates) if c.result]
-    found = [('candidate', dict(candidate=i, **dataclasses.asdict(c))) for i, c in made]
+    found: list[tuple[str, dict[str, Any]]] = [
+      ('candidate', dict(candidate=i, **dataclasses.asdict(c))) for i, c in made
+    ]
     if self.state == 'done':
       found.append(('done', dict(candidates=[dataclasses.asdict(c) for c in self.candidates])))
     elif self.state == 'failed':
@@ -153,7 +155,7 @@ class Queue:
       self._orders[order.id] = order
       self._waiting.append(order)
       self._changed.notify_all()
-      return self.position(order)
+      return self.position(order) or 0
 
   def room(self, session: str) -> None:
     """Raises Busy as `add` would, before the work of an upload is done."""

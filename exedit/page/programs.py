@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -103,7 +104,7 @@ async def edits(request: Request) -> Response:
 
 def _editor(page: api.Page, name: str | None, asked: Asked) -> Editor:
   """The weights of this name; else the first that edit photos and take what was sent."""
-  if name in page.editors:
+  if name is not None and name in page.editors:
     return page.editors[name]
   more = len(asked.images) > 1
   for editor in page.editors.values():
@@ -192,8 +193,8 @@ def mask_png(data: bytes) -> bytes:
   with decode.opened(data, 'the mask') as file:
     if not file.has_transparency_data:
       return data if data.startswith(asking.PNG) else _as_png(decode.as_stored(file))
-    alpha = decode.as_stored(file).convert('RGBA').getchannel('A')
-    return _as_png(alpha.point(lambda level: 255 if level < 128 else 0).convert('1'))
+    alpha = np.asarray(decode.as_stored(file).convert('RGBA').getchannel('A'))
+    return _as_png(Image.fromarray(alpha < 128))
 
 
 def _as_png(image: Image.Image) -> bytes:

@@ -71,7 +71,8 @@ def _cut(small, labels) -> Bool[np.ndarray, 'h w']:
   cv2.setRNGSeed(0)
   models = np.zeros((1, 65)), np.zeros((1, 65))
   bgr = np.ascontiguousarray(small[..., ::-1])
-  found = cv2.grabCut(bgr, labels.copy(), None, *models, ROUNDS, cv2.GC_INIT_WITH_MASK)[0]
+  how = (0, 0, 0, 0), *models, ROUNDS, cv2.GC_INIT_WITH_MASK  # the mask counts, not the box
+  found = np.asarray(cv2.grabCut(bgr, labels.copy(), *how)[0])
   return found % 2 == 1
 
 
