@@ -22,13 +22,14 @@ import exedit
 from exedit import images, systems
 from exedit.page import asking, select, store
 from exedit.page.editor import Editor, Worker, defaults, words_path
+from exedit.page.guard import Refused
 from exedit.page.orders import ENDED, Busy, Candidate, Order, Queue
 from exedit.page.store import Missing, Store
 from exedit.runtime import decode
 from exedit.runtime.errors import UserError
 
 PICTURES = 200  # of one session
-LARGEST_JSON = 1 << 20  # bytes
+LARGEST_JSON, LARGEST_MASK = 1 << 20, 16 << 20  # bytes
 LOSSLESS = 512 * 512  # pixels; smaller previews are PNG
 TICK, QUIET = 0.1, 15.0  # seconds between looks for news, and until a stream shows that it lives
 FOREVER = {'Cache-Control': 'private, max-age=31536000, immutable'}
@@ -150,14 +151,21 @@ async def receive_picture(
     return await page.do(page.store.describe, new, folder, folder / 'given', name)
 
 
-async def small_body(request: Request) -> bytes:
-  """The body of a request that is not a file."""
-  body = b''
+async def small_body(request: Request, most: int = LARGEST_JSON) -> bytes:
+  """The body of a request, which is kept in memory."""
+  body = bytearray()
   async for part in request.stream():
     body += part
-    if len(body) > LARGEST_JSON:
-      raise UserError(f'the request has more than {LARGEST_JSON} bytes')
-  return body
+    if len(body) > most:
+      raise Refused(413, f'the request has more than {most} bytes')
+  return bytes(body)
+
+
+async def small_file(part: UploadFile) -> bytes:
+  """The content of a mask, which is kept in memory."""
+  if (part.size or 0) > LARGEST_MASK:
+    raise Refused(413, f'the mask has {part.size} bytes, and {LARGEST_MASK} are allowed')
+  return await part.read()
 
 
 async def picture_file(request: Request) -> Response:
@@ -205,7 +213,7 @@ async def form_of(request: Request, field: str) -> tuple[dict[str, Any], dict[st
     text, parts = form.get(field), {}
     for name, part in form.multi_items():
       if isinstance(part, UploadFile):
-        parts[name] = await part.read()
+        parts[name] = await small_file(part)
     if isinstance(text, UploadFile):
       text = parts.pop(field)[:LARGEST_JSON]
     if text is None:
@@ -234,7 +242,7 @@ async def read_mask(request: Request) -> Response:
   """What any mask file means for a picture: white where it is repainted."""
   page, asked = page_of(request), request.query_params
   record, _ = page.store.picture(session_of(request), asked.get('picture'))
-  data, notes = b''.join([part async for part in request.stream()]), []
+  data, notes = await small_body(request, LARGEST_MASK), []
 
   def read():
     with temporary(page, data) as path:

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from exedit.page.ranking import Ranking
 from exedit.runtime.errors import UserError, explain
 
 LOG = logging.getLogger('exedit.page')
+PROGRAMS = 32  # compiled for different settings and sizes; with more, all are forgotten
 
 
 class Ended(Exception):
@@ -126,6 +127,7 @@ class Worker:
     self.ready = threading.Event()
     self.ended: dict[str, int] = {}  # orders by how they ended
     self.times: list[float] = [0, 0.0]  # candidates, and their seconds
+    self._programs: set[Hashable] = set()
     self._thread = threading.Thread(target=self._run, name='worker', daemon=True)
 
   def start(self) -> None:
@@ -145,9 +147,9 @@ class Worker:
   def _run(self) -> None:
     try:
       next(iter(self.editors.values())).load()
+      self.ready.set()
     except Exception as error:  # told again by the first order
       LOG.error('the weights cannot be loaded: %s', explain(error) or error)
-    self.ready.set()
     while (order := self.queue.take()) is not None:
       state, error = self._order(order)
       if state:
@@ -184,6 +186,7 @@ class Worker:
       if other.name != name:
         other.forget()
     self.editors[name].load()
+    self.ready.set()
     return self.editors[name]
 
   def _candidate(self, editor: Editor, order: Order, index: int, until: float) -> None:
@@ -235,7 +238,12 @@ class Worker:
     check()
     order.progress = progress
     order.changed()
-    batches = engine.batches(session.works([job]), 1)
+    works = session.works([job])
+    batches = engine.batches(works, 1)
+    self._programs.update((editor.name, key) for key in engine.groups(works))
+    if len(self._programs) > PROGRAMS:
+      jax.clear_caches()
+      self._programs.clear()
     with watch.watching(told):
       for _ in session.run(engine, batches, pace=Pace()):
         pass

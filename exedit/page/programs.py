@@ -8,13 +8,13 @@ import base64
 import dataclasses
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -25,12 +25,11 @@ from exedit.page.orders import ENDED, Order
 from exedit.runtime import decode
 from exedit.runtime.errors import UserError
 
-PHOTO = ('image', 'image[]', 'image[0]')
 IGNORED = dict(  # fields of other image APIs: what they may say, because nothing else is done
   quality=('auto', 'high', 'standard', 'hd'), background=('auto', 'opaque'), output_format=('png',),
   stream=('false',), moderation=('auto', 'low'), input_fidelity=('high', 'low'),
 )  # fmt: skip
-MOST_IMAGES = 1 + asking.REGIONS
+MOST_FILES = 10
 TEXT_BYTES = 1 << 16
 
 
@@ -39,67 +38,72 @@ class Asked:
   """The fields and the files of a request."""
 
   fields: dict[str, str]
-  images: list[tuple[str, bytes]]
+  images: list[UploadFile]
   mask: bytes | None
 
 
-async def read(request: Request) -> Asked:
+async def read(form: FormData) -> Asked:
   """The parts of a multipart request, by their kind."""
-  fields: dict[str, str] = {}
-  pictures: list[tuple[str, bytes]] = []
-  masks: list[bytes] = []
-  limits: dict[str, Any] = dict(max_files=MOST_IMAGES + 1, max_fields=64, max_part_size=TEXT_BYTES)
-  async with request.form(**limits) as form:
-    for name, part in form.multi_items():
-      if isinstance(part, UploadFile):
-        data = await part.read()
-        if name == 'mask':
-          masks.append(data)
-        elif name.partition('[')[0] == 'image':
-          pictures.append((asking.base_name(part.filename or ''), data))
-        else:
-          raise UserError(f'{name!r:.40} is no file of this request: send image[] and mask')
-      elif name.partition('[')[0] in ('image', 'mask'):
+  found = Asked({}, [], None)
+  for name, part in form.multi_items():
+    kind = name.partition('[')[0]
+    if isinstance(part, str):
+      if kind in ('image', 'mask'):
         raise UserError(f'{name!r:.40} must be a file')
-      else:
-        fields[name] = part
-  if len(masks) > 1:
-    raise UserError(f'there are {len(masks)} masks: send one, for the photo')
-  if not pictures:
+      found.fields[name] = part
+    elif kind == 'image':
+      found.images.append(part)
+    elif name != 'mask':
+      raise UserError(f'{name!r:.40} is no file of this request: send image[] and mask')
+    elif found.mask is not None:
+      raise UserError('there are several masks: send one, for the photo')
+    else:
+      found.mask = await api.small_file(part)
+  if not found.images:
     raise UserError('image is missing: send the photo as image[], then the exemplars')
-  if len(pictures) > MOST_IMAGES:
-    raise UserError(f'there are {len(pictures)} images: send at most {MOST_IMAGES}')
-  return Asked(fields, pictures, masks[0] if masks else None)
+  return found
 
 
 async def edits(request: Request) -> Response:
   """Repaints the mask of a photo with an exemplar, or as a text says; answers with n pictures."""
   page, session = api.page_of(request), api.session_of(request)
   page.queue.room(session)
-  asked = await read(request)
+  async with request.form(max_files=MOST_FILES, max_fields=64, max_part_size=TEXT_BYTES) as form:
+    asked = await read(form)
+    links = asked.fields.pop('response_format', 'b64_json')
+    if links not in ('b64_json', 'url'):
+      raise UserError(f'response_format is {links!r:.40}: use b64_json or url')
+    order = await _order(page, session, asked)
+  await _finished(request, page, order)
+  data = []
+  for i, candidate in enumerate(order.candidates):
+    if links == 'url':
+      base = str(request.base_url).rstrip('/')
+      data.append(dict(url=_url(base, page, order, i), seed=candidate.seed))
+    else:
+      content = await page.do(_base64, order.result(i))
+      data.append(dict(b64_json=content, seed=candidate.seed))
+  return JSONResponse(dict(created=int(time.time()), data=data, size=_size_of(order)))
+
+
+async def _order(page: api.Page, session: str, asked: Asked) -> Order:
+  """The order of a request, in the queue."""
   fields = asked.fields
-  n, form = _count(fields.pop('n', '1')), fields.pop('response_format', 'b64_json')
-  if form not in ('b64_json', 'url'):
-    raise UserError(f'response_format is {form!r:.40}: use b64_json or url')
+  n = _count(fields.pop('n', '1'))
   editor = _editor(page, fields.pop('model', None), asked)
-  job = _job(editor, fields, n)
-  records = []
-  for name, data in asked.images:
-    records.append(await api.receive_picture(page, session, _once(data), name))
+  job, records = _job(editor, fields, n), []
+  for part in asked.images:
+    name = asking.base_name(part.filename or '')
+    records.append(await api.receive_picture(page, session, _chunks(part), name))
   _check_size(fields.pop('size', 'auto'), records[0])
   parts = {} if asked.mask is None else {'mask': await page.do(mask_png, asked.mask)}
   job |= _regions(editor, records, parts) | dict(picture=records[0]['id'])
-  order, _ = await page.do(api.submit, page, session, job, parts)
-  await _finished(request, page, order)
-  made = [one for one in order.candidates if one.result]
-  if form == 'url':
-    base = str(request.base_url).rstrip('/')
-    data = [dict(url=_url(base, page, order, i)) for i in range(len(made))]
-  else:
-    data = [dict(b64_json=await page.do(_base64, order.result(i))) for i in range(len(made))]
-  for one, candidate in zip(data, made):
-    one['seed'] = candidate.seed
-  return JSONResponse(dict(created=int(time.time()), data=data, size=_size_of(order)))
+  return (await page.do(api.submit, page, session, job, parts))[0]
+
+
+async def _chunks(part: UploadFile) -> AsyncIterator[bytes]:
+  while data := await part.read(1 << 20):
+    yield data
 
 
 def _editor(page: api.Page, name: str | None, asked: Asked) -> Editor:
@@ -201,10 +205,6 @@ def _as_png(image: Image.Image) -> bytes:
   out = io.BytesIO()
   image.save(out, 'PNG')
   return out.getvalue()
-
-
-async def _once(data: bytes):
-  yield data
 
 
 async def _finished(request: Request, page: api.Page, order: Order) -> None:

@@ -272,6 +272,7 @@ def test_with_a_network_that_sees_candidates_have_a_score(server, client, job, m
       self.network = lambda pictures: np.stack([p.mean((0, 1)) for p in pictures])
 
   monkeypatch.setattr(server.page.worker, 'ranking', Mean())
+  monkeypatch.setattr(editor, 'PROGRAMS', 0)  # all compiled ones are forgotten before
   done = finished(client, job, hole=HOLE)
   [candidate] = done['candidates']
   made = np.asarray(
