@@ -6,6 +6,7 @@ candidate survive the server. Progress within a candidate is kept in memory only
 
 import collections
 import dataclasses
+import logging
 import secrets
 import threading
 import time
@@ -18,6 +19,7 @@ from exedit.page.store import Missing, Store
 from exedit.runtime import files
 from exedit.runtime.errors import UserError, explain
 
+LOG = logging.getLogger('exedit.page')
 RECORD = '.order.json'  # the end of the name of an order's file
 ENDED = ('done', 'failed', 'cancelled')
 
@@ -118,7 +120,7 @@ class Queue:
     self._orders: dict[str, Order] = {}
     self._waiting: collections.deque[Order] = collections.deque()
     self._changed = threading.Condition()
-    self._open = True
+    self._open, self._running = True, 0  # whether the worker goes on, and the orders that it has
     for order in sorted(self._read(), key=lambda order: order.created):
       self._orders[order.id] = order
       if order.state not in ENDED:  # a server that ended while it computed begins the rest again
@@ -127,12 +129,15 @@ class Queue:
 
   def _read(self) -> Iterator[Order]:
     for path in self.store.sessions.glob(f'*/*/*{RECORD}'):
-      found = store.read_record(path)
-      if found is None:
+      found = store.read_record(path) or {}
+      try:
+        candidates = [Candidate(**one) for one in found.pop('candidates')]
+        session = path.parent.parent.name
+        order = Order(**found, session=session, folder=path.parent, candidates=candidates)
+      except (KeyError, TypeError) as error:  # its results stay in the folder
+        LOG.warning('%s is damaged and left out (%s)', path, error)
         continue
-      candidates = [Candidate(**one) for one in found.pop('candidates')]
-      session = path.parent.parent.name
-      yield Order(**found, session=session, folder=path.parent, candidates=candidates)
+      yield order
 
   def new(self, session: str, folder: Path, asked: dict[str, Any], seeds: list[int]) -> Order:
     """An order that is not yet in the queue; its files can be written."""
@@ -171,7 +176,7 @@ class Queue:
       if not self._open:
         return None
       order = self._waiting.popleft()
-      order.state = 'running'
+      order.state, self._running = 'running', 1
       for other in [order, *self._waiting]:
         other.changed()
       return order
@@ -192,10 +197,9 @@ class Queue:
   def position(self, order: Order) -> int | None:
     """The number of orders before this one, with the running one; None if it does not wait."""
     with self._changed:
-      running = sum(other.state == 'running' for other in self._orders.values())
       for place, other in enumerate(self._waiting):
         if other is order:
-          return place + running
+          return place + self._running
     return None
 
   def get(self, session: str, name: str) -> Order:
@@ -218,6 +222,8 @@ class Queue:
   def finish(self, order: Order, state: str, error: str | None = None) -> None:
     """Ends an order. A full disk keeps this from the file, but not from those who follow it."""
     with self._changed:
+      if order.state == 'running':
+        self._running = 0
       order.state, order.error, order.progress = state, error, None
       try:
         order.save()

@@ -226,6 +226,7 @@ def test_a_full_queue_is_busy(tmp_path):
     queue.add(queue.new('a' * 32, folder, {}, [0]))
   with pytest.raises(orders.Busy, match='3 jobs wait already'):
     queue.add(queue.new('b' * 32, folder, {}, [0]))
+  (folder / f'{"0" * 32}{orders.RECORD}').write_text('{"id": "damaged"}')
   again = orders.Queue(places)
   assert len(again) == 3
   places.close()
