@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from jax.experimental import io_callback
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 # Gets the latents [b ...] after step `done` of a loop (1, 2, ...), and the timesteps that its steps
 # reach. It runs in a thread of XLA. What it raises ends the program.
@@ -55,7 +55,7 @@ def watched() -> bool:
   return getattr(_here, 'watched', False)
 
 
-def tell(x: Float[Array, 'b ...'], reached: Sequence[int]) -> None:
+def tell(x: Float[Array, 'b ...'], reached: Int[np.ndarray, ' steps']) -> None:
   """Tells the latents that a step of a loop ends with.
 
   reached: the timestep of the latents after each step of the loop, in the order of the steps.
