@@ -1,4 +1,7 @@
-"""The networks of the benchmarks: three widths of Paint by Example, with random weights on disk."""
+"""The networks of the benchmarks at three widths, with random weights on disk.
+
+They are those of Paint by Example, or of Stable Diffusion with the same UNet and autoencoder.
+"""
 
 import zlib
 from pathlib import Path
@@ -28,17 +31,31 @@ WIDTHS: dict[str, dict[str, Any]] = {
   ),
   'full': {},  # the published sizes
 }
+TEXTS: dict[str, dict[str, Any]] = {
+  'tiny': dict(vocabulary=99, length=16, width=12, layers=1, heads=2, mlp=24),
+  'quarter': dict(width=192, layers=12, heads=3, mlp=768),
+  'full': {},
+}
+
+
+def settings_of(width: str, system: Any = pbe) -> dict[str, Any]:
+  """The complete settings of a system's model; system: its module."""
+  given = WIDTHS[width]
+  if system is not pbe:
+    shared = ('unet', 'autoencoder', 'context_dim')
+    given = {name: given[name] for name in shared if name in given} | dict(text=TEXTS[width])
+  return system.complete(given)
 
 
 def write_weights(width: str, folder: str | Path, system: Any = pbe) -> None:
   """Writes random weights as a diffusers pipeline, unless the folder already has one.
 
-  Each tensor depends only on its name. system: the module of another system, at its full width.
+  Each tensor depends only on its name. system: the module of another system.
   """
   folder = Path(folder)
   if (folder / 'model_index.json').exists():
     return
-  settings = system.complete(WIDTHS[width])
+  settings = settings_of(width, system)
   _, shapes = latent_diffusion.abstract(system.build, settings)
 
   def random(name, shape):

@@ -85,13 +85,22 @@ def program_of(spec: Mapping[str, Any]) -> Program:
 def begun(spec: Mapping[str, Any]) -> tuple[Program, TrainState, Params]:
   """The program, and its state and frozen parameters from the weights of the folder."""
   program = program_of(spec)
+  return program, *filled(program, find.weights(spec['folder']).fit)
+
+
+def filled(
+  program: Program, read: Callable[[Params], Mapping[str, Any]]
+) -> tuple[TrainState, Params]:
+  """The state of a program and its frozen parameters, with the tensors that `read(shapes)` gives.
+
+  The optimizer's state is zeros, because program.init would compile for half a minute.
+  """
   everything = {**program.state.params, **program.frozen}
-  placed = place(find.weights(spec['folder']).fit(everything), everything, 'weights')
+  placed = place(read(everything), everything, 'weights')
   params = {name: placed[name] for name in program.state.params}
-  # Zeros for the optimizer's state, because program.init would compile for half a minute.
-  average = jax.tree.map(jnp.copy, params)
+  average = jax.tree.map(jnp.copy, params) if program.state.ema else {}
   state = dataclasses.replace(zeros(program.state), params=params, ema=average)
-  return program, state, {name: placed[name] for name in program.frozen}
+  return state, {name: placed[name] for name in program.frozen}
 
 
 def zeros(shapes: Any) -> Any:

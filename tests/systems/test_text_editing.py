@@ -230,7 +230,8 @@ def test_a_photo_of_any_size_is_edited_and_replays(given, tmp_path, capsys, monk
   open_sample_door(**masked)
   said = capsys.readouterr().out
   assert 'background' not in said and 'without a mask' not in said
-  np.testing.assert_array_equal(pixels(masked['output'])[:, 12:], source[:, 12:])
+  inside = (pixels(masked['output']) != source).any(-1)
+  assert inside[:, :12].any() and not inside[:, 12:].any()
   rows = [dict(given, strength=s, output=f'{i}.png') for i, s in enumerate((0.1, None))]
   lines = [{k: str(v) for k, v in row.items() if v is not None} for row in rows]
   lines = [{k: v for k, v in row.items() if k != 'weights'} for row in lines]
