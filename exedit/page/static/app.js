@@ -110,6 +110,7 @@ function refresh() {
   for (const one of document.querySelectorAll('#tools button, #options button, #options input')) one.disabled = !masks;
   for (const id of ['zoom-out', 'zoom-value', 'zoom-in', 'fit']) $(id).disabled = !stage.picture;
   stage.enabled = masks;
+  stage.look();
   stage.bits = doc ? doc.regions.reduce((bits, region) => bits | region.bit, 0) : 0;
   stage.active = active()?.bit ?? 1;
   drawUndo();

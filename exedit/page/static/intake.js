@@ -3,7 +3,7 @@
 import * as api from './api.js';
 import { $, choose, complain, el, remember, say } from './dom.js';
 import { give, giveFile, recalled } from './exemplars.js';
-import { active, addPicture, emit, inputs, input, makeDoc, on, pictureById, state } from './state.js';
+import { active, addPicture, changeRegions, emit, inputs, input, makeDoc, on, pictureById, state } from './state.js';
 import { restore } from './drafts.js';
 
 const photoError = (text = '') => complain(state.doc ? $('mask-error') : $('photo-error'), text);
@@ -26,6 +26,7 @@ export async function openFile(file) {
     const picture = addPicture(await api.upload(file, (share) => emit('busy', `Uploading ${file.name || 'the picture'}: ${Math.round(share * 100)} %`)));
     await open(picture);
     say(`${picture.name} is open, ${picture.width} by ${picture.height} pixels.`);
+    for (const note of picture.notes ?? []) say(note, true);
   } catch (error) {
     photoError(error.message);
   } finally {
@@ -52,12 +53,12 @@ export async function maskFile(file) {
 export async function example() {
   photoError();
   const file = async (name) => {
-    const blob = await (await api.call(`static/example/${name}.png`)).blob();
-    return new File([blob], `example-${name}.png`, { type: 'image/png' });
+    const blob = await (await api.call(`static/example/${name}`)).blob();
+    return new File([blob], name, { type: blob.type });
   };
   emit('busy', 'Opening the example');
   try {
-    const [photo, mask, exemplar] = await Promise.all(['image', 'mask', 'exemplar'].map(file));
+    const [photo, mask, exemplar] = await Promise.all(['image.webp', 'mask.png', 'exemplar.webp'].map(file));
     const [picture, other] = [addPicture(await api.upload(photo)), addPicture(await api.upload(exemplar))];
     await open(picture);
     await state.doc.mask.read(mask, 1);
@@ -83,10 +84,11 @@ export async function recallInputs(job) {
     if (asked.mask) await doc.mask.read(await api.jobMask(job.id, index), bit);
     made.push({ bit, exemplar: await recalled(job, index), prompt: asked.prompt ?? '' });
   }
-  doc.mask.commit();
-  if (made.length) Object.assign(doc, { regions: made, active: 0 });
+  const used = made.reduce((bits, { bit }) => bits | bit, 0);
+  for (const { bit } of doc.regions) if (!(used & bit)) doc.mask.clear(bit);
+  if (made.length) changeRegions(doc, made, 0);
+  else doc.mask.commit();
   recallTexts(job);
-  emit('regions');
 }
 
 export function recallTexts(job) {
@@ -118,6 +120,7 @@ function ask(file) {
 }
 
 function listenToDrops() {
+  addEventListener('dragstart', (event) => event.preventDefault()); // the page's own pictures
   let depth = 0;
   const zones = $('drops');
   const carries = (event) => event.dataTransfer?.types.includes('Files');

@@ -7,6 +7,7 @@ import * as settings from './settings.js';
 import { emit, input, inputs, state } from './state.js';
 
 const following = new Map(); // job id to the function that stops following
+const AT_ONCE = 2; // jobs that are followed
 export const ended = (job) => ['done', 'failed', 'cancelled'].includes(job.state);
 export const runningJob = () => state.jobs.findLast((job) => job.state === 'running') ?? state.jobs.findLast((job) => !ended(job));
 export const finished = (job) => job.candidates.map((one, index) => ({ ...one, index })).filter((one) => one.result);
@@ -73,7 +74,7 @@ export async function run() {
     settings.nextSeed();
     emit('started', job);
     emit('jobs');
-    watch(job);
+    watch();
     say('The edit has started.');
   } catch (error) {
     const wait = error.wait ? ` Try again in ${error.wait} seconds.` : '';
@@ -84,17 +85,28 @@ export async function run() {
   }
 }
 
-// Follows a job's events. Events may come twice, after a lost connection.
-export function watch(job) {
-  if (following.has(job.id) || ended(job)) return;
-  const handle = (name, data) => {
-    if (name === 'lost') return lost(job, true);
-    if (name === 'found') return lost(job, false);
-    apply(job, name, data);
-    if (ended(job)) following.delete(job.id);
-    emit('jobs');
-  };
-  following.set(job.id, api.follow(job.id, handle));
+// Follows the events of the jobs that are next; a browser opens few connections to one server.
+function watch() {
+  const open = state.jobs.filter((job) => !ended(job)).slice(-AT_ONCE);
+  for (const job of open) if (!following.has(job.id)) following.set(job.id, api.follow(job.id, (name, data) => handle(job, name, data)));
+}
+
+// Events may come twice, after a lost connection.
+async function handle(job, name, data) {
+  if (name === 'lost') return lost(job, true);
+  if (name === 'found') return lost(job, false);
+  apply(job, name, data);
+  emit('jobs');
+  if (!ended(job)) return;
+  following.delete(job.id);
+  watch();
+  const told = await api.jobs().catch(() => []); // the notes of this job, and the places of those that wait
+  for (const one of told) {
+    const known = state.jobs.find(({ id }) => id === one.id);
+    if (known === job) job.notes = one.notes;
+    else if (known && !following.has(one.id)) Object.assign(known, one);
+  }
+  emit('jobs');
 }
 
 let gone = false;
@@ -166,6 +178,6 @@ export async function stop(job) {
 // Jobs of the session that an earlier visit of the page has started.
 export async function resume() {
   state.jobs = await api.jobs();
-  state.jobs.forEach(watch);
+  watch();
   emit('jobs');
 }

@@ -63,7 +63,7 @@ export async function show(job, index, mode = null) {
     const fresh = !state.docs.has(picture.id);
     await open(picture);
     if (fresh && !state.doc.mask.past.length && !state.doc.regions.some(({ bit }) => state.doc.mask.count(bit))) await recallInputs(job);
-  } else if (!job.picture) {
+  } else if (!picture) {
     textDoc(job);
   }
   const { result } = job.candidates[index];
@@ -153,6 +153,7 @@ function hold() {
 function drawActions() {
   const one = current();
   $('actions').hidden = !one;
+  $('result-notes').textContent = one ? (state.shown.job.notes ?? []).join(' · ') : '';
   if (!one) return;
   const focus = $('actions').contains(document.activeElement) ? document.activeElement.id : '';
   const { job } = state.shown;
@@ -250,6 +251,7 @@ function drawProgress() {
   const { progress } = job;
   $('progress-text').textContent = job.state === 'waiting'
     ? job.position ? `Waiting: ${job.position} before this one` : 'Waiting for the first step'
+    : progress?.steps === 0 ? 'Preparing the network; the first time this takes longest'
     : progress ? [`Candidate ${progress.candidate + 1} of ${job.candidates.length}`, progress.regions > 1 && `region ${progress.region + 1} of ${progress.regions}`, `step ${progress.step} of ${progress.steps}`].filter(Boolean).join(', ')
       : 'Starting';
 }
@@ -295,7 +297,7 @@ export function listen(main) {
     followed = job;
     state.shown = null;
     if (!job.picture && !state.doc) textDoc(job);
-    stage.set({ shown: null, live: null, mode: state.doc ? stage.mode : 'result', cells: [] });
+    stage.set({ shown: null, live: null, mode: state.doc ? 'paint' : 'result', cells: [] });
     soon();
     if (matchMedia('(max-width: 760px)').matches) $('stage').scrollIntoView({ block: 'center' }); // it may be far above Run
   });
@@ -306,12 +308,13 @@ export function listen(main) {
   });
   on('candidate', ({ job, index }) => {
     if (job === followed && !state.shown && job.picture === (state.doc?.picture.id ?? null)) show(job, index, 'result');
-    else if (state.shown?.job === job) show(job, state.shown.index);
+    else if (state.shown?.job === job) show(job, state.shown.index, stage.mode);
   });
+  on('mask', () => { followed = null; }); // who paints is not taken to a result
   on('ended', (job) => {
     if (job.state === 'failed') complain($('run-error'), job.error);
     if (job === followed && !state.shown) { stage.set({ live: null }); if (state.doc) view('paint'); }
-    if (state.shown?.job === job) show(job, state.shown.index);
+    if (state.shown?.job === job) show(job, state.shown.index, stage.mode);
   });
   on('deleted', (job) => {
     if (state.shown?.job === job) { state.shown = null; stage.set({ shown: null, cells: [], mode: 'paint' }); }

@@ -41,7 +41,7 @@ function setSeed(seed) {
 
 // Takes the settings of an earlier job, with the seed of one candidate, and locks it.
 export function recall(job, seed) {
-  chosen.preset = job.preset ?? 'default';
+  chosen.preset = job.preset ?? 'best';
   chosen.values = { ...(job.settings ?? {}) };
   chosen.locked = true;
   draw();
@@ -110,11 +110,10 @@ function field(setting) {
 function presets() {
   const names = Object.keys(state.weights.presets ?? {});
   if (!names.length) return null;
-  const says = { quick: 'Few steps, to try', best: 'More steps, for the result that you keep', default: "The weights' own settings" };
-  const choices = [...names, 'default'];
-  if (!choices.includes(chosen.preset)) chosen.preset = names[0];
+  const says = { quick: 'Few steps, to try', best: "The weights' own settings, for the result that you keep" };
+  if (!names.includes(chosen.preset)) chosen.preset = names[0];
   const place = el('div', { class: 'segmented wide', role: 'radiogroup', 'aria-label': 'Preset' });
-  for (const name of choices) {
+  for (const name of names) {
     place.append(el('button', {
       type: 'button', role: 'radio', title: says[name] ?? name, data: { preset: name }, 'aria-checked': String(name === chosen.preset),
       onclick: () => { chosen.preset = name; chosen.values = {}; remember({ preset: name }); draw(); emit('settings'); },

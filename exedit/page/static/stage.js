@@ -416,7 +416,7 @@ export class Stage extends EventTarget {
     if (event.pointerType === 'touch' && this.pointers.size === 2) return this.pinch();
     if (this.pointers.size > 1 || this.gesture) return;
     const finger = event.pointerType === 'touch' && this.pen; // the palm beside a pen
-    const panning = event.button === 1 || this.space || finger || this.tool === 'hand';
+    const panning = event.button === 1 || this.space || finger || this.tool === 'hand' || (this.mode === 'paint' && !this.enabled);
     if (event.button === 2 || (event.button > 2 && event.pointerType === 'mouse')) return;
     if (panning) this.gesture = { kind: 'pan', from: at };
     else if (this.mode === 'slider') { this.gesture = { kind: 'slide' }; this.slide(at); }
@@ -533,7 +533,7 @@ export class Stage extends EventTarget {
   // Shows the original while `peek`; always brings the mouse's shape up to date.
   look(peek = this.peek) {
     const { kind } = this.gesture ?? {};
-    const grab = this.space || this.tool === 'hand' || ['result', 'all'].includes(this.mode);
+    const grab = this.space || this.tool === 'hand' || !this.enabled || ['result', 'all'].includes(this.mode);
     this.root.dataset.cursor = kind === 'pan' || kind === 'pinch' ? 'grabbing' : this.mode === 'slider' ? 'slide' : grab ? 'grab' : 'tool';
     if (peek !== this.peek) this.set({ peek });
   }

@@ -102,8 +102,10 @@ const crop = {
     const reach = 12 / stage.scale;
     const side = (v, low, high) => (Math.abs(v - low) < reach ? -1 : Math.abs(v - high) < reach ? 1 : 0);
     const within = p[0] > x0 - reach && p[0] < x1 + reach && p[1] > y0 - reach && p[1] < y1 + reach;
+    const whole = x0 <= 0 && y0 <= 0 && x1 >= stage.picture.width && y1 >= stage.picture.height;
     if (!within) return null;
-    return [side(p[0], x0, x1), side(p[1], y0, y1)];
+    const found = [side(p[0], x0, x1), side(p[1], y0, y1)];
+    return whole && !found[0] && !found[1] ? null : found; // the whole picture cannot be moved
   },
   down(stage, p) {
     Object.assign(stage.gesture, { from: p, grip: crop.grip(stage, p), old: stage.crop });
