@@ -59,3 +59,12 @@ find_python() {
   done
   return 1
 }
+
+# Prints the path of a Chromium: the one that EXEDIT_CHROMIUM names, or one on PATH. Fails if there is none.
+find_chromium() {
+  local name
+  for name in ${EXEDIT_CHROMIUM-} chromium chromium-browser google-chrome-stable google-chrome; do
+    command -v "$name" && return
+  done
+  return 1
+}

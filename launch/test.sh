@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Sets up an environment and runs the tests.
 #
-#   launch/test.sh [--core | --parity | --plan | --all | --prepare | --lint] [pytest arguments]
+#   launch/test.sh [--core | --parity | --plan | --all | --browser | --prepare | --lint] [pytest arguments]
 #
 #   (nothing)   the suite
 #   --core      what other versions of Python, jax and numpy might break, in a few minutes
 #   --parity    the suite and the agreement tests against PyTorch, or the tests that you name
 #   --plan      the tests of exedit.plan, with the TPU compiler
 #   --all       the suite, the agreement tests and the tests with the TPU compiler
+#   --browser   the page in a Chromium, which must be on the machine (EXEDIT_CHROMIUM may name it)
 #   --prepare   the tests of launch/prepare_open_images.py, with Apache Beam
 #   --lint      ruff and pyright instead of tests
 #
@@ -76,6 +77,16 @@ case "${1:-}" in
     shift
     make_environment .venv-prepare requirements-prepare.txt requirements-pytest.txt
     python -m pytest -o addopts= --noconftest tests/input_pipeline/test_prepare_open_images.py "$@"
+    ;;
+  --browser)
+    shift
+    if ! EXEDIT_CHROMIUM=$(find_chromium); then
+      echo 'error: there is no Chromium: install it (Debian: apt-get install chromium), or name it in EXEDIT_CHROMIUM' >&2
+      exit 2
+    fi
+    export EXEDIT_CHROMIUM
+    prepare browser
+    python -m pytest tests/browser "$@"
     ;;
   --plan)
     shift
