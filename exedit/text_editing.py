@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from exedit import latent_diffusion
 from exedit.diffusion import inversion as inversions
-from exedit.diffusion import sampling, watch
+from exedit.diffusion import sampling
 from exedit.editing.prompt_settings import INVERSIONS, sampled
 from exedit.editing.prompts import KEPT, PREFIX
 from exedit.models.attention_edits import Edit
@@ -252,8 +252,6 @@ def _change(
   texts = jnp.concatenate([source, model.text(target)])
   xs, first = _per_step(model, known, tables, method, spacing, offset)
   wait = int(WAIT * tables.hold.shape[1])
-  found = inversions.timesteps(model.schedule, known.path.shape[1] - 1, spacing, offset)
-  reached = sampling.after(found[first:])
   region = _region(known.seen, tables.words, mask)
   reads, two_nulls = method in READS, method in ('ddim', 'null_text')
   level = model.unet.word_level() if both else None
@@ -286,9 +284,7 @@ def _change(
     maps = maps + more
     free = grown(maps) if both else region
     free = jnp.where(inputs['i'] < wait, 1, free)
-    z_target = jnp.where(free > 0, z_target, z_source)
-    watch.tell(z_target, reached)
-    return (z_source, z_target, maps), None
+    return (z_source, jnp.where(free > 0, z_target, z_source), maps), None
 
   maps = jnp.zeros_like(known.seen) if both else 0
   start = known.path[:, first]

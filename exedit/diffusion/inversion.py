@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from exedit.diffusion import sampling, watch
+from exedit.diffusion import sampling
 from exedit.diffusion.schedule import Schedule
 
 INNER_STEPS = 10  # of null-text inversion, per step
@@ -54,7 +54,6 @@ def ddim(
     t, (keep, add) = inputs
     eps, seen = denoise(x, jnp.full(x.shape[:1], t))
     x = keep * x + add * eps
-    watch.tell(x, timesteps[::-1])
     return x, (x, seen)
 
   xs = jnp.asarray(timesteps, jnp.int32), coefficients
@@ -144,9 +143,7 @@ def null_text(
     more = lambda state: (state[0] < INNER_STEPS) & state[3].any()
     start = jnp.int32(0), null, adam.init(null), jnp.ones(len(x), bool)
     null = jax.lax.while_loop(more, inner, start)[1]
-    x = next_of(null)
-    watch.tell(x, sampling.after(timesteps))
-    return (x, null), null
+    return (next_of(null), null), null
 
   xs = jnp.asarray(timesteps, jnp.int32), keep, add, path[1:], rates, limits
   return jax.lax.scan(step, (path[0], null), xs)[1]
