@@ -20,6 +20,7 @@ from exedit.editing import edit_files
 from tests import ROOT
 
 PATIENCE = 120_000  # milliseconds for an edit on a busy machine
+expect.set_options(timeout=30_000)  # for all else
 
 
 class Server:
