@@ -189,7 +189,9 @@ def as_signed(pixels: UInt8[Array, '*b c']) -> Float[Array, '*b c']:
   return pixels.astype(jnp.float32) / 127.5 - 1
 
 
-def exemplars(given: images.AnyFloat, count: int, side: int) -> images.AnyFloat:
+def exemplars(
+  given: Float[Array, 'b h w c'] | Float[np.ndarray, 'b h w c'], count: int, side: int
+) -> Float[Array, 'b side side c'] | Float[np.ndarray, 'b side side c']:
   """The exemplars of `count` sources at the size that the network sees.
 
   Raises:

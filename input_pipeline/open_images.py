@@ -87,12 +87,11 @@ def make_example(
     augment: flip, turn, blur and bend the exemplar. arbitrary_mask: share of the masks of arbitrary
       shape; the others are rectangles. own_mask: share of the holes that are the subject's own
       mask, where the record has it.
-    exemplar: 'box' keeps what surrounds the subject in its box; 'cut_out' makes it grey, where the
-      record has the subject's mask.
+    exemplar: 'cut_out' makes what surrounds the subject grey, where the record has its mask.
     exemplar_pad, mask_jitter: in pixels of the stored image.
     affine_jitter: in pixels of a 224-pixel exemplar. blur_kernels: in pixels of the exemplar.
-    non_square: what to do if no square cut contains the box: 'squash' the whole image (as
-      released), 'pad' it by mirroring, or 'skip' to another random box.
+    non_square: if no square cut contains the box: 'squash' the whole image (as released), 'pad' it
+      by mirroring, or 'skip' to another random box.
 
   Raises:
     DataError: if the image cannot be decoded.
