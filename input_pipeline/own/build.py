@@ -127,8 +127,9 @@ def subjects(
     table, found = labels.read(boxes, names.Names(paths), units, reasons)
     return table, found
   if whole or masks == ALPHA:
-    kind = dict(box=WHOLE, shares=True) if whole else dict(mask=ALPHA)
-    return {name: [Subject(**kind, label=label_of(name), where=name)] for name in paths}, []
+    kind = Subject(WHOLE, shares=True) if whole else Subject(mask=ALPHA)
+    said = lambda name: dataclasses.replace(kind, label=label_of(name), where=name)
+    return {name: [said(name)] for name in paths}, []
   by_name, table = names.Names(paths), {}
   found = names.below(masks, ENDINGS)
   if os.path.realpath(masks) == os.path.realpath(folder):

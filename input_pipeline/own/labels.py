@@ -109,7 +109,7 @@ def _annotation(row: Any, where: str, images: dict, titles: dict) -> Subject:
     raise Odd('crowd', f'{where} is of a crowd')
   size = whole(image.get('width')), whole(image.get('height'))
   category = whole(row.get('category_id'))
-  common = dict(
+  common: dict[str, Any] = dict(
     label=titles.get(category, '' if category is None else str(category)),
     size=size if all(isinstance(n, int) and n > 0 for n in size) else None,
     where=where,
@@ -140,7 +140,7 @@ def _voc_file(path: str, names: Names, reasons: Reasons) -> Row:
   if not objects:
     raise Odd('no_object', f'{name} has no object')
   said, stem = root.findtext('filename') or '', PurePosixPath(name).stem
-  found = []
+  found, last = [], Odd('malformed', f'{name} names no picture')
   for other in dict.fromkeys(filter(None, (stem, said))):
     try:
       found.append(names.find(other))
@@ -155,12 +155,12 @@ def _voc_file(path: str, names: Names, reasons: Reasons) -> Row:
   subjects = []
   for number, entry in enumerate(objects):
     where = f'{name}, object {number + 1}'
-    box = [_number(entry, f'bndbox/{edge}') for edge in ('xmin', 'ymin', 'xmax', 'ymax')]
-    if None in box:
+    x0, y0, x1, y1 = (_number(entry, f'bndbox/{e}') for e in ('xmin', 'ymin', 'xmax', 'ymax'))
+    if x0 is None or y0 is None or x1 is None or y1 is None:
       reasons.add(Odd('malformed', f'{where}: its bndbox is not four numbers'))
       continue
     label = (entry.findtext('name') or '').strip()
-    subjects.append(Subject(tuple(box), label=label, size=size, where=where))
+    subjects.append(Subject((x0, y0, x1, y1), label=label, size=size, where=where))
   return found[0], subjects
 
 

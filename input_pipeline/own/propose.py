@@ -37,9 +37,10 @@ def proposal(pixels: np.ndarray) -> tuple[float, float, float, float]:
   small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
   kinds = _seeds(small)
   models = np.zeros((1, 65)), np.zeros((1, 65))
+  how = (0, 0, 0, 0), *models, ROUNDS, cv2.GC_INIT_WITH_MASK  # the seeds count, not the box
   cv2.setRNGSeed(0)
   try:
-    cv2.grabCut(small, kinds, None, *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
+    kinds = np.asarray(cv2.grabCut(small, kinds, *how)[0])
   except cv2.error:  # all places are of one kind
     return WHOLE
   subject = np.isin(kinds, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
@@ -68,11 +69,10 @@ def _seeds(small: np.ndarray) -> np.ndarray:
   y, x = np.mgrid[:height, :width]
   middle = ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2) / CENTRE**2
   weight = far * np.exp(-middle / 2)
-  level, _ = cv2.threshold(
-    np.uint8(255 * weight / max(weight.max(), 1e-6)), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU
-  )
+  scaled = 255 * weight / max(weight.max(), 1e-6)
+  level, _ = cv2.threshold(scaled.astype(np.uint8), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
   kinds = np.full((height, width), cv2.GC_PR_BGD, np.uint8)
-  kinds[255 * weight / max(weight.max(), 1e-6) > level] = cv2.GC_PR_FGD
+  kinds[scaled > level] = cv2.GC_PR_FGD
   kinds[~inner] = cv2.GC_BGD
   return kinds
 

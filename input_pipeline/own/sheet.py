@@ -9,7 +9,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 CELL, GAP, TITLE, COLUMNS = 192, 8, 18, 6
-INK, PAPER, BOX, MASK = (30, 30, 30), (255, 255, 255), (255, 40, 120), np.float32([255, 40, 120])
+INK, PAPER, BOX = (30, 30, 30), (255, 255, 255), (255, 40, 120)
+MASK = np.array(BOX, np.float32)
 
 Boxes = Sequence[Sequence[float]]
 

@@ -42,7 +42,7 @@ def same_as_the_shell(server, client, weights, job, done, **inputs):
   output = str(folder / 'shell.png')
   texts = {n: v for n, v in job.items() if n in ('prompt', 'target', 'negative_prompt')}
   paths = {name: str(folder / path.format(done['id'])) for name, path in inputs.items()}
-  given = texts | paths | job.get('settings', {})
+  given = paths | texts | job.get('settings', {})
   edit_files.edit_once(weights, output, **given, seed=job['seeds'][0], say=lambda line: None)
   made = client.get(f'/api/results/{candidate["result"]}').content
   return made == open(output, 'rb').read()
