@@ -436,10 +436,13 @@ def repaint(
 
 def run(function: Callable[..., Any], model: Any, first: Any, *arrays: Any, **settings: Any) -> Any:
   """`function(graphdef, params, first, *arrays, **settings)`, compiled for the settings' values."""
+  graphdef, params = nnx.split(model)
+  given = params, first, *arrays
   # Inside another compiled function the options of that one count.
-  platform = None if isinstance(first, jax.core.Tracer) else jax.default_backend()
+  inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given))
+  platform = None if inside else jax.default_backend()
   call = compiled(function, platform, tuple(settings), watch.watched())
-  return call(*nnx.split(model), first, *arrays, **settings)
+  return call(graphdef, *given, **settings)
 
 
 @functools.cache
