@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from exedit.editing.settings import CONCEPT
+from exedit.page import LOOPBACK
 from exedit.runtime import caches, doors
 from exedit.runtime.doors import Flag
 from exedit.runtime.errors import UserError
 
-LOCAL = ('127.0.0.1', 'localhost', '::1')
 PACKAGES = ('starlette', 'uvicorn', 'multipart')
 FLAGS = (
   Flag('weights', [], 'weights to serve, as of exedit.sample; may be given several times', list,
@@ -51,7 +51,7 @@ def main(**given: Any) -> None:
   host, token, root = given['host'], given['token'], given['root_path'].rstrip('/')
   if token == '':
     raise UserError('--token is empty: give a word that nobody can guess, or --token=auto')
-  if host not in LOCAL and token is None:
+  if host not in LOOPBACK and token is None:
     raise UserError(
       f'--host={host} lets other machines in, so --token is needed: give one, or --token=auto'
     )

@@ -20,12 +20,12 @@ from starlette.routing import Route
 
 import exedit
 from exedit import images, systems
+from exedit.input_pipeline import codec
 from exedit.page import asking, select, store
-from exedit.page.editor import Editor, Worker, defaults, words_path
+from exedit.page.editor import Editor, Worker, defaults
 from exedit.page.guard import Refused
 from exedit.page.orders import ENDED, Busy, Candidate, Order, Queue
 from exedit.page.store import Missing, Store
-from exedit.runtime import decode
 from exedit.runtime.errors import UserError
 
 PICTURES = 200  # of one session
@@ -176,8 +176,7 @@ async def picture_file(request: Request) -> Response:
 async def picture_preview(request: Request) -> Response:
   page = page_of(request)
   record, path = page.store.picture(session_of(request), request.path_params['id'])
-  size = record['height'], record['width']
-  return await preview(request, path, size)
+  return await preview(request, path, store.size_of(record))
 
 
 async def preview(request: Request, path: Path, size: tuple[int, int]) -> Response:
@@ -185,7 +184,7 @@ async def preview(request: Request, path: Path, size: tuple[int, int]) -> Respon
   asked = request.query_params.get('side', '')
   if not asked.isdecimal() or not 1 <= int(asked[:6]):
     raise UserError(f'side is {asked!r:.20}: it must be a number of pixels')
-  side = next((one for one in store.SIDES if one >= int(asked[:6])), store.SIDES[-1])
+  side = store.side_of(int(asked[:6]))
   scale = min(1, side / max(size))
   lossless = size[0] * size[1] * scale**2 <= LOSSLESS
   place = await page_of(request).do(store.preview, path, side, lossless)
@@ -232,10 +231,7 @@ def temporary(page: Page, data: bytes) -> Iterator[Path]:
 
 def png_of(mask: Bool[np.ndarray, 'h w']) -> Response:
   """A mask as a PNG of one bit."""
-  with tempfile.SpooledTemporaryFile() as out:
-    Image.fromarray(mask).save(out, 'PNG')
-    out.seek(0)
-    return Response(out.read(), media_type='image/png')
+  return Response(codec.png(mask), media_type='image/png')
 
 
 async def read_mask(request: Request) -> Response:
@@ -246,8 +242,8 @@ async def read_mask(request: Request) -> Response:
 
   def read():
     with temporary(page, data) as path:
-      size, of = (record['height'], record['width']), 'picture' if asked.get('subject') else None
-      return png_of(asking.mask_of(path, size, of=of, notes=notes))
+      of = 'picture' if asked.get('subject') else None
+      return png_of(asking.mask_of(path, store.size_of(record), of=of, notes=notes))
 
   answer = await page.do(read)
   answer.headers['X-Notes'] = json.dumps([f'the mask {note}' for note in notes])
@@ -262,7 +258,7 @@ async def frame(request: Request) -> Response:
 
   def find():
     with temporary(page, parts.get('mask', b'')) as path:
-      mask = asking.mask_of(path, (record['height'], record['width']))
+      mask = asking.mask_of(path, store.size_of(record))
     return JSONResponse(asking.frame(editor, mask, asked.get('settings')))
 
   return await page.do(find)
@@ -277,14 +273,12 @@ async def select_object(request: Request) -> Response:
     raise UserError('give box (left, top, right, bottom) or point (x, y)')
 
   def find():
-    size = record['height'], record['width']
     surely = None
     if 'mask' in parts:
       with temporary(page, parts['mask']) as place:
-        surely = asking.mask_of(place, size)
-    with store.DECODING.taken(size[0] * size[1]):
-      rgb = np.asarray(decode.upright(str(path), 'RGB', 'white', record['name']))
-      return png_of(select.object_in(rgb, box, point, surely))
+        surely = asking.mask_of(place, store.size_of(record))
+    rgb = np.asarray(store.upright(record, path))
+    return png_of(select.object_in(rgb, box, point, surely))
 
   return await page.do(find)
 
@@ -318,21 +312,18 @@ def submit(page: Page, session: str, asked: dict, parts: Mapping[str, bytes]) ->
   try:
     return order, page.queue.add(order)
   except BaseException:
-    for path in order.folder.glob(f'{order.id}*'):
-      path.unlink()
+    order.remove()
     raise
 
 
 def job_json(page: Page, order: Order) -> dict[str, Any]:
   """An order as clients see it."""
-  progress = order.progress
   return dict(
     id=order.id, state=order.state, position=page.queue.position(order), created=order.created,
     weights=order.asked['weights'], picture=order.asked['picture'],
     request=order.asked['request'], width=order.asked['width'], height=order.asked['height'],
     candidates=[_candidate(one) for one in order.candidates],
-    progress=None if progress is None else progress_json(order),
-    notes=order.notes, error=order.error,
+    progress=progress_json(order), notes=order.notes, error=order.error,
   )  # fmt: skip
 
 
@@ -462,9 +453,10 @@ async def result(request: Request) -> Response:
     return FileResponse(place, media_type='application/json', filename=f'exedit-{name}.json')
   if what == 'preview':
     return await preview(request, path, (order.asked['height'], order.asked['width']))
-  if what != 'words' or not words_path(path).exists():
+  place = Path(images.words_path(path))
+  if what != 'words' or not place.exists():
     raise Missing('this result has no picture of its words: ask for it with show_words')
-  return FileResponse(words_path(path), media_type='image/png')
+  return FileResponse(place, media_type='image/png')
 
 
 ROUTES = [

@@ -102,8 +102,7 @@ def order(
     )  # fmt: skip
     return made
   except BaseException:
-    for path in folder.glob(f'{made.id}*'):
-      path.unlink()
+    made.remove()
     raise
 
 
@@ -147,7 +146,7 @@ def _photo(editor, request, session, places):
   record, path = places.picture(session, request['picture'])
   if editor.photo is None:
     raise UserError(f'{editor.name} takes no photo: leave it out')
-  return path.parent, {editor.photo: path.name}, (record['height'], record['width'])
+  return path.parent, {editor.photo: path.name}, store.size_of(record)
 
 
 def _region(editor, region, request, parts, made, number, photo_input, places):
@@ -197,16 +196,13 @@ def _exemplar(name, cutouts, given, parts, made, stem, places) -> dict[str, str]
   else:
     box = checked_box(box, record)
     place = made.path(f'{stem}.png')
-    with store.DECODING.taken(record['width'] * record['height']):
-      whole = decode.upright(str(path), 'RGB', 'white', record['name'])
-    whole.crop(box).save(place)
+    store.upright(record, path).crop(box).save(place)
   found = {name: place.name}
   if given.get('mask') is not None and cutouts:
     place = made.path(f'{stem}-cut.png')
     place.write_bytes(_part(parts, given['mask']))
     if box is not None:
-      size = record['height'], record['width']
-      whole = Image.fromarray(mask_of(place, size, of=name))
+      whole = Image.fromarray(mask_of(place, store.size_of(record), of=name))
       whole.crop(box).save(place)
     found[cutouts[0]] = place.name
   return found

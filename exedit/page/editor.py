@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from exedit import images, systems
+from exedit import systems
 from exedit.diffusion import watch
 from exedit.editing import edit_files, jobs
 from exedit.editing.engine import Engine
@@ -257,11 +257,6 @@ def _unexpected(record: logging.LogRecord) -> bool:
 def _look(colours, seen, size):
   """A function that makes the preview of what was seen, when somebody asks for it."""
   return lambda: colours.png(*seen, size)
-
-
-def words_path(result: Path) -> Path:
-  """The picture of the words' places beside a result."""
-  return Path(images.words_path(result))
 
 
 def defaults(editor: Editor) -> dict[str, Any]:

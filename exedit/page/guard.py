@@ -17,9 +17,9 @@ from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from exedit.page import LOOPBACK
 from exedit.runtime.errors import UserError
 
-LOOPBACK = ('localhost', '127.0.0.1', '::1')
 SAFE = ('GET', 'HEAD', 'OPTIONS')
 OPEN = ('/healthz', '/readyz')  # for supervisors, which have no token
 LINKED = '/v1/results/'  # such links carry a key of their own

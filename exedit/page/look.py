@@ -4,7 +4,6 @@ The map is fitted to what the autoencoder makes of a drawn picture, once for eac
 of Stable Diffusion such a map is known to be near (github.com/invoke-ai, "latents to rgb").
 """
 
-import io
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from exedit import images, latent_diffusion
+from exedit.input_pipeline import codec
 
 CELLS = 16  # latents across the drawn picture
 
@@ -45,9 +45,7 @@ class Colours:
     z = (b * noise[s] - a * noise[t]) / step
     z = z[: -(-size[0] // self.factor), : -(-size[1] // self.factor)]
     colours = z if self._map is None else (_with_one(z) @ self._map).reshape(*z.shape[:2], 3)
-    out = io.BytesIO()
-    Image.fromarray(images.to_uint8(colours.astype(np.float32))).save(out, 'PNG')
-    return out.getvalue()
+    return codec.png(images.to_uint8(colours.astype(np.float32)))
 
 
 def _with_one(z: np.ndarray) -> np.ndarray:

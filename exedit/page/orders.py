@@ -90,6 +90,11 @@ class Order:
     )  # fmt: skip
     files.write_json(self.folder / f'{self.id}{RECORD}', kept)
 
+  def remove(self) -> None:
+    """Removes all files of the order."""
+    for path in self.folder.glob(f'{self.id}*'):
+      path.unlink(missing_ok=True)
+
   def changed(self) -> None:
     """Tells those who follow the order that there is something new."""
     self.version += 1
@@ -151,11 +156,7 @@ class Queue:
       Busy: if too many wait. OSError: if the disk is full.
     """
     with self._changed:
-      mine = sum(other.session == order.session for other in self._waiting)
-      if mine >= self.most_of_one:
-        raise Busy(f'{mine} jobs of yours wait already: try again when one is done')
-      if len(self._waiting) >= self.most:
-        raise Busy(f'{len(self._waiting)} jobs wait already: try again later')
+      self.room(order.session)
       order.save()
       self._orders[order.id] = order
       self._waiting.append(order)
@@ -166,7 +167,9 @@ class Queue:
     """Raises Busy as `add` would, before the work of an upload is done."""
     with self._changed:
       mine = sum(other.session == session for other in self._waiting)
-      if mine >= self.most_of_one or len(self._waiting) >= self.most:
+      if mine >= self.most_of_one:
+        raise Busy(f'{mine} jobs of yours wait already: try again when one is done')
+      if len(self._waiting) >= self.most:
         raise Busy(f'{len(self._waiting)} jobs wait already: try again later')
 
   def take(self) -> Order | None:
@@ -243,5 +246,4 @@ class Queue:
         order.cancelled = True
       else:
         del self._orders[order.id]
-        for path in order.folder.glob(f'{order.id}*'):
-          path.unlink(missing_ok=True)
+        order.remove()

@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from exedit.editing.settings import LARGEST_SEED
+from exedit.input_pipeline import codec
 from exedit.page import api, asking, guard, store
 from exedit.page.editor import Editor
 from exedit.page.orders import ENDED, Order
@@ -132,12 +134,14 @@ def _job(editor: Editor, fields: dict[str, str], n: int) -> dict[str, Any]:
   job: dict[str, Any] = dict(weights=editor.name, settings={})
   seed = fields.pop('seed', None)
   if seed is not None:
-    if not seed.isdecimal() or int(seed[:12]) > 2**31 - n:
-      raise UserError(f'seed is {seed!r:.20}: it must be a whole number from 0 to {2**31 - n}')
+    if not seed.isdecimal() or int(seed[:12]) > LARGEST_SEED + 1 - n:
+      raise UserError(
+        f'seed is {seed!r:.20}: it must be a whole number from 0 to {LARGEST_SEED + 1 - n}'
+      )
     job['seeds'] = [int(seed) + i for i in range(n)]
   else:
     first = asking.seeds_of(None)[0]
-    job['seeds'] = [(first + i) % 2**31 for i in range(n)]
+    job['seeds'] = [(first + i) % (LARGEST_SEED + 1) for i in range(n)]
   for name in [*fields]:
     if name in ('user', 'size'):
       continue
@@ -198,7 +202,7 @@ def mask_png(data: bytes) -> bytes:
     if not file.has_transparency_data:
       return data if data.startswith(asking.PNG) else _as_png(decode.as_stored(file))
     alpha = np.asarray(decode.as_stored(file).convert('RGBA').getchannel('A'))
-    return _as_png(Image.fromarray(alpha < 128))
+    return codec.png(alpha < 128)
 
 
 def _as_png(image: Image.Image) -> bytes:

@@ -13,9 +13,11 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from exedit.runtime import decode, files, parallel
 from exedit.runtime.errors import UserError
@@ -29,7 +31,6 @@ TEXTS = 'texts'  # the folder of what is made of texts alone
 RECORD = 'picture.json'
 SIDES = (256, 512, 1024, 2048, 4096)  # of previews
 ENDINGS = {'JPEG': '.jpg', 'PNG': '.png', 'WEBP': '.webp', 'TIFF': '.tif', 'GIF': '.gif'}
-LOSSLESS = ('PNG', 'GIF', 'BMP')  # formats whose small previews are PNG
 FREE = 64 << 20  # bytes that stay free on the disk
 DECODING = parallel.PixelBudget(2**27)  # at once, which takes about 2 GB
 
@@ -189,12 +190,27 @@ def read_record(path: Path) -> dict | None:
   return found if isinstance(found, dict) else None
 
 
+def size_of(record: Mapping[str, Any]) -> tuple[int, int]:
+  """Height and width of an upright picture."""
+  return record['height'], record['width']
+
+
+def upright(record: Mapping[str, Any], path: Path) -> Image.Image:
+  """A picture as RGB, on white where it is transparent."""
+  with DECODING.taken(math.prod(size_of(record))):
+    return decode.upright(str(path), 'RGB', 'white', record['name'])
+
+
+def side_of(wanted: int) -> int:
+  """The side of the preview that is shown for a wanted one."""
+  return next((side for side in SIDES if side >= wanted), SIDES[-1])
+
+
 def preview(path: Path, side: int, lossless: bool) -> Path:
   """The file of a smaller upright copy, made if it does not exist; for display only.
 
-  side: of which the first larger one of SIDES is taken; a smaller picture is not enlarged.
+  side: one of SIDES; a smaller picture is not enlarged.
   """
-  side = next((one for one in SIDES if one >= side), SIDES[-1])
   place = path.with_name(f'{path.stem}-preview-{side}{".png" if lossless else ".webp"}')
   if place.exists():
     return place

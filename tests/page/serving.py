@@ -1,13 +1,12 @@
 """A server of the page in this process, with the small weights, and what a client does with it."""
 
 import contextlib
-import io
 import json
 
 import numpy as np
-from PIL import Image
 from starlette.testclient import TestClient
 
+from exedit.input_pipeline import codec
 from exedit.page import editor, server
 
 LOCAL = 'http://localhost'
@@ -28,16 +27,10 @@ def serving(weights, folder, *, token='', root='', editors=None, **how):
     yield client
 
 
-def png(array) -> bytes:
-  out = io.BytesIO()
-  Image.fromarray(array).save(out, 'PNG')
-  return out.getvalue()
-
-
 def mask(height, width, top, left, bottom, right) -> bytes:
   array = np.zeros((height, width), bool)
   array[top:bottom, left:right] = True
-  return png(array)
+  return codec.png(array)
 
 
 def upload(client, data, name='photo.png') -> dict:

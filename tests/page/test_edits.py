@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from exedit.editing import edit_files, replay
+from exedit.input_pipeline.codec import png
 from exedit.page import editor, ranking
 from exedit.runtime import decode
 from tests import pictures, small
-from tests.page.serving import error, events, finished, mask, order, png, serving, upload
+from tests.page.serving import error, events, finished, mask, order, serving, upload
 
 BOX = 10, 17, 27, 41
 HOLE, OTHER = mask(36, 50, *BOX), mask(36, 50, 2, 2, 9, 12)
@@ -27,12 +28,6 @@ def weights(tmp_path_factory):
 def quickly():
   with small.loaded_once():
     yield
-
-
-@pytest.fixture(scope='module')
-def server(weights, tmp_path_factory):
-  with serving(weights, tmp_path_factory.mktemp('data') / 'page') as found:
-    yield found
 
 
 @pytest.fixture(scope='module')

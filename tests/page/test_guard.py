@@ -12,10 +12,11 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from exedit.input_pipeline.codec import png
 from exedit.page import editor, guard, orders, server, store
 from exedit.runtime.errors import UserError
 from tests import small
-from tests.page.serving import LOCAL, error, png, serving, upload
+from tests.page.serving import LOCAL, error, serving, upload
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

@@ -10,10 +10,11 @@ from PIL import Image
 from starlette.routing import Route
 
 from exedit.editing import edit_files, framing
+from exedit.input_pipeline.codec import png
 from exedit.page import api, editor, operations, programs, select
 from exedit.runtime.errors import UserError
 from tests import pictures, small
-from tests.page.serving import error, mask, png, serving, upload
+from tests.page.serving import error, mask, upload
 
 BOX = 10, 17, 27, 41
 HOLE = mask(36, 50, *BOX)
@@ -22,12 +23,6 @@ HOLE = mask(36, 50, *BOX)
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
   return small.export(tmp_path_factory.mktemp('weights') / 'small')
-
-
-@pytest.fixture(scope='module')
-def clients(weights, tmp_path_factory):
-  with serving(weights, tmp_path_factory.mktemp('data') / 'page') as found:
-    yield found
 
 
 @pytest.fixture(scope='module')
@@ -60,25 +55,25 @@ def pixels(data):
   return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def test_the_answer_holds_the_shells_pictures_in_base64_or_as_links(clients, files, shells):
-  answer = edit(clients(), files, n='2', seed='7', prompt='a dog', model='gpt-image-1').json()
+def test_the_answer_holds_the_shells_pictures_in_base64_or_as_links(server, files, shells):
+  answer = edit(server(), files, n='2', seed='7', prompt='a dog', model='gpt-image-1').json()
   assert answer['size'] == '50x36' and [one['seed'] for one in answer['data']] == [7, 8]
   for one, shell in zip(answer['data'], shells):
     np.testing.assert_array_equal(pixels(base64.b64decode(one['b64_json'])), shell)
-  [one] = edit(clients(), files, seed='7', response_format='url').json()['data']
-  anybody = clients()
+  [one] = edit(server(), files, seed='7', response_format='url').json()['data']
+  anybody = server()
   np.testing.assert_array_equal(pixels(anybody.get(one['url']).content), shells[0])
   assert anybody.get(one['url'][:-1]).status_code == 404
 
 
-def test_a_mask_with_an_alpha_channel_means_its_transparent_part(clients, files, shells):
+def test_a_mask_with_an_alpha_channel_means_its_transparent_part(server, files, shells):
   hole = pixels(HOLE)
   rgba = np.full((36, 50, 4), 255, np.uint8)
   rgba[..., 3] = np.where(hole, 0, 255)
-  answer = edit(clients(), files, sent(files, png(rgba)), seed='7').json()
+  answer = edit(server(), files, sent(files, png(rgba)), seed='7').json()
   np.testing.assert_array_equal(pixels(base64.b64decode(answer['data'][0]['b64_json'])), shells[0])
   rgba[..., 3] = 255  # an opaque one means nothing, though it is white
-  told = error(edit(clients(), files, sent(files, png(rgba))))['message']
+  told = error(edit(server(), files, sent(files, png(rgba))))['message']
   assert told.startswith('mask-0.png: the mask is empty')
 
 
@@ -100,15 +95,15 @@ def test_a_mask_with_an_alpha_channel_means_its_transparent_part(clients, files,
   ],
 )
 def test_what_cannot_be_done_is_an_error_in_the_shape_of_image_apis(
-  clients, files, change, fields, why
+  server, files, change, fields, why
 ):
-  answer = edit(clients(), files, sent(files, **change), **fields)
+  answer = edit(server(), files, sent(files, **change), **fields)
   assert why in error(answer)['message']
   assert answer.json()['error']['type'] == 'invalid_request_error'
 
 
-def test_the_frame_is_the_window_of_the_network(clients, files):
-  client = clients()
+def test_the_frame_is_the_window_of_the_network(server, files):
+  client = server()
   picture = upload(client, open(files['image'], 'rb').read())['id']
   for zoom in ('auto', 'off'):
     asked = dict(picture=picture, settings=dict(zoom=zoom))
@@ -122,8 +117,8 @@ def test_the_frame_is_the_window_of_the_network(clients, files):
     assert found['repainted'] == pytest.approx(pixels(HOLE).mean())
 
 
-def test_any_mask_file_means_what_the_shell_says(clients, files):
-  client = clients()
+def test_any_mask_file_means_what_the_shell_says(server, files):
+  client = server()
   picture = upload(client, open(files['image'], 'rb').read())['id']
   drawn = np.zeros((72, 100, 3), np.uint8)
   drawn[20:54, 34:82] = 255, 0, 0
@@ -149,16 +144,16 @@ def scene():
 @pytest.mark.parametrize(
   'asked', [dict(box=[50, 20, 130, 100]), dict(point=[92, 55]), dict(box=[-20, -5, 130.4, 100])]
 )
-def test_a_box_or_a_click_selects_the_object(clients, asked):
+def test_a_box_or_a_click_selects_the_object(server, asked):
   rgb, disc = scene()
-  client = clients()
+  client = server()
   asked = asked | dict(picture=upload(client, png(rgb))['id'])
   answer = client.post('/api/select', json=asked)
   found = pixels(answer.content)
   assert (found & disc).sum() / (found | disc).sum() > 0.95
 
 
-def test_a_selection_takes_what_is_surely_the_object_and_refuses_what_is_outside(clients):
+def test_a_selection_takes_what_is_surely_the_object_and_refuses_what_is_outside(server):
   rgb, disc = scene()
   rgb[:, 150:] = 250
   surely = np.zeros(disc.shape, bool)
@@ -171,8 +166,8 @@ def test_a_selection_takes_what_is_surely_the_object_and_refuses_what_is_outside
     select.object_in(rgb, box=(300.0, 300.0, 400.0, 400.0))
 
 
-def test_about_has_all_that_the_page_makes_its_fields_of(clients):
-  found = clients().get('/api/about').json()
+def test_about_has_all_that_the_page_makes_its_fields_of(server):
+  found = server().get('/api/about').json()
   [own] = found['weights']
   assert own['system'] == 'paint_by_example' and own['size'] == small.SIZE
   kinds = {entry['name']: entry['kind'] for entry in own['inputs']}
@@ -187,8 +182,8 @@ def test_about_has_all_that_the_page_makes_its_fields_of(clients):
   assert found['limits']['regions'] == 8
 
 
-def test_the_numbers_and_the_description_of_the_server(clients, files):
-  client = clients()
+def test_the_numbers_and_the_description_of_the_server(server, files):
+  client = server()
   before = client.get('/metrics').text
   edit(client, files)
   after = client.get('/metrics').text

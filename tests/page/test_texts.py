@@ -9,7 +9,7 @@ from PIL import Image
 from exedit import stable_diffusion
 from exedit.editing import edit_files
 from tests import pictures, small, small_text
-from tests.page.serving import error, finished, mask, order, serving, upload
+from tests.page.serving import error, finished, mask, order, upload
 
 HOLE = mask(16, 16, 4, 4, 12, 12)
 
@@ -23,12 +23,6 @@ def quickly():
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
   return small_text.export(tmp_path_factory.mktemp('weights'), stable_diffusion.SYSTEM)
-
-
-@pytest.fixture(scope='module')
-def server(weights, tmp_path_factory):
-  with serving(weights, tmp_path_factory.mktemp('data') / 'page') as found:
-    yield found
 
 
 @pytest.fixture(scope='module')
