@@ -6,7 +6,7 @@ A box or window is `(x0, y0, x1, y1)` in whole pixels; x1 and y1 are exclusive.
 import cv2
 import numpy as np
 
-GREY = 128  # around a subject that is cut out; in an edit too (editing/framing.py)
+GREY = 128  # around a subject that is cut out, in training and in an edit
 
 
 def square_window(

@@ -22,8 +22,6 @@ target and output. The results lie where `configs/pie_bench.py` finds them.
 Source: README.md and evaluation/evaluate.py of cure-lab/PnPInversion, commit 07f97f4.
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -33,7 +31,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from exedit.runtime import decode, doors, files
+from exedit.runtime import decode, doors, files, lists
 
 from .errors import DataError
 
@@ -95,11 +93,8 @@ class Bench:
 
   def table(self, results: str) -> str:
     """Returns the list of all edits as CSV, whose results lie in this folder."""
-    text = io.StringIO()
-    rows = csv.DictWriter(text, [*LIST], lineterminator='\n')
-    rows.writeheader()
-    rows.writerows(self.listed(i, results) for i in range(len(self)))
-    return text.getvalue()
+    rows = (self.listed(i, results) for i in range(len(self)))
+    return lists.as_csv(LIST, ([row[name] for name in LIST] for row in rows))
 
   def encoded(self, position: int) -> dict[str, bytes]:
     """Returns what an edit is made of, by KINDS: the bytes of its source, its runs, its words."""

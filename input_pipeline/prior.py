@@ -8,12 +8,10 @@ the training reads beside the pictures. The second makes the pictures, on all de
 interruption it makes those that are missing.
 """
 
-import csv
-import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from exedit.runtime import doors, files
+from exedit.runtime import doors, files, lists
 
 from . import few_pictures
 from .errors import DataError
@@ -47,14 +45,7 @@ def write(output: str, nouns: Sequence[str], count: int, template: str, seed: in
       (LIST, ('output', 'seed', 'prompt'), edits),
       (few_pictures.TABLE, ('image', 'caption'), named),
     ):
-      (folder / file).write_text(_table(heads, rows), encoding='utf-8')
-
-
-def _table(heads: Sequence[str], rows: Iterable[tuple]) -> str:
-  text = io.StringIO()
-  table = csv.writer(text, lineterminator='\n')
-  table.writerows([heads, *rows])
-  return text.getvalue()
+      (folder / file).write_text(lists.as_csv(heads, rows), encoding='utf-8')
 
 
 def main(output: str, count: int, template: str, seed: int, **given: str) -> None:

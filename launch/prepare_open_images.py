@@ -30,7 +30,6 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import io
 import json
 import logging
 import os
@@ -471,16 +470,14 @@ def write_manifest(splits: list[Split]) -> None:
     manifest = read_own(path, schema=SCHEMA)
   for split in splits:
     manifest[split.name] = dict(settings=settings(split), **summary(split))
-  rows = io.StringIO()
-  table = csv.writer(rows, lineterminator='\n')
-  table.writerow(['split', 'image', 'reason', 'detail'])
+  rows = []
   for name in names(os.path.join(output, 'reports')):
     if '.tfrecord-' in name:
       report = read_own(os.path.join(output, 'reports', name))
       for reason in ('missing', 'unreadable'):
-        table.writerows([report['split'], image, reason, why] for image, why in report[reason])
+        rows.extend([report['split'], image, reason, why] for image, why in report[reason])
   with remote.writing(os.path.join(output, 'dropped.csv')) as file:
-    file.write(rows.getvalue().encode())
+    file.write(lists.as_csv(('split', 'image', 'reason', 'detail'), rows).encode())
   write_json(path, manifest)
 
 

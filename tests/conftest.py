@@ -25,7 +25,7 @@ from jax._src import compiler  # noqa: E402
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # One LLVM module per program instead of many, and loops that are written in LLVM's language at
-# once: XLA takes a quarter of the time. Newer versions have only the emitters that go through MLIR.
+# once: XLA takes about a third less time. Newer versions have only the emitters of MLIR.
 OLD_EMITTERS = jax.__version_info__ < (0, 11)
 GIVEN = os.environ.get('XLA_FLAGS', '')
 FLAGS = '--xla_cpu_parallel_codegen_split_count=1'

@@ -13,6 +13,7 @@ from PIL import Image
 
 from exedit import images
 from exedit.editing.settings import FEATHER, FITS, MATCHES, ZOOMS
+from exedit.input_pipeline.crops import GREY
 from exedit.runtime.errors import UserError
 
 LONGEST = 4  # limit of long side / short side; the network was not trained on longer pictures
@@ -20,7 +21,6 @@ GAIN = 2  # 'auto' zooms in if the hole then gets at least this many times the p
 SHALLOW = 4  # a hole that is less deep than 4 feathers fades in over a quarter of its depth
 ENLARGE = 4  # limit of the enlargement of a window; beyond it the network sees a blur
 MARGIN = 0.05  # of the subject's longer side, around it; training leaves 10 pixels
-GREY = 128  # the fill around an exemplar
 
 CELLS = 64  # cells across the shorter side for the comparison of colours; latent pixels at 512
 RING = 4  # cells; the width of the ring around the hole where the colours are compared

@@ -1,11 +1,10 @@
 """What Custom-Edit's comparison writes: a table of the curves, their figure and a page."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exedit.evaluation import pages, plot, published
+from exedit.runtime import lists
 
 FIGURE = 'figure.svg'
 SCORES = dict(
@@ -27,17 +26,13 @@ def table(results: Mapping[str, Any]) -> str:
 
 def as_csv(points: Sequence[Mapping[str, Any]]) -> str:
   """One row per method and strength: each score's mean and the ends of its interval."""
-  table = io.StringIO()
-  write = csv.writer(table, lineterminator='\n').writerow
-  parts = ('value', 'low', 'high')
-  write(
-    ['method', 'strength', 'n', *(f'{n}_{p}'.removesuffix('_value') for n in SCORES for p in parts)]
-  )
+  parts, rows = ('value', 'low', 'high'), []
+  scores = [f'{n}_{p}'.removesuffix('_value') for n in SCORES for p in parts]
   for point in points:
     cells = [point.get(name, {}).get(part) for name in SCORES for part in parts]
     numbers = ['' if value is None else f'{value:.6g}' for value in cells]
-    write([point['method'], f'{point["strength"]:g}', point['n'], *numbers])
-  return table.getvalue()
+    rows.append([point['method'], f'{point["strength"]:g}', point['n'], *numbers])
+  return lists.as_csv(['method', 'strength', 'n', *scores], rows)
 
 
 def figure(points: Sequence[Mapping[str, Any]]) -> str:

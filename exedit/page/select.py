@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from exedit.input_pipeline import masks
 from exedit.runtime.errors import UserError
 
 SIDE = 512  # pixels of the longer side at which GrabCut works
@@ -68,12 +69,7 @@ def _cut(small, labels) -> Bool[np.ndarray, 'h w']:
   background, subject = labels % 2 == 0, labels % 2 == 1
   if not background.any() or not subject.any():
     return subject
-  cv2.setRNGSeed(0)
-  models = np.zeros((1, 65)), np.zeros((1, 65))
-  bgr = np.ascontiguousarray(small[..., ::-1])
-  how = (0, 0, 0, 0), *models, ROUNDS, cv2.GC_INIT_WITH_MASK  # the mask counts, not the box
-  found = np.asarray(cv2.grabCut(bgr, labels.copy(), *how)[0])
-  return found % 2 == 1
+  return masks.grab_cut(np.ascontiguousarray(small[..., ::-1]), labels, ROUNDS)
 
 
 def _touching(found, seed) -> Bool[np.ndarray, 'h w']:

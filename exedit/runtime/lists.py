@@ -12,7 +12,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,13 @@ def read(
   if not rows:
     raise UserError(f'{path} lists no edits')
   return rows, base
+
+
+def as_csv(heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+  """Returns a table as the text of a .csv file."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows([heads, *rows])
+  return text.getvalue()
 
 
 def _text(path: str) -> str:

@@ -169,10 +169,14 @@ def _images(rows: Any, folder: str) -> dict[Any, dict | str]:
     elif files[file := _below(value[0], depth)] > 1:
       found[key] = 'its file name is that of another image'
     else:
-      size = whole(value[1].get('width')), whole(value[1].get('height'))
-      shape = size if all(isinstance(n, int) and n > 0 for n in size) else None
-      found[key] = dict(file=file, path=os.path.join(folder, file), shape=shape)
+      found[key] = dict(file=file, path=os.path.join(folder, file), shape=size_of(value[1]))
   return found
+
+
+def size_of(row: dict) -> tuple[int, int] | None:
+  """Returns the width and height that a row says its image has; None if it says none."""
+  size = whole(row.get('width')), whole(row.get('height'))
+  return size if all(isinstance(n, int) and n > 0 for n in size) else None
 
 
 def parts_of(row: dict) -> tuple[str, ...]:

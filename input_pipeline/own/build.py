@@ -4,11 +4,9 @@ Both passes go through the pictures in the order of their names and keep what th
 an interrupted build goes on. Memory holds a few numbers of each picture, never the pictures.
 """
 
-import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import math
 import os
@@ -16,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from exedit.runtime import files, progress
+from exedit.runtime import files, lists, progress
 from exedit.runtime.parallel import in_parallel
 
 from .. import codec, reports, tf_example, tfrecord
@@ -27,7 +25,6 @@ from ..open_images import MASKS, subject_of
 from ..reports import Odd, Reasons, write_json
 from . import alike, labels, names, sheet
 from .examine import Found, Rules, examine
-from .propose import label_of
 from .subjects import ALPHA, WHOLE, Subject
 
 MADE_BY = 'input_pipeline.own'
@@ -128,7 +125,7 @@ def subjects(
     return table, found
   if whole or masks == ALPHA:
     kind = Subject(WHOLE, shares=True) if whole else Subject(mask=ALPHA)
-    said = lambda name: dataclasses.replace(kind, label=label_of(name), where=name)
+    said = lambda name: dataclasses.replace(kind, label=names.label_of(name), where=name)
     return {name: [said(name)] for name in paths}, []
   by_name, table = names.Names(paths), {}
   found = names.below(masks, ENDINGS)
@@ -141,7 +138,9 @@ def subjects(
       reasons.add(odd)
       continue
     mask = os.path.join(masks, name)
-    table.setdefault(picture, []).append(Subject(mask=mask, label=label_of(picture), where=name))
+    table.setdefault(picture, []).append(
+      Subject(mask=mask, label=names.label_of(picture), where=name)
+    )
   return table, [os.path.join(masks, name) for name in found]
 
 
@@ -329,11 +328,8 @@ def forget(plan: Plan, rows: list[dict]) -> None:
 
 def write_dropped(output: str, lost: Sequence[tuple[str, str, str]]) -> None:
   """Writes the pictures that are not in the shards as a table."""
-  text = io.StringIO()
-  table = csv.writer(text, lineterminator='\n')
-  table.writerow(('picture', 'reason', 'detail'))
-  table.writerows(sorted(lost))
-  files.write_text(os.path.join(output, DROPPED), text.getvalue())
+  table = lists.as_csv(('picture', 'reason', 'detail'), sorted(lost))
+  files.write_text(os.path.join(output, DROPPED), table)
 
 
 def draw_sheet(output: str) -> None:

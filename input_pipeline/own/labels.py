@@ -14,7 +14,7 @@ import yaml
 from exedit.runtime import decode, lists
 from exedit.runtime.errors import UserError
 
-from ..coco_ee.instances import parts_of, whole
+from ..coco_ee.instances import parts_of, size_of, whole
 from ..errors import DataError
 from ..reports import Odd, Reasons
 from .names import Names, below
@@ -107,11 +107,10 @@ def _annotation(row: Any, where: str, images: dict, titles: dict) -> Subject:
     raise Odd('malformed', f'{where}: its image is not listed')
   if whole(row.get('iscrowd')) not in (0, None):
     raise Odd('crowd', f'{where} is of a crowd')
-  size = whole(image.get('width')), whole(image.get('height'))
   category = whole(row.get('category_id'))
   common: dict[str, Any] = dict(
     label=titles.get(category, '' if category is None else str(category)),
-    size=size if all(isinstance(n, int) and n > 0 for n in size) else None,
+    size=size_of(image),
     where=where,
   )
   if outline := row.get('segmentation'):

@@ -56,6 +56,11 @@ def plain(name: str) -> str:
   return unicodedata.normalize('NFC', name.replace('\\', '/')).casefold()
 
 
+def label_of(name: str) -> str:
+  """Returns the folder that a picture lies in, as its label; '' at the top."""
+  return os.path.basename(os.path.dirname(name))
+
+
 class Names:
   """Finds pictures by the names that labels and masks have for them.
 

@@ -1,22 +1,21 @@
 """Proposes a box of the subject of each picture, for a person to correct; it downloads nothing."""
 
-import csv
 import functools
-import io
 import os
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from exedit.runtime import files, progress
+from exedit.runtime import files, lists, progress
 from exedit.runtime.errors import UserError
 from exedit.runtime.parallel import in_parallel
 
-from .. import codec
+from .. import codec, masks
 from ..errors import DataError
 from . import examine, sheet
 from .labels import EDGES
+from .names import label_of
 from .subjects import WHOLE
 
 SIDE = 160  # pixels of the longer side that GrabCut sees
@@ -36,14 +35,10 @@ def proposal(pixels: np.ndarray) -> tuple[float, float, float, float]:
   size = tuple(max(8, round(side * scale)) for side in pixels.shape[1::-1])
   small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
   kinds = _seeds(small)
-  models = np.zeros((1, 65)), np.zeros((1, 65))
-  how = (0, 0, 0, 0), *models, ROUNDS, cv2.GC_INIT_WITH_MASK  # the seeds count, not the box
-  cv2.setRNGSeed(0)
   try:
-    kinds = np.asarray(cv2.grabCut(small, kinds, *how)[0])
+    subject = masks.grab_cut(small, kinds, ROUNDS).astype(np.uint8)
   except cv2.error:  # all places are of one kind
     return WHOLE
-  subject = np.isin(kinds, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
   subject = cv2.morphologyEx(subject, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
   count, _, stats, _ = cv2.connectedComponentsWithStats(subject)
   if count < 2:
@@ -88,30 +83,24 @@ def write(folder: str, names: Sequence[str], output: str, threads: int) -> None:
   picture = os.path.splitext(output)[0] + '.png'
   for path in (output, picture):  # a corrected table must not be replaced
     files.check_new(path, '--output')
-  text, cells, lost = io.StringIO(), [], []
-  table = csv.writer(text, lineterminator='\n')
-  table.writerow(('image', *EDGES, 'label'))
+  rows, cells, lost = [], [], []
   found = in_parallel(functools.partial(_proposed, folder), names, threads)
   for name, size, box, shown in progress.bar(found, 'proposing', total=len(names), unit='picture'):
     if size is None:
       lost.append(name)
       continue
     edges = [round(share * side) for share, side in zip(box, size * 2)]
-    table.writerow((name, *edges, label_of(name)))
+    rows.append((name, *edges, label_of(name)))
     if len(cells) < SHOWN:
       cells.append((name, shown))
   if not cells:
     raise DataError(f'{folder}: none of {len(names)} pictures can be read, the first is {lost[0]}')
+  table = lists.as_csv(('image', *EDGES, 'label'), rows)
   encoded = codec.png(np.asarray(sheet.draw(cells)))
-  files.write_all({output: text.getvalue().encode(), picture: encoded})
+  files.write_all({output: table.encode(), picture: encoded})
   unread = f'; {len(lost)} cannot be read, the first is {lost[0]}' if lost else ''
   print(f'{output}: a box for {len(names) - len(lost)} pictures{unread}')
   print(f'look at {picture}, correct the table, and give it as --boxes={output}')
-
-
-def label_of(name: str) -> str:
-  """Returns the folder that a picture lies in, as its label; '' at the top."""
-  return os.path.basename(os.path.dirname(name))
 
 
 def _proposed(folder: str, name: str):
