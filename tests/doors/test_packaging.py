@@ -34,7 +34,9 @@ def installed(tmp_path_factory):
   shutil.copy(ROOT / 'README.md', checkout)
   call(sys.executable, '-c', BUILD.format('build_sdist'), built, cwd=checkout)
   with tarfile.open(next(built.glob('*.tar.gz'))) as archive:
-    archive.extractall(unpacked, filter='data')
+    # Python 3.11 has filters from 3.11.4 on; earlier versions have no use for the attribute.
+    archive.extraction_filter = getattr(tarfile, 'data_filter', None)
+    archive.extractall(unpacked)
   call(sys.executable, '-c', BUILD.format('build_wheel'), built, cwd=next(unpacked.iterdir()))
   wheel = next(built.glob('*.whl'))
   pip = ('-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', tmp / 'site')
