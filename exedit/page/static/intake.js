@@ -19,45 +19,45 @@ export async function open(picture) {
   if (!known) await restore(state.doc);
 }
 
-export async function openFile(file) {
-  photoError();
-  emit('busy', `Uploading ${file.name || 'the picture'}`);
+// Shows what is being done; `tell` gets nothing at first, and the message if it fails.
+async function during(what, tell, work) {
+  tell();
+  emit('busy', what);
   try {
-    const picture = addPicture(await api.upload(file, (share) => emit('busy', `Uploading ${file.name || 'the picture'}: ${Math.round(share * 100)} %`)));
-    await open(picture);
-    say(`${picture.name} is open, ${picture.width} by ${picture.height} pixels.`);
-    for (const note of picture.notes ?? []) say(note, true);
+    await work();
   } catch (error) {
-    photoError(error.message);
+    tell(error.message);
   } finally {
     emit('busy', '');
   }
 }
 
-export async function maskFile(file) {
+export function openFile(file) {
+  const what = `Uploading ${file.name || 'the picture'}`;
+  return during(what, photoError, async () => {
+    const picture = addPicture(await api.upload(file, (share) => emit('busy', `${what}: ${Math.round(share * 100)} %`)));
+    await open(picture);
+    say(`${picture.name} is open, ${picture.width} by ${picture.height} pixels.`);
+    for (const note of picture.notes ?? []) say(note, true);
+  });
+}
+
+export function maskFile(file) {
   const { doc } = state;
-  complain($('mask-error'));
-  emit('busy', 'Reading the mask');
-  try {
+  return during('Reading the mask', (message) => complain($('mask-error'), message), async () => {
     const { blob, notes } = await api.readMask(doc.picture.id, file);
     await doc.mask.read(blob, active().bit);
     doc.mask.commit();
     for (const note of notes) say(note, true);
-  } catch (error) {
-    complain($('mask-error'), error.message);
-  } finally {
-    emit('busy', '');
-  }
+  });
 }
 
-export async function example() {
-  photoError();
+export function example() {
   const file = async (name) => {
     const blob = await (await api.call(`static/example/${name}`)).blob();
     return new File([blob], name, { type: blob.type });
   };
-  emit('busy', 'Opening the example');
-  try {
+  return during('Opening the example', photoError, async () => {
     const [photo, mask, exemplar] = await Promise.all(['image.webp', 'mask.png', 'exemplar.webp'].map(file));
     const [picture, other] = [addPicture(await api.upload(photo)), addPicture(await api.upload(exemplar))];
     await open(picture);
@@ -66,11 +66,7 @@ export async function example() {
     if (input('exemplar')) give({ picture: other });
     say('The example is open. Press Run.');
     $('run').focus();
-  } catch (error) {
-    photoError(error.message);
-  } finally {
-    emit('busy', '');
-  }
+  });
 }
 
 // Brings back the masks, exemplars and texts of an earlier job.
